@@ -1,0 +1,270 @@
+//! `agent.toml`.
+
+use crate::files::StateDir;
+use crate::names::Service;
+use serde::Deserialize;
+use spare_settings::SettingsError;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Bytes of a Unix socket's path at most, the closing zero not counted (unix(7)).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Which accelerator guests get.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AcceleratorChoice {
+    /// KVM if a guest boots with it, else TCG.
+    #[default]
+    Auto,
+    /// KVM, or fail.
+    Kvm,
+    /// TCG.
+    Tcg,
+}
+
+/// How long operations may take, in milliseconds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// Pause, unpause, open a channel, list, usage, priority.
+    call_ms: u64,
+    /// Create.
+    create_ms: u64,
+    /// Destroy.
+    destroy_ms: u64,
+    /// Quarantine.
+    quarantine_ms: u64,
+    /// Trying out KVM, once a boot of the host.
+    probe_ms: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            call_ms: 10_000,
+            create_ms: 60_000,
+            destroy_ms: 30_000,
+            quarantine_ms: 120_000,
+            probe_ms: 10_000,
+        }
+    }
+}
+
+impl Timeouts {
+    /// For operations that take milliseconds when all is well.
+    #[must_use]
+    pub fn call(&self) -> Duration {
+        Duration::from_millis(self.call_ms)
+    }
+    /// For creating; trying out KVM may come on top of it.
+    #[must_use]
+    pub fn create(&self) -> Duration {
+        Duration::from_millis(self.create_ms) + self.probe()
+    }
+    /// For destroying.
+    #[must_use]
+    pub fn destroy(&self) -> Duration {
+        Duration::from_millis(self.destroy_ms)
+    }
+    /// For quarantining.
+    #[must_use]
+    pub fn quarantine(&self) -> Duration {
+        Duration::from_millis(self.quarantine_ms)
+    }
+    /// For a guest to boot its kernel under KVM.
+    #[must_use]
+    pub fn probe(&self) -> Duration {
+        Duration::from_millis(self.probe_ms)
+    }
+}
+
+/// The agent's configuration. `docs/agent.md` explains each key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The Unix socket that managers connect to.
+    pub socket: PathBuf,
+    /// The service; the agent touches no domain but `spare-SERVICE-*`.
+    service: String,
+    /// The only user, beside root, who may connect.
+    pub manager_user: String,
+    /// libvirt's connection URI.
+    #[serde(default = "default_uri")]
+    pub uri: String,
+    /// The folder of images.
+    pub images: PathBuf,
+    /// The folder for disks, sockets, console logs and the quarantine.
+    pub state_dir: PathBuf,
+    /// The accelerator.
+    #[serde(default)]
+    pub accelerator: AcceleratorChoice,
+    /// Memory of a guest at most.
+    #[serde(default = "default_memory_mib_max")]
+    pub memory_mib_max: u32,
+    /// Replicas kept in quarantine at most.
+    #[serde(default = "default_quarantine_replicas_max")]
+    pub quarantine_replicas_max: usize,
+    /// Bytes kept in quarantine at most.
+    #[serde(default = "default_quarantine_bytes_max")]
+    pub quarantine_bytes_max: u64,
+    /// Whether guests get the second port of test images.
+    #[serde(default)]
+    pub door: bool,
+    /// Deadlines.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+fn default_uri() -> String {
+    "qemu:///system".to_owned()
+}
+
+fn default_memory_mib_max() -> u32 {
+    256
+}
+
+fn default_quarantine_replicas_max() -> usize {
+    2
+}
+
+fn default_quarantine_bytes_max() -> u64 {
+    1 << 30
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn read(path: &Path) -> Result<Config, SettingsError> {
+        checked(path, spare_settings::read(path)?)
+    }
+
+    /// The service.
+    #[must_use]
+    pub fn service(&self) -> Service {
+        // `check` has parsed the same name before anyone gets hold of a `Config`.
+        #[allow(clippy::expect_used)]
+        Service::parse(&self.service).expect("the service's name was checked when it was read")
+    }
+
+    /// What serde can't check.
+    fn check(&self) -> Result<(), String> {
+        Service::parse(&self.service).map_err(|e| format!("service: {e}"))?;
+        for (key, path) in [
+            ("socket", &self.socket),
+            ("images", &self.images),
+            ("state_dir", &self.state_dir),
+        ] {
+            if !path.is_absolute() {
+                return Err(format!(
+                    "{key}: \"{}\" is not an absolute path; write it from /",
+                    path.display()
+                ));
+            }
+        }
+        check_socket_path("socket", &self.socket)?;
+        check_socket_path("state_dir", &StateDir::longest_socket(&self.state_dir))?;
+        if self.memory_mib_max == 0 {
+            return Err("memory_mib_max: a guest needs memory; write 256".to_owned());
+        }
+        if self.timeouts.any_is_zero() {
+            return Err(
+                "timeouts: 0 ms is no time at all; leave the key out for its default".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+impl Timeouts {
+    fn any_is_zero(&self) -> bool {
+        [
+            self.call_ms,
+            self.create_ms,
+            self.destroy_ms,
+            self.quarantine_ms,
+            self.probe_ms,
+        ]
+        .contains(&0)
+    }
+}
+
+/// Refuses a path too long for a Unix socket.
+fn check_socket_path(key: &str, path: &Path) -> Result<(), String> {
+    let bytes = path.as_os_str().len();
+    if bytes <= SOCKET_PATH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "{key}: the path of the Unix socket {} would have {bytes} bytes and may have {SOCKET_PATH_BYTES_MAX}; \
+         choose a shorter folder",
+        path.display()
+    ))
+}
+
+/// Refuses values that cannot work.
+fn checked(path: &Path, config: Config) -> Result<Config, SettingsError> {
+    match config.check() {
+        Ok(()) => Ok(config),
+        Err(problem) => Err(SettingsError::value(path, problem)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "socket = \"/run/spare/agent.sock\"\nservice = \"auction\"\n\
+        manager_user = \"spare\"\nimages = \"/var/lib/spare/images\"\n\
+        state_dir = \"/var/lib/spare/agent\"\n";
+
+    fn parse(text: &str) -> Result<Config, SettingsError> {
+        let path = Path::new("agent.toml");
+        checked(path, spare_settings::parse(path, text)?)
+    }
+
+    fn problem(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_smallest_configuration_gets_the_documented_defaults() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.uri, "qemu:///system");
+        assert_eq!(config.accelerator, AcceleratorChoice::Auto);
+        assert_eq!(config.memory_mib_max, 256);
+        assert_eq!(config.quarantine_replicas_max, 2);
+        assert!(!config.door);
+        assert_eq!(config.timeouts.call(), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
+        assert_eq!(
+            problem(&format!("{GOOD}dor = true\n")),
+            "agent.toml:6: unknown key \"dor\"; did you mean \"door\"?"
+        );
+        assert_eq!(
+            problem(&format!("{GOOD}[timeouts]\ncreat_ms = 5\n")),
+            "agent.toml:7: unknown key \"creat_ms\"; did you mean \"create_ms\"?"
+        );
+    }
+
+    #[test]
+    fn a_missing_key_and_a_wrong_type_are_named() {
+        assert!(problem("service = \"a\"\n").contains("missing field `socket`"));
+        let message = problem(&format!("{GOOD}door = 3\n"));
+        assert!(message.starts_with("agent.toml:6: "), "{message}");
+    }
+
+    #[test]
+    fn a_path_too_long_for_its_sockets_is_refused_at_start() {
+        let long = format!("/{}", "x".repeat(90));
+        let text = GOOD.replace("/var/lib/spare/agent", &long);
+        assert!(problem(&text).contains("choose a shorter folder"));
+    }
+
+    #[test]
+    fn a_service_name_that_could_match_foreign_domains_is_refused() {
+        assert!(problem(&GOOD.replace("auction", "*")).contains("not a service's name"));
+    }
+}

@@ -1,0 +1,282 @@
+//! The description of a guest for libvirt: as few devices as boot, no network, no way to keep
+//! anything.
+
+use crate::hypervisor::Accelerator;
+use crate::image::Image;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Features that cost TCG more than they give a small guest: five-level page tables add a level to
+/// each walk, and 256-bit registers are emulated in halves and saved at each task switch.
+const TCG_WITHOUT: [&str; 5] = ["la57", "avx", "avx2", "fma", "f16c"];
+/// Code that TCG keeps translated, per guest, in MiB. QEMU would take an eighth of the host's memory
+/// for each.
+const TCG_CODE_MIB: u32 = 256;
+
+/// A virtio-serial port and the Unix socket on the host that it ends in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name in the guest.
+    pub name: &'static str,
+    /// The socket.
+    pub socket: PathBuf,
+}
+
+/// Everything that tells one guest from another.
+#[derive(Clone, Debug)]
+pub struct Guest<'a> {
+    /// The domain's name.
+    pub domain: &'a str,
+    /// What it boots.
+    pub image: &'a Image,
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// KVM or TCG.
+    pub accelerator: Accelerator,
+    /// Its own disk, a qcow2 overlay over the image's; without one it has no disk.
+    pub overlay: Option<&'a Path>,
+    /// The socket of its serial console.
+    pub console: &'a Path,
+    /// Its ports.
+    pub ports: &'a [Port],
+}
+
+impl Guest<'_> {
+    /// The domain's XML.
+    #[must_use]
+    pub fn xml(&self) -> String {
+        let mut xml = String::new();
+        self.write(&mut xml);
+        xml
+    }
+
+    fn write(&self, xml: &mut String) {
+        let (kind, processor, features) = match self.accelerator {
+            Accelerator::Kvm => (
+                "kvm",
+                "<cpu mode='host-passthrough'/>".to_owned(),
+                String::new(),
+            ),
+            Accelerator::Tcg => (
+                "qemu",
+                tcg_processor(),
+                format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),
+            ),
+        };
+        let image = self.image;
+        push(xml, format_args!("<domain type='{kind}'>\n"));
+        push(
+            xml,
+            format_args!("  <name>{}</name>\n", Escaped(self.domain)),
+        );
+        push(
+            xml,
+            format_args!("  <memory unit='MiB'>{}</memory>\n", image.memory_mib),
+        );
+        push(xml, format_args!("  <vcpu>1</vcpu>\n  {processor}\n"));
+        push(
+            xml,
+            format_args!("  <features><acpi/>{features}</features>\n"),
+        );
+        push(
+            xml,
+            format_args!("  <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n"),
+        );
+        push(
+            xml,
+            format_args!("    <kernel>{}</kernel>\n", EscapedPath(&image.kernel)),
+        );
+        push(
+            xml,
+            format_args!("    <initrd>{}</initrd>\n", EscapedPath(&image.initrd)),
+        );
+        push(
+            xml,
+            format_args!(
+                "    <cmdline>{}</cmdline>\n  </os>\n",
+                Escaped(self.cmdline)
+            ),
+        );
+        // A guest that stops for whatever reason stays stopped: it is replaced, never restarted.
+        xml.push_str(concat!(
+            "  <clock offset='utc'/>\n",
+            "  <on_poweroff>destroy</on_poweroff>\n",
+            "  <on_reboot>destroy</on_reboot>\n",
+            "  <on_crash>destroy</on_crash>\n",
+            "  <devices>\n",
+            "    <controller type='usb' model='none'/>\n",
+            "    <memballoon model='none'/>\n",
+            "    <video><model type='none'/></video>\n",
+            "    <audio id='1' type='none'/>\n",
+            "    <panic model='isa'/>\n",
+        ));
+        if let Some(overlay) = self.overlay {
+            push_disk(xml, overlay, &image.root);
+        }
+        push(
+            xml,
+            format_args!(
+                "    <serial type='unix'><source mode='bind' path='{}'/><target port='0'/></serial>\n",
+                EscapedPath(self.console)
+            ),
+        );
+        self.push_ports(xml);
+        xml.push_str("  </devices>\n</domain>\n");
+    }
+
+    fn push_ports(&self, xml: &mut String) {
+        if self.ports.is_empty() {
+            return;
+        }
+        xml.push_str(
+            "    <controller type='virtio-serial' index='0' model='virtio-non-transitional' ports='4'>\
+             <address type='pci' domain='0' bus='0' slot='3' function='0'/></controller>\n",
+        );
+        for port in self.ports {
+            push(
+                xml,
+                format_args!(
+                    "    <channel type='unix'><source mode='bind' path='{}'/>\
+                     <target type='virtio' name='{}'/></channel>\n",
+                    EscapedPath(&port.socket),
+                    Escaped(port.name)
+                ),
+            );
+        }
+    }
+}
+
+/// All that TCG can do, without [`TCG_WITHOUT`].
+fn tcg_processor() -> String {
+    let disabled =
+        TCG_WITHOUT.map(|feature| format!("<feature policy='disable' name='{feature}'/>"));
+    format!("<cpu mode='maximum'>{}</cpu>", disabled.concat())
+}
+
+/// The guest's disk. It is thrown away with the guest, so nothing is ever flushed to it
+/// (`cache='unsafe'`). Its chain is spelled out: a guest writes its own overlay, and a format guessed
+/// from what a guest wrote could name any file of the host.
+fn push_disk(xml: &mut String, overlay: &Path, root: &Path) {
+    push(
+        xml,
+        format_args!(
+            "    <disk type='file' device='disk' model='virtio-non-transitional'>\n\
+             \x20     <driver name='qemu' type='qcow2' cache='unsafe'/>\n\
+             \x20     <source file='{}'/>\n\
+             \x20     <backingStore type='file'><format type='raw'/><source file='{}'/><backingStore/></backingStore>\n\
+             \x20     <target dev='vda' bus='virtio'/>\n\
+             \x20     <address type='pci' domain='0' bus='0' slot='2' function='0'/>\n\
+             \x20   </disk>\n",
+            EscapedPath(overlay),
+            EscapedPath(root)
+        ),
+    );
+}
+
+fn push(xml: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String can't fail.
+    let _ = xml.write_fmt(text);
+}
+
+/// Text that is safe in XML content and in attributes.
+struct Escaped<'a>(&'a str);
+
+impl std::fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for c in self.0.chars() {
+            match c {
+                '&' => f.write_str("&amp;")?,
+                '<' => f.write_str("&lt;")?,
+                '>' => f.write_str("&gt;")?,
+                '\'' => f.write_str("&apos;")?,
+                '"' => f.write_str("&quot;")?,
+                // XML 1.0 knows no other control characters; a command line or a path has none.
+                c if c.is_control() => f.write_char(' ')?,
+                c => f.write_char(c)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A path that is safe in XML.
+struct EscapedPath<'a>(&'a Path);
+
+impl std::fmt::Display for EscapedPath<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Escaped(&self.0.to_string_lossy()).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> Image {
+        Image {
+            name: "shop".into(),
+            kernel: "/images/shop/vmlinuz".into(),
+            initrd: "/images/shop/initrd".into(),
+            root: "/images/shop/root.img".into(),
+            cmdline: "console=ttyS0 quiet".into(),
+            memory_mib: 192,
+        }
+    }
+
+    fn xml(image: &Image, accelerator: Accelerator, ports: &[Port]) -> String {
+        Guest {
+            domain: "spare-shop-0-1",
+            image,
+            cmdline: &image.cmdline,
+            accelerator,
+            overlay: Some(Path::new("/state/disks/0.1.qcow2")),
+            console: Path::new("/state/channels/0.1.con"),
+            ports,
+        }
+        .xml()
+    }
+
+    #[test]
+    fn a_guest_has_its_memory_its_disk_and_no_network() {
+        let xml = xml(&image(), Accelerator::Tcg, &[]);
+        assert!(xml.contains("<domain type='qemu'>"));
+        assert!(xml.contains("<memory unit='MiB'>192</memory>"));
+        assert!(xml.contains("<source file='/state/disks/0.1.qcow2'/>"));
+        assert!(xml.contains("<cmdline>console=ttyS0 quiet</cmdline>"));
+        for absent in [
+            "<interface",
+            "<graphics",
+            "<filesystem",
+            "<hostdev",
+            "virtio-serial",
+        ] {
+            assert!(!xml.contains(absent), "{absent}");
+        }
+    }
+
+    #[test]
+    fn each_port_becomes_a_channel() {
+        let port = Port {
+            name: "org.spare.shim.0",
+            socket: "/state/channels/0.1.shim".into(),
+        };
+        let xml = xml(&image(), Accelerator::Kvm, &[port]);
+        assert!(xml.contains("<domain type='kvm'>"));
+        assert_eq!(xml.matches("<channel ").count(), 1);
+        assert!(xml.contains("<source mode='bind' path='/state/channels/0.1.shim'/>"));
+        assert!(xml.contains("<target type='virtio' name='org.spare.shim.0'/>"));
+    }
+
+    #[test]
+    fn what_an_image_says_cannot_break_out_of_its_element() {
+        let mut image = image();
+        image.cmdline = "</cmdline></os><devices>'\"&\u{1}".into();
+        image.kernel = "/images/a'b/vmlinuz".into();
+        let xml = xml(&image, Accelerator::Tcg, &[]);
+        assert!(xml.contains(
+            "<cmdline>&lt;/cmdline&gt;&lt;/os&gt;&lt;devices&gt;&apos;&quot;&amp; </cmdline>"
+        ));
+        assert!(xml.contains("<kernel>/images/a&apos;b/vmlinuz</kernel>"));
+        assert_eq!(xml.matches("<devices>").count(), 1);
+    }
+}

@@ -1,0 +1,245 @@
+//! The agent's folder: disks, sockets, console logs and the quarantine.
+//!
+//! ```text
+//! STATE_DIR/lock                     held by the running agent
+//!           accelerator              what trying out KVM said
+//!           disks/0.3.qcow2          what a guest has written
+//!           channels/0.3.shim        the socket of its port org.spare.shim.0
+//!                    0.3.door        the socket of its port org.spare.door.0 (test images)
+//!                    0.3.con         the socket of its serial console
+//!           console/0.3.log, 0.3.old what came out of it
+//!           quarantine/0.3-TIME/     see the module `quarantine`
+//! ```
+//! QEMU runs as a user of its own: it may pass through the folder and open what it was given; it
+//! can't list anything.
+
+use crate::domain_xml::Port;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::names::parse_replica;
+use nix::fcntl::{Flock, FlockArg};
+use spare_protocol::ReplicaId;
+use std::collections::BTreeSet;
+use std::fs::{DirBuilder, File, Permissions};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The port of the guest shim.
+pub const SHIM_PORT: &str = spare_protocol::channel::PORT_NAME;
+/// The second port of test images.
+pub const DOOR_PORT: &str = "org.spare.door.0";
+
+/// The agent's folder.
+#[derive(Debug)]
+pub struct StateDir {
+    root: PathBuf,
+    door: bool,
+}
+
+impl StateDir {
+    /// Makes the folder and its parts where they are missing. `door` gives guests the second port.
+    pub fn open(root: &Path, door: bool) -> Result<StateDir> {
+        let dir = StateDir {
+            root: root.to_owned(),
+            door,
+        };
+        make_folder(root, 0o711)?;
+        for (part, mode) in [
+            ("disks", 0o711),
+            ("channels", 0o711),
+            ("console", 0o700),
+            ("quarantine", 0o700),
+        ] {
+            make_folder(&root.join(part), mode)?;
+        }
+        Ok(dir)
+    }
+
+    /// Takes the folder for this process, as long as the returned lock lives.
+    pub fn lock(&self) -> Result<Flock<File>> {
+        let path = self.root.join("lock");
+        let what = format!("cannot lock {}", path.display());
+        let file = File::create(&path).map_err(|e| Error::failed(&what, e))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+            nix::errno::Errno::EWOULDBLOCK => Error::failed(
+                what,
+                "another spare-agent works in this folder; stop it, or set another state_dir",
+            ),
+            e => Error::failed(what, e),
+        })
+    }
+
+    /// The longest path of a socket below `root`, which must fit into a socket's address.
+    #[must_use]
+    pub fn longest_socket(root: &Path) -> PathBuf {
+        root.join("channels/65535.4294967295.shim")
+    }
+
+    /// What trying out KVM said.
+    #[must_use]
+    pub fn accelerator(&self) -> PathBuf {
+        self.root.join("accelerator")
+    }
+
+    /// The folder of the quarantine.
+    #[must_use]
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// A guest's disk.
+    #[must_use]
+    pub fn disk(&self, replica: ReplicaId) -> PathBuf {
+        self.root.join(format!("disks/{replica}.qcow2"))
+    }
+
+    /// The socket of a guest's console.
+    #[must_use]
+    pub fn console_socket(&self, replica: ReplicaId) -> PathBuf {
+        self.root.join(format!("channels/{replica}.con"))
+    }
+
+    /// The socket of the console of the guest that tries an accelerator.
+    #[must_use]
+    pub fn probe_socket(&self) -> PathBuf {
+        self.root.join("channels/probe.con")
+    }
+
+    /// The log of a guest's console, and the older part of it.
+    #[must_use]
+    pub fn console_logs(&self, replica: ReplicaId) -> [PathBuf; 2] {
+        ["log", "old"].map(|end| self.root.join(format!("console/{replica}.{end}")))
+    }
+
+    /// A guest's ports.
+    #[must_use]
+    pub fn ports(&self, replica: ReplicaId) -> Vec<Port> {
+        let port = |name, end| Port {
+            name,
+            socket: self.root.join(format!("channels/{replica}.{end}")),
+        };
+        let mut ports = vec![port(SHIM_PORT, "shim")];
+        if self.door {
+            ports.push(port(DOOR_PORT, "door"));
+        }
+        ports
+    }
+
+    /// Makes a guest's disk: an empty layer over the image's.
+    pub fn create_disk(&self, replica: ReplicaId, image: &Image) -> Result<PathBuf> {
+        let disk = self.disk(replica);
+        let output = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&image.root, &disk])
+            .output()
+            .map_err(|e| Error::failed("cannot start qemu-img (package qemu-utils)", e))?;
+        if output.status.success() {
+            return Ok(disk);
+        }
+        Err(Error::failed(
+            format!("cannot create the disk {}", disk.display()),
+            String::from_utf8_lossy(&output.stderr).trim(),
+        ))
+    }
+
+    /// The replicas that have files here.
+    pub fn replicas(&self) -> Result<BTreeSet<ReplicaId>> {
+        let folder = self.root.join("disks");
+        let entries = std::fs::read_dir(&folder)
+            .map_err(|e| Error::failed(format!("cannot list {}", folder.display()), e))?;
+        Ok(entries
+            .filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                parse_replica(name.strip_suffix(".qcow2")?).ok()
+            })
+            .collect())
+    }
+
+    /// Removes every file of a replica. Files that are not there are no error.
+    pub fn remove(&self, replica: ReplicaId) -> Result<()> {
+        self.remove_all_but_disk(replica)?;
+        // The disk goes last: as long as it is there, the replica is listed and can be destroyed.
+        remove_file(&self.disk(replica))
+    }
+
+    /// Removes a replica's sockets and console logs.
+    fn remove_all_but_disk(&self, replica: ReplicaId) -> Result<()> {
+        for port in self.ports(replica) {
+            remove_file(&port.socket)?;
+        }
+        remove_file(&self.console_socket(replica))?;
+        self.console_logs(replica)
+            .iter()
+            .try_for_each(|log| remove_file(log))
+    }
+}
+
+/// Makes a folder with exactly this mode, if it is missing.
+pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(path)
+        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
+        .map_err(|e| Error::failed(format!("cannot make the folder {}", path.display()), e))
+}
+
+/// Removes a file that may be gone already.
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::failed(
+            format!("cannot remove {}", path.display()),
+            e,
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_second_agent_cannot_work_in_the_same_folder() {
+        let scratch = Scratch::new("files-lock");
+        let dir = StateDir::open(scratch.path(), false).unwrap();
+        let held = dir.lock().unwrap();
+        let message = dir.lock().unwrap_err().to_string();
+        assert!(message.contains("another spare-agent"), "{message}");
+        drop(held);
+        dir.lock().unwrap();
+    }
+
+    #[test]
+    fn only_test_configurations_have_a_door() {
+        let scratch = Scratch::new("files-door");
+        let names = |door| {
+            StateDir::open(scratch.path(), door)
+                .unwrap()
+                .ports(parse_replica("0.1").unwrap())
+                .iter()
+                .map(|p| p.name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(false), [SHIM_PORT]);
+        assert_eq!(names(true), [SHIM_PORT, DOOR_PORT]);
+    }
+
+    #[test]
+    fn removing_a_replica_leaves_nothing_of_it_and_all_of_the_others() {
+        let scratch = Scratch::new("files-remove");
+        let dir = StateDir::open(scratch.path(), true).unwrap();
+        let [gone, kept] = ["0.1", "0.11"].map(|name| parse_replica(name).unwrap());
+        for replica in [gone, kept] {
+            std::fs::write(dir.disk(replica), b"").unwrap();
+            std::fs::write(dir.console_socket(replica), b"").unwrap();
+        }
+        dir.remove(gone).unwrap();
+        dir.remove(gone).unwrap();
+        assert_eq!(dir.replicas().unwrap(), BTreeSet::from([kept]));
+        assert!(!dir.console_socket(gone).exists());
+        assert!(dir.console_socket(kept).exists());
+    }
+}

@@ -1,0 +1,120 @@
+//! What the agent asks of a hypervisor.
+//!
+//! The methods block; [`crate::workers`] calls them on threads of their own, under a deadline.
+
+use crate::error::Result;
+use spare_protocol::ReplicaId;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use tokio::sync::broadcast;
+
+/// The state of a replica's virtual machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its processor runs.
+    Running,
+    /// It exists and uses no processor time.
+    Paused,
+    /// It is gone; its files remain until it is destroyed or quarantined.
+    Stopped,
+}
+
+impl State {
+    /// The state's name on D-Bus.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Something happened to a replica's virtual machine, whoever caused it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateChange {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its state now.
+    pub state: State,
+    /// Why, in one word: created, paused, unpaused, io-error, shutdown, crashed, panicked,
+    /// destroyed, quarantined, lost.
+    pub reason: &'static str,
+}
+
+/// What a replica has used so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time of the whole virtual machine, its emulation included, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory of the host that it holds, in KiB.
+    pub memory_kib: u64,
+}
+
+/// How guests' instructions are executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// By the processor.
+    Kvm,
+    /// By QEMU's translator.
+    Tcg,
+}
+
+impl Accelerator {
+    /// The accelerator's name on D-Bus and in the configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "tcg",
+        }
+    }
+}
+
+/// Creates and controls the virtual machines of one service on this host.
+///
+/// All methods may block for as long as the hypervisor pleases. Operations on one replica are
+/// called one at a time, [`Hypervisor::open_channel`] apart; those on different replicas concurrently.
+pub trait Hypervisor: Send + Sync + 'static {
+    /// Builds a virtual machine for `replica` from the image and starts it.
+    fn create(&self, replica: ReplicaId, image: &str) -> Result<()>;
+
+    /// Stops its processor. Pausing a paused replica succeeds.
+    fn pause(&self, replica: ReplicaId) -> Result<()>;
+
+    /// Lets its processor run again. Unpausing a running replica succeeds.
+    fn unpause(&self, replica: ReplicaId) -> Result<()>;
+
+    /// Ends the virtual machine, if it still runs, and removes all its files.
+    fn destroy(&self, replica: ReplicaId) -> Result<()>;
+
+    /// Pauses it, keeps its memory, disk and console in a folder, then destroys it. Returns the
+    /// folder.
+    fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf>;
+
+    /// Connects to one of its ports.
+    fn open_channel(&self, replica: ReplicaId, port: &str) -> Result<OwnedFd>;
+
+    /// All replicas of the service that exist on this host, those of earlier runs included.
+    fn list(&self) -> Result<Vec<(ReplicaId, State)>>;
+
+    /// What it has used so far.
+    fn usage(&self, replica: ReplicaId) -> Result<Usage>;
+
+    /// Sets the scheduling priority of its processor, `nice` as in setpriority(2).
+    fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()>;
+
+    /// How guests run on this host.
+    fn accelerator(&self) -> Result<Accelerator>;
+
+    /// All state changes from now on.
+    fn events(&self) -> broadcast::Receiver<StateChange>;
+}

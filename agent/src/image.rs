@@ -1,0 +1,143 @@
+//! Guest images: a folder with a kernel, an initial RAM disk, a disk and `image.toml`.
+
+use crate::error::{Error, Result};
+use crate::names::check_image_name;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The part of `image.toml` that the agent reads; other keys are the image builder's.
+#[derive(Debug, Deserialize)]
+struct Description {
+    cmdline: String,
+    memory_mib: u32,
+}
+
+/// An image that can be booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its name.
+    pub name: String,
+    /// The kernel.
+    pub kernel: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: PathBuf,
+    /// The root file system: a raw disk that all replicas share and none writes to.
+    pub root: PathBuf,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// The guest's memory in MiB.
+    pub memory_mib: u32,
+}
+
+impl Image {
+    /// Finds the image `name` below `images` and checks that it is complete and asks for no more
+    /// than `memory_mib_max`.
+    pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Image> {
+        check_image_name(name)?;
+        let folder = images.join(name);
+        // A link may lead elsewhere tomorrow; a guest's disk keeps the path that it is given now.
+        let folder = folder.canonicalize().unwrap_or(folder);
+        let file = |missing: &'static str| {
+            let path = folder.join(missing);
+            if path.is_file() {
+                return Ok(path);
+            }
+            Err(Error::NoSuchImage {
+                name: name.to_owned(),
+                folder: images.to_owned(),
+                missing,
+            })
+        };
+        let description = read_description(name, &file("image.toml")?)?;
+        if description.memory_mib == 0 || description.memory_mib > memory_mib_max {
+            return Err(Error::BadImage {
+                name: name.to_owned(),
+                why: format!(
+                    "it asks for {} MiB of memory and memory_mib_max is {memory_mib_max}",
+                    description.memory_mib
+                ),
+            });
+        }
+        Ok(Image {
+            name: name.to_owned(),
+            kernel: file("vmlinuz")?,
+            initrd: file("initrd")?,
+            root: file("root.img")?,
+            cmdline: description.cmdline,
+            memory_mib: description.memory_mib,
+        })
+    }
+
+    /// Any image below `images`, the first by name, for trying out whether guests boot at all.
+    pub fn any(images: &Path, memory_mib_max: u32) -> Option<Image> {
+        let mut names: Vec<String> = std::fs::read_dir(images)
+            .ok()?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names
+            .iter()
+            .find_map(|name| Image::load(images, name, memory_mib_max).ok())
+    }
+}
+
+/// Reads `image.toml`.
+fn read_description(name: &str, path: &Path) -> Result<Description> {
+    let bad = |why: String| Error::BadImage {
+        name: name.to_owned(),
+        why: format!("{}: {why}", path.display()),
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    toml::from_str(&text).map_err(|e| bad(e.message().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    fn image_in(scratch: &Scratch, description: &str) {
+        let folder = scratch.path().join("shop");
+        std::fs::create_dir_all(&folder).unwrap();
+        for file in ["vmlinuz", "initrd", "root.img"] {
+            std::fs::write(folder.join(file), b"x").unwrap();
+        }
+        std::fs::write(folder.join("image.toml"), description).unwrap();
+    }
+
+    #[test]
+    fn a_complete_image_is_found() {
+        let scratch = Scratch::new("image-complete");
+        image_in(
+            &scratch,
+            "name = \"shop\"\ncontent = \"1\"\ncmdline = \"quiet\"\nmemory_mib = 256\n",
+        );
+        let image = Image::load(scratch.path(), "shop", 256).unwrap();
+        assert_eq!((image.cmdline.as_str(), image.memory_mib), ("quiet", 256));
+        assert_eq!(Image::any(scratch.path(), 256), Some(image));
+    }
+
+    #[test]
+    fn a_missing_image_is_named_with_its_folder_and_the_command_that_builds_it() {
+        let scratch = Scratch::new("image-missing");
+        let message = Image::load(scratch.path(), "shop", 256)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(scratch.path().to_str().unwrap()),
+            "{message}"
+        );
+        assert!(message.contains("vm-images/build shop"), "{message}");
+        assert_eq!(Image::any(scratch.path(), 256), None);
+    }
+
+    #[test]
+    fn an_image_that_wants_too_much_memory_is_refused() {
+        let scratch = Scratch::new("image-memory");
+        image_in(&scratch, "cmdline = \"\"\nmemory_mib = 512\n");
+        let message = Image::load(scratch.path(), "shop", 256)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("memory_mib_max is 256"), "{message}");
+    }
+}

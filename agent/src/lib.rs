@@ -1,0 +1,34 @@
+//! The host agent: the one process with hypervisor rights.
+//!
+//! It serves a narrow D-Bus interface, `org.spare.Agent1`, peer to peer on a Unix socket
+//! (`docs/agent.md`). The replica manager, an unprivileged user, controls through it the virtual
+//! machines of its own service and nothing else (SPARE §5.1, delegation of management rights).
+//!
+//! ```text
+//! manager ── Unix socket ── server ── dbus ── workers ── Hypervisor ── libvirt
+//!            SO_PEERCRED              async   threads    blocking
+//!                                             deadlines
+//! ```
+
+#![cfg_attr(test, allow(clippy::unwrap_used))] // a test may panic
+
+pub mod config;
+pub mod dbus;
+pub mod domain_xml;
+pub mod error;
+pub mod files;
+pub mod hypervisor;
+pub mod image;
+pub mod libvirt;
+pub mod names;
+pub mod server;
+pub mod workers;
+
+mod console;
+mod quarantine;
+mod states;
+
+#[cfg(test)]
+mod double;
+#[cfg(test)]
+mod scratch;

@@ -1,0 +1,63 @@
+//! The client of the host agent (`org.spare.Agent1`, `docs/agent.md`), for the replica manager and for
+//! tests.
+
+use anyhow::{Context, Result};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+mod proxy;
+
+pub use proxy::AgentProxy;
+
+/// Connects to the agent at `socket`.
+///
+/// # Errors
+/// When nobody answers there; says how to start the agent.
+pub async fn connect(socket: &Path) -> Result<AgentProxy<'static>> {
+    let explain = || {
+        format!(
+            "cannot reach the agent at {}; start it (systemctl start spare-agent, or spare-agent --config FILE), \
+             or set agent.socket",
+            socket.display()
+        )
+    };
+    let stream = tokio::net::UnixStream::connect(socket)
+        .await
+        .with_context(explain)?;
+    let connection = zbus::connection::Builder::unix_stream(stream)
+        .p2p()
+        .build()
+        .await
+        .with_context(explain)?;
+    AgentProxy::builder(&connection)
+        .cache_properties(zbus::proxy::CacheProperties::No)
+        .build()
+        .await
+        .with_context(explain)
+}
+
+/// One port of a replica's VM as a stream.
+///
+/// # Errors
+/// When the agent cannot open it.
+pub async fn open_stream(
+    agent: &AgentProxy<'_>,
+    replica: &str,
+    port: &str,
+) -> Result<tokio::net::UnixStream> {
+    let fd: OwnedFd = agent.open_channel(replica, port).await?.into();
+    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream.set_nonblocking(true)?;
+    Ok(tokio::net::UnixStream::from_std(stream)?)
+}
+
+/// What an error of the agent says, without D-Bus's wrapping.
+#[must_use]
+pub fn message(error: &zbus::Error) -> String {
+    match error {
+        zbus::Error::MethodError(name, text, _) => {
+            text.clone().unwrap_or_else(|| name.as_str().to_owned())
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,223 @@
+//! A client of the replica manager's admin API: HTTP over a Unix socket.
+
+use crate::http::{Address, Connection, HttpError, Reply, Request};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use spare_protocol::admin::{Event, FaultTimeline, ScrubReport, Status};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where a manager listens if nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/spare/admin.sock";
+
+/// How long an answer that the manager has at hand may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a scrub (a scan of every replica's whole database) or a stop may take.
+const WORK_TIMEOUT: Duration = Duration::from_secs(900);
+/// How long the manager waits for an event before it answers that there is none.
+pub const EVENTS_WAIT_MS: u64 = 5_000;
+
+/// The manager did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// Nobody listens on the socket.
+    #[error(
+        "no replica manager listens on {socket}: it is not running, or its admin socket is elsewhere.\n\
+         Start it with `systemctl start spare-manager`, or name its socket with --admin SOCKET."
+    )]
+    NotRunning {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The socket belongs to someone else.
+    #[error("no permission to use {socket}: run this as root or as a member of the group spare")]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+    },
+    /// The connection failed.
+    #[error("{0}\nThe manager may be stuck or stopping; see `journalctl -u spare-manager`.")]
+    Http(#[from] HttpError),
+    /// The manager refused.
+    #[error("the manager refused {call} with status {status}: {text}")]
+    Refused {
+        /// Method and path.
+        call: String,
+        /// The HTTP status.
+        status: u16,
+        /// What it said.
+        text: String,
+    },
+    /// The answer is of another version.
+    #[error("the manager's answer to {call} makes no sense here ({source}); are spare and spare-manager of the same version?")]
+    Answer {
+        /// Method and path.
+        call: String,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// `{}`, the answer of calls that have nothing to say.
+#[derive(Deserialize)]
+struct Nothing {}
+
+/// A client of one manager.
+pub struct Admin {
+    socket: PathBuf,
+}
+
+impl Admin {
+    /// A client of the manager that listens on `socket`.
+    #[must_use]
+    pub fn new(socket: &Path) -> Admin {
+        Admin {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// The state of the deployment.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached or answers something else.
+    pub async fn status(&self) -> Result<Status, AdminError> {
+        self.call("GET", "/v1/status", ANSWER_TIMEOUT).await
+    }
+
+    /// The events numbered above `after`. If there is none yet, waits for the first for at most
+    /// `wait_ms` and may return none.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached or answers something else.
+    pub async fn events(&self, after: u64, wait_ms: u64) -> Result<Vec<Event>, AdminError> {
+        let path = format!("/v1/events?after={after}&wait_ms={wait_ms}");
+        let timeout = ANSWER_TIMEOUT + Duration::from_millis(wait_ms);
+        self.call("GET", &path, timeout).await
+    }
+
+    /// How every fault since the start was dealt with.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached or answers something else.
+    pub async fn faults(&self) -> Result<Vec<FaultTimeline>, AdminError> {
+        self.call("GET", "/v1/faults", ANSWER_TIMEOUT).await
+    }
+
+    /// Orders a scrub and waits for its outcome.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached, refuses, or answers something else.
+    pub async fn scrub(&self) -> Result<ScrubReport, AdminError> {
+        self.call("POST", "/v1/scrub", WORK_TIMEOUT).await
+    }
+
+    /// Stops the service and destroys its replicas.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached or refuses.
+    pub async fn stop(&self) -> Result<(), AdminError> {
+        let Nothing {} = self.call("POST", "/v1/stop", WORK_TIMEOUT).await?;
+        Ok(())
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: &'static str,
+        path: &str,
+        timeout: Duration,
+    ) -> Result<T, AdminError> {
+        let request = Request {
+            method,
+            target: path.to_owned(),
+            headers: vec![],
+            body: String::new(),
+        };
+        let mut connection = Connection::new(Address::Unix(self.socket.clone()), timeout);
+        let reply = connection.send(&request).await.map_err(|e| self.name(e))?;
+        answer(format!("{method} {path}"), &reply)
+    }
+
+    /// Says what an error means for an operator.
+    fn name(&self, error: HttpError) -> AdminError {
+        let socket = self.socket.clone();
+        match &error {
+            HttpError::Connect { source, .. } => match source.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                    AdminError::NotRunning { socket }
+                }
+                ErrorKind::PermissionDenied => AdminError::Forbidden { socket },
+                _ => AdminError::Http(error),
+            },
+            _ => AdminError::Http(error),
+        }
+    }
+}
+
+fn answer<T: DeserializeOwned>(call: String, reply: &Reply) -> Result<T, AdminError> {
+    if reply.status != 200 {
+        return Err(AdminError::Refused {
+            call,
+            status: reply.status,
+            text: String::from_utf8_lossy(&reply.body).trim().to_owned(),
+        });
+    }
+    serde_json::from_slice(&reply.body).map_err(|source| AdminError::Answer { call, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
+    async fn manager_that_answers(name: &str, status: u16, body: &str) -> PathBuf {
+        let socket = std::env::temp_dir().join(format!("spare-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).expect("bind");
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("accept");
+            let mut buffer = [0; 4096];
+            let _ = stream.read(&mut buffer).await.expect("read");
+            stream.write_all(answer.as_bytes()).await.expect("write");
+        });
+        socket
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_does_not_run_is_named_with_the_way_out() {
+        let missing = Path::new("/nonexistent/admin.sock");
+        let text = Admin::new(missing)
+            .status()
+            .await
+            .expect_err("none")
+            .to_string();
+        assert!(text.contains("/nonexistent/admin.sock"), "{text}");
+        assert!(text.contains("systemctl start spare-manager"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_scrub_report_is_read() {
+        let body = r#"{"position":9,"roots":[["0.1","aa"]],"equal":true}"#;
+        let socket = manager_that_answers("scrub", 200, body).await;
+        let report = Admin::new(&socket).scrub().await.expect("report");
+        assert!(report.equal && report.position == 9);
+        std::fs::remove_file(socket).expect("remove");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_carries_the_managers_words() {
+        let socket = manager_that_answers("refusal", 409, "a scrub is under way").await;
+        let text = Admin::new(&socket)
+            .scrub()
+            .await
+            .expect_err("refused")
+            .to_string();
+        assert!(text.contains("409") && text.contains("under way"), "{text}");
+        std::fs::remove_file(socket).expect("remove");
+    }
+}

@@ -1,0 +1,460 @@
+//! One emulated client: a person with a browser who wanders through the auction.
+
+mod requests;
+
+use super::auction::{judge, PageRequest, Verdict, CATEGORIES, REGIONS};
+use super::knowledge::{OwnBid, OwnBids};
+use super::page::Page;
+use super::run::Run;
+use super::statistics::Outcome;
+use super::transitions::{History, Interaction, Step};
+use crate::http::{Connection, Reply};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::Rng;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often a client draws again when the page it is on does not have the link that was drawn.
+const DRAWS_MAX: usize = 32;
+/// How long a client waits after a failed request before its next.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// A client that bids without looking first looks at items until this many are known.
+const BIDDABLE_MIN: usize = 32;
+/// How often a client goes to an item it has bid on instead of another one.
+const REVISIT_PROBABILITY: f64 = 0.25;
+
+/// Who the client is logged in as.
+#[derive(Clone, Debug)]
+struct User {
+    id: u64,
+    nickname: String,
+    password: String,
+}
+
+/// The item the client looks at.
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    id: u64,
+    seller: Option<u64>,
+    /// What the next bid must at least be, in cents.
+    minimum: u64,
+    has_buy_now: bool,
+    ended: bool,
+}
+
+impl Item {
+    fn unseen(id: u64) -> Item {
+        Item {
+            id,
+            seller: None,
+            minimum: 0,
+            has_buy_now: true,
+            ended: false,
+        }
+    }
+}
+
+/// What the last list of items was of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Listing {
+    category: u64,
+    region: u64,
+    page: u64,
+    more: bool,
+}
+
+/// An emulated client.
+pub(crate) struct Client {
+    run: Arc<Run>,
+    connection: Connection,
+    rng: SmallRng,
+    at: Interaction,
+    history: History,
+    user: User,
+    registered: u64,
+    item: Item,
+    listing: Listing,
+    /// Items that the page in the browser links to, and whether they are on sale.
+    linked_items: Vec<(u64, bool)>,
+    /// Users that it links to.
+    linked_users: Vec<u64>,
+    own: OwnBids,
+    number: usize,
+}
+
+impl Client {
+    pub(crate) fn new(
+        run: Arc<Run>,
+        connection: Connection,
+        mut rng: SmallRng,
+        number: usize,
+    ) -> Client {
+        let user = populated_user(&mut rng, run.options.size.users());
+        let item = Item::unseen(rng.random_range(1..=run.options.size.items()));
+        Client {
+            run,
+            connection,
+            rng,
+            at: Interaction::Home,
+            history: History::default(),
+            user,
+            registered: 0,
+            item,
+            listing: Listing::default(),
+            linked_items: vec![],
+            linked_users: vec![],
+            own: OwnBids::default(),
+            number,
+        }
+    }
+
+    /// Loads pages until the run is over. Returns how often a connection was opened.
+    pub(crate) async fn browse(mut self) -> u64 {
+        if !self.run.take_request() {
+            return 0;
+        }
+        self.load(Interaction::Home).await;
+        while self.think().await && self.run.take_request() {
+            let write_share = self.run.options.write_share.unwrap_or(0.0);
+            if self.rng.random_bool(write_share) {
+                self.bid_without_looking().await;
+            } else {
+                self.follow_the_table().await;
+            }
+        }
+        self.connection.opened()
+    }
+
+    /// Waits as a person would; false when the run ends meanwhile.
+    async fn think(&mut self) -> bool {
+        let time = self
+            .run
+            .table
+            .think_time(self.at)
+            .mul_f64(self.run.options.think_scale);
+        if time.is_zero() {
+            // Replies may be there already: other clients get their turn.
+            tokio::task::yield_now().await;
+            return !self.run.is_over();
+        }
+        self.run.sleep(time).await
+    }
+
+    async fn follow_the_table(&mut self) {
+        let step = self.draw();
+        self.at = match step {
+            Step::To(to) => {
+                self.go_to(to);
+                self.history.go(&self.run.table, self.at, to)
+            }
+            Step::Back => self.history.back(),
+            Step::EndOfSession => {
+                self.user = populated_user(&mut self.rng, self.run.options.size.users());
+                self.history.end()
+            }
+        };
+        self.load(self.at).await;
+    }
+
+    /// The next step, among those that the page in the browser offers.
+    fn draw(&mut self) -> Step {
+        let item = self.item;
+        for _ in 0..DRAWS_MAX {
+            let step = self.run.table.next(self.at, &mut self.rng);
+            let offered = match step {
+                Step::To(
+                    Interaction::BuyNowAuth | Interaction::BuyNow | Interaction::StoreBuyNow,
+                ) => item.has_buy_now && !item.ended,
+                Step::To(Interaction::PutBid | Interaction::StoreBid) => !item.ended,
+                Step::To(Interaction::PutBidAuth) => {
+                    !item.ended || self.linked_items.iter().any(|&(_, on_sale)| on_sale)
+                }
+                _ => true,
+            };
+            if offered {
+                return step;
+            }
+        }
+        Step::To(Interaction::Home)
+    }
+
+    /// Chooses what the page to go to will be about.
+    fn go_to(&mut self, to: Interaction) {
+        match to {
+            Interaction::ViewItem | Interaction::PutBidAuth => self.choose_item(to),
+            Interaction::SearchItemsInCategory | Interaction::SearchItemsInRegion => {
+                self.choose_listing(to);
+            }
+            Interaction::BrowseCategoriesInRegion => {
+                self.listing.region = self.rng.random_range(1..=REGIONS);
+            }
+            Interaction::SellItemForm => {
+                self.listing.category = self.rng.random_range(1..=CATEGORIES);
+            }
+            _ => {}
+        }
+    }
+
+    fn choose_item(&mut self, to: Interaction) {
+        if to == Interaction::PutBidAuth && self.at == Interaction::ViewItem {
+            return;
+        }
+        let own: Vec<u64> = self.own.items().collect();
+        let linked: Vec<u64> = self
+            .linked_items
+            .iter()
+            .filter(|&&(_, on_sale)| on_sale || to == Interaction::ViewItem)
+            .map(|&(id, _)| id)
+            .collect();
+        let revisit = self.rng.random_bool(REVISIT_PROBABILITY);
+        let id = match (own.choose(&mut self.rng), linked.choose(&mut self.rng)) {
+            (Some(&item), _) if revisit => item,
+            (_, Some(&item)) => item,
+            _ => self.rng.random_range(1..=self.run.options.size.items()),
+        };
+        self.item = Item::unseen(id);
+    }
+
+    fn choose_listing(&mut self, to: Interaction) {
+        if self.at == to && self.listing.more {
+            self.listing.page += 1;
+        } else {
+            self.listing.category = self.rng.random_range(1..=CATEGORIES);
+            self.listing.page = 0;
+        }
+    }
+
+    /// A bid of a client that does not follow the table: for tests that want many writes. What is in
+    /// its browser stays there.
+    async fn bid_without_looking(&mut self) {
+        let (item, items) = (self.item, std::mem::take(&mut self.linked_items));
+        let users = std::mem::take(&mut self.linked_users);
+        self.bid_on_some_item().await;
+        (self.item, self.linked_items, self.linked_users) = (item, items, users);
+    }
+
+    async fn bid_on_some_item(&mut self) {
+        let known = self.run.with_knowledge(|k| {
+            let enough = k.biddable().len() >= BIDDABLE_MIN;
+            let item = k.biddable().choose(&mut self.rng).copied();
+            item.filter(|_| enough)
+                .and_then(|item| Some((item, k.minimum(item)?)))
+        });
+        if let Some((item, minimum)) = known {
+            self.item = Item {
+                minimum,
+                ..Item::unseen(item)
+            };
+            self.load(Interaction::StoreBid).await;
+        } else {
+            let any = self.rng.random_range(1..=self.run.options.size.items());
+            self.item = Item::unseen(any);
+            self.load(Interaction::ViewItem).await;
+        }
+    }
+
+    /// Loads one page and holds it against everything that is known.
+    async fn load(&mut self, interaction: Interaction) {
+        let asked = self.request(interaction);
+        let Some((arrived, asked_at)) = self.fetch(&asked).await else {
+            return;
+        };
+        let outcome = match self.examine(&asked, &arrived, asked_at) {
+            Ok((outcome, None)) => outcome,
+            Ok((outcome, Some(missing))) => self.confirm(outcome, missing).await,
+            Err(what) => Outcome::Wrong(what),
+        };
+        self.run
+            .count(self.number, &asked, arrived.latency, outcome);
+    }
+
+    /// Sends the request; a failure is counted here.
+    async fn fetch(&mut self, asked: &PageRequest) -> Option<(Arrived, Instant)> {
+        let mut request = asked.to_http();
+        self.run.stamp(&mut request, &mut self.rng);
+        let asked_at = Instant::now();
+        let sent = self.connection.send(&request).await;
+        let latency = asked_at.elapsed();
+        let failure = match sent {
+            Ok(reply) => {
+                self.run.record(&request, &reply);
+                if reply.status < 500 {
+                    return Some((Arrived { reply, latency }, asked_at));
+                }
+                let body = String::from_utf8_lossy(&reply.body);
+                let start: String = body.chars().take(200).collect();
+                format!("status {}: {}", reply.status, start.trim())
+            }
+            Err(e) => e.to_string(),
+        };
+        self.run.count_failure(self.number, asked, failure);
+        tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+        None
+    }
+
+    /// Judges a page and learns from it. Also returns an own bid that seems to be missing.
+    fn examine(
+        &mut self,
+        asked: &PageRequest,
+        arrived: &Arrived,
+        asked_at: Instant,
+    ) -> Result<(Outcome, Option<OwnBid>), String> {
+        match judge(asked, &arrived.reply)? {
+            Verdict::Right(page) => {
+                self.run.with_knowledge(|k| k.check(&page, asked_at))?;
+                let missing = self.own.check(asked.interaction, &page)?;
+                self.learn(asked, &page)?;
+                Ok((Outcome::Right, missing))
+            }
+            Verdict::Refused { reason, page } => {
+                let item = self.item.id;
+                if let ("bid-too-low", Ok(minimum)) = (reason, page.main.number("data-minimum")) {
+                    self.run.with_knowledge(|k| k.learn_minimum(item, minimum));
+                    self.item.minimum = minimum;
+                } else {
+                    self.item.ended = true;
+                    self.run.with_knowledge(|k| k.forget(item));
+                }
+                Ok((Outcome::Refused(reason.to_owned()), None))
+            }
+        }
+    }
+
+    /// An item that was bid on leaves its bidders' pages when somebody buys it: looks whether that is
+    /// why it is missing.
+    async fn confirm(&mut self, outcome: Outcome, missing: OwnBid) -> Outcome {
+        let asked = PageRequest::new(Interaction::ViewItem)
+            .with("id", missing.item)
+            .expect("data-item", missing.item);
+        let Some((arrived, _)) = self.fetch(&asked).await else {
+            return outcome;
+        };
+        let ended = match judge(&asked, &arrived.reply) {
+            Ok(Verdict::Right(page)) => page.main.get("data-ended") == Some("1"),
+            _ => false,
+        };
+        self.run
+            .count(self.number, &asked, arrived.latency, Outcome::Right);
+        if ended {
+            self.own.forget(missing.item);
+            return outcome;
+        }
+        Outcome::Wrong(format!(
+            "the item of {missing:?} is missing among the user's items"
+        ))
+    }
+
+    fn learn(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), String> {
+        match asked.interaction {
+            Interaction::RegisterUser => {
+                self.user.id = page.main.number("data-user")?;
+                self.user.nickname = self.new_nickname();
+                self.user.password = NEW_PASSWORD.to_owned();
+            }
+            Interaction::ViewItem => self.item = seen_item(page)?,
+            Interaction::PutBid => self.item.minimum = page.main.number("data-minimum")?,
+            Interaction::StoreBid => self.learn_own_bid(asked, page)?,
+            Interaction::RegisterItem => {
+                self.item = Item {
+                    seller: Some(self.user.id),
+                    ..Item::unseen(page.main.number("data-item")?)
+                };
+            }
+            Interaction::SearchItemsInCategory | Interaction::SearchItemsInRegion => {
+                self.listing.more = page.main.number("data-more")? == 1;
+            }
+            _ => {}
+        }
+        self.linked_items = page
+            .rows_about("data-item")
+            .filter_map(|row| {
+                let on_sale = matches!(row.section, None | Some("bidding" | "selling"));
+                Some((row.attributes.number("data-item").ok()?, on_sale))
+            })
+            .collect();
+        let users = page
+            .rows
+            .iter()
+            .filter_map(|row| row.attributes.number("data-user").ok());
+        self.linked_users = users.collect();
+        Ok(())
+    }
+
+    fn learn_own_bid(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), String> {
+        let amount = asked
+            .parameters
+            .iter()
+            .find(|(name, _)| *name == "bid")
+            .and_then(|(_, decimal)| cents(decimal))
+            .ok_or("the bid that was sent is not an amount")?;
+        let max_bid = page.main.number("data-max-bid")?;
+        if max_bid != amount {
+            return Err(format!(
+                "the highest bid is {max_bid} after a bid of {amount}"
+            ));
+        }
+        let item = self.item.id;
+        self.own.add(OwnBid {
+            bid: page.main.number("data-bid")?,
+            item,
+            user: self.user.id,
+            amount,
+        });
+        self.item.minimum = amount + 100;
+        self.run
+            .with_knowledge(|k| k.learn_minimum(item, amount + 100));
+        Ok(())
+    }
+}
+
+/// The password of all users that clients register.
+const NEW_PASSWORD: &str = "emulated";
+
+/// A reply and how long it took.
+struct Arrived {
+    reply: Reply,
+    latency: Duration,
+}
+
+fn populated_user(rng: &mut SmallRng, users: u64) -> User {
+    let id = rng.random_range(1..=users);
+    User {
+        id,
+        nickname: format!("user{id}"),
+        password: format!("password{id}"),
+    }
+}
+
+fn seen_item(page: &Page<'_>) -> Result<Item, String> {
+    Ok(Item {
+        id: page.main.number("data-item")?,
+        seller: Some(page.main.number("data-seller")?),
+        minimum: page.main.number("data-minimum")?,
+        has_buy_now: page.main.number("data-buy-now")? > 0,
+        ended: page.main.number("data-ended")? == 1,
+    })
+}
+
+/// `12.34` for 1234.
+fn decimal(cents: u64) -> String {
+    format!("{}.{:02}", cents / 100, cents % 100)
+}
+
+/// 1234 for `12.34`.
+fn cents(decimal: &str) -> Option<u64> {
+    let (units, cents) = decimal.split_once('.')?;
+    Some(units.parse::<u64>().ok()? * 100 + cents.parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_survive_their_decimal_form() {
+        for amount in [0, 5, 100, 1234, 99_999_999] {
+            assert_eq!(cents(&decimal(amount)), Some(amount));
+        }
+    }
+}

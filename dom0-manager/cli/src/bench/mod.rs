@@ -1,0 +1,14 @@
+//! `spare bench`: emulated clients of the demo auction, which check every page they get.
+
+mod auction;
+mod client;
+mod knowledge;
+mod page;
+mod run;
+mod statistics;
+mod transitions;
+
+pub use auction::Size;
+pub use run::{run, BenchError, BenchOptions, Monitor};
+pub use statistics::{BenchReport, InteractionReport, Percentiles};
+pub use transitions::Mix;

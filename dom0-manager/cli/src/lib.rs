@@ -1,0 +1,13 @@
+//! The operator's command `spare`, as a library: what its subcommands do, callable from tests.
+//!
+//! It talks to a running replica manager over the admin API ([`admin`]), loads a gateway with
+//! emulated clients ([`bench`]) and holds what clients were told against a trusted replica
+//! ([`replay`]). It never touches replicas, logs or configuration of a running service.
+
+pub mod admin;
+pub mod bench;
+pub mod http;
+pub mod pages;
+pub mod replay;
+pub mod status;
+mod time;

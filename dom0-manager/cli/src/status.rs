@@ -1,0 +1,400 @@
+//! Status, events and scrub reports as text: what an operator reads at three in the morning.
+
+use crate::time::date_and_time;
+use serde::Serialize;
+use spare_protocol::admin::{
+    Conviction, Event, HostStatus, Mode, ReplicaStatus, ScrubReport, SeatStatus, Status,
+};
+use std::fmt::Write;
+
+/// A table with left-aligned columns; the last one is not padded.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub(crate) fn new(head: &[&str]) -> Table {
+        let mut table = Table::default();
+        table.row(head.iter().map(ToString::to_string).collect());
+        table
+    }
+
+    pub(crate) fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    pub(crate) fn render(&self, indent: usize) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |c: usize| {
+            let cells = self.rows.iter().filter_map(|r| r.get(c));
+            cells.map(|t| t.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut out = String::new();
+        for row in &self.rows {
+            let mut line = " ".repeat(indent);
+            for (cell, width) in row.iter().zip(&widths) {
+                let _ = write!(line, "{cell:width$}  ");
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// The name of a state, mode, kind or reason as it stands in JSON.
+fn name<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        _ => "?".to_owned(),
+    }
+}
+
+/// The whole state of a deployment.
+#[must_use]
+pub fn render_status(status: &Status) -> String {
+    let mut out = head(status);
+    out.push_str("\nhosts\n");
+    out.push_str(&hosts(&status.hosts).render(2));
+    out.push_str("\nreplicas\n");
+    out.push_str(&replicas(&status.seats, status.updates_max).render(2));
+    out.push_str("\ncounters since the start\n");
+    out.push_str(&counters(status).render(2));
+    out.push('\n');
+    match &status.last_conviction {
+        Some(conviction) => out.push_str(&render_conviction(conviction)),
+        None => out.push_str("last conviction: none\n"),
+    }
+    out
+}
+
+fn head(status: &Status) -> String {
+    let mode = match status.mode {
+        Mode::Starting => "STARTING: the first replicas are being built, clients get 503",
+        Mode::Serving => "SERVING",
+        Mode::DetectOnly => {
+            "DETECT ONLY: too few replicas can vote, clients get 503 until replicas return"
+        }
+    };
+    let undecided = status.ordered.saturating_sub(status.decided);
+    format!(
+        "{}: {mode}\n  gateway {}, masks {} faulty replica{}, engine {}, epoch {}\n  \
+         ordered {}, decided {} ({undecided} under way)\n",
+        status.service,
+        status.gateway,
+        status.faults,
+        if status.faults == 1 { "" } else { "s" },
+        status.engine,
+        status.epoch,
+        status.ordered,
+        status.decided,
+    )
+}
+
+fn hosts(hosts: &[HostStatus]) -> Table {
+    let mut table = Table::new(&["HOST", "ACCELERATOR", "AGENT"]);
+    for host in hosts {
+        let agent = if host.agent {
+            "answers"
+        } else {
+            "DOES NOT ANSWER: systemctl status spare-agent"
+        };
+        table.row(vec![
+            host.name.clone(),
+            host.accelerator.clone(),
+            agent.to_owned(),
+        ]);
+    }
+    table
+}
+
+fn replicas(seats: &[SeatStatus], updates_max: u64) -> Table {
+    let mut table = Table::new(&[
+        "SEAT", "HOST", "REPLICA", "STATE", "POSITION", "BUFFERED", "CLEAN", "SILENT", "CPU",
+        "MEMORY",
+    ]);
+    for seat in seats {
+        if seat.replicas.is_empty() {
+            table.row(vec![
+                seat.seat.to_string(),
+                seat.host.clone(),
+                "none".to_owned(),
+            ]);
+        }
+        for replica in &seat.replicas {
+            table.row(replica_row(seat, replica, updates_max));
+        }
+    }
+    table
+}
+
+fn replica_row(seat: &SeatStatus, replica: &ReplicaStatus, updates_max: u64) -> Vec<String> {
+    let or_unknown = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    vec![
+        seat.seat.to_string(),
+        seat.host.clone(),
+        replica.replica.clone(),
+        name(&replica.state),
+        replica.position.to_string(),
+        format!("{}/{updates_max}", replica.updates_waiting),
+        if replica.clean { "yes" } else { "no" }.to_owned(),
+        replica.suspicions.to_string(),
+        or_unknown(replica.cpu_ms.map(|ms| {
+            let (seconds, tenths) = (ms / 1000, ms % 1000 / 100);
+            format!("{seconds}.{tenths} s")
+        })),
+        or_unknown(replica.memory_kib.map(|kib| format!("{} MiB", kib / 1024))),
+    ]
+}
+
+fn counters(status: &Status) -> Table {
+    let c = &status.counters;
+    let rows = [
+        [
+            ("requests", c.requests),
+            ("writes", c.writes),
+            ("checkpoints", c.checkpoints),
+        ],
+        [
+            ("mismatches", c.mismatches),
+            ("wakes", c.wakes),
+            ("passive updates", c.passive_updates),
+        ],
+        [
+            ("convictions", c.convictions),
+            ("suspicions", c.suspicions),
+            ("losses", c.losses),
+        ],
+        [("suspicion pauses", c.suspicion_pauses), ("", 0), ("", 0)],
+    ];
+    let mut table = Table::default();
+    for row in rows {
+        let cells = row.iter().filter(|(name, _)| !name.is_empty());
+        table.row(
+            cells
+                .flat_map(|(name, n)| [(*name).to_owned(), n.to_string()])
+                .collect(),
+        );
+    }
+    table
+}
+
+fn render_conviction(conviction: &Conviction) -> String {
+    let wrong = match name(&conviction.reason).as_str() {
+        "channel" => "it broke the rules of its channel".to_owned(),
+        other => format!("wrong {other}"),
+    };
+    let mut out = format!(
+        "last conviction: replica {} at {} UTC: {wrong}\n  request {}: {}\n",
+        conviction.replica,
+        date_and_time(conviction.at_us),
+        conviction.position,
+        conviction.request
+    );
+    if !conviction.votes.is_empty() {
+        out.push_str(&votes(conviction).render(2));
+    }
+    match &conviction.evidence {
+        Some(folder) => {
+            let _ = writeln!(out, "  evidence {folder}");
+        }
+        None => out.push_str("  evidence none was kept\n"),
+    }
+    out
+}
+
+fn votes(conviction: &Conviction) -> Table {
+    let mut table = Table::new(&["VOTER", "REPLY", "UPDATE", ""]);
+    for vote in &conviction.votes {
+        let reply_agreed = vote.reply == conviction.agreed_reply;
+        let update_agreed = vote.update == conviction.agreed_update;
+        let verdict = match (reply_agreed, update_agreed) {
+            (true, true) => "agreed",
+            (false, true) => "WRONG REPLY",
+            (true, false) => "WRONG UPDATE",
+            (false, false) => "WRONG REPLY AND UPDATE",
+        };
+        table.row(vec![
+            vote.replica.clone(),
+            short(&vote.reply),
+            short(&vote.update),
+            verdict.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// Enough of a hash to tell it from another.
+fn short(hash: &str) -> String {
+    hash.chars().take(16).collect()
+}
+
+/// One event in one line.
+#[must_use]
+pub fn render_event(event: &Event) -> String {
+    format!(
+        "{}  #{:<5} {:17} {}",
+        date_and_time(event.at_us),
+        event.number,
+        name(&event.kind),
+        event.text
+    )
+}
+
+/// The outcome of a scrub.
+#[must_use]
+pub fn render_scrub(report: &ScrubReport) -> String {
+    let mut table = Table::new(&["REPLICA", "ROOT"]);
+    for (replica, root) in &report.roots {
+        table.row(vec![replica.clone(), root.clone()]);
+    }
+    let verdict = if report.equal {
+        "all usable replicas reported, and all the same root"
+    } else {
+        "NOT EQUAL: roots differ or are missing; see spare status and spare events"
+    };
+    format!(
+        "scrub at position {}: {verdict}\n{}",
+        report.position,
+        table.render(2)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::admin::{ConvictionReason, Counters, EventKind, ReplicaState, VoteStatus};
+
+    fn replica(replica: &str, state: ReplicaState) -> ReplicaStatus {
+        ReplicaStatus {
+            replica: replica.into(),
+            state,
+            position: 4_200,
+            clean: state == ReplicaState::Passive,
+            updates_waiting: 57,
+            suspicions: 3,
+            cpu_ms: Some(12_345),
+            memory_kib: None,
+        }
+    }
+
+    fn vote(replica: &str, reply: &str) -> VoteStatus {
+        VoteStatus {
+            replica: replica.into(),
+            reply: reply.repeat(32),
+            update: "cc".repeat(32),
+        }
+    }
+
+    fn status() -> Status {
+        Status {
+            service: "auction".into(),
+            mode: Mode::DetectOnly,
+            engine: "local".into(),
+            faults: 1,
+            epoch: 2,
+            ordered: 4_210,
+            decided: 4_207,
+            updates_max: 200,
+            gateway: "http://127.0.0.1:8080".into(),
+            hosts: vec![HostStatus {
+                name: "alpha".into(),
+                accelerator: "tcg".into(),
+                agent: false,
+            }],
+            seats: vec![SeatStatus {
+                seat: 0,
+                host: "alpha".into(),
+                replicas: vec![
+                    replica("0.1", ReplicaState::Active),
+                    replica("0.2", ReplicaState::Passive),
+                ],
+            }],
+            counters: Counters {
+                requests: 4_210,
+                ..Counters::default()
+            },
+            last_conviction: Some(Conviction {
+                replica: "1.1".into(),
+                position: 4_100,
+                at_us: 0,
+                reason: ConvictionReason::Reply,
+                request: "GET /item?id=3".into(),
+                votes: vec![vote("0.1", "aa"), vote("1.1", "bb"), vote("0.2", "aa")],
+                agreed_reply: "aa".repeat(32),
+                agreed_update: "cc".repeat(32),
+                evidence: Some("/var/lib/spare/evidence/4100".into()),
+            }),
+        }
+    }
+
+    #[test]
+    fn the_status_shows_mode_hosts_replicas_and_buffered_updates() {
+        let text = render_status(&status());
+        for expected in [
+            "DETECT ONLY",
+            "3 under way",
+            "alpha",
+            "DOES NOT ANSWER",
+            "passive",
+            "4200",
+            "57/200",
+            "12.3 s",
+            "requests",
+        ] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_conviction_shows_who_voted_what_and_where_the_evidence_is() {
+        let text = render_status(&status());
+        let wrong: Vec<_> = text.lines().filter(|l| l.contains("WRONG")).collect();
+        assert_eq!(wrong.len(), 1, "{text}");
+        assert!(
+            wrong[0].contains("1.1") && wrong[0].contains("bbbb"),
+            "{text}"
+        );
+        assert_eq!(
+            text.lines().filter(|l| l.ends_with("agreed")).count(),
+            2,
+            "{text}"
+        );
+        assert!(text.contains("GET /item?id=3"), "{text}");
+        assert!(text.contains("/var/lib/spare/evidence/4100"), "{text}");
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_its_time() {
+        let event = Event {
+            number: 7,
+            at_us: 1_250_000,
+            kind: EventKind::CheckpointStable,
+            position: Some(100),
+            replica: None,
+            text: "the root at 100 was agreed on".into(),
+        };
+        let line = render_event(&event);
+        assert!(line.starts_with("1970-01-01 00:00:01.250  #7"), "{line}");
+        assert!(
+            line.contains("checkpoint-stable") && line.ends_with("was agreed on"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn an_unequal_scrub_is_loud() {
+        let report = ScrubReport {
+            position: 9,
+            roots: vec![("0.1".into(), "aa".into()), ("0.2".into(), "bb".into())],
+            equal: false,
+        };
+        let text = render_scrub(&report);
+        assert!(
+            text.contains("NOT EQUAL") && text.contains("0.2      bb"),
+            "{text}"
+        );
+    }
+}

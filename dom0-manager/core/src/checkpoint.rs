@@ -1,0 +1,74 @@
+//! Roots of replicas' states at equal positions (DESIGN §4.10).
+
+use spare_protocol::{Hash, Position, ReplicaId};
+use std::collections::BTreeMap;
+
+/// How many checkpoints are remembered; the roots of older ones are no longer compared.
+const CHECKPOINTS_MAX: usize = 16;
+
+/// The roots reported for one position.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Checkpoint {
+    pub(crate) roots: BTreeMap<ReplicaId, Hash>,
+    /// The root that f+1 replicas reported.
+    pub(crate) stable: Option<Hash>,
+    /// A scrub that was not reported as complete yet.
+    pub(crate) scrub_open: bool,
+}
+
+impl Checkpoint {
+    /// The root that `quorum` replicas reported, if there is one.
+    pub(crate) fn agreed(&self, quorum: usize) -> Option<Hash> {
+        let mut counts: BTreeMap<Hash, usize> = BTreeMap::new();
+        for root in self.roots.values() {
+            *counts.entry(*root).or_default() += 1;
+        }
+        counts
+            .into_iter()
+            .find(|(_, n)| *n >= quorum)
+            .map(|(root, _)| root)
+    }
+
+    /// Who reported another root than the agreed one.
+    pub(crate) fn dissenters(&self) -> Vec<(ReplicaId, Hash)> {
+        let Some(stable) = self.stable else {
+            return Vec::new();
+        };
+        let differs = |(_, root): &(&ReplicaId, &Hash)| **root != stable;
+        self.roots
+            .iter()
+            .filter(differs)
+            .map(|(r, h)| (*r, *h))
+            .collect()
+    }
+}
+
+/// The newest checkpoints.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Checkpoints {
+    by_position: BTreeMap<Position, Checkpoint>,
+}
+
+impl Checkpoints {
+    /// Begins a checkpoint when its request is ordered.
+    pub(crate) fn open(&mut self, position: Position, scrub: bool) {
+        let checkpoint = Checkpoint {
+            scrub_open: scrub,
+            ..Checkpoint::default()
+        };
+        self.by_position.insert(position, checkpoint);
+        if self.by_position.len() > CHECKPOINTS_MAX {
+            self.by_position.pop_first();
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, position: Position) -> Option<&mut Checkpoint> {
+        self.by_position.get_mut(&position)
+    }
+
+    /// Positions of scrubs that are not complete.
+    pub(crate) fn open_scrubs(&self) -> Vec<Position> {
+        let open = self.by_position.iter().filter(|(_, c)| c.scrub_open);
+        open.map(|(p, _)| *p).collect()
+    }
+}

@@ -1,0 +1,423 @@
+//! A whole group in one thread: real cores, a group channel that delivers at once, and replicas that
+//! behave as a test tells them to. Time moves only when nothing else is left to do.
+#![allow(unreachable_pub)] // a module of several test programs
+
+use bytes::Bytes;
+use spare_core::{Config, Core, Input, Micros, Notice, Output};
+use spare_protocol::channel::{Execute, Outcome, RootRequest};
+use spare_protocol::group::{GroupMessage, LossReason, Request, RequestId};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+/// How a replica misbehaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    WrongReply,
+    WrongReplyOnce,
+    WrongUpdate,
+    WrongRoot,
+    Silent,
+    /// A wrong reply this many milliseconds late.
+    WrongAndLate(u64),
+}
+
+/// One simulated virtual machine. Its state is the hash chain of all updates it saw.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    pub running: bool,
+    pub position: Position,
+    pub state: Hash,
+    pub executed: Vec<Position>,
+    pub fault: Option<Fault>,
+    /// What arrived while it was paused.
+    backlog: VecDeque<Work>,
+}
+
+#[derive(Clone, Debug)]
+enum Work {
+    Execute(Execute),
+    Apply(Vec<(Position, Bytes)>, Position, RootRequest),
+    Load(Hash, Position),
+}
+
+pub struct Cluster {
+    pub cores: Vec<Core>,
+    pub guests: BTreeMap<ReplicaId, Guest>,
+    pub answers: BTreeMap<u64, (Position, Outcome)>,
+    pub notices: Vec<(SeatId, Notice)>,
+    pub trace: String,
+    pub now: Micros,
+    /// The agreed state after each position, as each seat's log tells.
+    pub agreed: BTreeMap<(SeatId, Position), Hash>,
+    queues: Vec<VecDeque<Input>>,
+    later: BinaryHeap<std::cmp::Reverse<(Micros, u64, usize, u64)>>,
+    parked: BTreeMap<u64, Input>,
+    next: u64,
+}
+
+pub fn config(me: u16, faults: u16) -> Config {
+    Config {
+        me: SeatId(me),
+        seats: (0..=faults).map(SeatId).collect(),
+        faults,
+        updates_max: 10,
+        checkpoint_writes: 10,
+        vote_timeout: Micros::from_ms(500),
+        delivery_timeout: Micros::from_ms(2000),
+        help_timeout: Micros::from_ms(500),
+        apply_timeout: Micros::from_ms(5000),
+        build_timeout: Micros::from_ms(60_000),
+        awake_min: Micros::from_ms(500),
+        awake_max: Micros::from_ms(8000),
+        suspicion_threshold: 20,
+        suspicion_window: 1000,
+        announce_delay: Micros::from_ms(2),
+    }
+}
+
+fn chain(state: Hash, update: &[u8]) -> Hash {
+    Hash::of(&[&state.0[..], update].concat())
+}
+
+impl Cluster {
+    /// A group of f+1 seats whose replicas are all built.
+    pub fn started(faults: u16) -> Cluster {
+        let cores: Vec<Core> = (0..=faults)
+            .map(|me| Core::new(config(me, faults)).expect("a configuration that works"))
+            .collect();
+        let members: Vec<SeatId> = (0..=faults).map(SeatId).collect();
+        let view = Input::View { epoch: 1, members };
+        let mut cluster = Cluster {
+            queues: cores
+                .iter()
+                .map(|_| VecDeque::from([view.clone()]))
+                .collect(),
+            cores,
+            guests: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            notices: Vec::new(),
+            trace: String::new(),
+            now: Micros(1_000_000),
+            agreed: BTreeMap::new(),
+            later: BinaryHeap::new(),
+            parked: BTreeMap::new(),
+            next: 0,
+        };
+        cluster.run_for(1000);
+        assert!(cluster.cores.iter().all(Core::is_staffed));
+        cluster
+    }
+
+    /// Submits `count` requests at seat 0, every third of them a write, and lets them end.
+    pub fn load(&mut self, count: u64) {
+        for i in 0..count {
+            let class = if i % 3 == 0 {
+                Class::Write
+            } else {
+                Class::Read
+            };
+            self.submit(class);
+            self.run_for(20);
+        }
+    }
+
+    pub fn submit(&mut self, class: Class) -> u64 {
+        self.next += 1;
+        let number = self.next;
+        let request = Request {
+            id: RequestId {
+                seat: SeatId(0),
+                number,
+            },
+            class,
+            proposed_time_us: i64::try_from(self.now.0).expect("small"),
+            seed: [7; 32],
+            request: Bytes::from(format!("request {number}")),
+        };
+        self.queues[0].push_back(Input::Submit(request));
+        number
+    }
+
+    pub fn replica(seat: u16, generation: u32) -> ReplicaId {
+        ReplicaId {
+            seat: SeatId(seat),
+            generation,
+        }
+    }
+
+    pub fn corrupt(&mut self, seat: u16, generation: u32, fault: Fault) {
+        let replica = Self::replica(seat, generation);
+        self.guests.get_mut(&replica).expect("exists").fault = Some(fault);
+    }
+
+    /// A silent replica goes on where it stopped: it does what it was given meanwhile.
+    pub fn recover(&mut self, seat: u16, generation: u32) {
+        let replica = Self::replica(seat, generation);
+        let guest = self.guests.get_mut(&replica).expect("exists");
+        guest.fault = None;
+        let running = guest.running;
+        let backlog = std::mem::take(&mut guest.backlog);
+        for work in backlog {
+            if running {
+                self.work(usize::from(seat), replica, work);
+            } else if let Some(guest) = self.guests.get_mut(&replica) {
+                guest.backlog.push_back(work);
+            }
+        }
+    }
+
+    /// The virtual machine of a replica dies.
+    pub fn kill(&mut self, seat: u16, generation: u32) {
+        let replica = Self::replica(seat, generation);
+        self.guests.remove(&replica);
+        self.queues[usize::from(seat)].push_back(Input::Failed {
+            replica,
+            reason: LossReason::VmStopped("killed".into()),
+        });
+    }
+
+    pub fn convicted(&self) -> Vec<ReplicaId> {
+        let mut all: Vec<_> = self
+            .notices
+            .iter()
+            .filter_map(|(seat, n)| match n {
+                Notice::Convicted { replica, .. } if *seat == SeatId(0) => Some(*replica),
+                _ => None,
+            })
+            .collect();
+        all.sort();
+        all
+    }
+
+    /// Lets everything happen that happens within the next `ms` milliseconds.
+    pub fn run_for(&mut self, ms: u64) {
+        let end = self.now.after(Micros::from_ms(ms));
+        loop {
+            self.settle();
+            let ticks = self.cores.iter().filter_map(Core::next_deadline).min();
+            let parked = self.later.peek().map(|r| r.0 .0);
+            let Some(next) = ticks.into_iter().chain(parked).min().filter(|t| *t <= end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            while self.later.peek().is_some_and(|r| r.0 .0 <= self.now) {
+                let Some(std::cmp::Reverse((_, _, seat, key))) = self.later.pop() else {
+                    break;
+                };
+                if let Some(input) = self.parked.remove(&key) {
+                    self.queues[seat].push_back(input);
+                }
+            }
+            for seat in 0..self.cores.len() {
+                if self.cores[seat]
+                    .next_deadline()
+                    .is_some_and(|t| t <= self.now)
+                {
+                    self.step(seat, Input::Tick);
+                }
+            }
+        }
+        self.now = end;
+    }
+
+    fn settle(&mut self) {
+        while let Some(seat) = (0..self.queues.len()).find(|s| !self.queues[*s].is_empty()) {
+            while let Some(input) = self.queues[seat].pop_front() {
+                self.step(seat, input);
+            }
+            self.step(seat, Input::Flush);
+        }
+    }
+
+    fn after(&mut self, ms: u64, seat: usize, input: Input) {
+        self.next += 1;
+        self.parked.insert(self.next, input);
+        let at = self.now.after(Micros::from_ms(ms));
+        self.later
+            .push(std::cmp::Reverse((at, self.next, seat, self.next)));
+    }
+
+    fn step(&mut self, seat: usize, input: Input) {
+        for output in self.cores[seat].step(self.now, input) {
+            self.trace
+                .push_str(&format!("{} {seat} {output:?}\n", self.now.0));
+            self.carry_out(seat, output);
+        }
+    }
+
+    fn carry_out(&mut self, seat: usize, output: Output) {
+        let from = SeatId(u16::try_from(seat).expect("small"));
+        match output {
+            Output::Multicast(message) => self.multicast(from, message),
+            Output::SendPeer { to, message } => {
+                self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
+            }
+            Output::Create(replica) => {
+                let guest = Guest {
+                    running: true,
+                    position: Position(0),
+                    state: Hash::default(),
+                    executed: Vec::new(),
+                    fault: None,
+                    backlog: VecDeque::new(),
+                };
+                self.guests.insert(replica, guest);
+                self.after(300, seat, Input::Booted(replica));
+            }
+            Output::Load { replica, upto } => {
+                let state = self.agreed[&(from, upto)];
+                self.work(seat, replica, Work::Load(state, upto));
+            }
+            Output::Execute { replica, request } => {
+                self.work(seat, replica, Work::Execute(request));
+            }
+            Output::Apply {
+                replica,
+                updates,
+                upto,
+                root,
+            } => self.work(seat, replica, Work::Apply(updates, upto, root)),
+            Output::Unpause(replica) => {
+                if let Some(guest) = self.guests.get_mut(&replica) {
+                    guest.running = true;
+                    let silent = guest.fault == Some(Fault::Silent);
+                    let backlog = if silent {
+                        VecDeque::new()
+                    } else {
+                        std::mem::take(&mut guest.backlog)
+                    };
+                    self.after(5, seat, Input::Unpaused(replica));
+                    backlog
+                        .into_iter()
+                        .for_each(|w| self.work(seat, replica, w));
+                }
+            }
+            Output::Pause(replica) => {
+                if let Some(guest) = self.guests.get_mut(&replica) {
+                    guest.running = false;
+                    self.after(2, seat, Input::Paused(replica));
+                }
+            }
+            Output::Quarantine(replica) | Output::Destroy(replica) => {
+                self.guests.remove(&replica);
+            }
+            Output::Answer {
+                id,
+                position,
+                outcome,
+            } => {
+                let before = self.answers.insert(id.number, (position, outcome));
+                assert!(before.is_none(), "request {id:?} was answered twice");
+            }
+            Output::Decided(decided) => {
+                let before = self.agreed.get(&(from, decided.position.previous()));
+                let before = before.copied().unwrap_or_default();
+                let after = if decided.class == Class::Write {
+                    chain(before, &decided.update)
+                } else {
+                    before
+                };
+                self.agreed.insert((from, decided.position), after);
+            }
+            Output::Notice(notice) => self.notices.push((from, notice)),
+        }
+    }
+
+    fn multicast(&mut self, from: SeatId, message: GroupMessage) {
+        for queue in &mut self.queues {
+            queue.push_back(Input::Delivered {
+                from,
+                message: message.clone(),
+            });
+        }
+    }
+
+    fn work(&mut self, seat: usize, replica: ReplicaId, work: Work) {
+        let Some(guest) = self.guests.get_mut(&replica) else {
+            return;
+        };
+        if !guest.running {
+            guest.backlog.push_back(work);
+            return;
+        }
+        if guest.fault == Some(Fault::Silent) {
+            guest.backlog.push_back(work);
+            return;
+        }
+        let mut delay = 1;
+        let input = match work {
+            Work::Load(state, upto) => {
+                guest.state = state;
+                guest.position = upto;
+                Input::Applied {
+                    replica,
+                    position: upto,
+                    root: None,
+                }
+            }
+            Work::Apply(updates, upto, root) => {
+                for (position, update) in updates {
+                    assert!(
+                        position > guest.position,
+                        "update {position} is applied twice"
+                    );
+                    guest.state = chain(guest.state, &update);
+                }
+                guest.position = upto;
+                Input::Applied {
+                    replica,
+                    position: upto,
+                    root: guest.root(root),
+                }
+            }
+            Work::Execute(request) => {
+                assert_eq!(request.position, guest.position.next(), "{replica}");
+                guest.position = request.position;
+                guest.executed.push(request.position);
+                if let Some(Fault::WrongAndLate(ms)) = guest.fault {
+                    delay = ms;
+                }
+                guest.execute(replica, &request)
+            }
+        };
+        self.after(delay, seat, input);
+    }
+}
+
+impl Guest {
+    fn root(&self, wanted: RootRequest) -> Option<Hash> {
+        match (wanted, self.fault) {
+            (RootRequest::No, _) => None,
+            (_, Some(Fault::WrongRoot)) => Some(Hash::of(b"wrong")),
+            _ => Some(self.state),
+        }
+    }
+
+    fn execute(&mut self, replica: ReplicaId, request: &Execute) -> Input {
+        let mut update = Bytes::new();
+        if request.class == Class::Write {
+            let mut bytes = [b"update of ", &request.request[..]].concat();
+            if self.fault == Some(Fault::WrongUpdate) {
+                bytes.push(b'!');
+            }
+            update = Bytes::from(bytes);
+            self.state = chain(self.state, &update);
+        }
+        let mut page = format!("page of {} at {}", request.position, request.time_us);
+        match self.fault {
+            Some(Fault::WrongReply | Fault::WrongAndLate(_)) => page.push('!'),
+            Some(Fault::WrongReplyOnce) => {
+                page.push('!');
+                self.fault = None;
+            }
+            _ => {}
+        }
+        Input::Executed {
+            replica,
+            position: request.position,
+            outcome: Outcome::Reply(Bytes::from(page)),
+            update,
+            root: self.root(request.root),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Totally ordered group communication: join, multicast, and one stream of deliveries and views that
+//! is the same at every member (DESIGN §3.2).
+//!
+//! Engines:
+//! - [`local`]: all seats of one host in one process.
+
+pub mod local;
+
+use bytes::Bytes;
+
+/// The number of a member: its seat.
+pub type MemberId = u16;
+
+/// What a member receives, in the same order as every other member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A multicast, the sender's own included.
+    Message {
+        /// Who sent it.
+        from: MemberId,
+        /// What was sent.
+        bytes: Bytes,
+    },
+    /// From here on these members take part.
+    View {
+        /// Grows with every view.
+        epoch: u64,
+        /// In ascending order.
+        members: Vec<MemberId>,
+    },
+}
+
+/// The group is gone: every other part of the engine was shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the group was closed")]
+pub struct Closed;
+
+/// One member's end of a group.
+pub trait GroupChannel: Send {
+    /// Sends `bytes` to all members, this one included.
+    ///
+    /// # Errors
+    /// When the group is closed.
+    fn multicast(&self, bytes: Bytes) -> Result<(), Closed>;
+
+    /// The next delivery.
+    ///
+    /// # Errors
+    /// When the group is closed.
+    fn receive(&mut self) -> impl std::future::Future<Output = Result<Delivery, Closed>> + Send;
+
+    /// The next delivery if one is there already.
+    fn try_receive(&mut self) -> Option<Delivery>;
+}

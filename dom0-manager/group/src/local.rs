@@ -1,0 +1,101 @@
+//! The embedded engine for one host: all seats on one machine, in one process. It masks faulty VMs,
+//! not the loss of the host.
+//!
+//! A lock around the members' queues is the whole ordering: whoever holds it appends to all of them.
+
+use crate::{Closed, Delivery, GroupChannel, MemberId};
+use bytes::Bytes;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};
+
+type Queues = Arc<Mutex<Vec<UnboundedSender<Delivery>>>>;
+
+/// One member's end of a local group.
+///
+/// The queues have no bound of their own: what is in flight is bounded by the gateway's admission
+/// limit and by the votes on it.
+#[derive(Debug)]
+pub struct LocalGroup {
+    me: MemberId,
+    queues: Queues,
+    deliveries: UnboundedReceiver<Delivery>,
+}
+
+/// A group of `size` members, numbered from 0. The first delivery of each is the view of all.
+#[must_use]
+pub fn local_group(size: MemberId) -> Vec<LocalGroup> {
+    let view = Delivery::View {
+        epoch: 1,
+        members: (0..size).collect(),
+    };
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..size).map(|_| unbounded_channel()).unzip();
+    for sender in &senders {
+        // The receiver lives in `receivers`, so this cannot fail.
+        let _ = sender.send(view.clone());
+    }
+    let queues: Queues = Arc::new(Mutex::new(senders));
+    (0..size)
+        .zip(receivers)
+        .map(|(me, deliveries)| LocalGroup {
+            me,
+            queues: Arc::clone(&queues),
+            deliveries,
+        })
+        .collect()
+}
+
+impl GroupChannel for LocalGroup {
+    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        for queue in queues.iter() {
+            let message = Delivery::Message {
+                from: self.me,
+                bytes: bytes.clone(),
+            };
+            queue.send(message).map_err(|_| Closed)?;
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self) -> Result<Delivery, Closed> {
+        self.deliveries.recv().await.ok_or(Closed)
+    }
+
+    fn try_receive(&mut self) -> Option<Delivery> {
+        self.deliveries.try_recv().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_members_see_one_order_that_begins_with_the_view() {
+        let mut group = local_group(3);
+        let senders: Vec<Queues> = group.iter().map(|m| Arc::clone(&m.queues)).collect();
+        std::thread::scope(|scope| {
+            for member in &group {
+                let member = LocalGroup {
+                    me: member.me,
+                    queues: Arc::clone(&senders[0]),
+                    deliveries: unbounded_channel().1,
+                };
+                scope.spawn(move || {
+                    for i in 0..500u32 {
+                        member
+                            .multicast(Bytes::copy_from_slice(&i.to_le_bytes()))
+                            .expect("open");
+                    }
+                });
+            }
+        });
+        let mut drain =
+            |i: usize| std::iter::from_fn(|| group[i].try_receive()).collect::<Vec<_>>();
+        let first = drain(0);
+        assert_eq!(first.len(), 1501);
+        assert!(matches!(&first[0], Delivery::View { members, .. } if members.len() == 3));
+        assert_eq!(first, drain(1));
+        assert_eq!(first, drain(2));
+    }
+}

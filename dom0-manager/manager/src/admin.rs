@@ -1,0 +1,184 @@
+//! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
+
+use crate::config::Config;
+use crate::gateway::Clients;
+use crate::journal::Journal;
+use crate::seat::{SeatHandle, Snapshot};
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use bytes::Bytes;
+use serde::Deserialize;
+use spare_agent_client::AgentProxy;
+use spare_protocol::admin::{
+    HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
+};
+use spare_protocol::{Class, SeatId};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// For a scrub: it reads every replica's whole database.
+const SCRUB_LIMIT: Duration = Duration::from_secs(600);
+/// For the agent to tell a VM's usage; status is shown without it rather than late.
+const USAGE_LIMIT: Duration = Duration::from_millis(500);
+/// The longest a client may ask to wait for events.
+const WAIT_MS_MAX: u64 = 60_000;
+
+/// What the API tells about and can do.
+pub(crate) struct Deployment {
+    pub(crate) config: Config,
+    pub(crate) seats: Vec<SeatHandle>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) clients: Arc<Clients>,
+    pub(crate) agent: AgentProxy<'static>,
+    pub(crate) host: (String, String),
+    pub(crate) stop: Arc<Notify>,
+}
+
+/// The API's routes.
+pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/events", get(events))
+        .route("/v1/faults", get(faults))
+        .route("/v1/scrub", post(scrub))
+        .route("/v1/stop", post(stop))
+        .with_state(deployment)
+}
+
+async fn status(State(deployment): State<Arc<Deployment>>) -> Response {
+    match deployment.status().await {
+        Some(status) => Json(status).into_response(),
+        None => failure("the replica manager is stopping"),
+    }
+}
+
+#[derive(Deserialize)]
+struct Window {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn events(
+    State(deployment): State<Arc<Deployment>>,
+    Query(window): Query<Window>,
+) -> Response {
+    let wait = Duration::from_millis(window.wait_ms.min(WAIT_MS_MAX));
+    let until = tokio::time::Instant::now() + wait;
+    Json(deployment.journal.events_after(window.after, until).await).into_response()
+}
+
+async fn faults(State(deployment): State<Arc<Deployment>>) -> Response {
+    Json(deployment.journal.faults()).into_response()
+}
+
+async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
+    let Some((position, _)) = deployment.clients.submit(Class::Scrub, Bytes::new()).await else {
+        return failure("the replicas did not execute the scrub in time");
+    };
+    let until = tokio::time::Instant::now() + SCRUB_LIMIT;
+    let Some(roots) = deployment.journal.scrubbed(position, until).await else {
+        return failure("not all replicas reported their roots in time");
+    };
+    let equal = roots.windows(2).all(|w| w[0].1 == w[1].1);
+    Json(ScrubReport {
+        position: position.0,
+        roots: roots
+            .iter()
+            .map(|(r, h)| (r.to_string(), h.to_string()))
+            .collect(),
+        equal,
+    })
+    .into_response()
+}
+
+async fn stop(State(deployment): State<Arc<Deployment>>) -> Response {
+    deployment.stop.notify_one();
+    Json(serde_json::json!({})).into_response()
+}
+
+fn failure(why: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()).into_response()
+}
+
+impl Deployment {
+    async fn status(&self) -> Option<Status> {
+        let mut seats = Vec::new();
+        let mut first: Option<Snapshot> = None;
+        for handle in &self.seats {
+            let snapshot = handle.snapshot().await?;
+            seats.push(self.seat(handle.seat, &snapshot).await);
+            first.get_or_insert(snapshot);
+        }
+        let first = first?;
+        let serving = self
+            .clients
+            .serving
+            .load(std::sync::atomic::Ordering::Relaxed);
+        let counters = self.journal.counters();
+        let mode = match (serving, first.staffed || counters.requests > 0) {
+            (true, _) => Mode::Serving,
+            (false, true) if !first.can_decide => Mode::DetectOnly,
+            _ => Mode::Starting,
+        };
+        Some(Status {
+            service: self.config.service.name.clone(),
+            mode,
+            engine: "local".into(),
+            faults: self.config.group.faults,
+            epoch: first.epoch,
+            ordered: first.ordered.0,
+            decided: first.agreed.0,
+            updates_max: self.config.replication.updates_max as u64,
+            gateway: format!("http://{}", self.clients.limits.listen),
+            hosts: vec![HostStatus {
+                name: self.host.0.clone(),
+                accelerator: self.host.1.clone(),
+                agent: self.agent_answers().await,
+            }],
+            seats,
+            counters,
+            last_conviction: self.journal.last_conviction(),
+        })
+    }
+
+    async fn agent_answers(&self) -> bool {
+        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.host()).await;
+        matches!(call, Ok(Ok(_)))
+    }
+
+    async fn seat(&self, seat: SeatId, snapshot: &Snapshot) -> SeatStatus {
+        let mut replicas = Vec::new();
+        for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
+            let usage = match view.state {
+                ReplicaState::Quarantined | ReplicaState::Lost | ReplicaState::Destroyed => None,
+                _ => self.usage(&view.replica.to_string()).await,
+            };
+            replicas.push(ReplicaStatus {
+                replica: view.replica.to_string(),
+                state: view.state,
+                position: view.position.map_or(0, |p| p.0),
+                clean: view.clean,
+                updates_waiting: view.updates_waiting.unwrap_or(0) as u64,
+                suspicions: u32::try_from(view.suspicions).unwrap_or(u32::MAX),
+                cpu_ms: usage.map(|(cpu_ns, _)| cpu_ns / 1_000_000),
+                memory_kib: usage.map(|(_, memory)| memory),
+            });
+        }
+        SeatStatus {
+            seat: seat.0,
+            host: self.host.0.clone(),
+            replicas,
+        }
+    }
+
+    async fn usage(&self, replica: &str) -> Option<(u64, u64)> {
+        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.usage(replica)).await;
+        call.ok()?.ok()
+    }
+}

@@ -1,0 +1,363 @@
+//! `spare.toml`. `docs/configuration.md` explains each key.
+
+use serde::Deserialize;
+use spare_core::Micros;
+use spare_protocol::SeatId;
+use spare_settings::SettingsError;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The replica manager's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) service: Service,
+    pub(crate) group: Group,
+    #[serde(default)]
+    pub(crate) gateway: Gateway,
+    #[serde(default)]
+    pub(crate) requests: Requests,
+    #[serde(default)]
+    pub(crate) normalise: Normalise,
+    #[serde(default)]
+    pub(crate) replication: Replication,
+    #[serde(default)]
+    pub(crate) agent: Agent,
+    #[serde(default)]
+    pub(crate) admin: Admin,
+    #[serde(default)]
+    pub(crate) store: Store,
+}
+
+/// What is replicated.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Service {
+    /// Its name.
+    pub(crate) name: String,
+    /// The image its replicas boot from, as the agent knows it.
+    pub(crate) image: String,
+}
+
+/// The group engines.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Engine {
+    /// All seats on this host, in this process.
+    Local,
+}
+
+/// The group of replica managers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Group {
+    pub(crate) engine: Engine,
+    /// f.
+    pub(crate) faults: u16,
+}
+
+/// Where clients connect, and what one client may take.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Gateway {
+    pub(crate) listen: SocketAddr,
+    /// Requests in flight; above that a client gets 503 with `Retry-After`.
+    pub(crate) requests_max: usize,
+    /// Open connections.
+    pub(crate) connections_max: usize,
+    pub(crate) header_bytes_max: usize,
+    pub(crate) body_bytes_max: usize,
+    /// For a client to send its request line and headers.
+    pub(crate) header_timeout_ms: u64,
+    /// For a client to send its body.
+    pub(crate) body_timeout_ms: u64,
+    /// For the group to answer.
+    pub(crate) reply_timeout_ms: u64,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Gateway {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            requests_max: 1024,
+            connections_max: 4096,
+            header_bytes_max: 64 << 10,
+            body_bytes_max: 1 << 20,
+            header_timeout_ms: 10_000,
+            body_timeout_ms: 30_000,
+            reply_timeout_ms: 60_000,
+        }
+    }
+}
+
+/// Which requests are reads; everything else is a write.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Requests {
+    /// Methods whose requests are reads, unless a rule below says otherwise.
+    pub(crate) read_methods: Vec<String>,
+    /// Requests whose path begins with one of these are writes whatever their method.
+    pub(crate) write_paths: Vec<String>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Requests {
+            read_methods: vec!["GET".into(), "HEAD".into()],
+            write_paths: Vec::new(),
+        }
+    }
+}
+
+/// What may differ between the replies of correct replicas. Applied by the manager before hashing.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Normalise {
+    /// Headers to leave out.
+    pub(crate) drop_headers: Vec<String>,
+    /// Parts of bodies to replace.
+    pub(crate) body: Vec<BodyRule>,
+}
+
+impl Default for Normalise {
+    fn default() -> Self {
+        Normalise {
+            drop_headers: vec!["date".into(), "server".into()],
+            body: Vec::new(),
+        }
+    }
+}
+
+/// Replaces what matches a regular expression in bodies of one content type.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BodyRule {
+    /// The rule holds for bodies whose `Content-Type` begins with this.
+    pub(crate) content_type: String,
+    /// A regular expression.
+    pub(crate) pattern: String,
+    /// What stands in its place; `$1` is the first group.
+    pub(crate) replacement: String,
+}
+
+/// The protocol's limits.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Replication {
+    /// k.
+    pub(crate) updates_max: usize,
+    /// c.
+    pub(crate) checkpoint_writes: u64,
+    pub(crate) vote_timeout_ms: u64,
+    pub(crate) delivery_timeout_ms: u64,
+    pub(crate) help_timeout_ms: u64,
+    pub(crate) apply_timeout_ms: u64,
+    pub(crate) build_timeout_ms: u64,
+    pub(crate) awake_min_ms: u64,
+    pub(crate) awake_max_ms: u64,
+    pub(crate) suspicion_threshold: usize,
+    pub(crate) suspicion_window: u64,
+}
+
+impl Default for Replication {
+    fn default() -> Self {
+        Replication {
+            updates_max: 200,
+            checkpoint_writes: 200,
+            vote_timeout_ms: 2000,
+            delivery_timeout_ms: 10_000,
+            help_timeout_ms: 2000,
+            apply_timeout_ms: 15_000,
+            build_timeout_ms: 180_000,
+            awake_min_ms: 1000,
+            awake_max_ms: 30_000,
+            suspicion_threshold: 100,
+            suspicion_window: 1000,
+        }
+    }
+}
+
+/// The agent.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Agent {
+    pub(crate) socket: PathBuf,
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Agent {
+            socket: "/run/spare/agent.sock".into(),
+        }
+    }
+}
+
+/// The admin API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Admin {
+    pub(crate) socket: PathBuf,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin {
+            socket: "/run/spare/admin.sock".into(),
+        }
+    }
+}
+
+/// The folder for the ordered log and for evidence.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Store {
+    pub(crate) directory: PathBuf,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store {
+            directory: "/var/lib/spare/manager".into(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub(crate) fn read(path: &Path) -> Result<Config, SettingsError> {
+        let config: Config = spare_settings::read(path)?;
+        config
+            .check()
+            .map_err(|problem| SettingsError::value(path, problem))?;
+        Ok(config)
+    }
+
+    /// What one seat's core is told.
+    pub(crate) fn core(&self, me: SeatId) -> spare_core::Config {
+        let r = &self.replication;
+        spare_core::Config {
+            me,
+            seats: (0..=self.group.faults).map(SeatId).collect(),
+            faults: self.group.faults,
+            updates_max: r.updates_max,
+            checkpoint_writes: r.checkpoint_writes,
+            vote_timeout: Micros::from_ms(r.vote_timeout_ms),
+            delivery_timeout: Micros::from_ms(r.delivery_timeout_ms),
+            help_timeout: Micros::from_ms(r.help_timeout_ms),
+            apply_timeout: Micros::from_ms(r.apply_timeout_ms),
+            build_timeout: Micros::from_ms(r.build_timeout_ms),
+            awake_min: Micros::from_ms(r.awake_min_ms),
+            awake_max: Micros::from_ms(r.awake_max_ms),
+            suspicion_threshold: r.suspicion_threshold,
+            suspicion_window: r.suspicion_window,
+            announce_delay: Micros::from_ms(2),
+        }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.group.faults > 8 {
+            return Err(format!(
+                "group.faults: {} faulty replicas would need {} hosts' worth of replicas; write 8 or less",
+                self.group.faults,
+                self.group.faults + 1
+            ));
+        }
+        self.core(SeatId(0)).check().map_err(|e| e.to_string())?;
+        let r = &self.replication;
+        if r.delivery_timeout_ms < r.vote_timeout_ms {
+            return Err(format!(
+                "replication.delivery_timeout_ms: {} is less than vote_timeout_ms ({}); silence of all \
+                 must be waited for longer than the silence of one",
+                r.delivery_timeout_ms, r.vote_timeout_ms
+            ));
+        }
+        if r.awake_max_ms < r.awake_min_ms {
+            return Err("replication.awake_max_ms is less than awake_min_ms".into());
+        }
+        let g = &self.gateway;
+        let zero = [
+            ("gateway.requests_max", g.requests_max as u64),
+            ("gateway.connections_max", g.connections_max as u64),
+            ("gateway.header_timeout_ms", g.header_timeout_ms),
+            ("gateway.body_timeout_ms", g.body_timeout_ms),
+            ("gateway.reply_timeout_ms", g.reply_timeout_ms),
+            ("replication.vote_timeout_ms", r.vote_timeout_ms),
+            ("replication.help_timeout_ms", r.help_timeout_ms),
+            ("replication.apply_timeout_ms", r.apply_timeout_ms),
+            ("replication.build_timeout_ms", r.build_timeout_ms),
+        ];
+        if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("{name} is 0; leave it out for its default"));
+        }
+        // hyper refuses a smaller read buffer.
+        if g.header_bytes_max < 8192 {
+            return Err("gateway.header_bytes_max must be at least 8192".into());
+        }
+        // A request must fit into a frame of the guest channel with room for its encoding.
+        if g.body_bytes_max > 16 << 20 {
+            return Err("gateway.body_bytes_max must be at most 16777216 (16 MiB)".into());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALLEST: &str =
+        "[service]\nname = \"a\"\nimage = \"a-tiny\"\n[group]\nengine = \"local\"\nfaults = 1\n";
+
+    fn parse(more: &str) -> Result<(), String> {
+        let path = Path::new("spare.toml");
+        let config: Config =
+            spare_settings::parse(path, &format!("{SMALLEST}{more}")).map_err(|e| e.to_string())?;
+        config.check()
+    }
+
+    #[test]
+    fn the_smallest_configuration_is_complete() {
+        assert_eq!(parse(""), Ok(()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line_and_the_nearest_right_key() {
+        assert_eq!(
+            parse("[gateway]\nlisten_on = \"127.0.0.1:1\"\n"),
+            Err("spare.toml:8: unknown key \"listen_on\"; did you mean \"listen\"?".into())
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_by_name() {
+        for (text, named) in [
+            ("[replication]\nupdates_max = 0\n", "updates_max"),
+            (
+                "[replication]\ndelivery_timeout_ms = 5\n",
+                "delivery_timeout_ms",
+            ),
+            ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
+            ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
+        ] {
+            let problem = parse(text).expect_err(text);
+            assert!(problem.contains(named), "{problem}");
+        }
+    }
+
+    #[test]
+    fn the_example_configuration_is_valid_and_names_every_key_with_its_default() {
+        let text = include_str!("../spare.toml.example");
+        let example: Config =
+            spare_settings::parse(Path::new("spare.toml.example"), text).expect("valid");
+        assert_eq!(example.check(), Ok(()));
+        let smallest: Config = spare_settings::parse(Path::new("x"), SMALLEST).expect("valid");
+        assert_eq!(
+            format!("{:?}", example.replication),
+            format!("{:?}", smallest.replication)
+        );
+        assert_eq!(
+            format!("{:?}", example.gateway),
+            format!("{:?}", smallest.gateway)
+        );
+    }
+}

@@ -1,0 +1,392 @@
+//! One task for each guest's channel: frames in both directions, sessions, and what a hostile guest
+//! may do to nobody but itself (`docs/channel.md`).
+
+use bytes::Bytes;
+use spare_core::Input;
+use spare_protocol::channel::{
+    Decoded, Frame, FrameDecoder, FromGuest, Outcome, ToGuest, CHANNEL_VERSION, REASON_BYTES_MAX,
+};
+use spare_protocol::group::LossReason;
+use spare_protocol::{Position, ReplicaId};
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::normalise::Normaliser;
+
+/// Messages that may wait for a guest that does not read. Twice the gateway's default limit of
+/// requests in flight: a guest this far behind is of no use.
+const QUEUE_MESSAGES_MAX: usize = 2048;
+/// Bytes that belong to no frame or to an old session, before the guest's first `Hello`: what was in
+/// the port's buffers when the manager connected.
+const STALE_BYTES_MAX: usize = 1 << 20;
+const READ_BYTES: usize = 64 << 10;
+
+/// The manager's end of one guest's channel. Dropping it ends the channel.
+#[derive(Debug)]
+pub(crate) struct GuestChannel {
+    queue: mpsc::Sender<ToGuest>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for GuestChannel {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The guest has not read for too long.
+#[derive(Debug)]
+pub(crate) struct Stalled;
+
+impl GuestChannel {
+    /// Opens a session with the guest behind `stream`; what it says arrives as inputs of its seat.
+    pub(crate) fn open(
+        replica: ReplicaId,
+        stream: UnixStream,
+        normaliser: Arc<Normaliser>,
+        inputs: mpsc::Sender<Input>,
+    ) -> GuestChannel {
+        let session = rand::random::<u32>().max(1);
+        let (read, write) = stream.into_split();
+        let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES_MAX);
+        let reader = Reader {
+            replica,
+            session,
+            normaliser,
+            inputs: inputs.clone(),
+            decoder: FrameDecoder::new(),
+            sequence: 0,
+            stale_bytes: 0,
+        };
+        let tasks = vec![
+            tokio::spawn(reader.run(read)),
+            tokio::spawn(write_frames(replica, session, write, waiting, inputs)),
+        ];
+        GuestChannel { queue, tasks }
+    }
+
+    /// Sends without waiting.
+    pub(crate) fn send(&self, message: ToGuest) -> Result<(), Stalled> {
+        self.queue.try_send(message).map_err(|_| Stalled)
+    }
+
+    /// For messages that may wait until the guest has read others.
+    pub(crate) fn queue(&self) -> mpsc::Sender<ToGuest> {
+        self.queue.clone()
+    }
+}
+
+async fn write_frames(
+    replica: ReplicaId,
+    session: u32,
+    mut stream: OwnedWriteHalf,
+    mut waiting: mpsc::Receiver<ToGuest>,
+    inputs: mpsc::Sender<Input>,
+) {
+    let hello = ToGuest::Hello {
+        version: CHANNEL_VERSION,
+    };
+    let mut message = Some(hello);
+    let mut sequence = 0;
+    while let Some(next) = message {
+        sequence += 1;
+        let frame = Frame {
+            session,
+            sequence,
+            payload: Bytes::from(spare_protocol::encode(&next)),
+        };
+        if let Err(error) = stream.write_all(&frame.to_bytes()).await {
+            let reason = LossReason::VmStopped(format!("its channel was closed: {error}"));
+            let _ = inputs.send(Input::Failed { replica, reason }).await;
+            return;
+        }
+        message = waiting.recv().await;
+    }
+}
+
+struct Reader {
+    replica: ReplicaId,
+    session: u32,
+    normaliser: Arc<Normaliser>,
+    inputs: mpsc::Sender<Input>,
+    decoder: FrameDecoder,
+    /// Of the last frame of this session; 0 before the guest's `Hello`.
+    sequence: u64,
+    stale_bytes: usize,
+}
+
+impl Reader {
+    async fn run(mut self, mut stream: OwnedReadHalf) {
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            let end = match stream.read(&mut buffer).await {
+                Ok(0) => "its channel was closed".to_owned(),
+                Ok(length) => {
+                    self.decoder.push(&buffer[..length]);
+                    match self.drain().await {
+                        Ok(()) => continue,
+                        Err(()) => return,
+                    }
+                }
+                Err(error) => format!("its channel failed: {error}"),
+            };
+            let reason = LossReason::VmStopped(end);
+            let replica = self.replica;
+            let _ = self.inputs.send(Input::Failed { replica, reason }).await;
+            return;
+        }
+    }
+
+    /// Handles every whole frame that arrived; an error ends the channel.
+    async fn drain(&mut self) -> Result<(), ()> {
+        while let Some(found) = self.decoder.next() {
+            let input = match self.understand(found) {
+                Ok(None) => continue,
+                Ok(Some(input)) => input,
+                Err(reason) => {
+                    let replica = self.replica;
+                    let _ = self.inputs.send(Input::Violated { replica, reason }).await;
+                    return Err(());
+                }
+            };
+            self.inputs.send(input).await.map_err(|_| ())?;
+        }
+        Ok(())
+    }
+
+    /// What a frame means; an error is a broken rule.
+    fn understand(&mut self, found: Decoded) -> Result<Option<Input>, String> {
+        let frame = match found {
+            Decoded::Skipped(bytes) => return self.skip(bytes, "bytes that belong to no frame"),
+            Decoded::Frame(frame) if frame.session != self.session => {
+                return self.skip(frame.payload.len() + 1, "frames of another session")
+            }
+            Decoded::Frame(frame) => frame,
+        };
+        if frame.sequence != self.sequence + 1 {
+            return Err(format!(
+                "frame {} on its channel follows frame {}",
+                frame.sequence, self.sequence
+            ));
+        }
+        self.sequence = frame.sequence;
+        let message: FromGuest = spare_protocol::decode(&frame.payload)
+            .map_err(|e| format!("a frame on its channel holds no message: {e}"))?;
+        self.translate(message)
+    }
+
+    fn skip(&mut self, bytes: usize, what: &str) -> Result<Option<Input>, String> {
+        self.stale_bytes += bytes;
+        if self.sequence == 0 && self.stale_bytes <= STALE_BYTES_MAX {
+            Ok(None)
+        } else {
+            Err(format!("{} {what} on its channel", self.stale_bytes))
+        }
+    }
+
+    fn translate(&self, message: FromGuest) -> Result<Option<Input>, String> {
+        let replica = self.replica;
+        let input = match message {
+            FromGuest::Hello { version, position } => {
+                if self.sequence != 1 {
+                    return Err("it said hello again".into());
+                }
+                if version != CHANNEL_VERSION || position != Position(0) {
+                    let reason = LossReason::Broken(format!(
+                        "its shim speaks version {version} of the channel and is at position {position}; \
+                         version {CHANNEL_VERSION} and position 0 are needed. Rebuild the image."
+                    ));
+                    return Ok(Some(Input::Failed { replica, reason }));
+                }
+                Input::Booted(replica)
+            }
+            FromGuest::Executed {
+                position,
+                outcome,
+                update,
+                root,
+            } => Input::Executed {
+                replica,
+                position,
+                outcome: self.normalise(outcome)?,
+                update,
+                root,
+            },
+            FromGuest::Applied { position, root } => Input::Applied {
+                replica,
+                position,
+                root,
+            },
+            FromGuest::Broken { mut reason } => {
+                let end = (0..=REASON_BYTES_MAX.min(reason.len()))
+                    .rev()
+                    .find(|i| reason.is_char_boundary(*i));
+                reason.truncate(end.unwrap_or(0));
+                let reason = LossReason::Broken(reason);
+                Input::Failed { replica, reason }
+            }
+        };
+        Ok(Some(input))
+    }
+
+    fn normalise(&self, outcome: Outcome) -> Result<Outcome, String> {
+        match outcome {
+            Outcome::WriteInRead => Ok(Outcome::WriteInRead),
+            // A scrub has no reply.
+            Outcome::Reply(reply) if reply.is_empty() => Ok(Outcome::Reply(reply)),
+            Outcome::Reply(reply) => self
+                .normaliser
+                .normalise(&reply)
+                .map(Outcome::Reply)
+                .map_err(|e| format!("its reply is no HTTP reply: {e}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Normalise;
+
+    struct Guest {
+        stream: UnixStream,
+        inputs: mpsc::Receiver<Input>,
+        session: u32,
+        _channel: GuestChannel,
+    }
+
+    const REPLICA: ReplicaId = ReplicaId {
+        seat: spare_protocol::SeatId(0),
+        generation: 1,
+    };
+
+    async fn connected() -> Guest {
+        let (ours, mut stream) = UnixStream::pair().expect("socket pair");
+        let (inputs, received) = mpsc::channel(64);
+        let normaliser = Arc::new(Normaliser::new(&Normalise::default()).expect("valid"));
+        let channel = GuestChannel::open(REPLICA, ours, normaliser, inputs);
+        let mut decoder = FrameDecoder::new();
+        let mut buffer = [0; 1024];
+        let hello = loop {
+            let length = stream.read(&mut buffer).await.expect("read");
+            decoder.push(&buffer[..length]);
+            if let Some(Decoded::Frame(frame)) = decoder.next() {
+                break frame;
+            }
+        };
+        Guest {
+            stream,
+            inputs: received,
+            session: hello.session,
+            _channel: channel,
+        }
+    }
+
+    impl Guest {
+        async fn say(&mut self, sequence: u64, message: &FromGuest) {
+            let frame = Frame {
+                session: self.session,
+                sequence,
+                payload: Bytes::from(spare_protocol::encode(message)),
+            };
+            self.stream
+                .write_all(&frame.to_bytes())
+                .await
+                .expect("write");
+        }
+
+        async fn hello(&mut self) {
+            let hello = FromGuest::Hello {
+                version: CHANNEL_VERSION,
+                position: Position(0),
+            };
+            self.say(1, &hello).await;
+            assert!(matches!(
+                self.inputs.recv().await,
+                Some(Input::Booted(REPLICA))
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn stale_bytes_before_hello_are_skipped_and_garbage_after_it_is_a_violation() {
+        let mut guest = connected().await;
+        guest
+            .stream
+            .write_all(b"rest of an old frame")
+            .await
+            .expect("write");
+        guest.hello().await;
+        guest.stream.write_all(b"garbage").await.expect("write");
+        assert!(matches!(
+            guest.inputs.recv().await,
+            Some(Input::Violated { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_giant_length_a_gap_in_the_numbers_and_no_http_are_violations() {
+        let mut guest = connected().await;
+        guest.hello().await;
+        let mut giant = b"SPAR".to_vec();
+        giant.extend_from_slice(&u32::MAX.to_le_bytes());
+        giant.extend_from_slice(&[0; 64]);
+        guest.stream.write_all(&giant).await.expect("write");
+        assert!(matches!(
+            guest.inputs.recv().await,
+            Some(Input::Violated { .. })
+        ));
+
+        let mut guest = connected().await;
+        guest.hello().await;
+        let applied = FromGuest::Applied {
+            position: Position(1),
+            root: None,
+        };
+        guest.say(3, &applied).await;
+        assert!(matches!(
+            guest.inputs.recv().await,
+            Some(Input::Violated { .. })
+        ));
+
+        let mut guest = connected().await;
+        guest.hello().await;
+        let executed = FromGuest::Executed {
+            position: Position(1),
+            outcome: Outcome::Reply(Bytes::from_static(b"\xff\xff\xff")),
+            update: Bytes::new(),
+            root: None,
+        };
+        guest.say(2, &executed).await;
+        assert!(matches!(
+            guest.inputs.recv().await,
+            Some(Input::Violated { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn endless_stale_bytes_are_a_violation() {
+        let mut guest = connected().await;
+        let junk = vec![b'x'; 2 * STALE_BYTES_MAX];
+        let (mut stream, mut inputs) = (guest.stream, guest.inputs);
+        let writer = tokio::spawn(async move {
+            let _ = stream.write_all(&junk).await;
+            stream
+        });
+        assert!(matches!(inputs.recv().await, Some(Input::Violated { .. })));
+        writer.abort();
+        guest.session = 0;
+    }
+
+    #[tokio::test]
+    async fn a_closed_channel_is_a_loss() {
+        let guest = connected().await;
+        let mut inputs = guest.inputs;
+        drop(guest.stream);
+        assert!(matches!(inputs.recv().await, Some(Input::Failed { .. })));
+    }
+}

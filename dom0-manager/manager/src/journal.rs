@@ -1,0 +1,404 @@
+//! What happened, for operators and reports: events, counters, convictions with their evidence, and
+//! how long each fault took to be dealt with.
+//!
+//! What every manager of the group notices alike arrives once from each local seat; it is recorded
+//! from the seat that `Journal` was told to listen to, or, for a replica's own affairs, from the
+//! replica's seat.
+
+use crate::evidence;
+use crate::timeline::Timelines;
+use spare_core::{ConvictionBasis, Evidence, Notice};
+use spare_protocol::admin::{
+    Conviction, ConvictionReason, Counters, Event, EventKind, FaultTimeline, ReplicaState,
+    VoteStatus,
+};
+use spare_protocol::group::LossReason;
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::Notify;
+
+/// Events kept; older ones are in the daemon's log.
+const EVENTS_MAX: usize = 10_000;
+/// Scrubs whose roots are kept until somebody asks for them.
+const SCRUBS_MAX: usize = 16;
+
+/// The journal of one deployment. Its lock is held for moments only.
+pub(crate) struct Journal {
+    inner: Mutex<Inner>,
+    changed: Notify,
+    evidence_folder: PathBuf,
+    voice: SeatId,
+}
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    numbered: u64,
+    counters: Counters,
+    last_conviction: Option<Conviction>,
+    timelines: Timelines,
+    scrubs: BTreeMap<Position, Vec<(ReplicaId, Hash)>>,
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn unix_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}
+
+impl Journal {
+    /// A journal that records what all notice alike from seat `voice`.
+    pub(crate) fn new(voice: SeatId, evidence_folder: PathBuf) -> Journal {
+        Journal {
+            inner: Mutex::default(),
+            changed: Notify::new(),
+            evidence_folder,
+            voice,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records an event that is no notice of the core.
+    pub(crate) fn event(&self, kind: EventKind, replica: Option<ReplicaId>, text: String) {
+        self.lock().event(kind, None, replica, text);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn ordered(&self, class: Class) {
+        let mut inner = self.lock();
+        inner.counters.requests += 1;
+        if class == Class::Write {
+            inner.counters.writes += 1;
+        }
+    }
+
+    /// A local replica's reply arrived from its guest.
+    pub(crate) fn arrived(&self, position: Position, replica: ReplicaId, at: Instant) {
+        self.lock().timelines.arrived(position, replica, at);
+    }
+
+    /// The agreed reply went to the client.
+    pub(crate) fn answered(&self, position: Position) {
+        self.lock().timelines.answered(position, Instant::now());
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.lock().counters
+    }
+
+    pub(crate) fn last_conviction(&self) -> Option<Conviction> {
+        self.lock().last_conviction.clone()
+    }
+
+    pub(crate) fn faults(&self) -> Vec<FaultTimeline> {
+        self.lock().timelines.finished()
+    }
+
+    /// The events numbered above `after`; waits for the first until the deadline.
+    pub(crate) async fn events_after(&self, after: u64, until: tokio::time::Instant) -> Vec<Event> {
+        self.wait_for(until, |inner| {
+            let new: Vec<Event> = inner
+                .events
+                .iter()
+                .filter(|e| e.number > after)
+                .cloned()
+                .collect();
+            (!new.is_empty()).then_some(new)
+        })
+        .await
+        .unwrap_or_default()
+    }
+
+    /// The roots of the scrub at `position`, once all have reported.
+    pub(crate) async fn scrubbed(
+        &self,
+        position: Position,
+        until: tokio::time::Instant,
+    ) -> Option<Vec<(ReplicaId, Hash)>> {
+        self.wait_for(until, |inner| inner.scrubs.get(&position).cloned())
+            .await
+    }
+
+    async fn wait_for<T>(
+        &self,
+        until: tokio::time::Instant,
+        look: impl Fn(&Inner) -> Option<T>,
+    ) -> Option<T> {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(found) = look(&self.lock()) {
+                return Some(found);
+            }
+            if tokio::time::timeout_at(until, changed).await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Records what the core of `seat` noticed.
+    pub(crate) fn record(&self, seat: SeatId, notice: Notice) {
+        if let Notice::Convicted {
+            replica,
+            position,
+            basis,
+            evidence,
+        } = notice
+        {
+            self.convicted(seat, replica, position, &basis, &evidence);
+        } else {
+            self.lock().record(seat, self.voice, notice);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// A conviction is told by the convicted replica's own manager, which alone has the wrong bytes;
+    /// every manager adds the evidence it has.
+    fn convicted(
+        &self,
+        seat: SeatId,
+        replica: ReplicaId,
+        position: Position,
+        basis: &ConvictionBasis,
+        evidence: &Evidence,
+    ) {
+        let folder = self
+            .evidence_folder
+            .join(format!("{replica}-at-{position}"));
+        let shown = !evidence.votes.is_empty();
+        if shown {
+            evidence::keep(folder.clone(), replica, evidence);
+        }
+        if replica.seat != seat {
+            return;
+        }
+        let conviction = Conviction {
+            replica: replica.to_string(),
+            position: position.0,
+            at_us: unix_us(),
+            reason: reason(basis),
+            request: evidence::request_line(&evidence.request),
+            votes: evidence.votes.iter().map(vote_status).collect(),
+            agreed_reply: evidence.agreed_reply.to_string(),
+            agreed_update: evidence.agreed_update.to_string(),
+            evidence: shown.then(|| folder.display().to_string()),
+        };
+        let text = conviction_text(replica, position, basis, &conviction);
+        let mut inner = self.lock();
+        inner.counters.convictions += 1;
+        inner.last_conviction = Some(conviction);
+        inner.timelines.faulty(replica);
+        inner.event(EventKind::Convicted, Some(position), Some(replica), text);
+    }
+}
+
+fn reason(basis: &ConvictionBasis) -> ConvictionReason {
+    match basis {
+        ConvictionBasis::Reply => ConvictionReason::Reply,
+        ConvictionBasis::Update => ConvictionReason::Update,
+        ConvictionBasis::Root { .. } => ConvictionReason::Root,
+        ConvictionBasis::Channel(_) => ConvictionReason::Channel,
+    }
+}
+
+fn vote_status(vote: &spare_protocol::group::Vote) -> VoteStatus {
+    VoteStatus {
+        replica: vote.replica.to_string(),
+        reply: vote.reply.to_string(),
+        update: vote.update.to_string(),
+    }
+}
+
+fn conviction_text(
+    replica: ReplicaId,
+    position: Position,
+    basis: &ConvictionBasis,
+    conviction: &Conviction,
+) -> String {
+    let request = &conviction.request;
+    match basis {
+        ConvictionBasis::Reply => format!(
+            "replica {replica} is convicted: its reply to request {position} ({request}) is not the one \
+             that the others agree on"
+        ),
+        ConvictionBasis::Update => format!(
+            "replica {replica} is convicted: its state update of request {position} ({request}) is not \
+             the one that the others agree on"
+        ),
+        ConvictionBasis::Root { wrong, agreed } => format!(
+            "replica {replica} is convicted: at position {position} its state has the root {}, the \
+             others' {}",
+            wrong.short(),
+            agreed.short()
+        ),
+        ConvictionBasis::Channel(how) => format!("replica {replica} is convicted: {how}"),
+    }
+}
+
+fn loss_text(reason: &LossReason) -> String {
+    match reason {
+        LossReason::VmStopped(why) => format!("its VM stopped ({why})"),
+        LossReason::Broken(why) => format!("it says it is broken ({why})"),
+        LossReason::ApplyTimeout => "it was not brought up to date in time".into(),
+        LossReason::ChannelStalled => "it does not read its channel".into(),
+        LossReason::Hypervisor(why) => format!("the hypervisor could not handle it ({why})"),
+    }
+}
+
+impl Inner {
+    fn event(
+        &mut self,
+        kind: EventKind,
+        position: Option<Position>,
+        replica: Option<ReplicaId>,
+        text: String,
+    ) {
+        self.numbered += 1;
+        match kind {
+            EventKind::Convicted | EventKind::Alarm => tracing::warn!("{text}"),
+            EventKind::Applied | EventKind::Unpaused => tracing::debug!("{text}"),
+            _ => tracing::info!("{text}"),
+        }
+        self.events.push_back(Event {
+            number: self.numbered,
+            at_us: unix_us(),
+            kind,
+            position: position.map(|p| p.0),
+            replica: replica.map(|r| r.to_string()),
+            text,
+        });
+        if self.events.len() > EVENTS_MAX {
+            self.events.pop_front();
+        }
+    }
+
+    /// What concerns one replica's machine is told by its own seat only.
+    fn record(&mut self, seat: SeatId, voice: SeatId, notice: Notice) {
+        match notice {
+            Notice::Unpaused {
+                replica,
+                updates_waiting,
+                helping,
+            } => {
+                self.timelines
+                    .unpaused(replica, updates_waiting, Instant::now());
+                let what = if helping {
+                    "to help"
+                } else {
+                    "to be brought up to date"
+                };
+                let text =
+                    format!("replica {replica} runs {what}; {updates_waiting} updates wait for it");
+                self.event(EventKind::Unpaused, None, Some(replica), text);
+            }
+            Notice::Applied {
+                replica,
+                position,
+                updates,
+            } => {
+                self.timelines.applied(replica, Instant::now());
+                self.counters.passive_updates += 1;
+                let text = format!(
+                    "replica {replica} applied {updates} updates and is at position {position}"
+                );
+                self.event(EventKind::Applied, Some(position), Some(replica), text);
+            }
+            Notice::HelpExecuted { replica, position } => {
+                self.timelines.executed(position, replica, Instant::now());
+                let text = format!(
+                    "replica {replica} executed request {position}, for which it was woken"
+                );
+                self.event(EventKind::Executed, Some(position), Some(replica), text);
+            }
+            Notice::Alarm(text) => self.event(EventKind::Alarm, None, None, text),
+            other if seat == voice => self.record_shared(other),
+            _ => {}
+        }
+    }
+
+    /// What all managers notice alike.
+    fn record_shared(&mut self, notice: Notice) {
+        match notice {
+            Notice::State { replica, state } => {
+                let active = state == ReplicaState::Active;
+                let kind = if active {
+                    EventKind::Active
+                } else {
+                    EventKind::Built
+                };
+                let role = if active { "active" } else { "passive" };
+                let text = format!("replica {replica} is built and {role}");
+                self.event(kind, None, Some(replica), text);
+            }
+            Notice::Mismatch { position } => {
+                self.counters.mismatches += 1;
+                self.timelines.detected(position, Instant::now());
+                let text = format!(
+                    "request {position}: the votes do not make f + 1 equal ones; help is asked for"
+                );
+                self.event(EventKind::Mismatch, Some(position), None, text);
+            }
+            Notice::Silent { position, replica } => {
+                self.counters.suspicions += 1;
+                self.timelines.detected(position, Instant::now());
+                let text = format!("replica {replica} did not vote on request {position} in time");
+                self.event(EventKind::Silent, Some(position), Some(replica), text);
+            }
+            Notice::Woken { position, replica } => {
+                self.counters.wakes += 1;
+                self.timelines.woken(position, replica);
+                let text = format!("replica {replica} is woken for request {position}");
+                self.event(EventKind::Woken, Some(position), Some(replica), text);
+            }
+            Notice::HelpEnded { position } => {
+                let text = format!("request {position} is decided by f + 1 equal votes");
+                self.event(EventKind::Agreed, Some(position), None, text);
+            }
+            Notice::Promoted {
+                replica,
+                instead_of,
+            } => {
+                let place = instead_of.map_or(String::new(), |r| format!(" in the place of {r}"));
+                let text = format!("replica {replica} is active now{place}");
+                self.event(EventKind::Promoted, None, Some(replica), text);
+            }
+            Notice::Slept { replica } => {
+                let text = format!("replica {replica} goes to sleep");
+                self.event(EventKind::Slept, None, Some(replica), text);
+            }
+            Notice::Suspected { replica, missed } => {
+                self.counters.suspicion_pauses += 1;
+                let text =
+                    format!("replica {replica} is paused: it was silent on {missed} requests");
+                self.event(EventKind::Suspected, None, Some(replica), text);
+            }
+            Notice::Lost { replica, reason } => {
+                self.counters.losses += 1;
+                let text = format!("replica {replica} is lost: {}", loss_text(&reason));
+                self.event(EventKind::Lost, None, Some(replica), text);
+            }
+            Notice::CheckpointStable { position, root } => {
+                self.counters.checkpoints += 1;
+                let text = format!("the root at position {position} is {}", root.short());
+                self.event(EventKind::CheckpointStable, Some(position), None, text);
+            }
+            Notice::Scrubbed { position, roots } => {
+                self.scrubs.insert(position, roots);
+                if self.scrubs.len() > SCRUBS_MAX {
+                    self.scrubs.pop_first();
+                }
+            }
+            // Recorded elsewhere, from the seat that they concern.
+            Notice::Unpaused { .. }
+            | Notice::Applied { .. }
+            | Notice::HelpExecuted { .. }
+            | Notice::Convicted { .. }
+            | Notice::Alarm(_) => {}
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! What the replica manager tells operators over its admin API, as JSON.
+//!
+//! | call | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/events?after=N&wait_ms=M` | the [`Event`]s numbered above N; waits up to M for the first |
+//! | `GET /v1/faults` | every [`FaultTimeline`] since the start, bounded in number |
+//! | `POST /v1/scrub` | orders a scrub, waits for it: [`ScrubReport`] |
+//! | `POST /v1/stop` | stops the service and destroys its replicas: `{}` |
+
+use serde::{Deserialize, Serialize};
+
+/// The state of one deployment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of the service.
+    pub service: String,
+    /// What the group does at present.
+    pub mode: Mode,
+    /// The group engine in use.
+    pub engine: String,
+    /// f: how many replicas may be faulty at once.
+    pub faults: u16,
+    /// The primary view's number.
+    pub epoch: u64,
+    /// The last position that was ordered.
+    pub ordered: u64,
+    /// Up to here every request is decided.
+    pub decided: u64,
+    /// k: a passive is brought up to date when this many updates wait for it.
+    pub updates_max: u64,
+    /// Where clients connect.
+    pub gateway: String,
+    /// The machines.
+    pub hosts: Vec<HostStatus>,
+    /// The seats with their replicas.
+    pub seats: Vec<SeatStatus>,
+    /// Counts since the start.
+    pub counters: Counters,
+    /// The newest conviction.
+    pub last_conviction: Option<Conviction>,
+}
+
+/// What the group does at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The first replicas are being built.
+    Starting,
+    /// Requests are answered.
+    Serving,
+    /// Fewer than f+1 replicas can vote: requests get 503 until replicas return.
+    DetectOnly,
+}
+
+/// One machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its name.
+    pub name: String,
+    /// `kvm` or `tcg`.
+    pub accelerator: String,
+    /// Whether its agent answers.
+    pub agent: bool,
+}
+
+/// One seat.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeatStatus {
+    /// Its number.
+    pub seat: u16,
+    /// The host it is on.
+    pub host: String,
+    /// Its replicas, oldest first.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// One replica.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// `seat.generation`.
+    pub replica: String,
+    /// Its state in the life cycle.
+    pub state: ReplicaState,
+    /// The last request whose effects its state contains.
+    pub position: u64,
+    /// Whether it never executed a request.
+    pub clean: bool,
+    /// Agreed updates that wait for it.
+    pub updates_waiting: u64,
+    /// Distinct requests within the window on which it was silent.
+    pub suspicions: u32,
+    /// CPU time its virtual machine used, in milliseconds, if the agent could tell.
+    pub cpu_ms: Option<u64>,
+    /// Memory of its virtual machine, in KiB, if the agent could tell.
+    pub memory_kib: Option<u64>,
+}
+
+/// The state of a replica; the diagram is in the core's module `replica`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaState {
+    /// The VM boots or its state is loaded.
+    Building,
+    /// Paused, kept current by agreed updates.
+    Passive,
+    /// Being unpaused, brought up to date and asked to execute.
+    Activating,
+    /// Executes every request and votes.
+    Active,
+    /// Silent too often: votes no longer, counts as passive, not clean; replaced if it does not catch up.
+    Suspected,
+    /// Convicted: kept for forensics until it is destroyed.
+    Quarantined,
+    /// Its VM died or was given up.
+    Lost,
+    /// Gone.
+    Destroyed,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Requests ordered.
+    pub requests: u64,
+    /// Of these, writes.
+    pub writes: u64,
+    /// Positions on which the active replicas' votes differed.
+    pub mismatches: u64,
+    /// Times a passive was woken to vote.
+    pub wakes: u64,
+    /// Times a passive was brought up to date.
+    pub passive_updates: u64,
+    /// Replicas convicted.
+    pub convictions: u64,
+    /// `SUSPECTED` messages counted.
+    pub suspicions: u64,
+    /// Replicas paused because of too many suspicions.
+    pub suspicion_pauses: u64,
+    /// Replicas whose VM died or was given up.
+    pub losses: u64,
+    /// Checkpoints that became stable.
+    pub checkpoints: u64,
+}
+
+/// Why a replica was convicted, with everything that shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Conviction {
+    /// The convicted replica.
+    pub replica: String,
+    /// The request on which it voted wrongly.
+    pub position: u64,
+    /// When: microseconds since the Unix epoch.
+    pub at_us: i64,
+    /// What was wrong.
+    pub reason: ConvictionReason,
+    /// The request in one line, for HTTP `GET /item?id=3`.
+    pub request: String,
+    /// All votes on it.
+    pub votes: Vec<VoteStatus>,
+    /// Hash of the reply that was agreed on.
+    pub agreed_reply: String,
+    /// Hash of the update that was agreed on.
+    pub agreed_update: String,
+    /// Folder with the request, the agreed and the wrong reply in full.
+    pub evidence: Option<String>,
+}
+
+/// What was wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvictionReason {
+    /// The reply differed from the agreed one.
+    Reply,
+    /// The state update differed from the agreed one.
+    Update,
+    /// The root of its state differed from the agreed one.
+    Root,
+    /// It broke the rules of its channel: garbage, a false checksum, a giant length, an answer to
+    /// nothing.
+    Channel,
+}
+
+/// One replica's vote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoteStatus {
+    /// Who voted.
+    pub replica: String,
+    /// Hash of its reply.
+    pub reply: String,
+    /// Hash of its update.
+    pub update: String,
+}
+
+/// Something that happened, for operators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts from 1.
+    pub number: u64,
+    /// When: microseconds since the Unix epoch.
+    pub at_us: i64,
+    /// What.
+    pub kind: EventKind,
+    /// Where in the order, if it has to do with one request.
+    pub position: Option<u64>,
+    /// Which replica, if it has to do with one.
+    pub replica: Option<String>,
+    /// The whole of it in one sentence.
+    pub text: String,
+}
+
+/// Kinds of [`Event`]s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// The gateway answers clients from now on.
+    Serving,
+    /// A replica's VM is being created.
+    Creating,
+    /// A replica is built: booted, its state loaded.
+    Built,
+    /// A replica executes requests from now on.
+    Active,
+    /// The votes on a request differ.
+    Mismatch,
+    /// A vote did not arrive in time.
+    Silent,
+    /// A passive was chosen to vote (`HELP_ME`, `I_DO`).
+    Woken,
+    /// Its VM runs.
+    Unpaused,
+    /// The waiting updates are applied.
+    Applied,
+    /// It executed the request it was woken for.
+    Executed,
+    /// A request that needed help is decided.
+    Agreed,
+    /// A replica voted otherwise than decided.
+    Convicted,
+    /// A passive takes the place of an active that was convicted, suspected or lost.
+    Promoted,
+    /// A woken passive, or a suspected replica that has caught up, was put to sleep.
+    Slept,
+    /// A replica was silent too often and votes no longer.
+    Suspected,
+    /// A replica's VM died or was given up.
+    Lost,
+    /// A convicted replica's disk and memory were kept.
+    Quarantined,
+    /// A replica's VM is gone.
+    Destroyed,
+    /// A checkpoint's root was agreed on.
+    CheckpointStable,
+    /// Something needs an operator.
+    Alarm,
+}
+
+/// How one mismatch or silence was dealt with. Times are milliseconds since the arrival of the first
+/// reply that turned out to be wrong (or, if a reply was missing, since its timer expired).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultTimeline {
+    /// The request.
+    pub position: u64,
+    /// The replica that was woken.
+    pub woken: String,
+    /// The replica that was found faulty, if any was.
+    pub faulty: Option<String>,
+    /// Updates that waited for the woken replica.
+    pub updates_waiting: u64,
+    /// The votes differed.
+    pub detected_ms: f64,
+    /// The woken replica's VM ran.
+    pub unpaused_ms: f64,
+    /// The waiting updates were applied.
+    pub applied_ms: f64,
+    /// The request was executed.
+    pub executed_ms: f64,
+    /// The agreed reply went to the client.
+    pub agreed_ms: f64,
+}
+
+/// The outcome of a scrub.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Where in the order it took place.
+    pub position: u64,
+    /// Replica and root (hexadecimal) of every replica that reported.
+    pub roots: Vec<(String, String)>,
+    /// Whether all usable replicas reported, and all the same.
+    pub equal: bool,
+}

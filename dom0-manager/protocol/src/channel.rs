@@ -1,0 +1,349 @@
+//! The byte stream between a replica manager and one guest (`docs/channel.md`).
+//!
+//! ```text
+//! offset  bytes  field
+//!      0      4  magic "SPAR"
+//!      4      4  length of the payload in bytes, at most FRAME_BYTES_MAX
+//!      8      4  session: chosen by the manager, new at every (re)connection, never 0
+//!     12      8  sequence number within session and direction, from 1
+//!     20      4  CRC-32 of bytes 4 to 19 and of the payload
+//!     24    ...  payload: one encoded ToGuest or FromGuest
+//! ```
+//! All numbers are little-endian. The stream may begin in the middle of a frame (either side was
+//! restarted, the VM was restored): a reader skips to the next frame whose checksum holds. Frames of
+//! another session are dropped. The manager opens a session with [`ToGuest::Hello`]; the guest
+//! answers in that session with [`FromGuest::Hello`], which says what its state contains. A request
+//! that the guest has already executed is answered from its memory of recent replies, never executed
+//! again.
+
+use crate::{Class, Hash, Position};
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// The first four bytes of every frame.
+pub const MAGIC: [u8; 4] = *b"SPAR";
+/// Bytes before the payload.
+pub const HEADER_BYTES: usize = 24;
+/// The largest payload: a reply of 16 MiB and its update with room for their encoding. A frame that
+/// claims more is garbage.
+pub const FRAME_BYTES_MAX: usize = 20 << 20;
+/// Version of this protocol, exchanged in both `Hello`s.
+pub const CHANNEL_VERSION: u16 = 1;
+/// Name of the virtio-serial port.
+pub const PORT_NAME: &str = "org.spare.shim.0";
+
+/// Which root a replica is to report with its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootRequest {
+    /// None.
+    No,
+    /// The root kept up from the updates; costs next to nothing.
+    Incremental,
+    /// The root of what the database really holds, read afresh; costs a scan.
+    FullScan,
+}
+
+/// From the manager to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToGuest {
+    /// Opens a session.
+    Hello {
+        /// [`CHANNEL_VERSION`] of the manager.
+        version: u16,
+    },
+    /// Execute one request. Requests arrive in the order of their positions; the guest runs reads
+    /// between two exclusive requests concurrently and may answer them out of order.
+    Execute(Execute),
+    /// Bring the state to `upto` by these agreed updates, in order, as one batch. Updates at or
+    /// below the guest's position are dropped.
+    Apply {
+        /// Canonical updates with their positions, ascending.
+        updates: Vec<(Position, Bytes)>,
+        /// The guest's position afterwards (positions without an update changed nothing).
+        upto: Position,
+        /// Whether the answer carries a root.
+        root: RootRequest,
+    },
+    /// A part of the difference between the pristine image and a later state; only ever sent to a
+    /// guest whose position is 0. The parts are canonical updates of disjoint keys.
+    Load {
+        /// One part.
+        part: Bytes,
+        /// With the last part: the position that the state then has. Answered by `Applied`.
+        last: Option<Position>,
+    },
+}
+
+/// One ordered request for a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execute {
+    /// Its place in the order.
+    pub position: Position,
+    /// Read, write or scrub.
+    pub class: Class,
+    /// The agreed time: microseconds since the Unix epoch, greater than that of every request
+    /// before.
+    pub time_us: i64,
+    /// The agreed seed.
+    pub seed: [u8; 32],
+    /// Whether the answer carries a root. Never set for reads.
+    pub root: RootRequest,
+    /// The request: an encoded [`crate::http::HttpRequest`] for the HTTP adapter; empty for a scrub.
+    pub request: Bytes,
+}
+
+/// From a guest to its manager. Hostile input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromGuest {
+    /// Answers `Hello` as soon as the service is ready.
+    Hello {
+        /// [`CHANNEL_VERSION`] of the guest.
+        version: u16,
+        /// What its state contains.
+        position: Position,
+    },
+    /// One request was executed.
+    Executed {
+        /// Which one.
+        position: Position,
+        /// What came of it.
+        outcome: Outcome,
+        /// The canonical update of a write (present even if nothing changed); empty for a read.
+        update: Bytes,
+        /// If one was asked for.
+        root: Option<Hash>,
+    },
+    /// `Apply`, or the last `Load`, is done.
+    Applied {
+        /// The position that the state now has.
+        position: Position,
+        /// If one was asked for.
+        root: Option<Hash>,
+    },
+    /// The replica knows that it is of no more use: its service died, its position is in doubt.
+    Broken {
+        /// For the operator; cut to [`REASON_BYTES_MAX`] by the manager.
+        reason: String,
+    },
+}
+
+/// The longest reason that is kept of a [`FromGuest::Broken`].
+pub const REASON_BYTES_MAX: usize = 512;
+
+/// What came of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The service's reply: an encoded [`crate::http::HttpReply`] for the HTTP adapter.
+    Reply(Bytes),
+    /// A request of class read tried to write. Nothing was changed; it must be ordered as a write.
+    WriteInRead,
+}
+
+/// One frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The session it belongs to.
+    pub session: u32,
+    /// Its number in that session and direction.
+    pub sequence: u64,
+    /// An encoded message.
+    pub payload: Bytes,
+}
+
+impl Frame {
+    /// The bytes of this frame on the wire.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEADER_BYTES + self.payload.len());
+        out.extend_from_slice(&MAGIC);
+        // A payload is never larger than FRAME_BYTES_MAX; a larger one is garbage to the reader.
+        out.extend_from_slice(
+            &u32::try_from(self.payload.len())
+                .unwrap_or(u32::MAX)
+                .to_le_bytes(),
+        );
+        out.extend_from_slice(&self.session.to_le_bytes());
+        out.extend_from_slice(&self.sequence.to_le_bytes());
+        out.extend_from_slice(&checksum(&out[4..20], &self.payload).to_le_bytes());
+        out.extend_from_slice(&self.payload);
+        out
+    }
+}
+
+fn checksum(header: &[u8], payload: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(header);
+    crc.update(payload);
+    crc.finalize()
+}
+
+/// What a [`FrameDecoder`] found in the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A frame whose checksum holds.
+    Frame(Frame),
+    /// This many bytes belonged to no frame and were skipped.
+    Skipped(usize),
+}
+
+/// Finds frames in a byte stream. Holds at most one frame's worth of bytes beyond what was pushed
+/// last, and allocates only for bytes that really arrived.
+#[derive(Debug, Default)]
+pub struct FrameDecoder {
+    buffer: BytesMut,
+}
+
+impl FrameDecoder {
+    /// A decoder at the beginning of a stream.
+    #[must_use]
+    pub fn new() -> FrameDecoder {
+        FrameDecoder::default()
+    }
+
+    /// Adds bytes that arrived. Call [`FrameDecoder::next`] until it returns `None` before adding
+    /// more.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next thing in the stream, or `None` when more bytes are needed.
+    #[allow(clippy::should_implement_trait)] // an iterator's `None` is final, this one's is not
+    pub fn next(&mut self) -> Option<Decoded> {
+        let start = self.find_magic();
+        if start > 0 {
+            self.buffer.advance(start);
+            return Some(Decoded::Skipped(start));
+        }
+        if self.buffer.len() < HEADER_BYTES {
+            return None;
+        }
+        let length = self.u32_at(4) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Some(self.skip_magic());
+        }
+        if self.buffer.len() < HEADER_BYTES + length {
+            return None;
+        }
+        let payload = &self.buffer[HEADER_BYTES..HEADER_BYTES + length];
+        if checksum(&self.buffer[4..20], payload) != self.u32_at(20) {
+            return Some(self.skip_magic());
+        }
+        let session = self.u32_at(8);
+        let sequence = u64::from(self.u32_at(12)) | u64::from(self.u32_at(16)) << 32;
+        let mut frame = self.buffer.split_to(HEADER_BYTES + length).freeze();
+        frame.advance(HEADER_BYTES);
+        Some(Decoded::Frame(Frame {
+            session,
+            sequence,
+            payload: frame,
+        }))
+    }
+
+    /// Bytes before the first place where a frame may begin.
+    fn find_magic(&self) -> usize {
+        (0..self.buffer.len())
+            .find(|&i| {
+                let rest = &self.buffer[i..];
+                rest.iter().zip(MAGIC.iter()).all(|(a, b)| a == b)
+            })
+            .unwrap_or(self.buffer.len())
+    }
+
+    fn skip_magic(&mut self) -> Decoded {
+        self.buffer.advance(MAGIC.len());
+        Decoded::Skipped(MAGIC.len())
+    }
+
+    fn u32_at(&self, at: usize) -> u32 {
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&self.buffer[at..at + 4]);
+        u32::from_le_bytes(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn drain(decoder: &mut FrameDecoder, into: &mut Vec<Frame>) {
+        while let Some(found) = decoder.next() {
+            if let Decoded::Frame(frame) = found {
+                into.push(frame);
+            }
+        }
+    }
+
+    fn frame(sequence: u64, payload: Vec<u8>) -> Frame {
+        Frame {
+            session: 7,
+            sequence,
+            payload: payload.into(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn frames_survive_any_fragmentation(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..6),
+            cut in 1usize..64,
+        ) {
+            let frames: Vec<Frame> =
+                payloads.into_iter().enumerate().map(|(i, p)| frame(i as u64 + 1, p)).collect();
+            let wire: Vec<u8> = frames.iter().flat_map(Frame::to_bytes).collect();
+            let mut decoder = FrameDecoder::new();
+            let mut found = Vec::new();
+            for part in wire.chunks(cut) {
+                decoder.push(part);
+                drain(&mut decoder, &mut found);
+            }
+            prop_assert_eq!(found, frames);
+        }
+
+        #[test]
+        fn frames_after_garbage_are_found(
+            garbage in prop::collection::vec(any::<u8>(), 0..300),
+            payload in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let wanted = frame(1, payload);
+            let mut decoder = FrameDecoder::new();
+            decoder.push(&garbage);
+            let mut found = Vec::new();
+            drain(&mut decoder, &mut found);
+            decoder.push(&wanted.to_bytes());
+            // Garbage may look like the header of a long frame: then the stream is read on until the
+            // checksum fails. A frame's worth of zeros stands for the traffic that follows.
+            decoder.push(&vec![0; HEADER_BYTES + FRAME_BYTES_MAX]);
+            drain(&mut decoder, &mut found);
+            prop_assert!(found.contains(&wanted));
+        }
+
+        #[test]
+        fn arbitrary_payloads_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = crate::decode::<FromGuest>(&bytes);
+            let _ = crate::decode::<ToGuest>(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_giant_length_is_skipped_without_allocating() {
+        let mut wire = MAGIC.to_vec();
+        wire.extend_from_slice(&u32::MAX.to_le_bytes());
+        wire.extend_from_slice(&[0; 16]);
+        let mut decoder = FrameDecoder::new();
+        decoder.push(&wire);
+        assert_eq!(decoder.next(), Some(Decoded::Skipped(4)));
+        assert!(decoder.buffer.capacity() < 1024);
+    }
+
+    #[test]
+    fn messages_survive_their_encoding() {
+        let message = FromGuest::Executed {
+            position: Position(9),
+            outcome: Outcome::Reply(Bytes::from_static(b"page")),
+            update: Bytes::from_static(b"update"),
+            root: Some(Hash::of(b"root")),
+        };
+        assert_eq!(crate::decode(&crate::encode(&message)), Ok(message));
+    }
+}

@@ -1,0 +1,74 @@
+//! HTTP requests and replies as they travel between gateway, order and guest.
+//!
+//! The replication protocol sees opaque bytes; this is what the gateway and the HTTP adapter of the
+//! shim put into them.
+
+use serde::{Deserialize, Serialize};
+
+/// A header that the shim adds to every request it hands to the service: the agreed time, in
+/// microseconds since the Unix epoch.
+pub const HEADER_TIME: &str = "spare-time";
+/// A header that the shim adds to every request: the agreed seed, 64 hexadecimal digits.
+pub const HEADER_SEED: &str = "spare-seed";
+/// A header that the shim adds to every request: `read` or `write`.
+pub const HEADER_CLASS: &str = "spare-class";
+/// A header with which the service tells the shim that a request of class `read` tried to write.
+/// Its value is `1`. The reply is discarded and the request is ordered again as a write.
+pub const HEADER_WRITE_IN_READ: &str = "spare-write-in-read";
+/// A header of the gateway's reply: the request's position in the order.
+pub const HEADER_POSITION: &str = "spare-position";
+
+/// A request. Header names are in lower case; headers of the connection itself are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpRequest {
+    /// `GET`, `POST`, …
+    pub method: String,
+    /// Path and query, beginning with `/`.
+    pub target: String,
+    /// Name and value, in the client's order.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+/// A reply. Header names are in lower case; headers of the connection itself are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpReply {
+    /// The status code, 200 to 599.
+    pub status: u16,
+    /// Name and value, in the service's order.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+impl HttpReply {
+    /// The first header of that name (lower case), if there is one.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_slice())
+    }
+}
+
+/// Headers that belong to one connection, not to the request or the reply (RFC 9110 §7.6.1), and the
+/// framing of the body, which every hop does anew.
+#[must_use]
+pub fn is_connection_header(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "content-length"
+            | "expect"
+    )
+}

@@ -1,0 +1,376 @@
+//! State updates: the write set of one request in a canonical, implementation-neutral form
+//! (SPARE §4.2).
+//!
+//! Two correct replicas produce the same bytes for the same request, whatever database they run on.
+//! Canonical means: tables sorted by name, at most one operation a key and table, operations sorted
+//! by key, sequences sorted by name, and every value typed.
+//!
+//! An operation carries the hash of the row that it replaces. That makes a silently changed row
+//! visible to the vote as soon as it is written again, and lets the incremental root be kept up
+//! without reading the old row.
+
+use crate::{decode, DecodeError, Hash};
+use serde::{Deserialize, Serialize};
+
+/// A typed value of a column.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Value {
+    /// SQL NULL.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// An integer of any width.
+    Int(i64),
+    /// A floating-point number: the bits of the `f64`, every NaN as `f64::NAN`'s.
+    Float(u64),
+    /// An exact decimal number as text: no exponent, no leading zeros, scale kept (`12.50`).
+    Decimal(String),
+    /// Text, UTF-8.
+    Text(String),
+    /// Raw bytes.
+    Bytes(Vec<u8>),
+    /// A point in time: microseconds since 1970-01-01T00:00:00Z.
+    Timestamp(i64),
+    /// A date: days since 1970-01-01.
+    Date(i32),
+    /// A time of day: microseconds since midnight.
+    Time(i64),
+    /// A UUID.
+    Uuid([u8; 16]),
+}
+
+/// The values of one row, in the order of [`TableUpdate::columns`].
+pub type Row = Vec<Value>;
+/// The values of the key columns of one row, in the order of [`TableUpdate::key`].
+pub type Key = Vec<Value>;
+
+/// The hash of a row as it enters updates and the root: BLAKE3 of the encoding of table name and
+/// values.
+#[must_use]
+pub fn row_hash(table: &str, row: &[Value]) -> Hash {
+    Hash::of(&crate::encode(&(table, row)))
+}
+
+/// What happened to one row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowOp {
+    /// The row now has these values; inserted if it was not there.
+    Put {
+        /// All columns.
+        row: Row,
+        /// [`row_hash`] of the row that was there before the request, if one was.
+        before: Option<Hash>,
+    },
+    /// The row is gone.
+    Delete {
+        /// Its key columns.
+        key: Key,
+        /// [`row_hash`] of the row that was there before the request.
+        before: Hash,
+    },
+}
+
+/// The changes of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableUpdate {
+    /// Name with schema, `public.items`.
+    pub table: String,
+    /// Names of all columns.
+    pub columns: Vec<String>,
+    /// Indexes into `columns` of the key columns.
+    pub key: Vec<u16>,
+    /// The table was emptied first (TRUNCATE); `before` is then `None` in every operation.
+    pub truncated: bool,
+    /// At most one a key, sorted by key.
+    pub ops: Vec<RowOp>,
+}
+
+/// The state of a sequence (or of an auto-increment counter) after the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequenceState {
+    /// The last value handed out, or the first one to hand out if `called` is false.
+    pub last_value: i64,
+    /// Whether `last_value` was handed out already.
+    pub called: bool,
+}
+
+/// The write set of one request, or of several merged in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// Changed tables, sorted by name.
+    pub tables: Vec<TableUpdate>,
+    /// Sequences that moved, sorted by name.
+    pub sequences: Vec<(String, SequenceState)>,
+}
+
+impl RowOp {
+    /// One operation with the effect of this one and then `later`, on the same row; `None` if nothing
+    /// remains to be done.
+    #[must_use]
+    pub fn followed_by(self, later: RowOp) -> Option<RowOp> {
+        let before = match self {
+            RowOp::Put { before, .. } => before,
+            RowOp::Delete { before, .. } => Some(before),
+        };
+        match later {
+            RowOp::Put { row, .. } => Some(RowOp::Put { row, before }),
+            RowOp::Delete { key, .. } => before.map(|before| RowOp::Delete { key, before }),
+        }
+    }
+}
+
+impl TableUpdate {
+    /// The key of an operation of this table.
+    ///
+    /// Columns that the row lacks count as NULL; [`Update::from_bytes`] lets no such row in.
+    #[must_use]
+    pub fn key_of(&self, op: &RowOp) -> Key {
+        match op {
+            RowOp::Delete { key, .. } => key.clone(),
+            RowOp::Put { row, .. } => self
+                .key
+                .iter()
+                .map(|&i| row.get(usize::from(i)).cloned().unwrap_or(Value::Null))
+                .collect(),
+        }
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.key.is_empty() {
+            return Err("a table without a key");
+        }
+        if self
+            .key
+            .iter()
+            .any(|&i| usize::from(i) >= self.columns.len())
+        {
+            return Err("a key column that the table does not have");
+        }
+        let mut last: Option<Key> = None;
+        for op in &self.ops {
+            match op {
+                RowOp::Put { row, before } => {
+                    if row.len() != self.columns.len() {
+                        return Err("a row with more or fewer values than the table has columns");
+                    }
+                    if self.truncated && before.is_some() {
+                        return Err("a row that survived the emptying of its table");
+                    }
+                }
+                RowOp::Delete { key, .. } => {
+                    if key.len() != self.key.len() {
+                        return Err(
+                            "a key with more or fewer values than the table has key columns",
+                        );
+                    }
+                    if self.truncated {
+                        return Err("a row that survived the emptying of its table");
+                    }
+                }
+            }
+            let key = self.key_of(op);
+            if last.as_ref().is_some_and(|l| *l >= key) {
+                return Err("operations out of order");
+            }
+            last = Some(key);
+        }
+        Ok(())
+    }
+
+    /// Adds what `later` did after `self`; both are of the same table with the same columns.
+    fn merge(&mut self, later: TableUpdate) {
+        use std::collections::BTreeMap;
+        if later.truncated {
+            *self = later;
+            return;
+        }
+        let mut ops: BTreeMap<Key, RowOp> = std::mem::take(&mut self.ops)
+            .into_iter()
+            .map(|op| (self.key_of(&op), op))
+            .collect();
+        for op in later.ops {
+            let key = self.key_of(&op);
+            let merged = match ops.remove(&key) {
+                Some(earlier) => earlier.followed_by(op),
+                None => Some(op),
+            };
+            merged.map(|op| ops.insert(key, op));
+        }
+        self.ops = ops.into_values().collect();
+    }
+}
+
+impl Update {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.sequences.is_empty()
+    }
+
+    /// Reads an update and checks that it is canonical.
+    ///
+    /// # Errors
+    /// When the bytes are not an update, or one that breaks a rule of the canonical form.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Update, DecodeError> {
+        let update: Update = decode(bytes)?;
+        update.check().map_err(DecodeError::NotCanonical)?;
+        Ok(update)
+    }
+
+    /// The canonical bytes; what is hashed and voted on.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        crate::encode(self)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        if !self.tables.windows(2).all(|w| w[0].table < w[1].table) {
+            return Err("tables out of order");
+        }
+        if !self.sequences.windows(2).all(|w| w[0].0 < w[1].0) {
+            return Err("sequences out of order");
+        }
+        self.tables.iter().try_for_each(TableUpdate::check)
+    }
+
+    /// Adds what `later` did after `self`. The result, applied once, has the effect of both applied
+    /// in order.
+    pub fn merge(&mut self, later: Update) {
+        for table in later.tables {
+            match self.tables.binary_search_by(|t| t.table.cmp(&table.table)) {
+                Ok(i) => self.tables[i].merge(table),
+                Err(i) => self.tables.insert(i, table),
+            }
+        }
+        for (name, state) in later.sequences {
+            match self.sequences.binary_search_by(|(n, _)| n.cmp(&name)) {
+                Ok(i) => self.sequences[i].1 = state,
+                Err(i) => self.sequences.insert(i, (name, state)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    type Model = BTreeMap<i64, i64>;
+
+    fn table(truncated: bool, ops: Vec<RowOp>) -> TableUpdate {
+        TableUpdate {
+            table: "public.t".into(),
+            columns: vec!["id".into(), "v".into()],
+            key: vec![0],
+            truncated,
+            ops,
+        }
+    }
+
+    fn row(id: i64, v: i64) -> Row {
+        vec![Value::Int(id), Value::Int(v)]
+    }
+
+    fn hash_in(model: &Model, id: i64) -> Option<Hash> {
+        model.get(&id).map(|&v| row_hash("public.t", &row(id, v)))
+    }
+
+    fn apply(model: &mut Model, update: &Update) {
+        for t in &update.tables {
+            if t.truncated {
+                model.clear();
+            }
+            for op in &t.ops {
+                match op {
+                    RowOp::Put { row, before } => {
+                        let (Value::Int(id), Value::Int(v)) = (&row[0], &row[1]) else {
+                            panic!("integers only")
+                        };
+                        assert_eq!(
+                            hash_in(model, *id),
+                            *before,
+                            "the row that was there before"
+                        );
+                        model.insert(*id, *v);
+                    }
+                    RowOp::Delete { key, before } => {
+                        let Value::Int(id) = key[0] else {
+                            panic!("integers only")
+                        };
+                        assert_eq!(hash_in(model, id), Some(*before));
+                        model.remove(&id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `None` deletes, `Some` puts; the empty list empties the table.
+    fn update_for(model: &Model, changes: &[(i64, Option<i64>)]) -> Update {
+        let truncated = changes.is_empty();
+        let changes: BTreeMap<i64, Option<i64>> = changes.iter().copied().collect();
+        let ops = changes
+            .into_iter()
+            .filter_map(|(id, v)| match (v, hash_in(model, id)) {
+                (Some(v), before) => Some(RowOp::Put {
+                    row: row(id, v),
+                    before,
+                }),
+                (None, Some(before)) => Some(RowOp::Delete {
+                    key: vec![Value::Int(id)],
+                    before,
+                }),
+                (None, None) => None,
+            })
+            .collect();
+        Update {
+            tables: vec![table(truncated, ops)],
+            sequences: vec![],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn merged_updates_have_the_effect_of_both_in_order(
+            start in prop::collection::btree_map(0i64..8, 0i64..100, 0..8),
+            steps in prop::collection::vec(
+                prop::collection::vec((0i64..8, prop::option::of(0i64..100)), 0..4), 1..6),
+        ) {
+            let mut one_by_one = start.clone();
+            let mut merged = Update::default();
+            for step in &steps {
+                let update = update_for(&one_by_one, step);
+                prop_assert!(Update::from_bytes(&update.to_bytes()).is_ok());
+                apply(&mut one_by_one, &update);
+                merged.merge(update);
+            }
+            prop_assert_eq!(Update::from_bytes(&merged.to_bytes()), Ok(merged.clone()));
+            let mut at_once = start;
+            apply(&mut at_once, &merged);
+            prop_assert_eq!(one_by_one, at_once);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = Update::from_bytes(&bytes);
+        }
+    }
+
+    #[test]
+    fn updates_out_of_order_are_refused() {
+        let put = |id| RowOp::Put {
+            row: row(id, 0),
+            before: None,
+        };
+        let update = Update {
+            tables: vec![table(false, vec![put(2), put(1)])],
+            sequences: vec![],
+        };
+        assert_eq!(
+            Update::from_bytes(&update.to_bytes()),
+            Err(DecodeError::NotCanonical("operations out of order"))
+        );
+    }
+}

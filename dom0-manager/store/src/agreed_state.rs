@@ -1,0 +1,186 @@
+//! The agreed state as a difference to the pristine image: the newest agreed content of every row
+//! that was ever written. New replicas are loaded with it, so no guest is ever the source of another
+//! guest's state. Its size is bounded by the state's, not by the time it has been kept.
+
+use bytes::Bytes;
+use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
+use spare_protocol::{DecodeError, Position};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default)]
+struct Table {
+    columns: Vec<String>,
+    key: Vec<u16>,
+    truncated: bool,
+    ops: BTreeMap<Key, RowOp>,
+}
+
+/// Every agreed update up to a position, merged.
+#[derive(Clone, Debug, Default)]
+pub struct AgreedState {
+    position: Position,
+    tables: BTreeMap<String, Table>,
+    sequences: BTreeMap<String, SequenceState>,
+}
+
+impl AgreedState {
+    /// The state of the pristine image.
+    #[must_use]
+    pub fn new() -> AgreedState {
+        AgreedState::default()
+    }
+
+    /// Up to here every agreed update is contained.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Adds the next agreed update; an empty one for a request without.
+    ///
+    /// # Errors
+    /// When the bytes are no canonical update. Nothing is changed then, the position neither.
+    pub fn apply(&mut self, position: Position, update: &[u8]) -> Result<(), DecodeError> {
+        if !update.is_empty() {
+            let update = Update::from_bytes(update)?;
+            update.tables.into_iter().for_each(|t| self.apply_table(t));
+            self.sequences.extend(update.sequences);
+        }
+        self.position = position;
+        Ok(())
+    }
+
+    fn apply_table(&mut self, update: TableUpdate) {
+        let keys: Vec<Key> = update.ops.iter().map(|op| update.key_of(op)).collect();
+        let table = self.tables.entry(update.table).or_default();
+        table.columns = update.columns;
+        table.key = update.key;
+        if update.truncated {
+            table.truncated = true;
+            table.ops.clear();
+        }
+        for (key, op) in keys.into_iter().zip(update.ops) {
+            let merged = match table.ops.remove(&key) {
+                Some(earlier) => earlier.followed_by(op),
+                None => Some(op),
+            };
+            merged.map(|op| table.ops.insert(key, op));
+        }
+    }
+
+    /// The whole difference as one canonical update.
+    #[must_use]
+    pub fn into_update(self) -> Update {
+        let tables = self.tables.into_iter().map(|(name, table)| TableUpdate {
+            table: name,
+            columns: table.columns,
+            key: table.key,
+            truncated: table.truncated,
+            ops: table.ops.into_values().collect(),
+        });
+        Update {
+            tables: tables.collect(),
+            sequences: self.sequences.into_iter().collect(),
+        }
+    }
+
+    /// The whole difference as canonical updates of disjoint keys, each of at most `rows_max` rows.
+    /// At least one, so that there is always a last one.
+    #[must_use]
+    pub fn parts(&self, rows_max: usize) -> Vec<Bytes> {
+        let sequences = self.sequences.iter().map(|(n, s)| (n.clone(), *s));
+        let first = Update {
+            tables: Vec::new(),
+            sequences: sequences.collect(),
+        };
+        let mut parts = vec![Bytes::from(first.to_bytes())];
+        for (name, table) in &self.tables {
+            let ops: Vec<&RowOp> = table.ops.values().collect();
+            let chunks = ops.chunks(rows_max.max(1)).map(<[&RowOp]>::to_vec);
+            let emptied = (table.truncated && ops.is_empty()).then(Vec::new);
+            for (i, chunk) in chunks.chain(emptied).enumerate() {
+                let update = TableUpdate {
+                    table: name.clone(),
+                    columns: table.columns.clone(),
+                    key: table.key.clone(),
+                    truncated: table.truncated && i == 0,
+                    ops: chunk.into_iter().cloned().collect(),
+                };
+                let part = Update {
+                    tables: vec![update],
+                    sequences: Vec::new(),
+                };
+                parts.push(Bytes::from(part.to_bytes()));
+            }
+        }
+        parts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::update::{row_hash, Value};
+
+    fn put(id: i64, value: i64, before: Option<i64>) -> RowOp {
+        let row = |v| vec![Value::Int(id), Value::Int(v)];
+        RowOp::Put {
+            row: row(value),
+            before: before.map(|v| row_hash("t", &row(v))),
+        }
+    }
+
+    fn update(truncated: bool, ops: Vec<RowOp>) -> Vec<u8> {
+        let table = TableUpdate {
+            table: "t".into(),
+            columns: vec!["id".into(), "v".into()],
+            key: vec![0],
+            truncated,
+            ops,
+        };
+        let sequences = vec![(
+            "s".to_owned(),
+            SequenceState {
+                last_value: 7,
+                called: true,
+            },
+        )];
+        Update {
+            tables: vec![table],
+            sequences,
+        }
+        .to_bytes()
+    }
+
+    #[test]
+    fn parts_are_canonical_and_merge_to_the_same_as_all_updates_in_order() {
+        let updates = [
+            update(false, vec![put(1, 10, None), put(2, 20, Some(5))]),
+            update(false, vec![put(1, 11, Some(10)), put(3, 30, None)]),
+            update(true, vec![put(4, 40, None)]),
+            update(false, vec![put(4, 41, Some(40)), put(5, 50, None)]),
+        ];
+        let mut state = AgreedState::new();
+        let mut merged = Update::default();
+        for (i, bytes) in updates.iter().enumerate() {
+            state
+                .apply(Position(i as u64 + 1), bytes)
+                .expect("canonical");
+            merged.merge(Update::from_bytes(bytes).expect("canonical"));
+        }
+        let mut from_parts = Update::default();
+        for part in state.parts(1) {
+            from_parts.merge(Update::from_bytes(&part).expect("canonical"));
+        }
+        assert_eq!(from_parts, merged);
+        assert_eq!(state.position(), Position(4));
+        assert_eq!(state.into_update(), merged);
+    }
+
+    #[test]
+    fn what_is_no_update_changes_nothing() {
+        let mut state = AgreedState::new();
+        assert!(state.apply(Position(1), b"garbage").is_err());
+        assert_eq!(state.position(), Position(0));
+    }
+}

@@ -1,0 +1,266 @@
+//! The guest's configuration, `/etc/spare/guest.toml`.
+
+use anyhow::{bail, Context, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where the configuration is if no `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// How the manager is reached.
+    pub channel: Channel,
+    /// The service beside the shim.
+    pub service: Service,
+    /// Its database.
+    pub postgresql: Postgresql,
+}
+
+/// How the manager is reached: exactly one of the two.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Channel {
+    /// Name of a virtio-serial port.
+    pub port: Option<String>,
+    /// A Unix socket to connect to.
+    pub socket: Option<PathBuf>,
+}
+
+/// [`Channel`], checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// The virtio-serial port of that name.
+    VirtioPort(String),
+    /// The Unix socket at that path.
+    UnixSocket(PathBuf),
+}
+
+/// The service beside the shim.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// Program and arguments; started by init.
+    pub command: Vec<String>,
+    /// The user it runs as.
+    pub user: String,
+    /// Where it listens: `unix:/path` or `host:port`.
+    pub address: Address,
+    /// A request that takes longer breaks the replica.
+    #[serde(default = "default_request_timeout_ms")]
+    pub request_timeout_ms: u64,
+    /// Requests made before the shim says that it is ready, so that the first real request
+    /// does not run cold code.
+    #[serde(default)]
+    pub warm_up: Vec<WarmUp>,
+}
+
+fn default_request_timeout_ms() -> u64 {
+    30_000
+}
+
+/// A request of the warm-up: `/target` to get a page, `POST /target form` to send a form. A page is
+/// made as a read, a form as a write, which the shim undoes in the database.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct WarmUp {
+    /// `GET` or `POST`.
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// The form's fields, encoded as in a query.
+    pub form: String,
+}
+
+/// The service's database.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Postgresql {
+    /// Folder of the `postgres` program.
+    pub bin: PathBuf,
+    /// The data folder.
+    pub data: PathBuf,
+    /// Folder of the Unix socket.
+    pub socket_dir: PathBuf,
+    /// Name of the database.
+    pub database: String,
+    /// Name of the logical replication slot.
+    pub slot: String,
+    /// Name of the publication.
+    pub publication: String,
+    /// File with the leaves of the pristine state's root.
+    pub leaves: PathBuf,
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// Host and port.
+    Tcp(String),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Address, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Address::Unix(PathBuf::from(path)));
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Address::Tcp(text.to_owned()))
+            }
+            _ => Err(format!(
+                "\"{text}\" is not an address; write unix:/path or host:port"
+            )),
+        }
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Address, String> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for WarmUp {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<WarmUp, String> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let (method, target, form) = match words[..] {
+            [target] => ("GET", target, ""),
+            ["POST", target] => ("POST", target, ""),
+            ["POST", target, form] => ("POST", target, form),
+            _ => ("GET", "", ""),
+        };
+        if !target.starts_with('/') {
+            return Err(format!(
+                "\"{text}\" is no request for the warm-up; write /page or POST /page a=1&b=2"
+            ));
+        }
+        Ok(WarmUp {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            form: form.to_owned(),
+        })
+    }
+}
+
+impl Config {
+    /// Reads and checks the file.
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn read(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        Config::parse(&text).with_context(|| format!("in the configuration {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Config> {
+        let config: Config = toml::from_str(text)?;
+        config.channel.transport()?;
+        if config.service.command.is_empty() {
+            bail!("service.command is empty; give the program and its arguments");
+        }
+        Ok(config)
+    }
+}
+
+impl Channel {
+    /// The one transport that is configured.
+    ///
+    /// # Errors
+    /// When none or both are.
+    pub fn transport(&self) -> Result<Transport> {
+        match (&self.port, &self.socket) {
+            (Some(port), None) => Ok(Transport::VirtioPort(port.clone())),
+            (None, Some(socket)) => Ok(Transport::UnixSocket(socket.clone())),
+            _ => bail!("[channel] needs either port or socket, not both and not neither"),
+        }
+    }
+}
+
+impl Service {
+    /// How long a request may take.
+    #[must_use]
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        [channel]
+        port = "org.spare.shim.0"
+        [service]
+        command = ["/usr/lib/spare/auction", "serve"]
+        user = "auction"
+        address = "unix:/run/service/http.sock"
+        [postgresql]
+        bin = "/usr/lib/postgresql/15/bin"
+        data = "/var/lib/postgresql/data"
+        socket_dir = "/run/postgresql"
+        database = "auction"
+        slot = "spare"
+        publication = "spare"
+        leaves = "/var/lib/spare/leaves"
+    "#;
+
+    #[test]
+    fn a_complete_file_is_read() {
+        let config = Config::parse(GOOD).expect("a good file");
+        assert_eq!(
+            config.channel.transport().expect("one transport"),
+            Transport::VirtioPort("org.spare.shim.0".into())
+        );
+        assert_eq!(
+            config.service.address,
+            Address::Unix("/run/service/http.sock".into())
+        );
+        assert_eq!(config.service.request_timeout(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn requests_of_the_warm_up_are_pages_or_forms() {
+        let parse = |text: &str| WarmUp::try_from(text.to_owned());
+        let form = parse("POST /bid item=1&bid=2").expect("a form");
+        assert_eq!(
+            (&*form.method, &*form.target, &*form.form),
+            ("POST", "/bid", "item=1&bid=2")
+        );
+        assert_eq!(parse("/?a=b").expect("a page").method, "GET");
+        assert!(parse("DELETE /x").is_err());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (from, to, complaint) in [
+            ("port =", "prot =", "prot"),
+            ("port =", "socket = \"/s\"\nport =", "either port or socket"),
+            ("unix:/run/service/http.sock", "nowhere", "not an address"),
+            (
+                "[\"/usr/lib/spare/auction\", \"serve\"]",
+                "[]",
+                "service.command",
+            ),
+        ] {
+            let text = GOOD.replacen(from, to, 1);
+            let error = format!("{:#}", Config::parse(&text).expect_err("a mistake"));
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+}

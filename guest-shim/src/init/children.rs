@@ -1,0 +1,198 @@
+//! The programs of a guest: how each is started, as whom, and with which limits.
+
+use crate::config::{Address, Config, Postgresql, Service};
+use anyhow::{Context, Result};
+use nix::sys::resource::{setrlimit, Resource};
+use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
+use nix::unistd::{chown, Pid, User};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Processes and threads that the service's user may have. A service that forks without end must not
+/// leave the guest without any.
+const SERVICE_PROCESSES_MAX: u64 = 256;
+/// PostgreSQL's user in Debian.
+const DATABASE_USER: &str = "postgres";
+/// When memory runs out, the kernel ends the service first, the shim and the database last.
+const OOM_SERVICE: i32 = 500;
+const OOM_OTHERS: i32 = -900;
+
+/// A program to be started.
+pub(super) struct Program {
+    name: &'static str,
+    command: Command,
+    user: Option<User>,
+    processes_max: Option<u64>,
+    oom_score: i32,
+    needed: bool,
+}
+
+/// A program that was started.
+pub(super) struct Child {
+    /// What the console calls it.
+    pub(super) name: &'static str,
+    /// Its process.
+    pub(super) pid: Pid,
+    /// Whether the guest is of no use without it.
+    pub(super) needed: bool,
+}
+
+impl Program {
+    /// PostgreSQL, without a port on the network.
+    pub(super) fn database(config: &Postgresql) -> Result<Program> {
+        let mut command = Command::new(config.bin.join("postgres"));
+        command
+            .arg("-D")
+            .arg(&config.data)
+            .arg("-k")
+            .arg(&config.socket_dir);
+        command.args(["-c", "listen_addresses="]);
+        Ok(Program {
+            name: "PostgreSQL",
+            command,
+            user: Some(user(DATABASE_USER)?),
+            processes_max: None,
+            oom_score: OOM_OTHERS,
+            needed: true,
+        })
+    }
+
+    /// The service.
+    pub(super) fn service(config: &Service) -> Result<Program> {
+        let (program, arguments) = config.command.split_first().context("no command")?;
+        let mut command = Command::new(program);
+        command.args(arguments);
+        Ok(Program {
+            name: "the service",
+            command,
+            user: Some(user(&config.user)?),
+            processes_max: Some(SERVICE_PROCESSES_MAX),
+            oom_score: OOM_SERVICE,
+            needed: true,
+        })
+    }
+
+    /// The shim: this program in its other role.
+    pub(super) fn shim(config: &Path) -> Result<Program> {
+        let this = std::env::current_exe().context("cannot find this program's file")?;
+        let mut command = Command::new(this);
+        command.arg("run").arg("--config").arg(config);
+        Ok(Program {
+            name: "the shim",
+            command,
+            user: None,
+            processes_max: None,
+            oom_score: OOM_OTHERS,
+            needed: true,
+        })
+    }
+
+    /// The attacker's door of test images.
+    pub(super) fn door(program: &str) -> Program {
+        let mut command = Command::new(program);
+        command.arg("door");
+        Program {
+            name: "the attacker's door",
+            command,
+            user: None,
+            processes_max: None,
+            oom_score: OOM_OTHERS,
+            needed: false,
+        }
+    }
+}
+
+impl Child {
+    /// Starts a program; its output goes to the console.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    // Not waited for here: the first process collects all that die.
+    #[allow(clippy::zombie_processes)]
+    pub(super) fn start(mut program: Program) -> Result<Child> {
+        let command = &mut program.command;
+        command.stdin(Stdio::null()).current_dir("/");
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LANG", "C.UTF-8");
+        if let Some(user) = &program.user {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+            command.env("HOME", &user.dir).env("USER", &user.name);
+        }
+        if let Some(limit) = program.processes_max {
+            // SAFETY: between fork and exec only system calls are made, no memory is allocated.
+            unsafe {
+                command.pre_exec(move || {
+                    setrlimit(Resource::RLIMIT_NPROC, limit, limit)?;
+                    Ok(())
+                });
+            }
+        }
+        let child = command.spawn().with_context(|| {
+            let file = Path::new(command.get_program());
+            format!("cannot start {} ({})", program.name, file.display())
+        })?;
+        let adjust = format!("/proc/{}/oom_score_adj", child.id());
+        // A process replica on a confined machine may not protect itself; a guest always may.
+        if let Err(error) = super::write_if_there(&adjust, &program.oom_score.to_string()) {
+            eprintln!(
+                "spare-init: {} is not protected when memory runs out: {error:#}",
+                program.name
+            );
+        }
+        // The kernel hands out no process number that does not fit.
+        let pid = Pid::from_raw(child.id() as i32);
+        Ok(Child {
+            name: program.name,
+            pid,
+            needed: program.needed,
+        })
+    }
+
+    /// How it ended, if it has.
+    pub(super) fn ended(&self) -> Option<String> {
+        match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => None,
+            Ok(status) => Some(describe(status)),
+            Err(e) => Some(e.to_string()),
+        }
+    }
+}
+
+/// How a process ended, in words.
+pub(super) fn describe(status: WaitStatus) -> String {
+    match status {
+        WaitStatus::Exited(_, code) => format!("exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("killed by {signal}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// Creates the folders of the sockets, each owned by who listens there.
+///
+/// # Errors
+/// When one can't be created, or a user does not exist.
+pub(super) fn make_folders(config: &Config) -> Result<()> {
+    make_folder(&config.postgresql.socket_dir, &user(DATABASE_USER)?)?;
+    if let Address::Unix(socket) = &config.service.address {
+        if let Some(folder) = socket.parent() {
+            make_folder(folder, &user(&config.service.user)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn make_folder(path: &Path, owner: &User) -> Result<()> {
+    std::fs::create_dir_all(path)
+        .and_then(|()| Ok(chown(path, Some(owner.uid), Some(owner.gid))?))
+        .with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn user(name: &str) -> Result<User> {
+    User::from_name(name)
+        .ok()
+        .flatten()
+        .with_context(|| format!("there is no user {name} in /etc/passwd"))
+}

@@ -1,0 +1,111 @@
+//! The first process of a guest: mounts, starts PostgreSQL, the service and the shim, and collects
+//! what dies. It restarts nothing: a replica one of whose parts died has a doubtful position, so it
+//! is switched off, and its manager builds another.
+//!
+//! It also runs as the first process of a process replica (`unshare --mount --pid --net --fork chroot
+//! ROOT /sbin/init`), where "switched off" means that it exits.
+
+mod children;
+mod machine;
+
+use crate::config::Config;
+use anyhow::{Context, Result};
+use children::{Child, Program};
+use nix::sys::wait::{waitpid, WaitStatus};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// A test image has this file: it asks for the attacker's door.
+const DOOR: &str = "/etc/spare/door";
+/// The program behind the door.
+const ATTACKER: &str = "/usr/lib/spare/spare-attacker";
+/// A database that is not up after this never will be.
+const DATABASE_START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pause between two looks whether it is up.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// Boots the guest and watches over it. Returns only if this process is not the first of its system.
+///
+/// # Errors
+/// When the guest can't be started; as first process it is switched off then.
+pub fn run(config: &Path) -> Result<()> {
+    let outcome = boot(config).map(|children| watch(&children));
+    let reason = match &outcome {
+        Ok(reason) => reason.clone(),
+        Err(e) => format!("{e:#}"),
+    };
+    eprintln!("spare-init: switching off: {reason}");
+    if std::process::id() == 1 && machine::is_whole_machine() {
+        machine::power_off();
+    }
+    outcome.map(drop)
+}
+
+fn boot(path: &Path) -> Result<Vec<Child>> {
+    machine::set_up()?;
+    let config = Config::read(path)?;
+    let mut children = Vec::new();
+    if Path::new(DOOR).exists() {
+        children.push(Child::start(Program::door(ATTACKER))?);
+    }
+    children::make_folders(&config)?;
+    let database = Child::start(Program::database(&config.postgresql)?)?;
+    await_database(&config.postgresql.data, &database)?;
+    children.push(database);
+    children.push(Child::start(Program::service(&config.service)?)?);
+    children.push(Child::start(Program::shim(path)?)?);
+    Ok(children)
+}
+
+/// Waits until PostgreSQL has written into its lock file that it is ready.
+fn await_database(data: &Path, database: &Child) -> Result<()> {
+    let lock = data.join("postmaster.pid");
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(&lock).unwrap_or_default();
+        if text
+            .lines()
+            .nth(7)
+            .is_some_and(|status| status.trim() == "ready")
+        {
+            return Ok(());
+        }
+        if let Some(end) = database.ended() {
+            anyhow::bail!("PostgreSQL ended while it started ({end})");
+        }
+        if start.elapsed() > DATABASE_START_TIMEOUT {
+            anyhow::bail!("PostgreSQL is not ready after {DATABASE_START_TIMEOUT:?}");
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// Collects dead processes until a needed one is among them; says which.
+fn watch(children: &[Child]) -> String {
+    loop {
+        let status = match waitpid(None, None) {
+            Ok(status) => status,
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(e) => return format!("cannot wait for processes: {e}"),
+        };
+        let (WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) = status else {
+            continue;
+        };
+        let Some(child) = children.iter().find(|child| child.pid == pid) else {
+            continue;
+        };
+        let reason = format!("{} ended ({})", child.name, children::describe(status));
+        if child.needed {
+            return reason;
+        }
+        eprintln!("spare-init: {reason}");
+    }
+}
+
+/// Writes to a file of the kernel, which may be missing.
+fn write_if_there(path: &str, text: &str) -> Result<()> {
+    match std::fs::write(path, text) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.with_context(|| format!("cannot write {path}")),
+    }
+}

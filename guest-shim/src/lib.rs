@@ -1,0 +1,27 @@
+//! The guest shim: the program beside the service inside every replica.
+//!
+//! ```text
+//!  replica manager ── virtio-serial ── channel ─┐
+//!                                               │            ┌─ http ── the service
+//!                        session ── scheduler ── replica ────┤
+//!                                               │            └─ postgres: capture, apply, scan
+//!                                               └─ root
+//! ```
+//! [`replica`] is the one task that owns everything; [`session`], [`scheduler`], [`replies`] and
+//! [`root`] are pure; [`http`] and [`postgres`] are the adapters to the service and its database.
+//! [`init`] is the same binary as the first process of a guest.
+//!
+//! A guest is not trusted by anyone: nothing here protects the group from a guest that lies. What the
+//! shim owes the group is that a *correct* replica never looks faulty: same request, same update, same
+//! root, and a plain [`spare_protocol::channel::FromGuest::Broken`] as soon as its position is in doubt.
+
+pub mod channel;
+pub mod config;
+pub mod http;
+pub mod init;
+pub mod postgres;
+pub mod replica;
+pub mod replies;
+pub mod root;
+pub mod scheduler;
+pub mod session;

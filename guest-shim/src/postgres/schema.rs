@@ -1,0 +1,237 @@
+//! The tables and sequences of the service's database, read from the catalogues when the shim
+//! starts. What can't be replicated is refused here, by name.
+
+use super::pgoutput::Relation;
+use super::values::Kind;
+use anyhow::{bail, Result};
+use spare_protocol::update::{Key, Row, TableUpdate};
+use std::collections::HashMap;
+use tokio_postgres::Client;
+
+/// What the shim knows about the database.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Schema {
+    /// Tables, sorted by name.
+    pub(super) tables: Vec<Table>,
+    /// Sequences, sorted by name.
+    pub(super) sequences: Vec<Sequence>,
+}
+
+/// One table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Its OID in this database.
+    pub(super) oid: u32,
+    /// Name with schema, as updates carry it.
+    pub(super) name: String,
+    /// Name with schema, quoted for SQL.
+    pub(super) sql_name: String,
+    /// Its columns without generated ones.
+    pub(super) columns: Vec<Column>,
+    /// Indexes into `columns` of the primary key, in the key's order.
+    pub(super) key: Vec<u16>,
+    /// Whether changes carry the whole old row.
+    pub(super) identity_full: bool,
+}
+
+/// One column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Column {
+    /// Its name.
+    pub(super) name: String,
+    /// OID of its type.
+    pub(super) type_oid: u32,
+    /// How its values are read.
+    pub(super) kind: Kind,
+}
+
+/// One sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// Name with schema, as updates carry it.
+    pub(super) name: String,
+    /// Name with schema, quoted for SQL.
+    pub(super) sql_name: String,
+}
+
+const TABLES: &str = "
+    SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
+           c.relreplident::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind IN ('r', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+    ORDER BY 2, 3";
+
+const COLUMNS: &str = "
+    SELECT a.attrelid, a.attnum, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod)
+    FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relkind = 'r' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+      AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+    ORDER BY a.attrelid, a.attnum";
+
+const KEYS: &str = "SELECT indrelid, indkey::int2[] FROM pg_index WHERE indisprimary";
+
+impl Schema {
+    /// Reads the catalogues.
+    ///
+    /// # Errors
+    /// Names the first table that can't be replicated, and why.
+    pub(super) async fn read(client: &Client) -> Result<Schema> {
+        let mut columns = read_columns(client).await?;
+        let keys = read_keys(client).await?;
+        let mut schema = Schema::default();
+        for row in client.query(TABLES, &[]).await? {
+            let (oid, namespace, name): (u32, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            let (kind, persistence, identity): (&str, &str, &str) =
+                (row.get(3), row.get(4), row.get(5));
+            let sql_name = format!("{}.{}", quoted(namespace), quoted(name));
+            let name = format!("{namespace}.{name}");
+            if kind == "S" {
+                schema.sequences.push(Sequence { name, sql_name });
+                continue;
+            }
+            if persistence != "p" {
+                bail!(
+                    "table {name} is unlogged: its changes can't be captured; \
+                     ALTER TABLE {sql_name} SET LOGGED"
+                );
+            }
+            let columns = columns.remove(&oid).unwrap_or_default();
+            let key = key_of(&name, &columns, keys.get(&oid))?;
+            let columns = checked_columns(&name, columns)?;
+            schema.tables.push(Table {
+                oid,
+                name,
+                sql_name,
+                columns,
+                key,
+                identity_full: identity == "f",
+            });
+        }
+        schema.tables.sort_by(|a, b| a.name.cmp(&b.name));
+        schema.sequences.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(schema)
+    }
+
+    /// The index of the table of that name.
+    #[must_use]
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.tables
+            .binary_search_by(|t| t.name.as_str().cmp(name))
+            .ok()
+    }
+
+    /// The index of the table that the change stream describes.
+    ///
+    /// # Errors
+    /// When the table is not the one that was read at the start.
+    pub(super) fn resolve(&self, relation: &Relation) -> Result<usize> {
+        let name = format!("{}.{}", relation.namespace, relation.name);
+        let same = |table: &Table| {
+            let columns = table.columns.iter().map(|c| (&c.name, c.type_oid));
+            table.name == name && columns.eq(relation.columns.iter().map(|(n, t)| (n, *t)))
+        };
+        match self.tables.iter().position(|t| t.oid == relation.oid) {
+            Some(index) if same(&self.tables[index]) => Ok(index),
+            _ => bail!(
+                "table {name} was created or changed while the service ran; the schema is part of \
+                 the image and changes with it"
+            ),
+        }
+    }
+}
+
+impl Table {
+    /// The key of one of its rows.
+    #[must_use]
+    pub(super) fn key_of(&self, row: &Row) -> Key {
+        self.key
+            .iter()
+            .map(|&i| row[usize::from(i)].clone())
+            .collect()
+    }
+
+    /// The names of its columns.
+    #[must_use]
+    pub(super) fn column_names(&self) -> Vec<String> {
+        self.columns.iter().map(|c| c.name.clone()).collect()
+    }
+
+    /// Its key columns.
+    pub(super) fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().map(|&i| &self.columns[usize::from(i)])
+    }
+
+    /// Whether an update's table has the same shape.
+    #[must_use]
+    pub(super) fn matches(&self, update: &TableUpdate) -> bool {
+        self.key == update.key && self.columns.iter().map(|c| &c.name).eq(&update.columns)
+    }
+}
+
+/// A column as the catalogue has it.
+struct RawColumn {
+    number: i16,
+    name: String,
+    type_oid: u32,
+    type_name: String,
+}
+
+async fn read_columns(client: &Client) -> Result<HashMap<u32, Vec<RawColumn>>> {
+    let mut columns: HashMap<u32, Vec<RawColumn>> = HashMap::new();
+    for row in client.query(COLUMNS, &[]).await? {
+        columns.entry(row.get(0)).or_default().push(RawColumn {
+            number: row.get(1),
+            name: row.get(2),
+            type_oid: row.get(3),
+            type_name: row.get(4),
+        });
+    }
+    Ok(columns)
+}
+
+async fn read_keys(client: &Client) -> Result<HashMap<u32, Vec<i16>>> {
+    let rows = client.query(KEYS, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+fn key_of(table: &str, columns: &[RawColumn], key: Option<&Vec<i16>>) -> Result<Vec<u16>> {
+    let Some(key) = key else {
+        bail!("table {table} has no primary key; give it one: rows are told apart by it");
+    };
+    let index = |number: &i16| columns.iter().position(|c| c.number == *number);
+    let key: Option<Vec<u16>> = key
+        .iter()
+        .map(|n| index(n).and_then(|i| u16::try_from(i).ok()))
+        .collect();
+    match key {
+        Some(key) => Ok(key),
+        None => bail!("the primary key of table {table} contains a generated column"),
+    }
+}
+
+fn checked_columns(table: &str, columns: Vec<RawColumn>) -> Result<Vec<Column>> {
+    let mut checked = Vec::with_capacity(columns.len());
+    for column in columns {
+        let Some(kind) = Kind::from_oid(column.type_oid) else {
+            bail!(
+                "column {} of table {table} has type {}, which has no canonical form; use a boolean, \
+                 integer, floating-point, numeric, text, bytea, timestamp, date, time or uuid column",
+                column.name,
+                column.type_name
+            );
+        };
+        checked.push(Column {
+            name: column.name,
+            type_oid: column.type_oid,
+            kind,
+        });
+    }
+    Ok(checked)
+}
+
+/// A name as SQL takes it literally.
+#[must_use]
+pub(super) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -1,0 +1,362 @@
+//! The change stream: a task that reads logical decoding for as long as the shim lives, and gathers
+//! what the service changed.
+//!
+//! What the shim itself changes to apply agreed updates never gets here: the server's output plugin
+//! drops it by its replication origin. Anything else that is changed outside any request lands in the
+//! write set of the next one, where the vote will see it.
+
+use super::pgoutput::{parse, Datum, Message};
+use super::schema::Schema;
+use super::wire::Wire;
+use super::write_set::{Change, WriteSet};
+use crate::config::Postgresql;
+use anyhow::{anyhow, bail, Context, Result};
+use bytes::{Buf, Bytes};
+use nix::libc;
+use spare_protocol::update::{Row, Value};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Log after which the server is told what it need not keep. Seldom, as it writes the slot to disk.
+const CONFIRM_BYTES: u64 = 4 << 20;
+/// The largest write set; a frame of the channel carries less.
+const WRITE_SET_BYTES_MAX: usize = 64 << 20;
+
+/// What was read of the stream so far.
+#[derive(Debug)]
+pub(super) struct Changes {
+    gatherer: Arc<Mutex<Gatherer>>,
+    /// Everything that was committed before this place in the log is gathered.
+    reached: watch::Receiver<u64>,
+}
+
+impl Changes {
+    /// Begins to read the stream.
+    ///
+    /// # Errors
+    /// When the slot or the publication is not there.
+    pub(super) async fn open(config: &Postgresql, schema: Arc<Schema>) -> Result<Changes> {
+        let mut wire = Wire::connect(&config.socket_dir, &config.database).await?;
+        let command = format!(
+            // With messages, the commit that flushes the log is told as soon as it is decoded.
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', \
+             messages 'true', binary 'true')",
+            super::schema::quoted(&config.slot),
+            super::schema::quoted(&config.publication).replace('\'', "''"),
+        );
+        wire.start_copy(&command).await.context(
+            "cannot read the change stream; was the image prepared with `spare-shim prepare`?",
+        )?;
+        if let Some(process) = wire.server_process() {
+            yield_to_requests(process);
+        }
+        let gatherer = Arc::new(Mutex::new(Gatherer::new(schema)));
+        let (sender, reached) = watch::channel(0);
+        let mut stream = Stream {
+            wire,
+            gatherer: gatherer.clone(),
+            confirmed: 0,
+        };
+        tokio::spawn(async move {
+            if let Err(e) = stream.run(&sender).await {
+                lock(&stream.gatherer).failed = Some(format!("{e:#}"));
+            }
+        });
+        Ok(Changes { gatherer, reached })
+    }
+
+    /// Waits until everything that was committed before `place` is gathered, and takes it.
+    ///
+    /// # Errors
+    /// When the stream has ended.
+    pub(super) async fn take(&mut self, place: u64) -> Result<WriteSet> {
+        let reached = self
+            .reached
+            .wait_for(|reached| *reached >= place)
+            .await
+            .is_ok();
+        let mut gatherer = lock(&self.gatherer);
+        if !reached {
+            let why = gatherer.failed.take();
+            return Err(anyhow!(why.unwrap_or_default()).context("the change stream has ended"));
+        }
+        Ok(gatherer.take())
+    }
+}
+
+/// Lets the server's decoding process use only time that nobody else wants. A replica that was woken
+/// has the log of a batch of applied changes to read, and a request that can't wait for that. A write
+/// does wait for it, but then nobody else wants the time.
+fn yield_to_requests(process: u32) {
+    const LOWEST: libc::c_int = 19;
+    // SAFETY: the call takes numbers and touches no memory.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, process, LOWEST) } != 0 {
+        let e = std::io::Error::last_os_error();
+        eprintln!("spare-shim: cannot lower the priority of process {process}: {e}");
+    }
+}
+
+/// A panic while the lock was held ended the whole shim.
+fn lock(gatherer: &Mutex<Gatherer>) -> MutexGuard<'_, Gatherer> {
+    gatherer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Stream {
+    wire: Wire,
+    gatherer: Arc<Mutex<Gatherer>>,
+    confirmed: u64,
+}
+
+impl Stream {
+    async fn run(&mut self, reached: &watch::Sender<u64>) -> Result<()> {
+        loop {
+            let mut data = self.wire.copy_data().await?;
+            match data.first() {
+                Some(b'w') if data.len() >= 25 => {
+                    data.advance(25); // tag, start and end in the log, time
+                    if let Some(end) = lock(&self.gatherer).add(data)? {
+                        reached.send_replace(end);
+                    }
+                }
+                // Sent whenever the server has nothing more to send.
+                Some(b'k') if data.len() >= 18 => {
+                    let end = data.slice(1..9).get_u64();
+                    reached.send_replace(end);
+                    if data[17] != 0 {
+                        self.confirm(end).await?;
+                    }
+                }
+                _ => bail!("the change stream carried something unknown"),
+            }
+            let end = *reached.borrow();
+            if end >= self.confirmed + CONFIRM_BYTES {
+                self.confirm(end).await?;
+            }
+        }
+    }
+
+    /// Tells the server how much of its log was processed.
+    async fn confirm(&mut self, end: u64) -> Result<()> {
+        let mut status = Vec::with_capacity(34);
+        status.push(b'r');
+        status.extend(end.to_be_bytes()); // written
+        status.extend(end.to_be_bytes()); // flushed
+        status.extend(end.to_be_bytes()); // applied
+        status.extend(0u64.to_be_bytes()); // the time, which nobody reads
+        status.push(0);
+        self.confirmed = end;
+        self.wire.send_copy_data(&status).await
+    }
+}
+
+/// Turns messages into a write set.
+#[derive(Debug)]
+struct Gatherer {
+    schema: Arc<Schema>,
+    /// Index in the schema by OID, for the tables that the stream described.
+    relations: HashMap<u32, usize>,
+    set: WriteSet,
+    set_bytes: usize,
+    /// Why the stream has ended.
+    failed: Option<String>,
+}
+
+impl Gatherer {
+    fn new(schema: Arc<Schema>) -> Gatherer {
+        Gatherer {
+            schema,
+            relations: HashMap::new(),
+            set: WriteSet::default(),
+            set_bytes: 0,
+            failed: None,
+        }
+    }
+
+    /// Takes what was gathered.
+    fn take(&mut self) -> WriteSet {
+        self.set_bytes = 0;
+        std::mem::take(&mut self.set)
+    }
+
+    /// Adds a message. The end of a transaction gives the place in the log up to which all is
+    /// gathered.
+    fn add(&mut self, message: Bytes) -> Result<Option<u64>> {
+        let bytes = message.len();
+        match parse(message)? {
+            Message::Commit { end } => return Ok(Some(end)),
+            Message::Relation(relation) => {
+                let index = self.schema.resolve(&relation)?;
+                self.relations.insert(relation.oid, index);
+            }
+            Message::Insert { relation, new } => {
+                let table = self.table(relation)?;
+                let new = self.row(table, new, None)?;
+                self.change(bytes, Change::Insert(table, new))?;
+            }
+            Message::Update { relation, old, new } => {
+                let table = self.table(relation)?;
+                let old = self.old_row(table, old)?;
+                let new = self.row(table, new, Some(&old))?;
+                self.change(bytes, Change::Update(table, old, new))?;
+            }
+            Message::Delete { relation, old } => {
+                let table = self.table(relation)?;
+                let old = self.old_row(table, old)?;
+                self.change(bytes, Change::Delete(table, old))?;
+            }
+            Message::Truncate { relations } => {
+                for relation in relations {
+                    let table = self.table(relation)?;
+                    self.change(bytes, Change::Truncate(table))?;
+                }
+            }
+            Message::Other => {}
+        }
+        Ok(None)
+    }
+
+    fn change(&mut self, bytes: usize, change: Change) -> Result<()> {
+        self.set_bytes += bytes;
+        if self.set_bytes > WRITE_SET_BYTES_MAX {
+            bail!("one request changed more than {WRITE_SET_BYTES_MAX} bytes of rows");
+        }
+        self.set.add(&self.schema, change);
+        Ok(())
+    }
+
+    fn table(&self, relation: u32) -> Result<usize> {
+        self.relations
+            .get(&relation)
+            .copied()
+            .with_context(|| format!("a change of table {relation}, which was not described"))
+    }
+
+    fn old_row(&self, table: usize, old: Option<Vec<Datum>>) -> Result<Row> {
+        let Some(old) = old else {
+            bail!(
+                "a change of table {} came without its old row; it needs REPLICA IDENTITY FULL \
+                 (`spare-shim prepare` sets it)",
+                self.schema.tables[table].name
+            );
+        };
+        self.row(table, old, None)
+    }
+
+    /// The canonical row; values that did not travel are taken from the old one.
+    fn row(&self, table: usize, row: Vec<Datum>, old: Option<&Row>) -> Result<Row> {
+        let table = &self.schema.tables[table];
+        if row.len() != table.columns.len() {
+            bail!("a row of table {} has {} values", table.name, row.len());
+        }
+        let mut values = Vec::with_capacity(row.len());
+        for (i, (datum, column)) in row.into_iter().zip(&table.columns).enumerate() {
+            values.push(match datum {
+                Datum::Null => Value::Null,
+                Datum::Binary(bytes) => column
+                    .kind
+                    .decode(&bytes)
+                    .with_context(|| format!("column {} of table {}", column.name, table.name))?,
+                Datum::Unchanged => match old.and_then(|old| old.get(i)) {
+                    Some(value) => value.clone(),
+                    None => bail!("a value of table {} did not travel", table.name),
+                },
+            });
+        }
+        Ok(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::schema::{Column, Table};
+    use crate::postgres::values::Kind;
+    use proptest::prelude::*;
+    use spare_protocol::update::{RowOp, TableUpdate};
+
+    fn gatherer() -> Gatherer {
+        let column = |name: &str, type_oid, kind| Column {
+            name: name.into(),
+            type_oid,
+            kind,
+        };
+        let table = Table {
+            oid: 7,
+            name: "public.t".into(),
+            sql_name: "public.t".into(),
+            columns: vec![column("id", 23, Kind::Int4), column("x", 25, Kind::Text)],
+            key: vec![0],
+            identity_full: true,
+        };
+        let schema = Schema {
+            tables: vec![table],
+            sequences: vec![],
+        };
+        let mut gatherer = Gatherer::new(Arc::new(schema));
+        add(
+            &mut gatherer,
+            b"R\0\0\0\x07public\0t\0f\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\x01x\0\0\0\0\x19\xff\xff\xff\xff",
+        );
+        gatherer
+    }
+
+    fn add(gatherer: &mut Gatherer, message: &'static [u8]) -> Option<u64> {
+        gatherer
+            .add(Bytes::from_static(message))
+            .expect("a good message")
+    }
+
+    fn taken(gatherer: &mut Gatherer) -> Vec<TableUpdate> {
+        gatherer.take().finish(&gatherer.schema)
+    }
+
+    const BEGIN: &[u8] = b"B\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0\0\0\0\x01";
+    const COMMIT: &[u8] = b"C\0\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0";
+    const INSERT: &[u8] = b"I\0\0\0\x07N\0\x02b\0\0\0\x04\0\0\0\x01b\0\0\0\x01a";
+    const UPDATE: &[u8] =
+        b"U\0\0\0\x07O\0\x02b\0\0\0\x04\0\0\0\x02b\0\0\0\x01bN\0\x02b\0\0\0\x04\0\0\0\x03u";
+    const FLUSH: &[u8] = b"M\x01\0\0\0\0\0\0\0\x09spare.flush\0\0\0\0\0";
+
+    #[test]
+    fn changes_are_gathered_until_they_are_taken() {
+        let mut gatherer = gatherer();
+        for message in [BEGIN, FLUSH] {
+            assert_eq!(add(&mut gatherer, message), None);
+        }
+        assert_eq!(add(&mut gatherer, COMMIT), Some(9));
+        assert!(taken(&mut gatherer).is_empty());
+        for message in [BEGIN, INSERT, COMMIT] {
+            add(&mut gatherer, message);
+        }
+        let tables = taken(&mut gatherer);
+        assert_eq!(tables.len(), 1);
+        assert_eq!(tables[0].ops.len(), 1);
+        assert!(taken(&mut gatherer).is_empty());
+    }
+
+    #[test]
+    fn a_value_that_did_not_travel_is_taken_from_the_old_row() {
+        let mut gatherer = gatherer();
+        add(&mut gatherer, UPDATE);
+        let tables = taken(&mut gatherer);
+        let [RowOp::Delete { key, .. }, RowOp::Put { row, before: None }] = &tables[0].ops[..]
+        else {
+            panic!("the key changed: {tables:?}")
+        };
+        assert_eq!(key, &[Value::Int(2)]);
+        assert_eq!(row, &[Value::Int(3), Value::Text("b".into())]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_messages_never_panic(
+            kind in prop::sample::select(&b"BCRIUDTM"[..]),
+            rest in prop::collection::vec(prop_oneof![Just(0u8), Just(7), any::<u8>()], 0..40),
+        ) {
+            let mut bytes = vec![kind];
+            bytes.extend(rest);
+            let _ = gatherer().add(bytes.into());
+        }
+    }
+}

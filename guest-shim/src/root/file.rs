@@ -1,0 +1,113 @@
+//! The file with the leaves of the pristine state, written when an image is built, so that a guest
+//! need not scan its database at every boot.
+//!
+//! 32 bytes: BLAKE3 of the rest. The rest: the encoding of (format version, list of (table, range,
+//! sum)).
+
+use super::lthash::LtHash;
+use super::{Leaf, Range, StateRoot};
+use anyhow::{bail, Context, Result};
+use spare_protocol::{decode, encode, Hash};
+use std::path::Path;
+
+const VERSION: u32 = 1;
+
+type Content = (u32, Vec<(String, Range, Vec<u8>)>);
+
+/// Reads the leaves.
+///
+/// # Errors
+/// When the file is missing, damaged or of another version.
+pub fn read_leaves(path: &Path) -> Result<StateRoot> {
+    let bytes = std::fs::read(path).with_context(|| {
+        format!(
+            "cannot read the leaves {}; write them with `spare-shim leaves --write` when the image \
+             is built",
+            path.display()
+        )
+    })?;
+    parse(&bytes).with_context(|| {
+        format!(
+            "the leaves {} can't be used; write them anew with `spare-shim leaves --write`",
+            path.display()
+        )
+    })
+}
+
+/// Writes the leaves; the file is there in full or not at all.
+///
+/// # Errors
+/// When the file can't be written.
+pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<()> {
+    root.fold();
+    let leaves = root
+        .leaves()
+        .map(|(table, range, leaf)| (table.to_owned(), range, leaf.sum.to_bytes()))
+        .collect();
+    let content: Content = (VERSION, leaves);
+    let content = encode(&content);
+    let mut bytes = Hash::of(&content).0.to_vec();
+    bytes.extend(content);
+    let unfinished = path.with_extension("new");
+    std::fs::write(&unfinished, bytes)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("cannot write the leaves {}", path.display()))
+}
+
+fn parse(bytes: &[u8]) -> Result<StateRoot> {
+    let Some((hash, content)) = bytes.split_at_checked(32) else {
+        bail!("the file is too short");
+    };
+    if Hash::of(content).0 != hash {
+        bail!("its checksum is wrong");
+    }
+    let (version, leaves): Content = decode(content)?;
+    if version != VERSION {
+        bail!("its format is version {version}, not {VERSION}");
+    }
+    let mut root = StateRoot::default();
+    for (table, range, sum) in leaves {
+        let sum = LtHash::from_bytes(&sum).context("a sum has the wrong length")?;
+        let leaf = Leaf {
+            sum,
+            ..Leaf::default()
+        };
+        root.tables.entry(table).or_default().insert(range, leaf);
+    }
+    Ok(root)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use spare_protocol::update::Value;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn leaves_survive_their_file() {
+        let mut root = StateRoot::default();
+        for id in 0..3 {
+            let key = [Value::Int(id * 5000)];
+            root.add_row("public.t", &key, &Hash::of(&[id as u8]));
+        }
+        let path = std::env::temp_dir().join(format!("spare-leaves-{}", std::process::id()));
+        write_leaves(&path, &mut root).expect("written");
+        let mut read = read_leaves(&path).expect("read");
+        let sequences = BTreeMap::new();
+        assert_eq!(read.root(&sequences), root.root(&sequences));
+        let mut bytes = std::fs::read(&path).expect("bytes");
+        bytes[100] ^= 1;
+        assert!(parse(&bytes).is_err());
+        std::fs::remove_file(&path).expect("removed");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(content in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = Hash::of(&content).0.to_vec();
+            bytes.extend(content);
+            let _ = parse(&bytes);
+        }
+    }
+}

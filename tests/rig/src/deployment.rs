@@ -1,0 +1,480 @@
+//! One deployment: its folder, its configuration, its daemons.
+
+use crate::process::{self, binaries, checkout, run_script, Daemon};
+use anyhow::{bail, ensure, Context, Result};
+use spare_agent_client::AgentProxy;
+use spare_cli::admin::Admin;
+use spare_protocol::admin::{Mode, ReplicaState, Status};
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The unprivileged user that runs the replica manager.
+const MANAGER_USER: &str = "spare";
+/// For four guests to boot on two cores without KVM.
+const START_LIMIT: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(100);
+
+/// The folders of deployments that this process has to end, with their daemons.
+static RUNNING: Mutex<Vec<(PathBuf, Vec<u32>)>> = Mutex::new(Vec::new());
+
+/// Waits for SIGINT or SIGTERM.
+///
+/// # Errors
+/// When signals cannot be received.
+pub async fn end_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{signal, SignalKind};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Ends every deployment of this process, whoever holds it: for its end by a signal.
+pub fn end_all() {
+    let running = std::mem::take(&mut *RUNNING.lock().unwrap_or_else(PoisonError::into_inner));
+    for (folder, pids) in running {
+        for pid in pids {
+            end_by_number(pid);
+        }
+        clean_up(&folder);
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+}
+
+/// How a deployment is to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The image of the guests, a recipe of `vm-images`.
+    pub image: String,
+    /// The gateway's address; port 0 chooses a free one.
+    pub listen: String,
+    /// Lines for the manager's section `[replication]`.
+    pub replication: Vec<String>,
+    /// Lines for the manager's section `[gateway]`, but `listen`.
+    pub gateway: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            image: "auction-tiny-test".into(),
+            listen: "127.0.0.1:0".into(),
+            replication: Vec::new(),
+            gateway: Vec::new(),
+        }
+    }
+}
+
+/// A deployment that runs. Dropping it ends it.
+#[derive(Debug)]
+pub struct Deployment {
+    folder: PathBuf,
+    image: String,
+    gateway: String,
+    agent: Option<Daemon>,
+    manager: Option<Daemon>,
+    hypervisor: bool,
+    kept: bool,
+}
+
+impl Deployment {
+    /// Builds the image if need be, starts everything, and waits until the gateway serves with the
+    /// full number of replicas. `progress` is told what happens.
+    ///
+    /// # Errors
+    /// When something does not start; everything started so far is ended then.
+    pub async fn start(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Deployment> {
+        ensure!(
+            nix::unistd::geteuid().is_root(),
+            "must be root: the agent drives libvirt's system instance"
+        );
+        let folder = PathBuf::from(format!("/var/tmp/spare-{}", std::process::id()));
+        let mut deployment = Deployment {
+            gateway: format!("http://{}", free_address(&options.listen)?),
+            folder,
+            image: options.image.clone(),
+            agent: None,
+            manager: None,
+            hypervisor: false,
+            kept: false,
+        };
+        deployment.prepare(options)?;
+        progress(&format!(
+            "image {}: built, or taken from the cache",
+            options.image
+        ));
+        deployment.start_daemons().await?;
+        progress("hypervisor, agent and replica manager run; four guests boot");
+        deployment.wait_until_serving(progress).await?;
+        Ok(deployment)
+    }
+
+    /// The address for clients.
+    #[must_use]
+    pub fn gateway(&self) -> &str {
+        &self.gateway
+    }
+
+    /// The folder of everything that belongs to the deployment.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder of the guests' image.
+    #[must_use]
+    pub fn image(&self) -> PathBuf {
+        self.folder.join("images").join(&self.image)
+    }
+
+    /// The ordered log of seat 0.
+    #[must_use]
+    pub fn ordered_log(&self) -> PathBuf {
+        self.folder.join("manager/store/current/seat-0.log")
+    }
+
+    /// The manager's admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.folder.join("manager/admin.sock")
+    }
+
+    /// A client of the manager's admin API.
+    #[must_use]
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.admin_socket())
+    }
+
+    /// A connection to the agent, with root's rights.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub async fn agent(&self) -> Result<AgentProxy<'static>> {
+        spare_agent_client::connect(&self.folder.join("agent.sock")).await
+    }
+
+    /// Waits until `done` says so of the status; the error has the last status.
+    ///
+    /// # Errors
+    /// When it does not happen within `limit`.
+    pub async fn wait_for(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut(&Status) -> bool,
+    ) -> Result<Status> {
+        let start = Instant::now();
+        loop {
+            self.check_daemons()?;
+            let status = self.admin().status().await;
+            match status {
+                Ok(status) if done(&status) => return Ok(status),
+                status if start.elapsed() > limit => {
+                    let last = match status {
+                        Ok(status) => spare_cli::status::render_status(&status),
+                        Err(error) => error.to_string(),
+                    };
+                    bail!(
+                        "within {limit:?} it did not happen that {what}; the last status:\n{last}"
+                    );
+                }
+                _ => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
+    /// Waits until the group has its full number of replicas.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub async fn wait_until_complete(&mut self, limit: Duration) -> Result<Status> {
+        self.wait_for(
+            limit,
+            "every seat has an active and a passive replica",
+            is_complete,
+        )
+        .await
+    }
+
+    /// The active replica of a seat.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub async fn active_of(&self, seat: u16) -> Result<String> {
+        let status = self.admin().status().await?;
+        let seats = status.seats.iter().filter(|s| s.seat == seat);
+        let mut replicas = seats.flat_map(|s| &s.replicas);
+        let active = replicas.find(|r| r.state == ReplicaState::Active);
+        active
+            .map(|r| r.replica.clone())
+            .with_context(|| format!("seat {seat} has no active replica"))
+    }
+
+    /// Leaves everything running after this program's end; returns the command that ends it.
+    ///
+    /// # Errors
+    /// When what must be known for ending it cannot be written.
+    pub fn keep(mut self) -> Result<PathBuf> {
+        let pids = [&self.manager, &self.agent].map(|d| d.as_ref().map(Daemon::pid));
+        let mut text = String::new();
+        for pid in pids.into_iter().flatten() {
+            writeln!(text, "{pid}")?;
+        }
+        std::fs::write(self.folder.join("kept"), text)?;
+        self.kept = true;
+        Ok(self.folder.clone())
+    }
+
+    /// Ends a deployment that was kept.
+    ///
+    /// # Errors
+    /// When `folder` is none.
+    pub fn end_kept(folder: &Path) -> Result<()> {
+        let kept = folder.join("kept");
+        let text = std::fs::read_to_string(&kept)
+            .with_context(|| format!("{} was not kept by a demo", folder.display()))?;
+        for pid in text.lines().filter_map(|line| line.parse::<u32>().ok()) {
+            let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let name = program
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            // The number may belong to another process by now.
+            if name.starts_with("spare-") {
+                let process = PathBuf::from(format!("/proc/{pid}"));
+                process::end_process(pid, || !process.exists());
+            }
+        }
+        clean_up(folder);
+        Ok(())
+    }
+
+    fn prepare(&mut self, options: &Options) -> Result<()> {
+        let binaries = binaries()?;
+        let images = self.folder.join("images");
+        let manager = self.folder.join("manager");
+        for folder in [&images, &manager, &self.folder.join("agent")] {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        std::fs::set_permissions(&self.folder, std::fs::Permissions::from_mode(0o755))?;
+        let user = manager_user()?;
+        nix::unistd::chown(&manager, Some(user.uid), Some(user.gid))?;
+        run_script(
+            "vm-images/build",
+            &[
+                "--binaries".as_ref(),
+                binaries.as_os_str(),
+                "--out".as_ref(),
+                images.as_os_str(),
+                options.image.as_ref(),
+            ],
+        )?;
+        std::fs::write(self.folder.join("agent.toml"), self.agent_config())?;
+        std::fs::write(self.folder.join("spare.toml"), self.manager_config(options))?;
+        Ok(())
+    }
+
+    fn agent_config(&self) -> String {
+        let folder = self.folder.display();
+        format!(
+            "socket = \"{folder}/agent.sock\"\nservice = \"{}\"\nmanager_user = \"{MANAGER_USER}\"\n\
+             images = \"{folder}/images\"\nstate_dir = \"{folder}/agent\"\naccelerator = \"auto\"\n\
+             door = {}\n",
+            self.service(),
+            self.image.ends_with("-test")
+        )
+    }
+
+    /// Named so that several deployments never touch each other's domains.
+    fn service(&self) -> String {
+        format!("rig{}", std::process::id())
+    }
+
+    fn manager_config(&self, options: &Options) -> String {
+        let folder = self.folder.display();
+        let listen = self.gateway.trim_start_matches("http://");
+        format!(
+            "[service]\nname = \"{}\"\nimage = \"{}\"\n\n[group]\nengine = \"local\"\nfaults = 1\n\n\
+             [gateway]\nlisten = \"{listen}\"\n{}\n\n[replication]\n{}\n\n\
+             [agent]\nsocket = \"{folder}/agent.sock\"\n\n[admin]\nsocket = \"{folder}/manager/admin.sock\"\n\n\
+             [store]\ndirectory = \"{folder}/manager/store\"\n",
+            self.service(),
+            self.image,
+            options.gateway.join("\n"),
+            options.replication.join("\n"),
+        )
+    }
+
+    async fn start_daemons(&mut self) -> Result<()> {
+        let binaries = binaries()?;
+        self.hypervisor = true;
+        run_script(
+            "scripts/hypervisor",
+            &["start".as_ref(), self.folder.join("libvirt").as_os_str()],
+        )?;
+        let mut agent = Command::new(binaries.join("spare-agent"));
+        agent.arg("--config").arg(self.folder.join("agent.toml"));
+        self.agent = Some(process::start(
+            "spare-agent",
+            &mut agent,
+            self.folder.join("agent.log"),
+        )?);
+        self.wait_for_socket("agent.sock").await?;
+        let mut manager = Command::new(binaries.join("spare-manager"));
+        manager.arg("--config").arg(self.folder.join("spare.toml"));
+        let user = manager_user()?;
+        use std::os::unix::process::CommandExt;
+        manager.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        let log = self.folder.join("manager.log");
+        self.manager = Some(process::start("spare-manager", &mut manager, log)?);
+        self.register();
+        self.wait_for_socket("manager/admin.sock").await
+    }
+
+    /// So that [`end_all`] finds it.
+    fn register(&self) {
+        let pids = [&self.manager, &self.agent].map(|d| d.as_ref().map(Daemon::pid));
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        running.push((self.folder.clone(), pids.into_iter().flatten().collect()));
+    }
+
+    async fn wait_for_socket(&mut self, name: &str) -> Result<()> {
+        let start = Instant::now();
+        while !self.folder.join(name).exists() {
+            self.check_daemons()?;
+            ensure!(start.elapsed() < START_LIMIT, "{name} does not appear");
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(())
+    }
+
+    fn check_daemons(&mut self) -> Result<()> {
+        for daemon in [&mut self.agent, &mut self.manager].into_iter().flatten() {
+            daemon.check()?;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_serving(&mut self, progress: &mut dyn FnMut(&str)) -> Result<()> {
+        let mut told = 0;
+        let done = |status: &Status| {
+            let built = states(status)
+                .filter(|s| *s != ReplicaState::Building)
+                .count();
+            if built > told {
+                told = built;
+                progress(&format!("{built} of 4 guests are ready"));
+            }
+            is_complete(status)
+        };
+        self.wait_for(START_LIMIT, "the gateway serves with all replicas", done)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends everything that was started, replicas first.
+    pub fn stop(&mut self) {
+        let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|(folder, _)| *folder != self.folder);
+        drop(running);
+        if self.kept {
+            return;
+        }
+        for daemon in [&mut self.manager, &mut self.agent].into_iter().flatten() {
+            daemon.end();
+        }
+        if self.hypervisor {
+            clean_up(&self.folder);
+        }
+        (self.manager, self.agent, self.hypervisor) = (None, None, false);
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        self.stop();
+        if !self.kept && std::env::var_os("SPARE_KEEP_FOLDER").is_none() {
+            // What cannot be removed is left to the system's own cleaning of temporary files.
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+/// Whether every seat has an active and a passive replica and nothing else is going on.
+fn is_complete(status: &Status) -> bool {
+    status.mode == Mode::Serving
+        && status.seats.iter().all(|seat| {
+            let count = |s| seat.replicas.iter().filter(|r| r.state == s).count();
+            seat.replicas.len() == 2
+                && count(ReplicaState::Active) == 1
+                && count(ReplicaState::Passive) == 1
+        })
+}
+
+fn states(status: &Status) -> impl Iterator<Item = ReplicaState> + '_ {
+    status
+        .seats
+        .iter()
+        .flat_map(|s| &s.replicas)
+        .map(|r| r.state)
+}
+
+/// Ends a daemon of ours by its number, which may belong to another process by now.
+fn end_by_number(pid: u32) {
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let program = std::fs::read_link(process.join("exe")).unwrap_or_default();
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with("spare-") {
+        // A child of this process stays as a zombie, without a command line, until it is waited for.
+        let ended = || std::fs::read(process.join("cmdline")).map_or(true, |line| line.is_empty());
+        process::end_process(pid, ended);
+    }
+}
+
+/// Removes guests that are left, and ends the hypervisor if it was started for this folder.
+fn clean_up(folder: &Path) {
+    let destroyed = binaries().and_then(|binaries| {
+        let status = Command::new(binaries.join("spare-agent"))
+            .arg("--config")
+            .arg(folder.join("agent.toml"))
+            .arg("--destroy-all")
+            .stdout(std::process::Stdio::null())
+            .status()?;
+        ensure!(
+            status.success(),
+            "spare-agent --destroy-all failed ({status})"
+        );
+        Ok(())
+    });
+    let stopped = run_script(
+        "scripts/hypervisor",
+        &["stop".as_ref(), folder.join("libvirt").as_os_str()],
+    );
+    for error in [destroyed, stopped].into_iter().filter_map(Result::err) {
+        eprintln!("clean-up of {}: {error:#}", folder.display());
+    }
+}
+
+fn manager_user() -> Result<nix::unistd::User> {
+    nix::unistd::User::from_name(MANAGER_USER)?.with_context(|| {
+        format!(
+            "there is no user {MANAGER_USER}; run {}",
+            checkout().join("scripts/install-dependencies").display()
+        )
+    })
+}
+
+/// `listen` with a free port in the place of port 0.
+fn free_address(listen: &str) -> Result<String> {
+    let listener = std::net::TcpListener::bind(listen).with_context(|| {
+        format!("cannot listen on {listen}; is the port in use? Choose another with --listen")
+    })?;
+    Ok(listener.local_addr()?.to_string())
+}

@@ -1,0 +1,126 @@
+//! Child processes that are ended with the rig, and where programs and scripts are.
+
+use anyhow::{bail, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a daemon may take to end after SIGTERM, before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(60);
+
+/// The folder of the checkout this program was built from.
+#[must_use]
+pub fn checkout() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // tests/rig lies two folders below the checkout's.
+    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+}
+
+/// The folder with the programs that were built together with this one.
+///
+/// # Errors
+/// When they were not built.
+pub fn binaries() -> Result<PathBuf> {
+    let me = std::env::current_exe().context("where is this program?")?;
+    let found = me
+        .ancestors()
+        .skip(1)
+        .find(|folder| folder.join("spare-manager").is_file());
+    match found {
+        Some(folder) => Ok(folder.to_owned()),
+        None => bail!(
+            "no spare-manager beside {}; build everything first: cargo build --release --workspace",
+            me.display()
+        ),
+    }
+}
+
+/// A daemon that was started here.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+}
+
+/// Starts `command` as a daemon whose output goes to `log`, in a session of its own: an interrupt of
+/// the terminal is for the rig, which then ends its daemons in order.
+pub(crate) fn start(name: &'static str, command: &mut Command, log: PathBuf) -> Result<Daemon> {
+    let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    command
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    // SAFETY: setsid is async-signal-safe and touches no memory of this process.
+    unsafe {
+        command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into));
+    }
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start {name} ({})", command.get_program().display()))?;
+    Ok(Daemon { name, child, log })
+}
+
+impl Daemon {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Says what it wrote last, if it ended by itself.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        let Some(status) = self.child.try_wait()? else {
+            return Ok(());
+        };
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(15)..].join("\n");
+        bail!("{} ended ({status}); it wrote last:\n{last}", self.name)
+    }
+
+    /// Ends it: asks, waits, and if it does not listen, kills.
+    pub(crate) fn end(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        end_process(self.child.id(), || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        });
+        // Reaped already, or killed just now.
+        let _ = self.child.wait();
+    }
+}
+
+/// Asks a process to end, waits until `ended`, and kills it if it takes too long.
+pub(crate) fn end_process(pid: u32, mut ended: impl FnMut() -> bool) {
+    let Ok(pid) = i32::try_from(pid).map(Pid::from_raw) else {
+        return;
+    };
+    let _ = kill(pid, Signal::SIGTERM);
+    let start = Instant::now();
+    while !ended() {
+        if start.elapsed() > END_LIMIT {
+            let _ = kill(pid, Signal::SIGKILL);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs a script of the checkout; its output goes to this process's standard error.
+pub(crate) fn run_script(script: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {
+    let path = checkout().join(script);
+    let status = Command::new(&path)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(std::io::stderr()))
+        .status()
+        .with_context(|| format!("cannot run {}", path.display()))?;
+    if !status.success() {
+        bail!("{script} failed ({status})");
+    }
+    Ok(())
+}
