@@ -1,6 +1,6 @@
 //! The attacker's door into a test guest: a root shell over a second virtio-serial port.
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use spare_agent_client::{open_stream, AgentProxy};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -18,6 +18,11 @@ pub struct Said {
     /// Its output, both streams.
     pub output: String,
 }
+
+/// The guest went away before it answered.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the guest closed its door")]
+pub struct Closed;
 
 /// A root shell in one guest.
 #[derive(Debug)]
@@ -55,7 +60,7 @@ impl Door {
     /// Runs a command and returns what it said.
     ///
     /// # Errors
-    /// When the guest is gone or does not answer.
+    /// [`Closed`] when the guest is gone; another when it does not answer.
     pub async fn run(&mut self, command: &str) -> Result<Said> {
         self.start(command).await?;
         let number = self.last.to_string();
@@ -63,7 +68,7 @@ impl Door {
             loop {
                 let mut line = String::new();
                 if self.stream.read_line(&mut line).await? == 0 {
-                    bail!("the guest closed its door");
+                    return Err(Closed.into());
                 }
                 let mut parts = line.trim_end().split(' ');
                 if parts.next() == Some(number.as_str()) {

@@ -7,5 +7,5 @@ mod door;
 mod process;
 
 pub use deployment::{end_all, end_signal, Deployment, Options};
-pub use door::{Door, Said};
+pub use door::{Closed, Door, Said};
 pub use process::{binaries, checkout};
