@@ -34,6 +34,12 @@ impl UpdateBuffer {
         self.updates.drain(..self.index_above(upto));
     }
 
+    /// Forgets what is not agreed after all.
+    pub(crate) fn truncate(&mut self, position: Position) {
+        let keep = self.index_above(position);
+        self.updates.truncate(keep);
+    }
+
     fn index_above(&self, position: Position) -> usize {
         self.updates.partition_point(|(p, _)| *p <= position)
     }

@@ -1,31 +1,46 @@
 //! What a core is told once, at its start.
 
 use crate::Micros;
-use spare_protocol::SeatId;
+use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::{Hash, Position, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The seat of this manager.
     pub me: SeatId,
-    /// All seats; the first f+1 run the actives.
+    /// All seats in the order of views; the first f+1 that are in the view have replicas.
     pub seats: Vec<SeatId>,
     /// f: how many replicas may be faulty at once.
     pub faults: u16,
-    /// k: a passive is brought up to date when this many updates wait for it (SPARE §4.3).
+    /// A reply waits until its request is on disk at every member of the view (DESIGN §4.4).
+    pub durable: bool,
+    /// k: a passive is brought up to date when this many updates wait for it (SPARE §4.3); sooner if
+    /// that would take longer than `activation_budget`.
     pub updates_max: usize,
+    /// How long bringing a passive up to date may take.
+    pub activation_budget: Micros,
+    /// Updates that are kept for a replica that falls behind; above that it is replaced.
+    pub buffer_max: usize,
     /// c: every c-th write is a checkpoint.
     pub checkpoint_writes: u64,
-    /// From the first vote on a request until the missing ones are missed.
-    pub vote_timeout: Micros,
+    /// The least and the greatest that is waited from the first vote on a request until the missing
+    /// ones are missed. In between it is learnt per class from what was observed.
+    pub vote_timeout: (Micros, Micros),
     /// From the delivery of a request until silence of all is noticed. Longer than `vote_timeout`.
-    pub delivery_timeout: Micros,
+    pub delivery_timeout: (Micros, Micros),
+    /// From the delivery of a request until it is aborted if f+1 replicas failed on it or are silent.
+    pub abort_timeout: Micros,
     /// From `HELP_ME` until it is renewed.
     pub help_timeout: Micros,
+    /// From asking another manager until it is asked again, or the next one.
+    pub fetch_timeout: Micros,
     /// For a passive to wake up, apply what waits for it and answer what it was asked.
     pub apply_timeout: Micros,
     /// For a new replica to boot and load its state.
     pub build_timeout: Micros,
+    /// For a seat to build the fresh replicas of a recovery and to verify them.
+    pub recovery_timeout: Micros,
     /// A woken passive stays awake at least this long after it was needed last; doubled at every
     /// wake that comes soon after the one before, up to `awake_max`.
     pub awake_min: Micros,
@@ -35,8 +50,46 @@ pub struct Config {
     pub suspicion_threshold: usize,
     /// See `suspicion_threshold`.
     pub suspicion_window: u64,
+    /// A vote that comes later than this many times the learnt latency of its class (and later than
+    /// `slow_min`) is a missed one, although it decides nothing any more.
+    pub slow_factor: u32,
+    /// See `slow_factor`.
+    pub slow_min: Micros,
     /// How long "delivered up to" may wait for a vote to travel with.
     pub announce_delay: Micros,
+    /// How often a manager tells its progress and its clock although nothing happens.
+    pub heartbeat: Micros,
+    /// How long a request may wait for others to travel with.
+    pub batch_delay: Micros,
+    /// Requests in one message.
+    pub batch_requests_max: usize,
+    /// Bytes of the requests in one message.
+    pub batch_bytes_max: usize,
+    /// Requests of this gateway under way; above that clients are refused.
+    pub in_flight_max: usize,
+    /// A proposed time further ahead of the other managers' clocks is cut back, in microseconds.
+    pub clock_ahead_max_us: i64,
+    /// How long a client's key is remembered, in agreed time: microseconds.
+    pub key_lifetime_us: i64,
+    /// How many keys are remembered.
+    pub keys_max: usize,
+}
+
+/// What a manager has on disk from an earlier run.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// The newest primary view: number and members; (0, all seats) for a group that never ran.
+    pub view: (u64, Vec<SeatId>),
+    /// The last record of the log.
+    pub last: Option<DecidedRequest>,
+    /// The log is never truncated below this.
+    pub safe: Position,
+    /// Keys of clients in the log: key, hash of its request, position, agreed time.
+    pub keys: Vec<(Hash, Hash, Position, i64)>,
+    /// The greatest request number of each gateway in the log.
+    pub numbers: Vec<RequestId>,
+    /// The greatest generation of a replica of this seat.
+    pub generation: u32,
 }
 
 /// A configuration that cannot work.
@@ -53,9 +106,15 @@ pub enum ConfigError {
     /// f is zero.
     #[error("f = 0 masks nothing; set faults to at least 1")]
     NoFaults,
+    /// `me` is not one of the seats.
+    #[error("seat {0} is not one of the seats")]
+    UnknownSeat(SeatId),
     /// A limit is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// A least value is greater than its greatest.
+    #[error("{0}: the least value is greater than the greatest")]
+    Reversed(&'static str),
 }
 
 impl Config {
@@ -63,12 +122,6 @@ impl Config {
     #[must_use]
     pub fn quorum(&self) -> usize {
         usize::from(self.faults) + 1
-    }
-
-    /// Whether the replicas of `seat` include an active one.
-    #[must_use]
-    pub fn is_active_seat(&self, seat: SeatId) -> bool {
-        self.seats.iter().take(self.quorum()).any(|s| *s == seat)
     }
 
     /// Refuses what cannot work.
@@ -85,14 +138,30 @@ impl Config {
                 faults: self.faults.into(),
             });
         }
+        if !self.seats.contains(&self.me) {
+            return Err(ConfigError::UnknownSeat(self.me));
+        }
         for (value, name) in [
             (self.updates_max as u64, "updates_max"),
             (self.checkpoint_writes, "checkpoint_writes"),
             (self.suspicion_threshold as u64, "suspicion_threshold"),
             (self.suspicion_window, "suspicion_window"),
+            (self.slow_factor.into(), "slow_factor"),
+            (self.batch_requests_max as u64, "batch_requests_max"),
+            (self.in_flight_max as u64, "in_flight_max"),
+            (self.keys_max as u64, "keys_max"),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero(name));
+            }
+        }
+        for ((least, greatest), name) in [
+            (self.vote_timeout, "vote_timeout"),
+            (self.delivery_timeout, "delivery_timeout"),
+            ((self.awake_min, self.awake_max), "awake_min"),
+        ] {
+            if least > greatest {
+                return Err(ConfigError::Reversed(name));
             }
         }
         Ok(())

@@ -1,18 +1,18 @@
-//! Deadlines: which timer expires next. A set ordered by time; no clock in it.
+//! Deadlines: which timer expires next. No clock in it.
 
 use crate::Micros;
-use spare_protocol::{Position, ReplicaId};
-use std::collections::{BTreeMap, BTreeSet};
+use spare_protocol::{Class, Position, ReplicaId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What a deadline is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
-    /// Votes on a request are missed, counted from the first of them.
-    Vote(Position),
-    /// Votes on a request are missed, counted from its delivery.
-    Delivery(Position),
     /// `HELP_ME` for a request is renewed.
     Help(Position),
+    /// A request is aborted if f+1 replicas failed on it.
+    Abort(Position),
+    /// The agreed bytes of a request are asked for again.
+    Fetch(Position),
     /// A local replica must have done what it was given.
     Work(ReplicaId),
     /// A local replica must be built.
@@ -21,8 +21,18 @@ pub(crate) enum Timer {
     Sleep(ReplicaId),
     /// A replica is built after one that could not be.
     Staff,
+    /// An active is still missing: passives are offered again.
+    Compensate,
     /// "Delivered up to" must travel.
     Announce,
+    /// Progress and clock must travel although nothing happened.
+    Heartbeat,
+    /// Requests that wait for others must travel.
+    Batch,
+    /// The group's state, or its log, is asked for again.
+    CatchUp,
+    /// A recovery must have ended.
+    Recovery,
 }
 
 /// At most one deadline a timer.
@@ -41,15 +51,27 @@ impl Deadlines {
     }
 
     pub(crate) fn set_if_unset(&mut self, timer: Timer, at: Micros) {
-        if !self.by_timer.contains_key(&timer) {
+        if !self.is_set(timer) {
             self.set(timer, at);
         }
+    }
+
+    pub(crate) fn is_set(&self, timer: Timer) -> bool {
+        self.by_timer.contains_key(&timer)
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
         if let Some(at) = self.by_timer.remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
+    }
+
+    /// Cancels what concerns single requests.
+    pub(crate) fn forget_requests(&mut self) {
+        let of_requests =
+            |t: &Timer| matches!(t, Timer::Help(_) | Timer::Abort(_) | Timer::Fetch(_));
+        self.by_timer.retain(|t, _| !of_requests(t));
+        self.by_time.retain(|(_, t)| !of_requests(t));
     }
 
     pub(crate) fn next(&self) -> Option<Micros> {
@@ -64,5 +86,83 @@ impl Deadlines {
         }
         self.cancel(timer);
         Some(timer)
+    }
+}
+
+/// What is waited for with every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The missing votes, after the first.
+    Vote,
+    /// Any vote.
+    Delivery,
+}
+
+/// The two deadlines of every request. There are many of them and they are hardly ever missed: they stand
+/// in line, one line for each kind and class, in which deadlines are nearly in order. (A change of what
+/// was learnt can make one wait for the one before it.)
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Watch {
+    lines: [VecDeque<(Micros, Position)>; 4],
+}
+
+impl Watch {
+    pub(crate) fn push(&mut self, wait: Wait, class: Class, at: Micros, position: Position) {
+        let line = usize::from(wait == Wait::Vote) * 2 + usize::from(class.is_exclusive());
+        self.lines[line].push_back((at, position));
+    }
+
+    /// Takes out what need not be waited for any more, from the front of each line.
+    pub(crate) fn clear(&mut self, ended: impl Fn(Position) -> bool) {
+        for line in &mut self.lines {
+            while line.front().is_some_and(|(_, p)| ended(*p)) {
+                line.pop_front();
+            }
+        }
+    }
+
+    pub(crate) fn next(&self) -> Option<Micros> {
+        let fronts = self.lines.iter().filter_map(VecDeque::front);
+        fronts.map(|(at, _)| *at).min()
+    }
+
+    /// Takes out one deadline that expired by `now`.
+    pub(crate) fn expired(&mut self, now: Micros) -> Option<Position> {
+        let line = self
+            .lines
+            .iter_mut()
+            .find(|l| l.front().is_some_and(|(at, _)| *at <= now))?;
+        line.pop_front().map(|(_, position)| position)
+    }
+
+    pub(crate) fn forget_all(&mut self) {
+        self.lines.iter_mut().for_each(VecDeque::clear);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_is_set_again_expires_once_and_later() {
+        let mut deadlines = Deadlines::default();
+        deadlines.set(Timer::Staff, Micros(5));
+        deadlines.set(Timer::Staff, Micros(9));
+        assert_eq!(deadlines.expired(Micros(5)), None);
+        assert_eq!(deadlines.expired(Micros(9)), Some(Timer::Staff));
+        assert_eq!(deadlines.next(), None);
+    }
+
+    #[test]
+    fn requests_that_ended_are_not_waited_for() {
+        let mut watch = Watch::default();
+        for p in 1..=3 {
+            watch.push(Wait::Vote, Class::Read, Micros(p * 10), Position(p));
+        }
+        watch.clear(|p| p < Position(3));
+        assert_eq!(watch.next(), Some(Micros(30)));
+        assert_eq!(watch.expired(Micros(29)), None);
+        assert_eq!(watch.expired(Micros(30)), Some(Position(3)));
     }
 }

@@ -1,100 +1,203 @@
-//! The state of one manager's core, and its entry point.
+//! One manager's part of the protocol: its state and the entry point.
 
-use crate::ballot::Decision;
 use crate::buffer::UpdateBuffer;
-use crate::checkpoint::Checkpoints;
-use crate::config::{Config, ConfigError};
-use crate::deadline::Deadlines;
-use crate::entry::Entry;
-use crate::io::{Input, Micros, Notice, Output};
-use crate::replica::{Local, Member, ReplicaView};
+use crate::config::{Config, ConfigError, Resume};
+use crate::deadline::{Deadlines, Timer, Watch};
+use crate::group::{Decision, Group, Rules, Window};
+use crate::io::{Input, Micros, Notice, Now, Output, Standing};
+use crate::latency::{ApplyCost, Latencies};
+use crate::replica::{Local, ReplicaView};
+use bytes::Bytes;
+use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{GroupMessage, Vote};
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::channel::{Outcome, RootRequest};
+use spare_protocol::group::{
+    Envelope, GroupMessage, PeerMessage, Request, RequestId, Sync, Votes,
+};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// How far a manager got, by its own word.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Progress {
-    pub(crate) delivered: Position,
-    pub(crate) agreed: Position,
+/// What a local replica answered.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalAnswer {
+    pub(crate) replica: ReplicaId,
+    pub(crate) decision: Decision,
+    pub(crate) outcome: Outcome,
+    pub(crate) update: Bytes,
+}
+
+/// What this manager knows about a request beyond what all know.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    pub(crate) id: RequestId,
+    pub(crate) class: Class,
+    pub(crate) key: Option<Hash>,
+    pub(crate) delivered_at: Micros,
+    pub(crate) first_vote_at: Option<Micros>,
+    pub(crate) answers: SmallVec<[LocalAnswer; 1]>,
+    /// The agreed bytes, once they are here.
+    pub(crate) agreed: Option<(Option<Outcome>, Bytes)>,
+    /// How often the agreed bytes were asked for.
+    pub(crate) fetches: u32,
 }
 
 /// One manager's part of the protocol.
 #[derive(Clone, Debug)]
 pub struct Core {
     pub(crate) config: Config,
-    pub(crate) now: Micros,
-    pub(crate) epoch: u64,
-    /// The seats of the primary view with their progress.
-    pub(crate) view: BTreeMap<SeatId, Progress>,
-    /// The last position that was ordered.
-    pub(crate) ordered: Position,
-    pub(crate) time_last_us: i64,
-    /// Writes and scrubs ordered.
-    pub(crate) exclusive: u64,
-    pub(crate) entries: BTreeMap<Position, Entry>,
-    pub(crate) undecided: BTreeSet<Position>,
-    /// Up to here everything is decided and its agreed bytes are here.
+    pub(crate) now: Now,
+    pub(crate) group: Group,
+
+    // How this manager stands to the group.
+    pub(crate) standing: Standing,
+    /// It is a member of the primary view and has been without a break.
+    pub(crate) live: bool,
+    pub(crate) ring: u64,
+    pub(crate) ring_members: Vec<SeatId>,
+    pub(crate) syncs: BTreeMap<SeatId, Sync>,
+    /// Seats whose disks an operator gave up.
+    pub(crate) given_up: BTreeSet<SeatId>,
+    /// Delivered in this ring, waiting for the group's state.
+    pub(crate) backlog: VecDeque<(SeatId, Envelope)>,
+    /// Messages of this ring that the group's state contains.
+    pub(crate) seen: u64,
+    /// Whose state is taken over.
+    pub(crate) source: SeatId,
+    pub(crate) joined_sent: bool,
+    pub(crate) lease: Option<Micros>,
+
+    // What is agreed, and who waits for it.
+    pub(crate) slots: Window<Slot>,
+    /// Up to here everything is decided, its agreed bytes are here, and it was handed to the log.
     pub(crate) agreed: Position,
-    /// Decided, their bytes here, to be answered by this seat's gateway once all members have them.
+    pub(crate) agreed_epoch: u64,
+    pub(crate) stored: Position,
+    pub(crate) view_stored: (u64, Vec<SeatId>),
+    pub(crate) safe: Position,
+    /// Their bytes are here and a client of this gateway waits for them.
     pub(crate) answerable: BTreeSet<Position>,
-    pub(crate) late: VecDeque<(Position, Decision)>,
-    pub(crate) members: BTreeMap<ReplicaId, Member>,
+    pub(crate) repeated: BTreeMap<Position, Vec<RequestId>>,
+    /// Requests of this gateway that were not answered.
+    pub(crate) open: BTreeSet<u64>,
+    /// Of these, multicast and not delivered.
+    pub(crate) submitted: VecDeque<Request>,
+    pub(crate) batch: Vec<Request>,
+    pub(crate) batch_bytes: usize,
+
+    // The local replicas.
     pub(crate) local: BTreeMap<ReplicaId, Local>,
     pub(crate) last_generation: u32,
     pub(crate) failed_builds: u32,
+    /// Convicted when there were too few others to destroy them.
+    pub(crate) braked: Vec<ReplicaId>,
     pub(crate) buffer: UpdateBuffer,
     /// Checkpoints that a local replica may still have to pass.
     pub(crate) checkpoint_marks: BTreeMap<Position, RootRequest>,
-    pub(crate) checkpoints: Checkpoints,
+    pub(crate) apply_cost: ApplyCost,
+
+    // Timing.
     pub(crate) deadlines: Deadlines,
-    pub(crate) votes: Vec<Vote>,
+    pub(crate) watch: Watch,
+    pub(crate) latencies: Latencies,
+    /// Since when each replica executes.
+    pub(crate) executes_since: BTreeMap<ReplicaId, Micros>,
+
+    pub(crate) outbox: Votes,
     pub(crate) out: Vec<Output>,
 }
 
 impl Core {
-    /// A core that has seen nothing yet. It does nothing before its first view.
+    /// A core with what is on its manager's disk. It does nothing before its first view.
     ///
     /// # Errors
     /// When the configuration cannot work.
-    pub fn new(config: Config) -> Result<Core, ConfigError> {
+    pub fn new(config: Config, resume: Resume) -> Result<Core, ConfigError> {
         config.check()?;
+        let mut resume = resume;
+        if resume.view.1.is_empty() {
+            resume.view.1.clone_from(&config.seats);
+        }
+        let group = Group::resumed(Rules::from(&config), &resume);
+        let agreed = group.decided;
         Ok(Core {
-            config,
-            now: Micros(0),
-            epoch: 0,
-            view: BTreeMap::new(),
-            ordered: Position(0),
-            time_last_us: 0,
-            exclusive: 0,
-            entries: BTreeMap::new(),
-            undecided: BTreeSet::new(),
-            agreed: Position(0),
+            now: Now::default(),
+            group,
+            standing: Standing::Apart,
+            live: false,
+            ring: 0,
+            ring_members: Vec::new(),
+            syncs: BTreeMap::new(),
+            given_up: BTreeSet::new(),
+            backlog: VecDeque::new(),
+            seen: 0,
+            source: config.me,
+            joined_sent: false,
+            lease: None,
+            slots: Window::above(agreed),
+            agreed,
+            agreed_epoch: resume.last.as_ref().map_or(0, |r| r.epoch),
+            stored: agreed,
+            view_stored: resume.view,
+            safe: resume.safe.min(agreed),
             answerable: BTreeSet::new(),
-            late: VecDeque::new(),
-            members: BTreeMap::new(),
+            repeated: BTreeMap::new(),
+            open: BTreeSet::new(),
+            submitted: VecDeque::new(),
+            batch: Vec::new(),
+            batch_bytes: 0,
             local: BTreeMap::new(),
-            last_generation: 0,
+            last_generation: resume.generation,
             failed_builds: 0,
+            braked: Vec::new(),
             buffer: UpdateBuffer::default(),
             checkpoint_marks: BTreeMap::new(),
-            checkpoints: Checkpoints::default(),
+            apply_cost: ApplyCost::default(),
             deadlines: Deadlines::default(),
-            votes: Vec::new(),
+            watch: Watch::default(),
+            latencies: Latencies::default(),
+            executes_since: BTreeMap::new(),
+            outbox: Votes::default(),
             out: Vec::new(),
+            config,
         })
     }
 
     /// Takes one input at the time `now` and returns what is to be done about it, in order.
-    pub fn step(&mut self, now: Micros, input: Input) -> Vec<Output> {
-        self.now = now.max(self.now);
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.step_into(now, input, &mut outputs);
+        outputs
+    }
+
+    /// As [`Core::step`], but appends to `outputs`, which the caller can use again.
+    pub fn step_into(&mut self, now: Now, input: Input, outputs: &mut Vec<Output>) {
+        std::mem::swap(&mut self.out, outputs);
+        self.now = Now {
+            monotonic: now.monotonic.max(self.now.monotonic),
+            clock_us: now.clock_us,
+        };
+        self.take(input);
+        self.react();
+        self.drive_all();
+        std::mem::swap(&mut self.out, outputs);
+    }
+
+    fn take(&mut self, input: Input) {
         match input {
-            Input::Submit(request) => self.multicast(GroupMessage::Request(request)),
-            Input::Delivered { from, message } => self.deliver(from, message),
-            Input::View { epoch, members } => self.enter_view(epoch, members),
+            Input::Submit(request) => self.submit(request),
+            Input::Delivered { from, envelope } => self.delivered(from, envelope),
+            Input::View {
+                ring,
+                members,
+                primary,
+            } => self.enter_ring(ring, members, primary),
             Input::Peer { from, message } => self.peer(from, message),
+            Input::ViewStored { epoch } => self.view_is_stored(epoch),
+            Input::Stored { position } => self.is_stored(position),
+            Input::Lease { until } => {
+                self.lease = self.lease.max(Some(until));
+                self.answer();
+            }
             Input::Booted(replica) => self.booted(replica),
             Input::Executed {
                 replica,
@@ -112,43 +215,73 @@ impl Core {
             Input::Paused(replica) => self.paused(replica),
             Input::Failed { replica, reason } => self.failed(replica, reason),
             Input::Violated { replica, reason } => self.violated(replica, reason),
+            Input::Recover => {
+                let seat = self.config.me;
+                self.multicast(GroupMessage::Recover { seat });
+            }
+            Input::AcceptLoss { seats } => self.multicast(GroupMessage::AcceptLoss { seats }),
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
         }
-        self.drive_all();
-        std::mem::take(&mut self.out)
+    }
+
+    fn peer(&mut self, from: SeatId, message: PeerMessage) {
+        match message {
+            PeerMessage::Fetch { position } => self.give_bytes(from, position),
+            PeerMessage::Agreed {
+                position,
+                outcome,
+                update,
+            } => self.offer_bytes(position, outcome, update),
+            PeerMessage::WantState { ring } => self.give_state(from, ring),
+            PeerMessage::State { ring, seen, state } => self.take_state(from, ring, seen, &state),
+            PeerMessage::WantLog { after } => self.out.push(Output::SendLog { to: from, after }),
+            PeerMessage::Log { records } => self.take_log(records),
+        }
     }
 
     /// When [`Input::Tick`] is due next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Micros> {
-        self.deadlines.next()
+        let timers = self.deadlines.next().into_iter();
+        timers.chain(self.watch.next()).min()
     }
 
-    /// Whether f+1 replicas can vote.
+    /// How this manager stands to the group.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+
+    /// Whether this manager is in the primary view and f+1 replicas can vote.
     #[must_use]
     pub fn can_decide(&self) -> bool {
-        self.members.len() >= self.config.quorum()
+        self.standing == Standing::Serving && self.group.members.len() >= self.config.quorum()
     }
 
-    /// Whether every seat that is to have an active replica has one.
+    /// Whether f+1 active replicas execute.
     #[must_use]
     pub fn is_staffed(&self) -> bool {
-        let quorum = self.config.quorum();
-        let seats = self.config.seats.iter().take(quorum);
-        seats.filter(|s| self.active_of(**s).is_some()).count() == quorum
+        self.standing == Standing::Serving
+            && self.group.actives().count() >= self.config.quorum()
     }
 
     /// The primary view's number; 0 before the first.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.group.epoch
+    }
+
+    /// The members of the primary view.
+    #[must_use]
+    pub fn view(&self) -> Vec<SeatId> {
+        self.group.view.keys().copied().collect()
     }
 
     /// The last position that was ordered.
     #[must_use]
     pub fn ordered(&self) -> Position {
-        self.ordered
+        self.group.ordered()
     }
 
     /// Up to here everything is decided and its agreed bytes are here.
@@ -157,10 +290,30 @@ impl Core {
         self.agreed
     }
 
+    /// A number that is the same at two managers if and only if the group's state is, and how many
+    /// ordered messages that state comes from. For tests.
+    #[must_use]
+    pub fn fingerprint(&self) -> (u64, Hash) {
+        let encoded = spare_protocol::encode(&self.group);
+        (self.group.delivered, Hash::of(&encoded))
+    }
+
+    /// How much is kept, for tests that nothing grows: requests in the window, updates in the buffer,
+    /// messages in the backlog.
+    #[must_use]
+    pub fn kept(&self) -> [usize; 3] {
+        let slots = self.slots.last().0 - self.slots.before().0;
+        [
+            usize::try_from(slots).unwrap_or(usize::MAX),
+            self.buffer.count_above(Position(0)),
+            self.backlog.len(),
+        ]
+    }
+
     /// All replicas that are in service, and the local ones that are being built.
     #[must_use]
     pub fn replicas(&self) -> Vec<ReplicaView> {
-        let known = self.members.iter().map(|(r, m)| {
+        let known = self.group.members.iter().map(|(r, m)| {
             let local = self.local.get(r);
             ReplicaView {
                 replica: *r,
@@ -174,7 +327,7 @@ impl Core {
         let unknown = self
             .local
             .iter()
-            .filter(|(r, _)| !self.members.contains_key(r));
+            .filter(|(r, _)| !self.group.members.contains_key(r));
         let building = unknown.map(|(r, l)| ReplicaView {
             replica: *r,
             state: ReplicaState::Building,
@@ -187,10 +340,24 @@ impl Core {
     }
 
     pub(crate) fn multicast(&mut self, message: GroupMessage) {
-        self.out.push(Output::Multicast(message));
+        self.out.push(Output::Multicast(Envelope {
+            epoch: self.group.epoch,
+            message,
+        }));
     }
 
     pub(crate) fn notice(&mut self, notice: Notice) {
         self.out.push(Output::Notice(notice));
+    }
+
+    /// Sets a timer to expire after `span`.
+    pub(crate) fn set_timer(&mut self, timer: Timer, span: Micros) {
+        self.deadlines.set(timer, self.now.monotonic.after(span));
+    }
+
+    /// Sets a timer to expire after `span`, unless it is set.
+    pub(crate) fn ensure_timer(&mut self, timer: Timer, span: Micros) {
+        let at = self.now.monotonic.after(span);
+        self.deadlines.set_if_unset(timer, at);
     }
 }

@@ -1,14 +1,19 @@
 //! Inputs and outputs of the core.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Request, RequestId, Vote};
-use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
+use spare_protocol::group::{
+    DecidedRequest, Envelope, LossReason, PeerMessage, Request, RequestId, Vote,
+};
+use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// A point in time or a span: microseconds on a clock that never goes back. The core only compares
 /// and adds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Micros(pub u64);
 
 impl Micros {
@@ -24,31 +29,55 @@ impl Micros {
         Micros(self.0.saturating_add(span.0))
     }
 
+    /// The span since an earlier point; none if that lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Micros) -> Micros {
+        Micros(self.0.saturating_sub(earlier.0))
+    }
+
     /// Twice this span.
     #[must_use]
     pub fn doubled(self) -> Micros {
         Micros(self.0.saturating_mul(2))
     }
+
+    /// This many times this span.
+    #[must_use]
+    pub fn times(self, factor: u64) -> Micros {
+        Micros(self.0.saturating_mul(factor))
+    }
+}
+
+/// The two clocks of a manager, read together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// A clock that never goes back and goes on while the machine is suspended.
+    pub monotonic: Micros,
+    /// Microseconds since the Unix epoch; may jump.
+    pub clock_us: i64,
 }
 
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// A gateway of this seat hands in a request; the core multicasts it.
+    /// A gateway of this seat hands in a request. Its answer is an [`Output::Answer`] or an
+    /// [`Output::Refuse`].
     Submit(Request),
     /// Delivered in total order.
     Delivered {
         /// Who multicast it.
         from: SeatId,
         /// What.
-        message: GroupMessage,
+        envelope: Envelope,
     },
-    /// Delivered in total order: from here on these seats take part.
+    /// Delivered in total order: from here on these seats hear each other.
     View {
-        /// Its number.
-        epoch: u64,
+        /// Names this membership; the same at every member, never used again.
+        ring: u64,
         /// The seats.
         members: Vec<SeatId>,
+        /// Quorum, or a completed fencing, was reported for this very membership.
+        primary: bool,
     },
     /// From another manager, outside the order.
     Peer {
@@ -56,6 +85,22 @@ pub enum Input {
         from: SeatId,
         /// What.
         message: PeerMessage,
+    },
+    /// A view that [`Output::StoreView`] named is on disk.
+    ViewStored {
+        /// Its number.
+        epoch: u64,
+    },
+    /// All records up to here are on disk.
+    Stored {
+        /// The last one.
+        position: Position,
+    },
+    /// Until then this manager may release replies although no other can confirm that it is in the
+    /// primary view; never shortens (DESIGN §4.2).
+    Lease {
+        /// On the monotonic clock.
+        until: Micros,
     },
     /// A new local replica booted and opened its channel; its state is the pristine one.
     Booted(ReplicaId),
@@ -99,6 +144,13 @@ pub enum Input {
         /// How, for the operator.
         reason: String,
     },
+    /// The replicas of this seat are to be replaced by fresh ones (proactive recovery).
+    Recover,
+    /// An operator accepts that these seats' disks are gone for good.
+    AcceptLoss {
+        /// The seats.
+        seats: Vec<SeatId>,
+    },
     /// A deadline named by [`crate::Core::next_deadline`] passed.
     Tick,
     /// The daemon has no more inputs waiting: send what was held back to go in one message.
@@ -109,13 +161,37 @@ pub enum Input {
 #[derive(Clone, Debug)]
 pub enum Output {
     /// Multicast in total order.
-    Multicast(GroupMessage),
-    /// Send to another manager directly.
+    Multicast(Envelope),
+    /// Send to another manager directly. It may get lost; the core asks again.
     SendPeer {
         /// To whom.
         to: SeatId,
         /// What.
         message: PeerMessage,
+    },
+    /// Read records of the ordered log above `after` and send them as [`PeerMessage::Log`].
+    SendLog {
+        /// To whom.
+        to: SeatId,
+        /// The last one that is there.
+        after: Position,
+    },
+    /// Write this primary view to disk; ends in [`Input::ViewStored`].
+    StoreView {
+        /// Its number.
+        epoch: u64,
+        /// Its members.
+        members: Vec<SeatId>,
+    },
+    /// Remove all records above this position from the log: another history was agreed on.
+    Truncate {
+        /// The last one to keep.
+        after: Position,
+    },
+    /// Every member has the records up to here; they are never truncated.
+    Safe {
+        /// The last one.
+        position: Position,
     },
     /// Create the VM of a new local replica; ends in [`Input::Booted`] or [`Input::Failed`].
     Create(ReplicaId),
@@ -158,34 +234,43 @@ pub enum Output {
         id: RequestId,
         /// Its position.
         position: Position,
-        /// The agreed outcome.
-        outcome: Outcome,
+        /// The agreed outcome; none if the request was aborted.
+        outcome: Option<Outcome>,
+        /// Not to be released later than this: the lease ends.
+        release_before: Option<Micros>,
+    },
+    /// Answer a client with the recorded outcome of an earlier request that this one repeats.
+    AnswerAgain {
+        /// Which request.
+        id: RequestId,
+        /// The position of the earlier one.
+        position: Position,
+    },
+    /// A client gets no answer from the replicas.
+    Refuse {
+        /// Which request.
+        id: RequestId,
+        /// Why.
+        reason: Refusal,
     },
     /// A request was decided and its agreed bytes are here; in the order of positions, without gaps.
+    /// Ends in [`Input::Stored`].
     Decided(DecidedRequest),
     /// For operators.
     Notice(Notice),
 }
 
-/// A decided request with everything that was agreed on.
-#[derive(Clone, Debug)]
-pub struct DecidedRequest {
-    /// Its place in the order.
-    pub position: Position,
-    /// Read, write or scrub.
-    pub class: Class,
-    /// The agreed time.
-    pub time_us: i64,
-    /// The agreed seed.
-    pub seed: [u8; 32],
-    /// The request.
-    pub request: Bytes,
-    /// Hash of the agreed outcome.
-    pub reply_hash: Hash,
-    /// Hash of the agreed update.
-    pub update_hash: Hash,
-    /// The agreed update; empty for a read.
-    pub update: Bytes,
+/// Why a request gets no answer from the replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many requests as are allowed are under way; nothing was done about this one.
+    Busy,
+    /// This manager is not in the primary view; nothing was done about this one.
+    NotPrimary,
+    /// This manager left the primary view while the request was under way; it may take effect.
+    Interrupted,
+    /// Its key was used with another request before.
+    KeyReused,
 }
 
 /// What a conviction rests on.
@@ -223,23 +308,57 @@ pub struct Evidence {
     pub agreed: Option<(Outcome, Bytes)>,
 }
 
+/// How a manager stands to the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Standing {
+    /// Not in a primary ring: decides nothing.
+    Apart,
+    /// In a primary ring whose members tell each other what they have.
+    Syncing,
+    /// Nobody in the ring is sure to have the newest state: it waits for others, or for an operator.
+    Waiting,
+    /// Takes over the group's state from another member.
+    Joining,
+    /// Has the group's state, and catches up with the log.
+    CatchingUp,
+    /// A member of the primary view.
+    Serving,
+}
+
 /// Something an operator, or the report of a test, wants to know. `Seen by all` marks what every
 /// manager of the group notices alike at the same point of the order.
 #[derive(Clone, Debug)]
 pub enum Notice {
     /// A replica's state changed. Seen by all, once the replica is known to the group.
-    State {
+    Replica {
         /// Which.
         replica: ReplicaId,
-        /// Its new state.
-        state: ReplicaState,
+        /// Its old state; none if it came into being.
+        from: Option<ReplicaState>,
+        /// Its new state; none if it left service.
+        to: Option<ReplicaState>,
+    },
+    /// This manager stands otherwise to the group.
+    Standing {
+        /// How it stood before.
+        from: Standing,
+        /// How it stands.
+        to: Standing,
+    },
+    /// A primary view. Seen by all.
+    View {
+        /// Its number.
+        epoch: u64,
+        /// Its members.
+        members: Vec<SeatId>,
     },
     /// The votes on a request differ, or cannot become f+1 equal ones. Seen by all.
     Mismatch {
         /// The request.
         position: Position,
     },
-    /// A vote did not arrive in time. Seen by all, as each manager's own clock tells.
+    /// A vote did not arrive in time, or arrived long after the others. Seen by each manager as its own
+    /// clock tells.
     Silent {
         /// The request.
         position: Position,
@@ -283,6 +402,11 @@ pub enum Notice {
         /// The request.
         position: Position,
     },
+    /// So many replicas failed on a request that it was aborted. Seen by all.
+    Aborted {
+        /// The request.
+        position: Position,
+    },
     /// A replica was convicted. Seen by all.
     Convicted {
         /// Which.
@@ -298,7 +422,7 @@ pub enum Notice {
     Promoted {
         /// Which.
         replica: ReplicaId,
-        /// In whose place, if in somebody's.
+        /// In whose place, if in one of the same seat.
         instead_of: Option<ReplicaId>,
     },
     /// A woken passive, or a suspected replica that has caught up, goes to sleep. Seen by all.
@@ -334,6 +458,23 @@ pub enum Notice {
         position: Position,
         /// The roots.
         roots: Vec<(ReplicaId, Hash)>,
+    },
+    /// The recovery of a seat began. Seen by all.
+    RecoveryBegan {
+        /// The seat.
+        seat: SeatId,
+    },
+    /// Fresh replicas took over in a seat. Seen by all.
+    HandedOver {
+        /// The seat.
+        seat: SeatId,
+        /// The last position on which the old active votes.
+        position: Position,
+    },
+    /// The recovery of a seat was given up. Seen by all.
+    RecoveryGivenUp {
+        /// The seat.
+        seat: SeatId,
     },
     /// Something needs an operator.
     Alarm(String),

@@ -5,26 +5,31 @@
 //! assertion: what makes no sense is ignored or held against its sender.
 //!
 //! Where to read what:
-//! - [`replica`]: the life cycle of a replica, as the group sees it and as its own manager drives it
-//! - `engine`: the state and the entry point; `deliver`: what ordered messages do; `ballot`: votes;
-//!   `help`: waking passives; `seat`: the local replicas; `fault`: conviction, suspicion, loss
+//! - [`replica`]: the life cycle of a replica
+//! - `group`: the group's state, a function of the delivered stream, the same at every manager
+//! - `engine`: one manager's part; `react`: what it does when the group's state changes
+//! - `gateway`: requests in, answers out; `agreement`: from a decision to its record in the log
+//! - `standing`: primary views, and taking over the group's state
+//! - `seat`: the local replicas; `timing`: silence, help, sleep
 
-mod ballot;
+mod agreement;
 mod buffer;
-mod checkpoint;
 mod config;
 mod deadline;
-mod deliver;
 mod engine;
-mod entry;
-mod fault;
-mod help;
+mod gateway;
+mod group;
 mod io;
+mod latency;
+mod react;
 pub mod replica;
 mod seat;
-mod suspicion;
+mod standing;
+mod timing;
 
-pub use ballot::{Ballot, Decision};
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Resume};
 pub use engine::Core;
-pub use io::{ConvictionBasis, DecidedRequest, Evidence, Input, Micros, Notice, Output};
+pub use io::{
+    ConvictionBasis, Evidence, Input, Micros, Notice, Now, Output, Refusal, Standing,
+};
+pub use spare_protocol::group::DecidedRequest;

@@ -4,68 +4,36 @@
 //! in the same state at the same point of the order:
 //!
 //! ```text
-//!  (its manager)    Built, seat has an active
-//!   building ────────────────────────────────▶ passive ◀──────────── Slept ─────────────┐
-//!      │                                        │  │ └── I_DO, chosen ──▶ activating ───┤
-//!      │ Built, seat has no active              │  │                     (role Helping) │
-//!      │                                        │  │ promoted                │ promoted │
-//!      └──────────────▶ active ◀────────────────┘──┼─────────────────────────┘          │
-//!                        │  │                      │                                    │
-//!                        │  └─ SUSPECTED too often ─▶ suspected ─── has caught up ──────┘
-//!                        │                            (a passive that is not clean; lost, if
-//!                        │                            it does not catch up in time)
-//!                        ▼
-//!     from any state:  voted otherwise than decided, or broke its channel ─▶ quarantined ─▶ destroyed
-//!                      VM died, could not be brought up to date           ─▶ lost ────────▶ destroyed
+//!   (its manager)   Built                    I_DO, chosen
+//!    building ────────────────▶ passive ─────────────────────▶ activating
+//!       │                        │   ▲  ▲                        │   │
+//!       │ Built, in a recovery   │   │  └──────── Slept ─────────┘   │
+//!       ▼                        │   └───── Slept: has caught up ──┐ │
+//!   successor ── hand-over ──────┤                                 │ │
+//!       │                        │ Built on a seat without an      │ │
+//!       │ hand-over, R(p)        │ active; promoted; COMPENSATE;   │ │
+//!       │ not clean              │ hand-over                       │ │ promoted
+//!       │                        ▼                                 │ ▼
+//!       └─────────────────────▶ active ◀───────────────────────────┼─┘
+//!                                │  │                              │
+//!                     hand-over  │  └── SUSPECTED too often ──▶ suspected
+//!                                ▼
+//!                             retiring ── all up to the hand-over decided ─▶ lost (recovered)
+//!
+//!   from any state:  voted otherwise than decided, another root than the stable one, or broke its
+//!                    channel                        ─▶ convicted: quarantined ─▶ destroyed
+//!                    VM died, not brought up to date in time, its seat left the view, others do its
+//!                    work, was in the middle of an aborted write          ─▶ lost ─▶ destroyed
 //! ```
 //!
-//! As its own manager drives its virtual machine ([`Vm`]): created, loaded, then running or paused as
+//! As its own manager drives its virtual machine (`Vm`): created, loaded, then running or paused as
 //! its role and the work that waits for it demand.
 
-use crate::suspicion::Suspicions;
 use crate::Micros;
 use spare_protocol::admin::ReplicaState;
+use spare_protocol::group::GroupMessage;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeSet, VecDeque};
-
-/// What a replica does in the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Executes every request.
-    Active,
-    /// A passive that was woken: executes every request until it is put to sleep again.
-    Helping,
-    /// Paused, kept current by agreed updates.
-    Passive,
-}
-
-/// A replica in service, as every manager knows it.
-#[derive(Clone, Debug)]
-pub(crate) struct Member {
-    pub(crate) role: Role,
-    /// Its state came from agreed updates only; it never executed a request.
-    pub(crate) clean: bool,
-    /// It was paused because it was silent too often.
-    pub(crate) suspected: bool,
-    pub(crate) suspicions: Suspicions,
-    /// The position at which it came into service.
-    pub(crate) built_at: Position,
-}
-
-impl Member {
-    pub(crate) fn executes(&self) -> bool {
-        matches!(self.role, Role::Active | Role::Helping)
-    }
-
-    pub(crate) fn state(&self) -> ReplicaState {
-        match self.role {
-            Role::Active => ReplicaState::Active,
-            Role::Helping => ReplicaState::Activating,
-            Role::Passive if self.suspected => ReplicaState::Suspected,
-            Role::Passive => ReplicaState::Passive,
-        }
-    }
-}
 
 /// What a local replica's virtual machine does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +54,18 @@ pub(crate) struct Local {
     pub(crate) vm: Vm,
     /// The position of its state once it has done everything that was sent to it.
     pub(crate) sent: Position,
+    /// It never executed a request.
+    pub(crate) clean: bool,
     /// Requests sent to it and not answered.
     pub(crate) executing: BTreeSet<Position>,
     /// Batches of updates sent to it and not confirmed: position afterwards, number of updates.
     pub(crate) applying: VecDeque<(Position, usize)>,
-    /// Its loss or conviction was multicast and is on its way.
-    pub(crate) leaving: bool,
+    /// Since when it can work on the first of these.
+    pub(crate) applying_since: Micros,
+    /// It was announced with `Built`, in this epoch's view.
+    pub(crate) announced: bool,
+    /// Its loss or conviction: multicast and on its way.
+    pub(crate) leaving: Option<GroupMessage>,
     /// It was suspected, has caught up, and that was multicast.
     pub(crate) settling: bool,
     /// How long it stays awake after it was needed last.
@@ -105,9 +79,12 @@ impl Local {
         Local {
             vm: Vm::Creating,
             sent: Position(0),
+            clean: true,
             executing: BTreeSet::new(),
             applying: VecDeque::new(),
-            leaving: false,
+            applying_since: Micros(0),
+            announced: false,
+            leaving: None,
             settling: false,
             awake_for: awake_min,
             needed_at: Micros(0),
@@ -120,6 +97,11 @@ impl Local {
 
     pub(crate) fn is_changing(&self) -> bool {
         matches!(self.vm, Vm::Pausing | Vm::Unpausing)
+    }
+
+    /// Something was sent to it that it has not answered.
+    pub(crate) fn is_busy(&self) -> bool {
+        !self.applying.is_empty() || !self.executing.is_empty()
     }
 
     /// The last position that it is known to have reached.

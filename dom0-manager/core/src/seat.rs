@@ -2,19 +2,19 @@
 //!
 //! A replica's channel is first in, first out. So the position of its state is known from what was
 //! sent: `Local::sent`. Everything it needs next follows from that, its role, and what is agreed:
-//! agreed updates first, then, if its role is to execute, every request from the first that is not
+//! agreed updates first, then, if its vote is expected, every request from the first that is not
 //! agreed on (DESIGN §4.5: no passive goes past an undecided request).
 
 use crate::deadline::Timer;
-use crate::engine::Core;
-use crate::io::{Notice, Output};
-use crate::replica::{Local, Role, Vm};
+use crate::engine::{Core, LocalAnswer};
+use crate::group::{Decision, Role};
+use crate::io::{Micros, Notice, Output, Standing};
+use crate::replica::{Local, Vm};
 use bytes::Bytes;
+use smallvec::SmallVec;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{outcome_hash, GroupMessage, LossReason, Vote};
+use spare_protocol::group::{outcome_hash, GroupMessage, LossReason, RootVote, Vote};
 use spare_protocol::{Hash, Position, ReplicaId};
-
-use crate::Micros;
 
 /// Replicas of a seat: one active, one passive.
 const REPLICAS_PER_SEAT: usize = 2;
@@ -26,10 +26,19 @@ impl Core {
     /// Builds replicas until the seat has its number.
     pub(crate) fn staff(&mut self) {
         let me = self.config.me;
-        if self.epoch == 0 || !self.config.is_active_seat(me) {
+        let serving = self.standing == Standing::Serving && self.group.view.contains_key(&me);
+        if !serving || !self.group.is_staffed_seat(me) || self.deadlines.is_set(Timer::Staff) {
             return;
         }
-        while self.local.len() < REPLICAS_PER_SEAT {
+        let mut wanted = REPLICAS_PER_SEAT;
+        if self.is_recovering() {
+            wanted += self.group.successors_needed(me);
+        }
+        let staying = self.local.iter().filter(|(r, l)| {
+            let role = self.group.members.get(r).map(|m| m.role);
+            l.leaving.is_none() && !matches!(role, Some(Role::Retiring(_)))
+        });
+        for _ in staying.count()..wanted {
             self.last_generation += 1;
             let replica = ReplicaId {
                 seat: me,
@@ -37,8 +46,7 @@ impl Core {
             };
             self.local
                 .insert(replica, Local::new(self.config.awake_min));
-            let limit = self.now.after(self.config.build_timeout);
-            self.deadlines.set(Timer::Build(replica), limit);
+            self.set_timer(Timer::Build(replica), self.config.build_timeout);
             self.out.push(Output::Create(replica));
         }
     }
@@ -52,6 +60,7 @@ impl Core {
             return;
         }
         if agreed == Position(0) {
+            local.vm = Vm::Running;
             self.announce_built(replica);
         } else {
             local.vm = Vm::Loading;
@@ -63,17 +72,37 @@ impl Core {
     }
 
     fn announce_built(&mut self, replica: ReplicaId) {
+        let serving = self.standing == Standing::Serving;
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
-        local.vm = Vm::Running;
-        let position = local.sent;
         self.failed_builds = 0;
         self.deadlines.cancel(Timer::Build(replica));
-        self.multicast(GroupMessage::Built { replica, position });
+        if !serving {
+            return; // announced when this manager is a member again
+        }
+        local.announced = true;
+        let (position, clean) = (local.sent, local.clean);
+        self.multicast(GroupMessage::Built {
+            replica,
+            position,
+            clean,
+        });
+    }
+
+    /// Announces what the group does not know (any more).
+    pub(crate) fn announce_built_replicas(&mut self) {
+        let unknown = self.local.iter().filter(|(r, l)| {
+            l.is_built() && l.leaving.is_none() && !self.group.members.contains_key(r)
+        });
+        let unknown: Vec<ReplicaId> = unknown.map(|(r, _)| *r).collect();
+        for replica in unknown {
+            self.announce_built(replica);
+        }
     }
 
     pub(crate) fn applied(&mut self, replica: ReplicaId, position: Position, root: Option<Hash>) {
+        let now = self.now.monotonic;
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
@@ -85,8 +114,12 @@ impl Core {
             return self.violated(replica, reason);
         }
         if local.vm == Vm::Loading {
+            local.vm = Vm::Running;
             return self.announce_built(replica);
         }
+        let took = now.since(local.applying_since);
+        local.applying_since = now;
+        self.apply_cost.applied(updates, took);
         // It gets on: the limit is for each batch.
         self.deadlines.cancel(Timer::Work(replica));
         self.notice(Notice::Applied {
@@ -94,13 +127,23 @@ impl Core {
             position,
             updates,
         });
-        if let Some(root) = root {
-            self.multicast(GroupMessage::Root {
-                position,
-                replica,
-                root,
-            });
+        let wanted = self.checkpoint_marks.contains_key(&position);
+        match root {
+            Some(root) => self.report_root(replica, position, root),
+            None if wanted => {
+                let reason = format!("it reported no root at the checkpoint {position}");
+                self.violated(replica, reason);
+            }
+            None => {}
         }
+    }
+
+    fn report_root(&mut self, replica: ReplicaId, position: Position, root: Hash) {
+        self.outbox.roots.push(RootVote {
+            position,
+            replica,
+            root,
+        });
     }
 
     pub(crate) fn executed(
@@ -118,37 +161,59 @@ impl Core {
             let reason = format!("it answered request {position}, which it was not asked");
             return self.violated(replica, reason);
         }
-        self.votes.push(Vote {
-            position,
-            replica,
+        let decision = Decision {
             reply: outcome_hash(&outcome),
             update: Hash::of(&update),
+        };
+        self.outbox.votes.push(Vote {
+            position,
+            replica,
+            reply: decision.reply,
+            update: decision.update,
         });
-        if let Some(root) = root {
-            self.multicast(GroupMessage::Root {
-                position,
-                replica,
-                root,
-            });
+        let wanted = self.checkpoint_marks.contains_key(&position);
+        match root {
+            Some(root) => self.report_root(replica, position, root),
+            None if wanted => {
+                let reason = format!("it reported no root at the checkpoint {position}");
+                return self.violated(replica, reason);
+            }
+            None => {}
         }
-        self.offer_bytes(position, &outcome, &update);
-        let Some(entry) = self.entries.get_mut(&position) else {
+        let entry = self.group.entries.get(position);
+        let decided = entry.and_then(|e| e.decision.filter(|_| !e.aborted));
+        let helped = entry.is_some_and(|e| e.help.is_some()) && decided.is_none();
+        let Some(slot) = self.slots.get_mut(position) else {
             return;
         };
-        let helped = entry.help.is_some() && entry.decision.is_none();
-        entry.local.insert(replica, (outcome, update));
+        let found = slot.agreed.is_none() && decided == Some(decision);
+        if found {
+            slot.agreed = Some((Some(outcome.clone()), update.clone()));
+        }
+        slot.answers.push(LocalAnswer {
+            replica,
+            decision,
+            outcome,
+            update,
+        });
         if helped {
             self.notice(Notice::HelpExecuted { replica, position });
+        }
+        if found {
+            self.bytes_found(position);
+            self.advance();
         }
     }
 
     pub(crate) fn unpaused(&mut self, replica: ReplicaId) {
-        let helping = self.members.get(&replica).is_some_and(|m| m.executes());
+        let helping = self.last_expected(replica).is_some();
+        let now = self.now.monotonic;
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
         if local.vm == Vm::Unpausing {
             local.vm = Vm::Running;
+            local.applying_since = now;
             let updates_waiting = local.applying.iter().map(|(_, updates)| updates).sum();
             self.notice(Notice::Unpaused {
                 replica,
@@ -180,24 +245,37 @@ impl Core {
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
-        if local.is_built() {
-            if !local.leaving {
-                local.leaving = true;
+        if local.announced {
+            if local.leaving.is_none() {
+                local.leaving = Some(farewell.clone());
                 self.multicast(farewell);
             }
             return;
         }
+        let built = local.is_built();
         self.local.remove(&replica);
         self.forget_timers(replica);
+        let what = if built { "was lost" } else { "could not be built" };
         self.notice(Notice::Alarm(format!(
-            "replica {replica} could not be built: {}",
+            "replica {replica} {what}: {}",
             reason_of(&farewell)
         )));
         self.out.push(Output::Destroy(replica));
         let doublings = self.failed_builds.min(BUILD_DOUBLINGS_MAX);
         self.failed_builds = self.failed_builds.saturating_add(1);
-        let again = self.now.after(Micros(BUILD_RETRY.0 << doublings));
-        self.deadlines.set_if_unset(Timer::Staff, again);
+        self.ensure_timer(Timer::Staff, Micros(BUILD_RETRY.0 << doublings));
+    }
+
+    /// Farewells that may have got lost with their ring.
+    pub(crate) fn repeat_farewells(&mut self) {
+        let farewells: Vec<GroupMessage> = self
+            .local
+            .values()
+            .filter_map(|l| l.leaving.clone())
+            .collect();
+        for farewell in farewells {
+            self.multicast(farewell);
+        }
     }
 
     pub(crate) fn forget_timers(&mut self, replica: ReplicaId) {
@@ -212,35 +290,53 @@ impl Core {
 
     /// Gives every local replica what it needs next.
     pub(crate) fn drive_all(&mut self) {
-        let replicas: Vec<ReplicaId> = self.local.keys().copied().collect();
-        for replica in replicas {
-            self.drive(replica);
+        if self.standing == Standing::Serving {
+            let replicas: SmallVec<[ReplicaId; 4]> = self.local.keys().copied().collect();
+            for replica in replicas {
+                self.drive(replica);
+            }
+            self.release_braked();
         }
         self.trim_buffer();
     }
 
+    /// What was convicted when too few others were left is quarantined once there are enough.
+    fn release_braked(&mut self) {
+        if !self.braked.is_empty() && self.group.members.len() > self.config.quorum() {
+            for replica in std::mem::take(&mut self.braked) {
+                self.out.push(Output::Quarantine(replica));
+            }
+        }
+    }
+
     fn drive(&mut self, replica: ReplicaId) {
-        let Some((role, suspected)) = self.members.get(&replica).map(|m| (m.role, m.suspected))
+        let Some((role, suspected)) = self
+            .group
+            .members
+            .get(&replica)
+            .map(|m| (m.role, m.suspected))
         else {
             return;
         };
+        let execute_upto = self.execute_upto(replica, role);
         let work_waits = self.work_waits(replica);
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
-        if local.leaving {
+        if local.leaving.is_some() {
             return;
         }
-        let open = !local.applying.is_empty() || !local.executing.is_empty();
-        let wanted = role != Role::Passive || work_waits || open;
+        let executes = execute_upto.is_some_and(|upto| local.sent < upto);
+        let stays_awake = matches!(role, Role::Active | Role::Helping | Role::Retiring(_));
+        let wanted = stays_awake || executes || work_waits || local.is_busy();
         match local.vm {
             Vm::Paused if wanted => {
                 local.vm = Vm::Unpausing;
                 self.out.push(Output::Unpause(replica));
                 // What it needs waits in its channel when it begins to run.
-                self.feed(replica, role, work_waits);
+                self.feed(replica, execute_upto, work_waits);
             }
-            Vm::Running | Vm::Unpausing if wanted => self.feed(replica, role, work_waits),
+            Vm::Running | Vm::Unpausing if wanted => self.feed(replica, execute_upto, work_waits),
             Vm::Running => {
                 local.vm = Vm::Pausing;
                 let caught_up = suspected && !std::mem::replace(&mut local.settling, true);
@@ -254,31 +350,37 @@ impl Core {
         self.watch_work(replica, role);
     }
 
-    /// Whether a passive is due to be brought up to date: k updates wait, or a scrub.
+    /// Whether a replica that does not execute is due to be brought up to date: k updates wait, or as many
+    /// as fit into the activation budget, or a checkpoint that all must report.
     fn work_waits(&self, replica: ReplicaId) -> bool {
         let Some(local) = self.local.get(&replica) else {
             return false;
         };
-        let scrub_waits = || {
+        if local.sent >= self.agreed {
+            return false;
+        }
+        let most = self
+            .apply_cost
+            .updates_within(self.config.activation_budget, self.config.updates_max);
+        let recovering = self.is_recovering();
+        let report_waits = || {
             self.checkpoint_marks
                 .range(local.sent.next()..)
                 .take_while(|(p, _)| **p <= self.agreed)
-                .any(|(_, root)| *root == RootRequest::FullScan)
+                .any(|(_, root)| recovering || *root == RootRequest::FullScan)
         };
-        local.sent < self.agreed
-            && (self.buffer.count_above(local.sent) >= self.config.updates_max || scrub_waits())
+        self.buffer.count_above(local.sent) >= most || report_waits()
     }
 
-    fn feed(&mut self, replica: ReplicaId, role: Role, work_waits: bool) {
-        let executes = role != Role::Passive;
-        let execute_upto = self.execute_upto(role);
+    fn feed(&mut self, replica: ReplicaId, execute_upto: Option<Position>, work_waits: bool) {
         loop {
             let Some(sent) = self.local.get(&replica).map(|l| l.sent) else {
                 return;
             };
+            let executes = execute_upto.is_some_and(|upto| sent < upto);
             if sent < self.agreed && (executes || work_waits) {
                 self.send_updates(replica, sent);
-            } else if executes && sent < execute_upto {
+            } else if executes {
                 self.send_request(replica, sent.next());
             } else {
                 return;
@@ -286,16 +388,14 @@ impl Core {
         }
     }
 
-    /// How far a replica is to execute for now. A woken passive first executes what help was asked for,
-    /// without the rest beside it: the actives decide most of that by themselves.
-    fn execute_upto(&self, role: Role) -> Position {
-        let needs_help = |p: &&Position| self.entries.get(p).is_some_and(|e| e.help.is_some());
+    /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is
+    /// expected, and nothing beyond: the actives decide most of that by themselves.
+    fn execute_upto(&self, replica: ReplicaId, role: Role) -> Option<Position> {
         match role {
-            Role::Helping => {
-                let last_needed = self.undecided.iter().rev().find(needs_help);
-                last_needed.copied().unwrap_or(self.ordered)
-            }
-            Role::Active | Role::Passive => self.ordered,
+            Role::Active => Some(self.group.ordered()),
+            Role::Retiring(upto) => Some(upto),
+            Role::Helping => self.last_expected(replica),
+            Role::Passive | Role::Successor => None,
         }
     }
 
@@ -308,7 +408,11 @@ impl Core {
             .filter(|(p, _)| **p <= self.agreed);
         let (upto, root) = mark.map_or((self.agreed, RootRequest::No), |(p, root)| (*p, *root));
         let updates = self.buffer.range(sent, upto);
+        let now = self.now.monotonic;
         if let Some(local) = self.local.get_mut(&replica) {
+            if local.applying.is_empty() {
+                local.applying_since = now;
+            }
             local.applying.push_back((upto, updates.len()));
             local.sent = upto;
         }
@@ -321,10 +425,12 @@ impl Core {
     }
 
     fn send_request(&mut self, replica: ReplicaId, position: Position) {
-        if let Some(local) = self.local.get_mut(&replica) {
-            local.sent = position;
-        }
-        let Some(entry) = self.entries.get(&position) else {
+        let Some(local) = self.local.get_mut(&replica) else {
+            return;
+        };
+        local.sent = position;
+        local.clean = false;
+        let Some(entry) = self.group.entries.get(position) else {
             return;
         };
         let request = Execute {
@@ -335,9 +441,7 @@ impl Core {
             root: entry.root,
             request: entry.request.request.clone(),
         };
-        if let Some(local) = self.local.get_mut(&replica) {
-            local.executing.insert(position);
-        }
+        local.executing.insert(position);
         self.out.push(Output::Execute { replica, request });
     }
 
@@ -348,20 +452,27 @@ impl Core {
         let Some(local) = self.local.get(&replica) else {
             return;
         };
-        let answering =
-            role == Role::Passive && local.vm == Vm::Running && !local.executing.is_empty();
+        let passive = !matches!(role, Role::Active | Role::Helping);
+        let answering = passive && local.vm == Vm::Running && !local.executing.is_empty();
         if local.is_changing() || !local.applying.is_empty() || answering {
-            let limit = self.now.after(self.config.apply_timeout);
-            self.deadlines.set_if_unset(Timer::Work(replica), limit);
-        } else {
+            self.ensure_timer(Timer::Work(replica), self.config.apply_timeout);
+        } else if self.deadlines.is_set(Timer::Work(replica)) {
             self.deadlines.cancel(Timer::Work(replica));
         }
     }
 
-    /// Forgets updates that every local replica has, or will load with its first state.
+    /// Forgets updates that every local replica has, or will load with its first state. A replica that
+    /// falls too far behind is given up.
     fn trim_buffer(&mut self) {
-        let built = self.local.values().filter(|l| l.vm != Vm::Creating);
-        let least = built.map(|l| l.sent).min().unwrap_or(self.agreed);
+        let built = self
+            .local
+            .iter()
+            .filter(|(_, l)| l.vm != Vm::Creating && l.leaving.is_none());
+        let last = built.min_by_key(|(_, l)| l.sent);
+        let (last, least) = match last {
+            Some((replica, local)) => (Some(*replica), local.sent),
+            None => (None, self.agreed),
+        };
         let upto = least.min(self.agreed);
         self.buffer.trim(upto);
         while let Some((position, _)) = self.checkpoint_marks.first_key_value() {
@@ -370,44 +481,10 @@ impl Core {
             }
             self.checkpoint_marks.pop_first();
         }
-    }
-
-    pub(crate) fn tick(&mut self) {
-        while let Some(timer) = self.deadlines.expired(self.now) {
-            match timer {
-                Timer::Vote(position) | Timer::Delivery(position) => self.votes_missed(position),
-                Timer::Help(position) => self.renew_help(position),
-                Timer::Work(replica) => self.failed(replica, LossReason::ApplyTimeout),
-                Timer::Build(replica) => {
-                    let reason = "it was not ready within the build timeout".to_owned();
-                    self.failed(replica, LossReason::Hypervisor(reason));
-                }
-                Timer::Sleep(replica) => self.may_sleep(replica),
-                Timer::Announce => self.announce(),
-                Timer::Staff => self.staff(),
+        if let Some(replica) = last {
+            if self.buffer.count_above(upto) > self.config.buffer_max {
+                self.failed(replica, LossReason::ApplyTimeout);
             }
-        }
-    }
-
-    /// "Delivered up to" must reach the others soon, with a vote or without one.
-    pub(crate) fn announce_soon(&mut self) {
-        let soon = self.now.after(self.config.announce_delay);
-        self.deadlines.set_if_unset(Timer::Announce, soon);
-    }
-
-    fn announce(&mut self) {
-        self.deadlines.cancel(Timer::Announce);
-        let votes = std::mem::take(&mut self.votes);
-        self.multicast(GroupMessage::Votes {
-            votes,
-            delivered: self.ordered,
-            agreed: self.agreed,
-        });
-    }
-
-    pub(crate) fn flush(&mut self) {
-        if !self.votes.is_empty() {
-            self.announce();
         }
     }
 }

@@ -97,7 +97,9 @@ pub struct ReplicaStatus {
 }
 
 /// The state of a replica; the diagram is in the core's module `replica`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplicaState {
     /// The VM boots or its state is loaded.
@@ -110,6 +112,10 @@ pub enum ReplicaState {
     Active,
     /// Silent too often: votes no longer, counts as passive, not clean; replaced if it does not catch up.
     Suspected,
+    /// Built by proactive recovery: takes over at the hand-over.
+    Successor,
+    /// A fresh one took over: votes on what was ordered before, then is destroyed.
+    Retiring,
     /// Convicted: kept for forensics until it is destroyed.
     Quarantined,
     /// Its VM died or was given up.

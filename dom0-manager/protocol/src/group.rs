@@ -6,12 +6,15 @@ use crate::{Class, Hash, Position, ReplicaId, SeatId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+/// Version of the messages in this module, exchanged in [`Sync`].
+pub const GROUP_VERSION: u16 = 1;
+
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RequestId {
     /// The seat whose gateway took it.
     pub seat: SeatId,
-    /// Counts that gateway's requests.
+    /// Grows with every request of that gateway, across its restarts too.
     pub number: u64,
 }
 
@@ -22,7 +25,11 @@ pub struct Request {
     pub id: RequestId,
     /// Read, write or scrub.
     pub class: Class,
-    /// The gateway's clock: microseconds since the Unix epoch. The agreed time is at least this.
+    /// What a retry of the same request has in common with it: the hash of the client's credentials
+    /// and its `Idempotency-Key`; none if the client sent no key.
+    pub key: Option<Hash>,
+    /// The gateway's clock: microseconds since the Unix epoch. The agreed time is at least this,
+    /// unless it lies too far ahead of the other managers' clocks.
     pub proposed_time_us: i64,
     /// From a cryptographic generator at the gateway.
     pub seed: [u8; 32],
@@ -48,8 +55,59 @@ pub struct Vote {
 pub fn outcome_hash(outcome: &Outcome) -> Hash {
     match outcome {
         Outcome::Reply(bytes) => Hash::of(bytes),
-        Outcome::WriteInRead => Hash::of(b"spare: a request of class read tried to write"),
+        Outcome::WriteInRead => write_in_read_hash(),
     }
+}
+
+/// What replicas vote for a request of class read that tried to write.
+#[must_use]
+pub fn write_in_read_hash() -> Hash {
+    Hash::of(b"spare: a request of class read tried to write")
+}
+
+/// The reply hash in the record of a request that was aborted.
+#[must_use]
+pub fn aborted_hash() -> Hash {
+    Hash::of(b"spare: every replica that executed this request failed on it")
+}
+
+/// `CHECKPOINT`: the root of a replica's state at a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootVote {
+    /// The position.
+    pub position: Position,
+    /// Whose state.
+    pub replica: ReplicaId,
+    /// Its root.
+    pub root: Hash,
+}
+
+/// How far a manager got, by its own word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// It has delivered every request up to here.
+    pub delivered: Position,
+    /// It has the decision on, and the agreed bytes of, every request up to here.
+    pub agreed: Position,
+    /// These are on its disk up to here.
+    pub stored: Position,
+    /// The newest primary view on its disk.
+    pub view_stored: u64,
+    /// Its clock: microseconds since the Unix epoch.
+    pub clock_us: i64,
+}
+
+/// What a manager has to say of its local replicas and of how far it got; many in one message.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Votes {
+    /// Votes on requests.
+    pub votes: Vec<Vote>,
+    /// Roots at checkpoints.
+    pub roots: Vec<RootVote>,
+    /// `SUSPECTED`: this replica, of whatever seat, did not vote on this request in time.
+    pub suspected: Vec<(ReplicaId, Position)>,
+    /// How far the sender got.
+    pub progress: Progress,
 }
 
 /// Why a replica is out of service although no vote shows that it lied.
@@ -65,22 +123,63 @@ pub enum LossReason {
     ChannelStalled,
     /// The hypervisor could not do what was asked for this replica.
     Hypervisor(String),
+    /// Its seat left the primary view.
+    SeatLost,
+    /// It executed a write on which f+1 replicas failed; its state is in doubt.
+    Poisoned(Position),
+    /// Proactive recovery put a fresh replica in its place.
+    Recovered,
+    /// Another seat's replica does its work now.
+    Surplus,
+    /// Its manager no longer has it.
+    Forgotten,
+}
+
+impl LossReason {
+    /// Whether the replica may have failed because of the request it was executing.
+    #[must_use]
+    pub fn may_be_poison(&self) -> bool {
+        matches!(
+            self,
+            LossReason::VmStopped(_) | LossReason::Broken(_) | LossReason::ChannelStalled
+        )
+    }
+}
+
+/// What a manager is and has when a primary view forms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sync {
+    /// The ring in which this was sent.
+    pub ring: u64,
+    /// It comes straight from a primary view in which it took part, so its state is the group's.
+    pub live: bool,
+    /// The newest primary view that it has on disk: number and members.
+    pub view: (u64, Vec<SeatId>),
+    /// The epoch and position of the last record in its log.
+    pub log: (u64, Position),
+    /// Ordered messages that its state comes from: live managers that come together have the same.
+    pub delivered: u64,
+    /// [`GROUP_VERSION`] of the sender.
+    pub version: u16,
+}
+
+/// A multicast with the epoch in which it was sent: what a manager said before it left the primary
+/// view counts no more after it returned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// The sender's epoch.
+    pub epoch: u64,
+    /// What it says.
+    pub message: GroupMessage,
 }
 
 /// Multicast in total order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupMessage {
-    /// A request to be ordered, executed and voted on.
-    Request(Request),
-    /// Votes of the sender's local replicas, with how far the sender got.
-    Votes {
-        /// The votes.
-        votes: Vec<Vote>,
-        /// The sender has delivered every request up to here.
-        delivered: Position,
-        /// The sender knows the decision on, and has the agreed bytes of, every request up to here.
-        agreed: Position,
-    },
+    /// Requests to be ordered, executed and voted on.
+    Requests(Vec<Request>),
+    /// Votes, roots and suspicions, with how far the sender got.
+    Votes(Votes),
     /// `HELP_ME`: `needed` more votes are needed on `position`.
     HelpMe {
         /// The request.
@@ -99,13 +198,6 @@ pub enum GroupMessage {
         /// The passive.
         replica: ReplicaId,
     },
-    /// `SUSPECTED`: this replica did not vote on `position` in time.
-    Suspected {
-        /// Who was silent.
-        replica: ReplicaId,
-        /// On what.
-        position: Position,
-    },
     /// `CONVICTED` on its own manager's evidence: it broke the rules of its channel. (Convictions by
     /// vote need no message: every manager draws them from the same stream of votes.)
     Convicted {
@@ -120,6 +212,8 @@ pub enum GroupMessage {
         replica: ReplicaId,
         /// Its position.
         position: Position,
+        /// It never executed a request.
+        clean: bool,
     },
     /// A replica is out of service without having lied.
     Lost {
@@ -133,15 +227,64 @@ pub enum GroupMessage {
         /// Which.
         replica: ReplicaId,
     },
-    /// `CHECKPOINT`: the root of a replica's state at a position.
-    Root {
-        /// The position.
+    /// `ABORT`: so many replicas failed on this request that it gets an error for an answer.
+    Abort {
+        /// The request.
         position: Position,
-        /// Whose state.
-        replica: ReplicaId,
-        /// Its root.
-        root: Hash,
     },
+    /// `COMPENSATE`: an active is missing, and this passive can step in.
+    Compensate {
+        /// The passive.
+        replica: ReplicaId,
+    },
+    /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (DESIGN §4.9).
+    Recover {
+        /// The seat.
+        seat: SeatId,
+    },
+    /// The recovery of a seat is given up.
+    RecoveryEnded {
+        /// The seat.
+        seat: SeatId,
+    },
+    /// Sent by every member of a new ring that is primary.
+    Sync(Sync),
+    /// The sender has caught up: it is a member of the primary view from here on.
+    Joined,
+    /// An operator accepts that these seats' disks are gone for good.
+    AcceptLoss {
+        /// The seats.
+        seats: Vec<SeatId>,
+    },
+}
+
+/// A decided request with everything that was agreed on: a record of the ordered log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedRequest {
+    /// Its place in the order.
+    pub position: Position,
+    /// The epoch in which it was decided.
+    pub epoch: u64,
+    /// Its name.
+    pub id: RequestId,
+    /// Read, write or scrub.
+    pub class: Class,
+    /// What a retry has in common with it.
+    pub key: Option<Hash>,
+    /// The agreed time.
+    pub time_us: i64,
+    /// The agreed seed.
+    pub seed: [u8; 32],
+    /// The request.
+    pub request: Bytes,
+    /// Hash of the agreed outcome.
+    pub reply_hash: Hash,
+    /// Hash of the agreed update.
+    pub update_hash: Hash,
+    /// What came of it; none if it was aborted.
+    pub outcome: Option<Outcome>,
+    /// The agreed update; empty for a read.
+    pub update: Bytes,
 }
 
 /// From one manager to another, outside the order.
@@ -156,10 +299,34 @@ pub enum PeerMessage {
     Agreed {
         /// The request.
         position: Position,
-        /// What came of it.
-        outcome: Outcome,
+        /// What came of it; none if it was aborted.
+        outcome: Option<Outcome>,
         /// Its update.
         update: Bytes,
+    },
+    /// Send me the group's state in this ring.
+    WantState {
+        /// The ring.
+        ring: u64,
+    },
+    /// The group's state.
+    State {
+        /// The ring.
+        ring: u64,
+        /// It contains the effects of this many messages that were delivered in the ring.
+        seen: u64,
+        /// The encoded state.
+        state: Bytes,
+    },
+    /// Send me the records of the ordered log above this position.
+    WantLog {
+        /// The last one that is here.
+        after: Position,
+    },
+    /// Consecutive records of the ordered log; not necessarily all.
+    Log {
+        /// The records.
+        records: Vec<DecidedRequest>,
     },
 }
 
@@ -171,16 +338,15 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let _ = crate::decode::<GroupMessage>(&bytes);
+            let _ = crate::decode::<Envelope>(&bytes);
             let _ = crate::decode::<PeerMessage>(&bytes);
         }
     }
 
     #[test]
-    fn a_write_in_read_is_no_possible_reply() {
-        assert_ne!(
-            outcome_hash(&Outcome::WriteInRead),
-            outcome_hash(&Outcome::Reply(Bytes::new()))
-        );
+    fn no_reply_is_taken_for_something_else() {
+        let empty = outcome_hash(&Outcome::Reply(Bytes::new()));
+        assert_ne!(outcome_hash(&Outcome::WriteInRead), empty);
+        assert_ne!(aborted_hash(), empty);
     }
 }

@@ -1,10 +1,11 @@
 //! How often a replica was silent: distinct requests within a sliding window of the order.
 
+use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
 use std::collections::BTreeSet;
 
 /// The requests within the window that one replica missed.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Suspicions {
     missed: BTreeSet<Position>,
 }

@@ -1,5 +1,6 @@
 //! Roots of replicas' states at equal positions (DESIGN §4.10).
 
+use serde::{Deserialize, Serialize};
 use spare_protocol::{Hash, Position, ReplicaId};
 use std::collections::BTreeMap;
 
@@ -7,7 +8,7 @@ use std::collections::BTreeMap;
 const CHECKPOINTS_MAX: usize = 16;
 
 /// The roots reported for one position.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checkpoint {
     pub(crate) roots: BTreeMap<ReplicaId, Hash>,
     /// The root that f+1 replicas reported.
@@ -44,7 +45,7 @@ impl Checkpoint {
 }
 
 /// The newest checkpoints.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checkpoints {
     by_position: BTreeMap<Position, Checkpoint>,
 }
@@ -64,6 +65,11 @@ impl Checkpoints {
 
     pub(crate) fn get_mut(&mut self, position: Position) -> Option<&mut Checkpoint> {
         self.by_position.get_mut(&position)
+    }
+
+    /// Forgets checkpoints above `position`.
+    pub(crate) fn truncate(&mut self, position: Position) {
+        self.by_position.retain(|p, _| *p <= position);
     }
 
     /// Positions of scrubs that are not complete.

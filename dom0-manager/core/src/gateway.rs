@@ -1,0 +1,168 @@
+//! Requests of this manager's gateway, from their arrival to their answer.
+
+use crate::deadline::Timer;
+use crate::engine::Core;
+use crate::io::{Output, Refusal, Standing};
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{GroupMessage, Request, RequestId};
+use spare_protocol::{Class, Position};
+
+impl Core {
+    pub(crate) fn submit(&mut self, request: Request) {
+        let id = request.id;
+        if self.standing != Standing::Serving {
+            return self.refuse(id, Refusal::NotPrimary);
+        }
+        if self.open.len() >= self.config.in_flight_max {
+            return self.refuse(id, Refusal::Busy);
+        }
+        self.open.insert(id.number);
+        self.batch_bytes += request.request.len();
+        self.batch.push(request);
+        let full = self.batch.len() >= self.config.batch_requests_max
+            || self.batch_bytes >= self.config.batch_bytes_max;
+        if full {
+            self.send_batch();
+        } else {
+            self.ensure_timer(Timer::Batch, self.config.batch_delay);
+        }
+    }
+
+    pub(crate) fn send_batch(&mut self) {
+        self.deadlines.cancel(Timer::Batch);
+        if self.batch.is_empty() {
+            return;
+        }
+        self.batch_bytes = 0;
+        let batch = std::mem::take(&mut self.batch);
+        self.submitted.extend(batch.iter().cloned());
+        self.multicast(GroupMessage::Requests(batch));
+    }
+
+    /// Sends what was multicast in another ring and may have got lost with it. What was delivered after
+    /// all is recognised by its number.
+    pub(crate) fn submit_again(&mut self) {
+        if !self.submitted.is_empty() {
+            let again = self.submitted.iter().cloned().collect();
+            self.multicast(GroupMessage::Requests(again));
+        }
+    }
+
+    /// A request of some gateway was delivered.
+    pub(crate) fn was_delivered(&mut self, id: RequestId) {
+        if id.seat != self.config.me {
+            return;
+        }
+        let earlier = |r: &Request| r.id.number <= id.number;
+        while self.submitted.front().is_some_and(earlier) {
+            self.submitted.pop_front();
+        }
+    }
+
+    fn refuse(&mut self, id: RequestId, reason: Refusal) {
+        self.open.remove(&id.number);
+        self.out.push(Output::Refuse { id, reason });
+    }
+
+    /// This manager left the primary view: what is under way may take effect or not.
+    pub(crate) fn interrupt(&mut self) {
+        for number in std::mem::take(&mut self.open) {
+            let seat = self.config.me;
+            let id = RequestId { seat, number };
+            let reason = Refusal::Interrupted;
+            self.out.push(Output::Refuse { id, reason });
+        }
+        self.batch.clear();
+        self.batch_bytes = 0;
+        self.deadlines.cancel(Timer::Batch);
+        self.submitted.clear();
+        self.answerable.clear();
+        self.repeated.clear();
+    }
+
+    /// A request repeats the one at `position`.
+    pub(crate) fn repeats(&mut self, id: RequestId, position: Position) {
+        self.was_delivered(id);
+        if id.seat != self.config.me || !self.open.contains(&id.number) {
+            return;
+        }
+        let Some(slot) = self.slots.get(position) else {
+            self.open.remove(&id.number);
+            self.out.push(Output::AnswerAgain { id, position });
+            return;
+        };
+        if slot.agreed.is_some() {
+            self.answerable.insert(position);
+        }
+        self.repeated.entry(position).or_default().push(id);
+        self.answer();
+    }
+
+    pub(crate) fn key_reused(&mut self, id: RequestId) {
+        self.was_delivered(id);
+        if id.seat == self.config.me && self.open.contains(&id.number) {
+            self.refuse(id, Refusal::KeyReused);
+        }
+    }
+
+    /// The agreed bytes of a request are here: whoever waits for them may get them soon.
+    pub(crate) fn bytes_found(&mut self, position: Position) {
+        let me = self.config.me;
+        let mine = self.slots.get(position).is_some_and(|s| s.id.seat == me);
+        if mine || self.repeated.contains_key(&position) {
+            self.answerable.insert(position);
+        }
+    }
+
+    /// Answers clients: the request is decided, its bytes are here, and every member of the primary
+    /// view has it — on disk, unless `durable` is off (DESIGN §4.4).
+    pub(crate) fn answer(&mut self) {
+        if self.answerable.is_empty() {
+            return;
+        }
+        let in_time = self.lease.is_none_or(|until| self.now.monotonic < until);
+        if self.standing != Standing::Serving || !self.group.is_established() || !in_time {
+            return;
+        }
+        let mut everywhere = self.group.delivered_everywhere();
+        if self.config.durable {
+            everywhere = everywhere.min(self.group.stored_everywhere());
+        }
+        while let Some(position) = self.answerable.first().copied() {
+            if position > everywhere {
+                break;
+            }
+            self.answerable.pop_first();
+            self.answer_one(position);
+        }
+    }
+
+    fn answer_one(&mut self, position: Position) {
+        let Some(slot) = self.slots.get(position) else {
+            return;
+        };
+        let Some((outcome, _)) = slot.agreed.clone() else {
+            return;
+        };
+        let (id, key) = (slot.id, slot.key);
+        let repeated = self.repeated.remove(&position).unwrap_or_default();
+        // A read that tried to write was ordered again as a write; the answer is that one's.
+        if outcome == Some(Outcome::WriteInRead) && slot.class == Class::Read {
+            let moved = key.and_then(|k| self.group.position_of_key(&k));
+            for id in repeated {
+                self.repeats(id, moved.unwrap_or(position));
+            }
+            return;
+        }
+        for id in std::iter::once(id).chain(repeated) {
+            if id.seat == self.config.me && self.open.remove(&id.number) {
+                self.out.push(Output::Answer {
+                    id,
+                    position,
+                    outcome: outcome.clone(),
+                    release_before: self.lease,
+                });
+            }
+        }
+    }
+}

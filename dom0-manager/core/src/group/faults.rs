@@ -1,0 +1,182 @@
+//! Faulty replicas: conviction, suspicion, loss, and requests that bring replicas down (SPARE §4.4,
+//! §4.5; DESIGN §4.6, §4.7).
+
+use super::{Decision, Disposal, Event, Group, Role};
+use crate::io::{ConvictionBasis, Notice};
+use spare_protocol::group::{aborted_hash, LossReason};
+use spare_protocol::{Hash, Position, ReplicaId};
+
+impl Group {
+    /// `replica` voted otherwise than decided.
+    pub(super) fn convict_by_vote(
+        &mut self,
+        replica: ReplicaId,
+        position: Position,
+        decision: Decision,
+    ) {
+        let voted = self.entries.get(position).and_then(|e| {
+            let mut votes = e.ballot.iter();
+            votes.find(|(r, _)| *r == replica).map(|(_, d)| d)
+        });
+        let basis = match voted {
+            Some(vote) if vote.reply == decision.reply => ConvictionBasis::Update,
+            _ => ConvictionBasis::Reply,
+        };
+        self.convict(replica, position, basis, Some(decision));
+    }
+
+    /// `replica` broke the rules of its channel, says its own manager.
+    pub(super) fn convict_by_channel(&mut self, replica: ReplicaId, reason: String) {
+        let basis = ConvictionBasis::Channel(reason);
+        self.convict(replica, self.ordered(), basis, None);
+    }
+
+    pub(super) fn convict(
+        &mut self,
+        replica: ReplicaId,
+        position: Position,
+        basis: ConvictionBasis,
+        decision: Option<Decision>,
+    ) {
+        if !self.members.contains_key(&replica) {
+            return;
+        }
+        self.event(Event::Convicted {
+            replica,
+            position,
+            basis,
+            decision,
+        });
+        let brake = self.members.len() <= self.quorum();
+        if brake {
+            self.notice(Notice::Alarm(format!(
+                "replica {replica} is convicted, but only {} usable replicas are left: it is paused, \
+                 not destroyed",
+                self.members.len() - 1
+            )));
+        }
+        let disposal = if brake {
+            Disposal::Pause
+        } else {
+            Disposal::Quarantine
+        };
+        self.remove(replica, disposal);
+    }
+
+    /// `Lost` was delivered, or follows from something that was.
+    pub(super) fn lost(&mut self, replica: ReplicaId, reason: LossReason) {
+        if !self.members.contains_key(&replica) {
+            return;
+        }
+        if reason.may_be_poison() {
+            self.blame(replica);
+        }
+        let disposal = if reason == LossReason::SeatLost {
+            Disposal::None
+        } else {
+            Disposal::Destroy
+        };
+        self.notice(Notice::Lost { replica, reason });
+        self.remove(replica, disposal);
+    }
+
+    /// The first request that a replica had not answered may be what it died of.
+    fn blame(&mut self, replica: ReplicaId) {
+        let decided = self.decided;
+        let mut open = self.entries.iter_mut_above(decided).map(|(_, e)| e);
+        let suspect = open.find(|e| e.decision.is_none() && e.missing.contains(&replica));
+        if let Some(entry) = suspect {
+            entry.fallen.push(replica);
+        }
+    }
+
+    /// `SUSPECTED` was delivered.
+    pub(super) fn suspect(&mut self, replica: ReplicaId, position: Position) {
+        let (window, threshold) = (
+            self.rules.suspicion_window,
+            self.rules.suspicion_threshold,
+        );
+        if position > self.ordered() {
+            return;
+        }
+        if let Some(entry) = self.entries.get_mut(position) {
+            if entry.missing.contains(&replica) && !entry.silent.contains(&replica) {
+                entry.silent.push(replica);
+            }
+        }
+        let Some(member) = self.members.get_mut(&replica) else {
+            return;
+        };
+        if !matches!(member.role, Role::Active | Role::Helping) {
+            return;
+        }
+        let missed = member.suspicions.note(position, window);
+        if missed >= threshold {
+            self.suspend(replica, missed);
+        }
+    }
+
+    /// A replica was silent too often: it votes no longer, and is paused once it has caught up.
+    fn suspend(&mut self, replica: ReplicaId, missed: usize) {
+        let another = self.members.iter().any(|(r, m)| {
+            *r != replica && !m.suspected && matches!(m.role, Role::Passive | Role::Helping)
+        });
+        let Some(member) = self.members.get_mut(&replica) else {
+            return;
+        };
+        member.suspicions.clear();
+        let was_active = member.is_active();
+        if was_active && !another {
+            // The brake: a slow vote is better than none.
+            return;
+        }
+        let before = member.state();
+        member.role = Role::Passive;
+        member.suspected = true;
+        let after = member.state();
+        self.changed(replica, Some(before), Some(after));
+        self.notice(Notice::Suspected { replica, missed });
+        self.expect_no_more(replica);
+        if was_active {
+            self.promote(replica);
+        }
+        self.tally_all();
+    }
+
+    /// Whether f+1 replicas failed on a request: their VM or service died, or they are silent.
+    pub(crate) fn is_poison(&self, position: Position) -> bool {
+        let Some(entry) = self.entries.get(position) else {
+            return false;
+        };
+        let silent = entry.silent.iter().filter(|r| {
+            !entry.fallen.contains(r) && !entry.ballot.has_voted(**r)
+        });
+        entry.decision.is_none() && entry.fallen.len() + silent.count() >= self.quorum()
+    }
+
+    /// `ABORT` was delivered: the request gets an error for an answer, and whoever may have been in the
+    /// middle of it is rebuilt (DESIGN §4.6, poison).
+    pub(super) fn abort(&mut self, position: Position) {
+        if !self.is_poison(position) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(position) else {
+            return;
+        };
+        entry.decision = Some(Decision {
+            reply: aborted_hash(),
+            update: Hash::of(b""),
+        });
+        entry.aborted = true;
+        let exclusive = entry.request.class.is_exclusive();
+        let mut touched: Vec<ReplicaId> = entry.missing.to_vec();
+        if exclusive {
+            touched.extend(entry.ballot.iter().map(|(r, _)| r));
+        }
+        self.notice(Notice::Aborted { position });
+        self.end(position);
+        for replica in touched {
+            self.lost(replica, LossReason::Poisoned(position));
+        }
+    }
+}

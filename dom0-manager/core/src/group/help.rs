@@ -1,0 +1,162 @@
+//! Waking passives: `HELP_ME`, `I_DO`, and putting them to sleep again (SPARE §4.4).
+//!
+//! A passive that was woken votes on the request that help was asked for and on the undecided ones
+//! before it (DESIGN §4.5: it goes past none). While it stays awake for a next time it is kept current
+//! and executes nothing else: the actives decide the rest by themselves.
+
+use super::{Event, Group, Help, Role};
+use crate::io::Notice;
+use spare_protocol::{Position, ReplicaId};
+
+impl Group {
+    /// The votes on `position` cannot become f+1 equal ones by themselves.
+    pub(super) fn want_help(&mut self, position: Position, needed: usize) {
+        if let Some(entry) = self.entries.get_mut(position) {
+            entry.help = Some(Box::default());
+            self.helped.insert(position);
+            self.notice(Notice::Mismatch { position });
+            self.event(Event::HelpWanted { position, needed });
+        }
+    }
+
+    /// How many more equal votes an undecided request needs, at least.
+    pub(crate) fn votes_needed(&self, position: Position) -> Option<usize> {
+        let entry = self.entries.get(position)?;
+        if entry.decision.is_some() {
+            return None;
+        }
+        let most = entry.ballot.leader().map_or(0, |(_, count)| count);
+        Some(self.quorum().saturating_sub(most))
+    }
+
+    /// The number of the next asking for a request.
+    pub(crate) fn next_attempt(&self, position: Position) -> u32 {
+        let help = self.entries.get(position).and_then(|e| e.help.as_ref());
+        help.map_or(1, |h| h.attempt.saturating_add(1))
+    }
+
+    /// `HELP_ME` was delivered. The first one per request and attempt counts.
+    pub(super) fn help_me(&mut self, position: Position, attempt: u32, needed: u16) {
+        let Some(entry) = self.entries.get_mut(position) else {
+            return;
+        };
+        if entry.decision.is_some() {
+            return;
+        }
+        let unknown = entry.help.is_none();
+        let help = entry.help.get_or_insert_with(Box::<Help>::default);
+        if attempt != help.attempt.saturating_add(1) {
+            return;
+        }
+        help.attempt = attempt;
+        help.needed = needed;
+        help.chosen = 0;
+        if unknown {
+            self.helped.insert(position);
+            self.notice(Notice::Mismatch { position });
+        }
+        self.event(Event::HelpAsked { position, attempt });
+    }
+
+    /// Whether this replica may answer a `HELP_ME`.
+    pub(crate) fn may_help(&self, replica: ReplicaId, position: Position, attempt: u32) -> bool {
+        let Some(entry) = self.entries.get(position) else {
+            return false;
+        };
+        let asked = entry.help.as_ref().is_some_and(|h| h.asked.contains(&replica));
+        let voted = entry.ballot.has_voted(replica) || entry.missing.contains(&replica);
+        let Some(member) = self.members.get(&replica) else {
+            return false;
+        };
+        let rests = matches!(member.role, Role::Passive | Role::Helping);
+        // A replica that fell silent is asked only when the others did not suffice.
+        let trusted = !member.suspected || attempt > 1;
+        entry.decision.is_none() && rests && trusted && !asked && !voted
+    }
+
+    /// `I_DO` was delivered. The first `needed` of an attempt are chosen; the second attempt and
+    /// those after it take all.
+    pub(super) fn i_do(&mut self, position: Position, attempt: u32, replica: ReplicaId) {
+        if !self.may_help(replica, position, attempt) {
+            return;
+        }
+        let Some(help) = self.entries.get_mut(position).and_then(|e| e.help.as_mut()) else {
+            return;
+        };
+        let full = attempt == 1 && help.chosen >= usize::from(help.needed);
+        if attempt != help.attempt || full {
+            return;
+        }
+        help.asked.insert(replica);
+        help.chosen += 1;
+        if let Some(member) = self.members.get_mut(&replica) {
+            let before = member.state();
+            member.role = Role::Helping;
+            member.suspected = false;
+            member.clean = false;
+            let after = member.state();
+            self.changed(replica, Some(before), Some(after));
+        }
+        self.notice(Notice::Woken { position, replica });
+        self.expect_upto(replica, position);
+        self.event(Event::Woken(replica));
+    }
+
+    /// The vote of `replica` is expected on everything undecided up to `position`.
+    pub(super) fn expect_upto(&mut self, replica: ReplicaId, position: Position) {
+        let decided = self.decided;
+        for (p, entry) in self.entries.iter_mut_above(decided) {
+            if p > position {
+                break;
+            }
+            let open = entry.decision.is_none() && !entry.ballot.has_voted(replica);
+            if open && !entry.missing.contains(&replica) {
+                entry.missing.push(replica);
+            }
+        }
+    }
+
+    /// `Slept` was delivered: its vote is expected no longer, or, if it was suspected, it has shown
+    /// that it gets on and is a passive like any other.
+    pub(super) fn slept(&mut self, replica: ReplicaId) {
+        let Some(member) = self.members.get_mut(&replica) else {
+            return;
+        };
+        let awake = member.role == Role::Helping;
+        if !awake && !(member.role == Role::Passive && member.suspected) {
+            return;
+        }
+        let before = member.state();
+        member.role = Role::Passive;
+        member.suspected = false;
+        let after = member.state();
+        self.changed(replica, Some(before), Some(after));
+        self.expect_no_more(replica);
+        self.notice(Notice::Slept { replica });
+        self.event(Event::Slept(replica));
+        self.tally_all();
+    }
+
+    /// The votes of `replica` that are not in are not waited for.
+    pub(super) fn expect_no_more(&mut self, replica: ReplicaId) {
+        let before = self.entries.before();
+        for (_, entry) in self.entries.iter_mut_above(before) {
+            entry.missing.retain(|r| *r != replica);
+        }
+    }
+
+    /// A replica left: where it was asked for help and its vote is not in, others are asked at once.
+    pub(super) fn ask_others(&mut self, gone: ReplicaId) {
+        for position in self.helped.clone() {
+            let was_asked = self.entries.get(position).is_some_and(|e| {
+                let asked = e.help.as_ref().is_some_and(|h| h.asked.contains(&gone));
+                asked && !e.ballot.has_voted(gone)
+            });
+            if was_asked {
+                if let Some(needed) = self.votes_needed(position) {
+                    self.event(Event::HelpWanted { position, needed });
+                }
+            }
+        }
+    }
+}

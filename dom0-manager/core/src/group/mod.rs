@@ -1,0 +1,347 @@
+//! The group's state: a function of the delivered stream and of nothing else, so it is the same at
+//! every manager at the same point of the order. A manager that returns takes it over from another.
+//!
+//! No time and no local replica occurs here: what a manager does about a change, it does because of
+//! the [`Event`]s that the change leaves.
+//!
+//! - `order`: a request gets its position; `votes`: until it is decided; `help`: waking passives
+//! - `service`: who is active and passive; `faults`: conviction, suspicion, loss, abort
+//! - `recovery`: fresh replicas take over; `views`: seats come and go; `keys`: exactly once
+
+mod ballot;
+mod checkpoint;
+mod faults;
+mod help;
+mod keys;
+mod order;
+mod recovery;
+mod service;
+mod suspicion;
+mod views;
+mod votes;
+pub(crate) mod window;
+
+pub(crate) use ballot::{Ballot, Decision};
+pub(crate) use recovery::Recovery;
+pub(crate) use service::{Member, Role};
+pub(crate) use window::Window;
+
+use crate::config::{Config, Resume};
+use crate::io::{ConvictionBasis, Notice};
+use checkpoint::Checkpoints;
+use keys::Keys;
+use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
+use spare_protocol::channel::RootRequest;
+use spare_protocol::group::{GroupMessage, Progress, Request, RequestId};
+use spare_protocol::{Position, ReplicaId, SeatId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The settings that all managers must share, because the group's state depends on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rules {
+    pub(crate) seats: Vec<SeatId>,
+    pub(crate) quorum: usize,
+    pub(crate) checkpoint_writes: u64,
+    pub(crate) suspicion_threshold: usize,
+    pub(crate) suspicion_window: u64,
+    pub(crate) clock_ahead_max_us: i64,
+    pub(crate) key_lifetime_us: i64,
+    pub(crate) keys_max: usize,
+}
+
+impl From<&Config> for Rules {
+    fn from(config: &Config) -> Rules {
+        Rules {
+            seats: config.seats.clone(),
+            quorum: config.quorum(),
+            checkpoint_writes: config.checkpoint_writes,
+            suspicion_threshold: config.suspicion_threshold,
+            suspicion_window: config.suspicion_window,
+            clock_ahead_max_us: config.clock_ahead_max_us,
+            key_lifetime_us: config.key_lifetime_us,
+            keys_max: config.keys_max,
+        }
+    }
+}
+
+/// How often `HELP_ME` was asked for a request, and who answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Help {
+    /// The newest asking that was delivered; 0: wanted, not delivered yet.
+    pub(crate) attempt: u32,
+    pub(crate) needed: u16,
+    /// Chosen in this attempt.
+    pub(crate) chosen: usize,
+    /// Chosen in any attempt.
+    pub(crate) asked: BTreeSet<ReplicaId>,
+}
+
+/// A request between its delivery and its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) request: Request,
+    pub(crate) time_us: i64,
+    pub(crate) root: RootRequest,
+    pub(crate) ballot: Ballot,
+    /// Whose votes are to come.
+    pub(crate) missing: SmallVec<[ReplicaId; 4]>,
+    pub(crate) decision: Option<Decision>,
+    /// It was decided that it gets an error for an answer.
+    pub(crate) aborted: bool,
+    pub(crate) help: Option<Box<Help>>,
+    /// Replicas whose VM or service died while they executed it.
+    pub(crate) fallen: SmallVec<[ReplicaId; 1]>,
+    /// Replicas that did not vote in time.
+    pub(crate) silent: SmallVec<[ReplicaId; 1]>,
+}
+
+/// A member of the primary view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seat {
+    pub(crate) progress: Progress,
+    /// The epoch in which it became a member: what it said before counts no more.
+    pub(crate) joined: u64,
+}
+
+/// What becomes of the VM of a replica that leaves service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disposal {
+    Quarantine,
+    Destroy,
+    Pause,
+    /// Its manager is not here.
+    None,
+}
+
+/// What a change of the group's state asks of a manager.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    /// A request has its position.
+    Ordered(Position),
+    /// The first vote on a request was counted.
+    FirstVote(Position),
+    /// A vote was counted on a request that was decided or voted on before.
+    Voted(Position, ReplicaId),
+    /// A request has its f+1 equal votes, or was aborted.
+    Decided(Position),
+    /// The votes on a request cannot become f+1 equal ones by themselves.
+    HelpWanted {
+        position: Position,
+        needed: usize,
+    },
+    /// `HELP_ME` was delivered.
+    HelpAsked {
+        position: Position,
+        attempt: u32,
+    },
+    /// A passive was chosen to help.
+    Woken(ReplicaId),
+    /// A replica executes from here on.
+    Began(ReplicaId),
+    /// A helping or suspected replica is a passive again.
+    Slept(ReplicaId),
+    /// A replica left service.
+    Removed {
+        replica: ReplicaId,
+        disposal: Disposal,
+    },
+    /// f+1 replicas failed on a request.
+    AbortWanted(Position),
+    /// There are fewer than f+1 actives, and none on the seat of the missing one can step in.
+    ActiveMissing,
+    /// A request repeats the one at this position.
+    Repeated {
+        id: RequestId,
+        position: Position,
+    },
+    /// A request has the key of another one.
+    KeyReused(RequestId),
+    /// The primary view changed.
+    ViewChanged,
+    /// A seat is to build fresh replicas.
+    RecoveryBegan(SeatId),
+    /// A recovery ended, well or not.
+    RecoveryEnded(SeatId),
+    /// A replica lied.
+    Convicted {
+        replica: ReplicaId,
+        position: Position,
+        basis: ConvictionBasis,
+        decision: Option<Decision>,
+    },
+    Notice(Notice),
+}
+
+/// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
+/// still convicts.
+const LATE_DECISIONS_MAX: usize = 4096;
+/// A decided request whose missing votes were given up is remembered, with its bytes, until this many
+/// more were ordered: a late wrong vote is then shown with its evidence.
+const UNANSWERED_KEPT: u64 = 512;
+
+/// The group's state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) rules: Rules,
+    pub(crate) epoch: u64,
+    /// The seats of the primary view.
+    pub(crate) view: BTreeMap<SeatId, Seat>,
+    /// Ordered messages that this state comes from.
+    pub(crate) delivered: u64,
+    pub(crate) time_last_us: i64,
+    /// Writes and scrubs ordered.
+    pub(crate) exclusive: u64,
+    pub(crate) entries: Window<Entry>,
+    /// Everything up to here is decided.
+    pub(crate) decided: Position,
+    /// Undecided requests that help was asked for.
+    pub(crate) helped: BTreeSet<Position>,
+    late: VecDeque<(Position, Decision)>,
+    pub(crate) members: BTreeMap<ReplicaId, Member>,
+    /// Who votes on what is ordered next.
+    executing: SmallVec<[ReplicaId; 4]>,
+    pub(crate) checkpoints: Checkpoints,
+    keys: Keys,
+    /// The greatest request number of each gateway.
+    numbers: BTreeMap<SeatId, u64>,
+    pub(crate) recovery: Option<Recovery>,
+    #[serde(skip)]
+    events: Vec<EventSlot>,
+}
+
+/// Events are no part of the state: they are taken out before anybody compares it.
+#[derive(Clone, Debug)]
+struct EventSlot(Event);
+
+impl PartialEq for EventSlot {
+    fn eq(&self, _: &EventSlot) -> bool {
+        true
+    }
+}
+
+impl Eq for EventSlot {}
+
+impl Group {
+    /// The state that a manager finds on its disk.
+    pub(crate) fn resumed(rules: Rules, resume: &Resume) -> Group {
+        let last = resume.last.as_ref();
+        let position = last.map_or(Position(0), |r| r.position);
+        let mut keys = Keys::default();
+        for (key, digest, position, time_us) in &resume.keys {
+            keys.insert(*key, *digest, *position, *time_us);
+        }
+        Group {
+            rules,
+            epoch: resume.view.0,
+            view: BTreeMap::new(),
+            delivered: 0,
+            time_last_us: last.map_or(0, |r| r.time_us),
+            exclusive: 0,
+            entries: Window::above(position),
+            decided: position,
+            helped: BTreeSet::new(),
+            late: VecDeque::new(),
+            members: BTreeMap::new(),
+            executing: SmallVec::new(),
+            checkpoints: Checkpoints::default(),
+            keys,
+            numbers: resume.numbers.iter().map(|id| (id.seat, id.number)).collect(),
+            recovery: None,
+            events: Vec::new(),
+        }
+    }
+
+    /// The last position that was ordered.
+    pub(crate) fn ordered(&self) -> Position {
+        self.entries.last()
+    }
+
+    pub(crate) fn quorum(&self) -> usize {
+        self.rules.quorum
+    }
+
+    /// The undecided requests, in order.
+    pub(crate) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
+        let above = self.entries.iter_above(self.decided);
+        above.filter(|(_, e)| e.decision.is_none())
+    }
+
+    /// Takes what happened since this was called last.
+    pub(crate) fn take_events(&mut self) -> impl Iterator<Item = Event> {
+        std::mem::take(&mut self.events).into_iter().map(|e| e.0)
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    fn event(&mut self, event: Event) {
+        self.events.push(EventSlot(event));
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.event(Event::Notice(notice));
+    }
+
+    /// An ordered message takes effect. What makes no sense is ignored: nothing that is delivered may
+    /// stop a manager.
+    pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
+        self.delivered += 1;
+        if matches!(message, GroupMessage::Joined) {
+            return self.joined(from);
+        }
+        let heard = self.view.get(&from).is_some_and(|seat| epoch >= seat.joined);
+        if !heard {
+            return;
+        }
+        match message {
+            GroupMessage::Requests(requests) => {
+                for request in requests {
+                    self.order(from, request);
+                }
+            }
+            GroupMessage::Votes(votes) => self.votes(from, votes),
+            GroupMessage::HelpMe {
+                position,
+                attempt,
+                needed,
+            } => self.help_me(position, attempt, needed),
+            // In all that follows a manager speaks for the replicas of its own seat only.
+            GroupMessage::IDo {
+                position,
+                attempt,
+                replica,
+            } if replica.seat == from => self.i_do(position, attempt, replica),
+            GroupMessage::Convicted { replica, reason } if replica.seat == from => {
+                self.convict_by_channel(replica, reason);
+            }
+            GroupMessage::Built {
+                replica,
+                position,
+                clean,
+            } if replica.seat == from => self.built(replica, position, clean),
+            GroupMessage::Lost { replica, reason } if replica.seat == from => {
+                self.lost(replica, reason);
+            }
+            GroupMessage::Slept { replica } if replica.seat == from => self.slept(replica),
+            GroupMessage::Abort { position } => self.abort(position),
+            GroupMessage::Compensate { replica } if replica.seat == from => {
+                self.compensate(replica);
+            }
+            GroupMessage::Recover { seat } if seat == from => self.recover(seat),
+            GroupMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
+            GroupMessage::IDo { .. }
+            | GroupMessage::Convicted { .. }
+            | GroupMessage::Built { .. }
+            | GroupMessage::Lost { .. }
+            | GroupMessage::Slept { .. }
+            | GroupMessage::Compensate { .. }
+            | GroupMessage::Recover { .. }
+            | GroupMessage::RecoveryEnded { .. }
+            | GroupMessage::Sync(_)
+            | GroupMessage::Joined
+            | GroupMessage::AcceptLoss { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! A request gets its position, its agreed time, and its place in the memory of keys.
+
+use super::{Ballot, Decision, Entry, Event, Group, LATE_DECISIONS_MAX, UNANSWERED_KEPT};
+use smallvec::SmallVec;
+use spare_protocol::channel::RootRequest;
+use spare_protocol::group::Request;
+use spare_protocol::{Class, Hash, Position, SeatId};
+
+impl Group {
+    /// A request was delivered: gives it the next position, unless it was delivered before.
+    pub(super) fn order(&mut self, from: SeatId, request: Request) {
+        if request.id.seat != from {
+            return;
+        }
+        let last = self.numbers.entry(from).or_default();
+        if request.id.number <= *last {
+            return;
+        }
+        *last = request.id.number;
+        if let Some(key) = request.key {
+            let digest = Hash::of(&request.request);
+            if let Some(used) = self.keys.get(&key) {
+                let id = request.id;
+                self.event(if used.digest == digest {
+                    let position = used.position;
+                    Event::Repeated { id, position }
+                } else {
+                    Event::KeyReused(id)
+                });
+                return;
+            }
+            let position = self.ordered().next();
+            let time_us = self.agreed_time(&request);
+            self.keys.insert(key, digest, position, time_us);
+        }
+        self.append(request);
+    }
+
+    /// Where the request with this key is in the order.
+    pub(crate) fn position_of_key(&self, key: &Hash) -> Option<Position> {
+        self.keys.get(key).map(|used| used.position)
+    }
+
+    /// Appends a request to the order.
+    pub(super) fn append(&mut self, request: Request) {
+        self.time_last_us = self.agreed_time(&request);
+        let oldest = self.time_last_us.saturating_sub(self.rules.key_lifetime_us);
+        self.keys.expire(oldest, self.rules.keys_max);
+        let position = self.ordered().next();
+        let root = self.mark_checkpoint(position, request.class);
+        self.entries.push(Entry {
+            time_us: self.time_last_us,
+            root,
+            request,
+            ballot: Ballot::default(),
+            missing: self.executing.clone(),
+            decision: None,
+            aborted: false,
+            help: None,
+            fallen: SmallVec::new(),
+            silent: SmallVec::new(),
+        });
+        self.event(Event::Ordered(position));
+        self.tally(position);
+    }
+
+    /// The proposed time, if it is later than the last one and not too far ahead of the other
+    /// managers' clocks; else what is nearest to it.
+    fn agreed_time(&self, request: &Request) -> i64 {
+        let others = self.view.iter().filter(|(seat, _)| **seat != request.id.seat);
+        let latest = others.map(|(_, s)| s.progress.clock_us).max();
+        let limit = latest
+            .filter(|clock| *clock > 0)
+            .map_or(i64::MAX, |clock| {
+                clock.saturating_add(self.rules.clock_ahead_max_us)
+            });
+        let proposed = request.proposed_time_us.min(limit);
+        proposed.max(self.time_last_us.saturating_add(1))
+    }
+
+    fn mark_checkpoint(&mut self, position: Position, class: Class) -> RootRequest {
+        if !class.is_exclusive() {
+            return RootRequest::No;
+        }
+        self.exclusive += 1;
+        let root = match class {
+            Class::Scrub => RootRequest::FullScan,
+            _ if self.exclusive.is_multiple_of(self.rules.checkpoint_writes) => {
+                RootRequest::Incremental
+            }
+            _ => return RootRequest::No,
+        };
+        self.checkpoints.open(position, class == Class::Scrub);
+        root
+    }
+
+    /// Forgets requests that nobody needs any more: every member has their agreed bytes.
+    pub(super) fn prune(&mut self) {
+        let everywhere = self.agreed_everywhere();
+        while let Some((position, entry)) = self.entries.first() {
+            let kept = position.0 + UNANSWERED_KEPT > self.ordered().0;
+            let open = !entry.missing.is_empty() && kept;
+            let Some(decision) = entry.decision.filter(|_| position <= everywhere && !open) else {
+                break;
+            };
+            self.late.push_back((position, decision));
+            if self.late.len() > LATE_DECISIONS_MAX {
+                self.late.pop_front();
+            }
+            self.entries.pop_first();
+        }
+    }
+
+    /// The decision on a request that was forgotten already, if that is not too long ago.
+    pub(super) fn late_decision(&self, position: Position) -> Option<Decision> {
+        let at = self
+            .late
+            .binary_search_by_key(&position, |(p, _)| *p)
+            .ok()?;
+        self.late.get(at).map(|(_, decision)| *decision)
+    }
+
+    /// Every member has the agreed bytes of everything up to here, by its own ordered word.
+    pub(crate) fn agreed_everywhere(&self) -> Position {
+        self.least(|p| p.agreed)
+    }
+
+    /// Every member has delivered everything up to here.
+    pub(crate) fn delivered_everywhere(&self) -> Position {
+        self.least(|p| p.delivered)
+    }
+
+    /// Every member has everything up to here on disk.
+    pub(crate) fn stored_everywhere(&self) -> Position {
+        self.least(|p| p.stored)
+    }
+
+    /// Every member has the primary view on disk: decisions in it may be recorded and released.
+    pub(crate) fn is_established(&self) -> bool {
+        self.view.values().all(|s| s.progress.view_stored >= self.epoch)
+    }
+
+    fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {
+        let all = self.view.values().map(|s| what(&s.progress));
+        all.min().unwrap_or_default()
+    }
+}

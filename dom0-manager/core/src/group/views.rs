@@ -1,0 +1,97 @@
+//! Seats come and go (DESIGN §4.2, §4.8).
+
+use super::{Event, Group, Seat};
+use crate::io::Notice;
+use spare_protocol::group::{LossReason, Progress};
+use spare_protocol::{Position, ReplicaId, SeatId};
+
+impl Group {
+    /// Of the members only these are left. Their replicas go with those that are not.
+    pub(crate) fn keep_members(&mut self, members: &[SeatId]) {
+        let gone: Vec<SeatId> = self
+            .view
+            .keys()
+            .filter(|seat| !members.contains(seat))
+            .copied()
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        self.epoch += 1;
+        for seat in &gone {
+            self.view.remove(seat);
+            if self.recovery.is_some_and(|r| r.seat == *seat) {
+                self.recovery = None;
+                self.notice(Notice::RecoveryGivenUp { seat: *seat });
+            }
+        }
+        let lost: Vec<ReplicaId> = self
+            .members
+            .keys()
+            .filter(|r| gone.contains(&r.seat))
+            .copied()
+            .collect();
+        self.view_changed();
+        for replica in lost {
+            self.lost(replica, LossReason::SeatLost);
+        }
+        self.prune();
+    }
+
+    /// `Joined` was delivered: its sender has caught up and is a member from here on.
+    pub(super) fn joined(&mut self, seat: SeatId) {
+        if self.view.contains_key(&seat) || !self.rules.seats.contains(&seat) {
+            return;
+        }
+        self.epoch += 1;
+        let member = Seat {
+            progress: Progress {
+                // It reports more with its next message.
+                agreed: self.entries.before(),
+                delivered: self.entries.before(),
+                ..Progress::default()
+            },
+            joined: self.epoch,
+        };
+        self.view.insert(seat, member);
+        self.view_changed();
+    }
+
+    /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
+    /// this manager's log, with this manager as its only member.
+    pub(crate) fn begin_anew(&mut self, me: SeatId, agreed: Position, epoch: u64) {
+        self.entries.truncate(agreed);
+        if self.entries.before() < agreed {
+            self.entries = super::Window::above(agreed);
+        }
+        self.decided = agreed;
+        let before = self.entries.before();
+        for (_, entry) in self.entries.iter_mut_above(before) {
+            entry.missing.clear();
+        }
+        self.helped.clear();
+        self.members.clear();
+        self.executing.clear();
+        self.recovery = None;
+        self.checkpoints.truncate(agreed);
+        self.keys.truncate(agreed);
+        self.epoch = epoch;
+        let seat = Seat {
+            progress: Progress {
+                delivered: agreed,
+                agreed,
+                ..Progress::default()
+            },
+            joined: epoch,
+        };
+        self.view = [(me, seat)].into();
+        self.view_changed();
+    }
+
+    fn view_changed(&mut self) {
+        let members = self.view.keys().copied().collect();
+        let epoch = self.epoch;
+        self.notice(Notice::View { epoch, members });
+        self.event(Event::ViewChanged);
+    }
+}

@@ -1,0 +1,212 @@
+//! Votes, until f+1 of them are equal (DESIGN §4.3, §4.4); roots at checkpoints (§4.10).
+
+use super::{Decision, Event, Group, Role};
+use crate::io::{ConvictionBasis, Notice};
+use spare_protocol::group::{write_in_read_hash, Progress, Request, RootVote, Vote, Votes};
+use spare_protocol::{Class, Position, SeatId};
+
+impl Group {
+    pub(super) fn votes(&mut self, from: SeatId, votes: Votes) {
+        if let Some(seat) = self.view.get_mut(&from) {
+            let (old, new) = (&mut seat.progress, votes.progress);
+            *old = Progress {
+                delivered: old.delivered.max(new.delivered),
+                agreed: old.agreed.max(new.agreed),
+                stored: old.stored.max(new.stored),
+                view_stored: old.view_stored.max(new.view_stored),
+                clock_us: new.clock_us,
+            };
+        }
+        for vote in &votes.votes {
+            if vote.replica.seat == from {
+                self.count_vote(vote);
+            }
+        }
+        for root in votes.roots {
+            if root.replica.seat == from {
+                self.count_root(root);
+            }
+        }
+        for (replica, position) in votes.suspected {
+            self.suspect(replica, position);
+        }
+        self.prune();
+    }
+
+    fn count_vote(&mut self, vote: &Vote) {
+        if !self.members.contains_key(&vote.replica) {
+            return;
+        }
+        let (position, replica) = (vote.position, vote.replica);
+        let Some(entry) = self.entries.get_mut(position) else {
+            if let Some(decision) = self.late_decision(position) {
+                if Decision::from(vote) != decision {
+                    self.convict_by_vote(replica, position, decision);
+                }
+            }
+            return;
+        };
+        let first = entry.ballot.is_empty();
+        if !entry.ballot.cast(vote) {
+            return;
+        }
+        entry.missing.retain(|r| *r != replica);
+        let (decision, aborted) = (entry.decision, entry.aborted);
+        self.event(if first {
+            Event::FirstVote(position)
+        } else {
+            Event::Voted(position, replica)
+        });
+        match decision {
+            Some(decision) if !aborted && Decision::from(vote) != decision => {
+                self.convict_by_vote(replica, position, decision);
+            }
+            Some(_) => {}
+            None => self.tally(position),
+        }
+    }
+
+    /// Decides a request if it has f+1 equal votes; asks for help as soon as those that are to come
+    /// cannot make f+1 equal ones.
+    pub(super) fn tally(&mut self, position: Position) {
+        let quorum = self.quorum();
+        let Some(entry) = self.entries.get(position) else {
+            return;
+        };
+        if entry.decision.is_some() {
+            return;
+        }
+        let leader = entry.ballot.leader();
+        let most = leader.map_or(0, |(_, count)| count);
+        if let Some((decision, _)) = leader.filter(|(_, count)| *count >= quorum) {
+            self.decide(position, decision);
+        } else if entry.fallen.len() >= quorum {
+            self.event(Event::AbortWanted(position));
+        } else if most + entry.missing.len() < quorum && entry.help.is_none() {
+            self.want_help(position, quorum - most);
+        }
+    }
+
+    /// Members changed: what is undecided may need other votes now.
+    pub(super) fn tally_all(&mut self) {
+        let undecided: Vec<Position> = self.undecided().map(|(p, _)| p).collect();
+        undecided.into_iter().for_each(|p| self.tally(p));
+    }
+
+    fn decide(&mut self, position: Position, decision: Decision) {
+        let Some(entry) = self.entries.get_mut(position) else {
+            return;
+        };
+        entry.decision = Some(decision);
+        let dissenters = entry.ballot.dissenters(decision);
+        let reread = decision.reply == write_in_read_hash() && entry.request.class == Class::Read;
+        let again = reread.then(|| Request {
+            class: Class::Write,
+            ..entry.request.clone()
+        });
+        self.end(position);
+        for replica in dissenters {
+            self.convict_by_vote(replica, position, decision);
+        }
+        // A read that tried to write changed nothing; it is ordered again as a write.
+        if let Some(request) = again {
+            if let Some(key) = &request.key {
+                let position = self.ordered().next();
+                self.keys.moved(key, position);
+            }
+            self.append(request);
+        }
+    }
+
+    /// What follows when a request is decided or aborted.
+    pub(super) fn end(&mut self, position: Position) {
+        let members = &self.members;
+        let Some(entry) = self.entries.get_mut(position) else {
+            return;
+        };
+        // A woken passive may leave out what is decided already; its silence is no fault.
+        entry
+            .missing
+            .retain(|r| members.get(r).is_some_and(|m| m.role != Role::Helping));
+        if entry.help.is_some() {
+            self.helped.remove(&position);
+            self.notice(Notice::HelpEnded { position });
+        }
+        self.event(Event::Decided(position));
+        while self
+            .entries
+            .get(self.decided.next())
+            .is_some_and(|e| e.decision.is_some())
+        {
+            self.decided = self.decided.next();
+        }
+        self.retire();
+    }
+
+    fn count_root(&mut self, vote: RootVote) {
+        let quorum = self.quorum();
+        let RootVote {
+            position,
+            replica,
+            root,
+        } = vote;
+        if !self.members.contains_key(&replica) {
+            return;
+        }
+        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
+            return;
+        };
+        checkpoint.roots.entry(replica).or_insert(root);
+        if checkpoint.stable.is_none() {
+            checkpoint.stable = checkpoint.agreed(quorum);
+            if let Some(root) = checkpoint.stable {
+                self.notice(Notice::CheckpointStable { position, root });
+            }
+        }
+        self.compare_roots(position);
+        self.finish_scrubs();
+    }
+
+    /// Whoever reported another root for `position` than f+1 replicas did is convicted; a fresh replica
+    /// that reported the same is verified.
+    fn compare_roots(&mut self, position: Position) {
+        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
+            return;
+        };
+        let Some(agreed) = checkpoint.stable else {
+            return;
+        };
+        let dissenters = checkpoint.dissenters();
+        let agreeing: Vec<_> = checkpoint
+            .roots
+            .iter()
+            .filter(|(_, root)| **root == agreed)
+            .map(|(r, _)| *r)
+            .collect();
+        for (replica, wrong) in dissenters {
+            let basis = ConvictionBasis::Root { wrong, agreed };
+            self.convict(replica, position, basis, None);
+        }
+        for replica in agreeing {
+            if let Some(member) = self.members.get_mut(&replica) {
+                member.verified = true;
+            }
+        }
+        self.hand_over();
+    }
+
+    /// Reports scrubs that every usable replica has answered.
+    pub(super) fn finish_scrubs(&mut self) {
+        for position in self.checkpoints.open_scrubs() {
+            let mut due = self.members.iter().filter(|(_, m)| m.built_at <= position);
+            let Some(checkpoint) = self.checkpoints.get_mut(position) else {
+                continue;
+            };
+            if due.all(|(r, _)| checkpoint.roots.contains_key(r)) {
+                checkpoint.scrub_open = false;
+                let roots = checkpoint.roots.iter().map(|(r, h)| (*r, *h)).collect();
+                self.notice(Notice::Scrubbed { position, roots });
+            }
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What this manager does when the group's state changed.
+
+use crate::deadline::{Timer, Wait};
+use crate::engine::{Core, Slot};
+use crate::group::{Decision, Disposal, Event, Recovery};
+use crate::io::{ConvictionBasis, Evidence, Notice, Output, Standing};
+use smallvec::SmallVec;
+use spare_protocol::channel::RootRequest;
+use spare_protocol::group::GroupMessage;
+use spare_protocol::{Position, ReplicaId};
+
+impl Core {
+    /// Takes up everything that the group's state left to do.
+    pub(crate) fn react(&mut self) {
+        while self.group.has_events() {
+            let events: SmallVec<[Event; 8]> = self.group.take_events().collect();
+            for event in events {
+                self.on(event);
+            }
+        }
+    }
+
+    fn on(&mut self, event: Event) {
+        match event {
+            Event::Ordered(position) => self.ordered_one(position),
+            Event::FirstVote(position) => self.first_vote(position),
+            Event::Voted(position, replica) => self.note_slowness(position, replica),
+            Event::Decided(position) => self.decided(position),
+            Event::HelpWanted { position, needed } => self.send_help_me(position, needed),
+            Event::HelpAsked { position, attempt } => self.help_asked(position, attempt),
+            Event::Woken(replica) => {
+                self.begins(replica);
+                self.keep_awake_longer(replica);
+            }
+            Event::Began(replica) => self.begins(replica),
+            Event::Slept(replica) => {
+                if let Some(local) = self.local.get_mut(&replica) {
+                    local.settling = false;
+                }
+            }
+            Event::Removed { replica, disposal } => self.removed(replica, disposal),
+            Event::AbortWanted(position) => self.multicast(GroupMessage::Abort { position }),
+            Event::ActiveMissing => self.offer_compensation(),
+            Event::Repeated { id, position } => self.repeats(id, position),
+            Event::KeyReused(id) => self.key_reused(id),
+            Event::ViewChanged => self.view_changed(),
+            Event::RecoveryBegan(seat) => {
+                if seat == self.config.me {
+                    self.set_timer(Timer::Recovery, self.config.recovery_timeout);
+                    self.staff();
+                }
+            }
+            Event::RecoveryEnded(seat) => {
+                if seat == self.config.me {
+                    self.deadlines.cancel(Timer::Recovery);
+                }
+            }
+            Event::Convicted {
+                replica,
+                position,
+                basis,
+                decision,
+            } => self.convicted(replica, position, basis, decision),
+            Event::Notice(notice) => self.notice(notice),
+        }
+    }
+
+    /// A request has its position.
+    pub(crate) fn ordered_one(&mut self, position: Position) {
+        let Some(entry) = self.group.entries.get(position) else {
+            return;
+        };
+        let (id, class, key) = (entry.request.id, entry.request.class, entry.request.key);
+        if entry.root != RootRequest::No {
+            self.checkpoint_marks.insert(position, entry.root);
+        }
+        let now = self.now.monotonic;
+        self.slots.push(Slot {
+            id,
+            class,
+            key,
+            delivered_at: now,
+            first_vote_at: None,
+            answers: SmallVec::new(),
+            agreed: None,
+            fetches: 0,
+        });
+        self.was_delivered(id);
+        let silence = self
+            .latencies
+            .timeout(class, self.config.delivery_timeout);
+        self.watch
+            .push(Wait::Delivery, class, now.after(silence), position);
+        self.announce_soon();
+    }
+
+    fn begins(&mut self, replica: ReplicaId) {
+        self.executes_since.insert(replica, self.now.monotonic);
+        if let Some(local) = self.local.get_mut(&replica) {
+            local.clean = false;
+        }
+    }
+
+    /// A replica left service.
+    fn removed(&mut self, replica: ReplicaId, disposal: Disposal) {
+        self.executes_since.remove(&replica);
+        if self.local.remove(&replica).is_some() {
+            self.forget_timers(replica);
+            match disposal {
+                Disposal::Quarantine => self.out.push(Output::Quarantine(replica)),
+                Disposal::Destroy | Disposal::None => self.out.push(Output::Destroy(replica)),
+                Disposal::Pause => {
+                    self.braked.push(replica);
+                    self.out.push(Output::Pause(replica));
+                }
+            }
+        }
+        self.staff();
+    }
+
+    fn convicted(
+        &mut self,
+        replica: ReplicaId,
+        position: Position,
+        basis: ConvictionBasis,
+        decision: Option<Decision>,
+    ) {
+        let mut evidence = Evidence::default();
+        if let Some(decision) = decision {
+            evidence.agreed_reply = decision.reply;
+            evidence.agreed_update = decision.update;
+            if let Some(entry) = self.group.entries.get(position) {
+                evidence.request = entry.request.request.clone();
+                evidence.votes = entry.ballot.to_votes(position);
+            }
+            if let Some(slot) = self.slots.get(position) {
+                let wrong = slot.answers.iter().find(|a| a.replica == replica);
+                evidence.wrong = wrong.map(|a| (a.outcome.clone(), a.update.clone()));
+                let agreed = slot.agreed.clone();
+                evidence.agreed = agreed.and_then(|(outcome, update)| Some((outcome?, update)));
+            }
+        }
+        self.notice(Notice::Convicted {
+            replica,
+            position,
+            basis,
+            evidence: Box::new(evidence),
+        });
+    }
+
+    /// The primary view changed: it goes to disk before anything is recorded or released in it.
+    fn view_changed(&mut self) {
+        let members = self.view();
+        if !members.contains(&self.config.me) {
+            return;
+        }
+        if self.standing == Standing::CatchingUp {
+            self.live = true;
+            self.stand(Standing::Serving);
+            self.deadlines.cancel(Timer::CatchUp);
+            self.announce_built_replicas();
+        }
+        let epoch = self.group.epoch;
+        self.out.push(Output::StoreView { epoch, members });
+        self.announce_soon();
+        self.staff();
+    }
+
+    /// Whether this seat is to build fresh replicas.
+    pub(crate) fn is_recovering(&self) -> bool {
+        let seat = self.config.me;
+        self.group.recovery == Some(Recovery { seat })
+    }
+}

@@ -1,0 +1,418 @@
+//! Primary views, and taking over the group's state (DESIGN §4.2, §4.8).
+//!
+//! ```text
+//!             ring not primary
+//!   Apart ◀───────────────────── (any)
+//!     │ ring primary: SYNC
+//!     ▼          every member's SYNC is here, and
+//!   Syncing ──────────────────────────────────────▶ Serving   this one comes straight from the
+//!     │  │                                             ▲  ▲    newest primary view, or its log is
+//!     │  │ somebody of the newest primary view         │  │    the one to begin anew with
+//!     │  │ is missing                                  │  │
+//!     │  └──────▶ Waiting ── AcceptLoss ───────────────┘  │
+//!     │ another member has the state                      │ Joined
+//!     ▼                                                   │
+//!   Joining ── State ──▶ CatchingUp ──────────────────────┘
+//! ```
+//!
+//! A witness or a fence proves that nobody else decides, not that one's own state is fresh. So a ring
+//! whose members all lost the state of the newest primary view begins anew only when every member of that
+//! view is there (or an operator gave it up): somebody among them has every record that was ever
+//! acknowledged.
+
+use crate::deadline::Timer;
+use crate::engine::Core;
+use crate::group::{Group, Rules, Window};
+use crate::io::{Notice, Output, Standing};
+use crate::replica::Vm;
+use bytes::Bytes;
+use spare_protocol::group::{
+    DecidedRequest, Envelope, GroupMessage, PeerMessage, Sync, GROUP_VERSION,
+};
+use spare_protocol::{Position, ReplicaId, SeatId};
+
+/// Messages that may wait for the group's state. Above that it is asked for anew.
+const BACKLOG_MAX: usize = 65_536;
+/// A manager that is this close to what is decided has caught up.
+const LAG_MAX: u64 = 64;
+
+impl Core {
+    pub(crate) fn stand(&mut self, to: Standing) {
+        let from = std::mem::replace(&mut self.standing, to);
+        if from != to {
+            self.notice(Notice::Standing { from, to });
+        }
+    }
+
+    /// Other seats hear each other from here on.
+    pub(crate) fn enter_ring(&mut self, ring: u64, members: Vec<SeatId>, primary: bool) {
+        // All members that were in the last ring delivered the same in it.
+        if self.live {
+            self.take_backlog();
+        }
+        self.backlog.clear();
+        self.seen = 0;
+        self.syncs.clear();
+        self.ring = ring;
+        self.ring_members = members;
+        self.joined_sent = false;
+        self.deadlines.cancel(Timer::CatchUp);
+        if !primary || !self.ring_members.contains(&self.config.me) {
+            self.leave();
+            return self.stand(Standing::Apart);
+        }
+        if !self.live {
+            self.leave();
+        }
+        let view = if self.live {
+            (self.group.epoch, self.view())
+        } else {
+            self.view_stored.clone()
+        };
+        self.multicast(GroupMessage::Sync(Sync {
+            ring,
+            live: self.live,
+            view,
+            log: (self.agreed_epoch, self.agreed),
+            delivered: self.group.delivered,
+            version: GROUP_VERSION,
+        }));
+        self.stand(Standing::Syncing);
+    }
+
+    /// This manager is in the primary view no longer: its state is the group's no longer.
+    fn leave(&mut self) {
+        self.live = false;
+        self.interrupt();
+    }
+
+    /// An ordered message.
+    pub(crate) fn delivered(&mut self, from: SeatId, envelope: Envelope) {
+        match envelope.message {
+            GroupMessage::Sync(sync) => return self.sync(from, sync),
+            GroupMessage::AcceptLoss { seats } => {
+                self.given_up.extend(seats);
+                if self.standing == Standing::Waiting {
+                    self.conclude();
+                }
+                return;
+            }
+            _ => {}
+        }
+        match self.standing {
+            Standing::Serving | Standing::CatchingUp => self.apply(from, envelope),
+            Standing::Syncing | Standing::Waiting | Standing::Joining => {
+                self.backlog.push_back((from, envelope));
+                if self.backlog.len() > BACKLOG_MAX {
+                    // What is missing then is contained in a newer state.
+                    self.backlog.pop_front();
+                    self.seen += 1;
+                }
+            }
+            Standing::Apart => {}
+        }
+    }
+
+    /// An ordered message takes effect.
+    fn apply(&mut self, from: SeatId, envelope: Envelope) {
+        self.seen += 1;
+        self.group.deliver(from, envelope.epoch, envelope.message);
+        self.react();
+        self.advance();
+    }
+
+    fn take_backlog(&mut self) {
+        while let Some((from, envelope)) = self.backlog.pop_front() {
+            self.apply(from, envelope);
+        }
+    }
+
+    fn sync(&mut self, from: SeatId, sync: Sync) {
+        let expected = sync.ring == self.ring && self.ring_members.contains(&from);
+        if self.standing != Standing::Syncing || !expected {
+            return;
+        }
+        if sync.version != GROUP_VERSION {
+            self.notice(Notice::Alarm(format!(
+                "seat {from} speaks version {} of the group protocol, this manager version {GROUP_VERSION}: \
+                 upgrade the older one",
+                sync.version
+            )));
+            return;
+        }
+        self.syncs.insert(from, sync);
+        if self.syncs.len() == self.ring_members.len() {
+            self.conclude();
+        }
+    }
+
+    /// Every member of the ring has said what it is and has: all draw the same conclusion.
+    fn conclude(&mut self) {
+        let me = self.config.me;
+        let live = self.syncs.values().filter(|s| s.live);
+        let newest = live.map(|s| (s.view.0, s.delivered)).max();
+        if let Some(newest) = newest {
+            let live = self.syncs.iter().filter(|(_, s)| s.live);
+            let same = live.filter(|(_, s)| (s.view.0, s.delivered) == newest);
+            let members: Vec<SeatId> = same.map(|(seat, _)| *seat).collect();
+            if members.contains(&me) {
+                self.go_on(&members);
+            } else {
+                self.join(members[0]);
+            }
+            return;
+        }
+        let Some((epoch, last_members)) = self.syncs.values().map(|s| s.view.clone()).max() else {
+            return;
+        };
+        let absent: Vec<SeatId> = last_members
+            .iter()
+            .filter(|s| !self.syncs.contains_key(s) && !self.given_up.contains(s))
+            .copied()
+            .collect();
+        if !absent.is_empty() {
+            let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+            self.notice(Notice::Alarm(format!(
+                "waiting for seat {}: it was in the newest primary view, and only with it is it certain \
+                 that nothing acknowledged is lost",
+                names.join(", ")
+            )));
+            return self.stand(Standing::Waiting);
+        }
+        let candidates = self.syncs.iter().filter(|(s, _)| last_members.contains(s));
+        let base = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
+        match base.map(|(seat, _)| *seat) {
+            Some(base) if base == me => self.begin_anew(epoch + 1),
+            Some(base) => self.join(base),
+            None => self.stand(Standing::Waiting),
+        }
+    }
+
+    /// This manager and these others go on where the last primary view ended.
+    fn go_on(&mut self, members: &[SeatId]) {
+        self.stand(Standing::Serving);
+        self.group.keep_members(members);
+        self.react();
+        self.say_again();
+        self.take_backlog();
+        self.staff();
+        self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
+    }
+
+    /// What was multicast in another ring may have got lost with it.
+    fn say_again(&mut self) {
+        self.submit_again();
+        let epoch = self.group.epoch;
+        if self.view_stored.0 < epoch {
+            let members = self.view();
+            self.out.push(Output::StoreView { epoch, members });
+        }
+        let decided = self.group.decided;
+        for (position, slot) in self.slots.iter_above(decided) {
+            for answer in &slot.answers {
+                self.outbox.votes.push(spare_protocol::group::Vote {
+                    position,
+                    replica: answer.replica,
+                    reply: answer.decision.reply,
+                    update: answer.decision.update,
+                });
+            }
+        }
+        for local in self.local.values_mut() {
+            local.settling = false;
+        }
+        self.announce();
+        self.repeat_farewells();
+        self.announce_built_replicas();
+        for position in self.group.helped.clone() {
+            if let Some(needed) = self.group.votes_needed(position) {
+                self.send_help_me(position, needed);
+            }
+        }
+        self.offer_compensation();
+    }
+
+    /// Nobody has the state of the newest primary view; this manager's log is the one to go on from.
+    fn begin_anew(&mut self, epoch: u64) {
+        let me = self.config.me;
+        self.group.begin_anew(me, self.agreed, epoch);
+        self.live = true;
+        self.stand(Standing::Serving);
+        self.safe = self.agreed;
+        let position = self.agreed;
+        self.out.push(Output::Safe { position });
+        self.forget_what_was_open(self.agreed);
+        self.react();
+        self.announce_built_replicas();
+        self.take_backlog();
+        self.staff();
+        self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
+    }
+
+    /// Takes over the state of another member.
+    fn join(&mut self, source: SeatId) {
+        self.leave();
+        self.source = source;
+        self.stand(Standing::Joining);
+        self.want_state();
+    }
+
+    fn want_state(&mut self) {
+        let (to, ring) = (self.source, self.ring);
+        let message = PeerMessage::WantState { ring };
+        self.out.push(Output::SendPeer { to, message });
+        self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
+    }
+
+    /// What was asked for did not arrive.
+    pub(crate) fn catch_up_again(&mut self) {
+        match self.standing {
+            Standing::Joining => self.want_state(),
+            Standing::CatchingUp => {
+                self.want_log();
+                self.joined_sent = false;
+                self.check_caught_up();
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn give_state(&mut self, to: SeatId, ring: u64) {
+        if ring != self.ring || self.standing != Standing::Serving {
+            return;
+        }
+        let state = Bytes::from(spare_protocol::encode(&self.group));
+        let message = PeerMessage::State {
+            ring,
+            seen: self.seen,
+            state,
+        };
+        self.out.push(Output::SendPeer { to, message });
+    }
+
+    pub(crate) fn take_state(&mut self, from: SeatId, ring: u64, seen: u64, state: &[u8]) {
+        if self.standing != Standing::Joining || ring != self.ring || from != self.source {
+            return;
+        }
+        if seen < self.seen {
+            return; // messages in between were dropped; a newer state is on its way
+        }
+        let mut group: Group = match spare_protocol::decode(state) {
+            Ok(group) => group,
+            Err(error) => {
+                return self.notice(Notice::Alarm(format!(
+                    "seat {from} sent a state that is not understood: {error}"
+                )));
+            }
+        };
+        if group.rules != Rules::from(&self.config) {
+            return self.notice(Notice::Alarm(format!(
+                "the configuration of this seat differs from that of seat {from}; all managers of a group \
+                 must have the same seats, f and limits"
+            )));
+        }
+        std::mem::swap(&mut self.group, &mut group);
+        // Beyond what every member had, another history may have been agreed on.
+        let keep = self.safe.min(self.agreed);
+        if keep < self.agreed {
+            self.out.push(Output::Truncate { after: keep });
+            self.agreed = keep;
+            self.stored = self.stored.min(keep);
+        }
+        self.forget_what_was_open(keep);
+        self.stand(Standing::CatchingUp);
+        let contained = seen - self.seen;
+        for _ in 0..contained {
+            self.backlog.pop_front();
+        }
+        self.seen = seen;
+        self.slots = Window::above(self.group.entries.before());
+        let before = self.group.entries.before();
+        let positions: Vec<Position> =
+            self.group.entries.iter_above(before).map(|(p, _)| p).collect();
+        for position in positions {
+            self.ordered_one(position);
+            if self.group.entries.get(position).is_some_and(|e| e.decision.is_some()) {
+                self.decided(position);
+            }
+        }
+        self.take_backlog();
+        self.want_log();
+        self.check_caught_up();
+        self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
+    }
+
+    fn want_log(&mut self) {
+        self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
+        if self.agreed < self.slots.before() {
+            let (to, after) = (self.source, self.agreed);
+            let message = PeerMessage::WantLog { after };
+            self.out.push(Output::SendPeer { to, message });
+        }
+    }
+
+    /// Records of another manager's log.
+    pub(crate) fn take_log(&mut self, records: Vec<DecidedRequest>) {
+        let member = matches!(self.standing, Standing::Serving | Standing::CatchingUp);
+        if !member {
+            return;
+        }
+        let mut taken = false;
+        for record in records {
+            // What is in the window is taken from there, once its decision is known here.
+            if record.position == self.agreed.next() && record.position <= self.slots.before() {
+                self.record(record);
+                taken = true;
+            } else if self.slots.get(record.position).is_some() {
+                self.offer_bytes(record.position, record.outcome, record.update);
+            }
+        }
+        if taken {
+            self.want_log();
+        }
+        self.advance();
+        self.check_caught_up();
+    }
+
+    /// Tells the group once this manager has what the others have.
+    pub(crate) fn check_caught_up(&mut self) {
+        let near = self.agreed.0.saturating_add(LAG_MAX) >= self.group.decided.0;
+        let caught_up = self.agreed >= self.slots.before() && near;
+        if self.standing == Standing::CatchingUp && caught_up && !self.joined_sent {
+            self.joined_sent = true;
+            self.multicast(GroupMessage::Joined);
+        }
+    }
+
+    /// Everything above `agreed` is given up: requests, their bytes, and replicas that may have gone past
+    /// it.
+    fn forget_what_was_open(&mut self, agreed: Position) {
+        self.slots = Window::above(agreed);
+        self.watch.forget_all();
+        self.deadlines.forget_requests();
+        self.buffer.truncate(agreed);
+        self.checkpoint_marks.retain(|p, _| *p <= agreed);
+        self.executes_since.clear();
+        self.outbox.votes.clear();
+        self.outbox.roots.clear();
+        self.outbox.suspected.clear();
+        let replicas: Vec<ReplicaId> = self.local.keys().copied().collect();
+        for replica in replicas {
+            let Some(local) = self.local.get_mut(&replica) else {
+                continue;
+            };
+            let sound = match local.vm {
+                Vm::Creating => true,
+                Vm::Loading => false,
+                _ => local.sent <= agreed && !local.is_busy() && local.leaving.is_none(),
+            };
+            local.announced = false;
+            local.settling = false;
+            if !sound {
+                self.local.remove(&replica);
+                self.forget_timers(replica);
+                self.out.push(Output::Destroy(replica));
+            }
+        }
+    }
+}
