@@ -185,7 +185,10 @@ impl Core {
 
     /// Forgets what the group has forgotten, once nobody here waits for it.
     pub(crate) fn forget_slots(&mut self) {
-        let kept = self.answerable.first().map_or(Position(u64::MAX), |p| p.previous());
+        let kept = self
+            .answerable
+            .first()
+            .map_or(Position(u64::MAX), |p| p.previous());
         let upto = self.group.entries.before().min(self.agreed).min(kept);
         self.slots.forget_upto(upto);
         let safe = self.group.agreed_everywhere().min(self.agreed);

@@ -11,9 +11,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
-use spare_protocol::group::{
-    Envelope, GroupMessage, PeerMessage, Request, RequestId, Sync, Votes,
-};
+use spare_protocol::group::{Envelope, GroupMessage, PeerMessage, Request, RequestId, Sync, Votes};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -262,8 +260,7 @@ impl Core {
     /// Whether f+1 active replicas execute.
     #[must_use]
     pub fn is_staffed(&self) -> bool {
-        self.standing == Standing::Serving
-            && self.group.actives().count() >= self.config.quorum()
+        self.standing == Standing::Serving && self.group.actives().count() >= self.config.quorum()
     }
 
     /// The primary view's number; 0 before the first.

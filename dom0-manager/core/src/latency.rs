@@ -108,7 +108,10 @@ mod tests {
             latencies.first_vote(Class::Read, Micros::from_ms(20));
         }
         let learnt = latencies.timeout(Class::Read, bounds);
-        assert!(learnt >= Micros::from_ms(160) && learnt < Micros::from_ms(200), "{learnt:?}");
+        assert!(
+            learnt >= Micros::from_ms(160) && learnt < Micros::from_ms(200),
+            "{learnt:?}"
+        );
         assert_eq!(latencies.timeout(Class::Write, bounds), bounds.1);
         for _ in 0..100 {
             latencies.first_vote(Class::Read, Micros(10));

@@ -6,7 +6,7 @@ use crate::group::{Decision, Disposal, Event, Recovery};
 use crate::io::{ConvictionBasis, Evidence, Notice, Output, Standing};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::GroupMessage;
+use spare_protocol::group::{GroupMessage, LossReason};
 use spare_protocol::{Position, ReplicaId};
 
 impl Core {
@@ -61,7 +61,22 @@ impl Core {
                 basis,
                 decision,
             } => self.convicted(replica, position, basis, decision),
-            Event::Notice(notice) => self.notice(notice),
+            Event::Notice(notice) => {
+                if let Notice::Replica { replica, to, .. } = &notice {
+                    self.disown(*replica, to.is_some());
+                }
+                self.notice(notice);
+            }
+        }
+    }
+
+    /// The group knows a replica of this seat that this manager has no longer: `Built` was on its way
+    /// when the manager left the group.
+    fn disown(&mut self, replica: ReplicaId, in_service: bool) {
+        let mine = replica.seat == self.config.me;
+        if mine && in_service && !self.local.contains_key(&replica) && self.live {
+            let reason = LossReason::Forgotten;
+            self.multicast(GroupMessage::Lost { replica, reason });
         }
     }
 
@@ -86,9 +101,7 @@ impl Core {
             fetches: 0,
         });
         self.was_delivered(id);
-        let silence = self
-            .latencies
-            .timeout(class, self.config.delivery_timeout);
+        let silence = self.latencies.timeout(class, self.config.delivery_timeout);
         self.watch
             .push(Wait::Delivery, class, now.after(silence), position);
         self.announce_soon();

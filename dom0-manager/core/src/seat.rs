@@ -255,7 +255,11 @@ impl Core {
         let built = local.is_built();
         self.local.remove(&replica);
         self.forget_timers(replica);
-        let what = if built { "was lost" } else { "could not be built" };
+        let what = if built {
+            "was lost"
+        } else {
+            "could not be built"
+        };
         self.notice(Notice::Alarm(format!(
             "replica {replica} {what}: {}",
             reason_of(&farewell)

@@ -328,11 +328,20 @@ impl Core {
         self.seen = seen;
         self.slots = Window::above(self.group.entries.before());
         let before = self.group.entries.before();
-        let positions: Vec<Position> =
-            self.group.entries.iter_above(before).map(|(p, _)| p).collect();
+        let positions: Vec<Position> = self
+            .group
+            .entries
+            .iter_above(before)
+            .map(|(p, _)| p)
+            .collect();
         for position in positions {
             self.ordered_one(position);
-            if self.group.entries.get(position).is_some_and(|e| e.decision.is_some()) {
+            if self
+                .group
+                .entries
+                .get(position)
+                .is_some_and(|e| e.decision.is_some())
+            {
                 self.decided(position);
             }
         }

@@ -80,11 +80,9 @@ impl Core {
         let Some(first) = slot.first_vote_at else {
             return;
         };
-        let slow = self.latencies.slow(
-            slot.class,
-            self.config.slow_factor,
-            self.config.slow_min,
-        );
+        let slow = self
+            .latencies
+            .slow(slot.class, self.config.slow_factor, self.config.slow_min);
         let began = self.executes_since.get(&replica).copied();
         let late = now.since(first.max(began.unwrap_or_default()));
         let active = self

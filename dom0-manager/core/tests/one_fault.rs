@@ -13,7 +13,7 @@ use spare_protocol::{Class, Position, ReplicaId};
 fn assert_all_answered_rightly(cluster: &Cluster, requests: usize) {
     assert_eq!(cluster.answers.len(), requests, "answers");
     for (position, outcome) in cluster.answers.values() {
-        let Outcome::Reply(page) = outcome else {
+        let Some(Outcome::Reply(page)) = outcome else {
             panic!("no page at {position}");
         };
         let page = String::from_utf8_lossy(page);
@@ -70,7 +70,9 @@ fn without_faults_nothing_is_suspected_and_passives_are_kept_current() {
             n,
             Notice::Unpaused { helping: false, .. }
                 | Notice::Applied { .. }
-                | Notice::State { .. }
+                | Notice::Replica { .. }
+                | Notice::View { .. }
+                | Notice::Standing { .. }
                 | Notice::CheckpointStable { .. }
                 | Notice::Scrubbed { .. }
         )

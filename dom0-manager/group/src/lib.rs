@@ -21,12 +21,14 @@ pub enum Delivery {
         /// What was sent.
         bytes: Bytes,
     },
-    /// From here on these members take part.
+    /// From here on these members hear each other.
     View {
-        /// Grows with every view.
-        epoch: u64,
+        /// Names this membership; the same at every member, never used again.
+        ring: u64,
         /// In ascending order.
         members: Vec<MemberId>,
+        /// No other membership may decide anything now.
+        primary: bool,
     },
 }
 

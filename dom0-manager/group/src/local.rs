@@ -25,8 +25,9 @@ pub struct LocalGroup {
 #[must_use]
 pub fn local_group(size: MemberId) -> Vec<LocalGroup> {
     let view = Delivery::View {
-        epoch: 1,
+        ring: 1,
         members: (0..size).collect(),
+        primary: true,
     };
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..size).map(|_| unbounded_channel()).unzip();
     for sender in &senders {

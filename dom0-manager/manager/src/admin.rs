@@ -1,7 +1,7 @@
 //! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
 
 use crate::config::Config;
-use crate::gateway::Clients;
+use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
 use crate::seat::{SeatHandle, Snapshot};
 use axum::extract::{Query, State};
@@ -78,7 +78,8 @@ async fn faults(State(deployment): State<Arc<Deployment>>) -> Response {
 }
 
 async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
-    let Some((position, _)) = deployment.clients.submit(Class::Scrub, Bytes::new()).await else {
+    let answer = deployment.clients.submit(Class::Scrub, None, Bytes::new());
+    let Some(Answer::Agreed(position, _)) = answer.await else {
         return failure("the replicas did not execute the scrub in time");
     };
     let until = tokio::time::Instant::now() + SCRUB_LIMIT;

@@ -7,6 +7,17 @@ use spare_settings::SettingsError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+/// From asking another manager for bytes until it is asked again.
+const FETCH_TIMEOUT: Micros = Micros(500_000);
+/// A recovery builds a replica, waits for a checkpoint, and may have to build a second time.
+const RECOVERY_BUILDS: u64 = 3;
+/// Requests in one multicast message.
+const BATCH_REQUESTS_MAX: usize = 256;
+/// Bytes of requests in one multicast message.
+const BATCH_BYTES_MAX: usize = 256 << 10;
+/// A gateway's clock may be so far ahead of the other managers' clocks.
+const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
+
 /// The replica manager's configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,6 +84,10 @@ pub(crate) struct Gateway {
     pub(crate) body_timeout_ms: u64,
     /// For the group to answer.
     pub(crate) reply_timeout_ms: u64,
+    /// How long an `Idempotency-Key` is remembered.
+    pub(crate) key_lifetime_s: u64,
+    /// How many are remembered.
+    pub(crate) keys_max: usize,
 }
 
 impl Default for Gateway {
@@ -86,6 +101,8 @@ impl Default for Gateway {
             header_timeout_ms: 10_000,
             body_timeout_ms: 30_000,
             reply_timeout_ms: 60_000,
+            key_lifetime_s: 24 * 3600,
+            keys_max: 100_000,
         }
     }
 }
@@ -146,10 +163,18 @@ pub(crate) struct BodyRule {
 pub(crate) struct Replication {
     /// k.
     pub(crate) updates_max: usize,
+    /// How long bringing a passive up to date may take: k is less where it takes longer.
+    pub(crate) activation_budget_ms: u64,
+    /// Updates kept for a replica that falls behind.
+    pub(crate) buffer_max: usize,
     /// c.
     pub(crate) checkpoint_writes: u64,
+    /// Timeouts are learnt from what is usual, between these bounds.
     pub(crate) vote_timeout_ms: u64,
+    pub(crate) vote_timeout_max_ms: u64,
     pub(crate) delivery_timeout_ms: u64,
+    pub(crate) delivery_timeout_max_ms: u64,
+    pub(crate) abort_timeout_ms: u64,
     pub(crate) help_timeout_ms: u64,
     pub(crate) apply_timeout_ms: u64,
     pub(crate) build_timeout_ms: u64,
@@ -157,15 +182,23 @@ pub(crate) struct Replication {
     pub(crate) awake_max_ms: u64,
     pub(crate) suspicion_threshold: usize,
     pub(crate) suspicion_window: u64,
+    /// A vote later than this many times what is usual is a missed one.
+    pub(crate) slow_factor: u32,
+    pub(crate) slow_min_ms: u64,
 }
 
 impl Default for Replication {
     fn default() -> Self {
         Replication {
             updates_max: 200,
+            activation_budget_ms: 500,
+            buffer_max: 100_000,
             checkpoint_writes: 200,
             vote_timeout_ms: 2000,
+            vote_timeout_max_ms: 5000,
             delivery_timeout_ms: 10_000,
+            delivery_timeout_max_ms: 20_000,
+            abort_timeout_ms: 60_000,
             help_timeout_ms: 2000,
             apply_timeout_ms: 15_000,
             build_timeout_ms: 180_000,
@@ -173,6 +206,8 @@ impl Default for Replication {
             awake_max_ms: 30_000,
             suspicion_threshold: 100,
             suspicion_window: 1000,
+            slow_factor: 20,
+            slow_min_ms: 1000,
         }
     }
 }
@@ -235,22 +270,41 @@ impl Config {
     /// What one seat's core is told.
     pub(crate) fn core(&self, me: SeatId) -> spare_core::Config {
         let r = &self.replication;
+        let ms = Micros::from_ms;
         spare_core::Config {
             me,
             seats: (0..=self.group.faults).map(SeatId).collect(),
             faults: self.group.faults,
+            durable: false,
             updates_max: r.updates_max,
+            activation_budget: ms(r.activation_budget_ms),
+            buffer_max: r.buffer_max,
             checkpoint_writes: r.checkpoint_writes,
-            vote_timeout: Micros::from_ms(r.vote_timeout_ms),
-            delivery_timeout: Micros::from_ms(r.delivery_timeout_ms),
-            help_timeout: Micros::from_ms(r.help_timeout_ms),
-            apply_timeout: Micros::from_ms(r.apply_timeout_ms),
-            build_timeout: Micros::from_ms(r.build_timeout_ms),
-            awake_min: Micros::from_ms(r.awake_min_ms),
-            awake_max: Micros::from_ms(r.awake_max_ms),
+            vote_timeout: (ms(r.vote_timeout_ms), ms(r.vote_timeout_max_ms)),
+            delivery_timeout: (ms(r.delivery_timeout_ms), ms(r.delivery_timeout_max_ms)),
+            abort_timeout: ms(r.abort_timeout_ms),
+            help_timeout: ms(r.help_timeout_ms),
+            fetch_timeout: FETCH_TIMEOUT,
+            apply_timeout: ms(r.apply_timeout_ms),
+            build_timeout: ms(r.build_timeout_ms),
+            recovery_timeout: ms(r.build_timeout_ms).times(RECOVERY_BUILDS),
+            awake_min: ms(r.awake_min_ms),
+            awake_max: ms(r.awake_max_ms),
             suspicion_threshold: r.suspicion_threshold,
             suspicion_window: r.suspicion_window,
-            announce_delay: Micros::from_ms(2),
+            slow_factor: r.slow_factor,
+            slow_min: ms(r.slow_min_ms),
+            announce_delay: ms(2),
+            heartbeat: ms(1000),
+            batch_delay: Micros(0),
+            batch_requests_max: BATCH_REQUESTS_MAX,
+            batch_bytes_max: BATCH_BYTES_MAX,
+            in_flight_max: self.gateway.requests_max,
+            clock_ahead_max_us: CLOCK_AHEAD_MAX_US,
+            key_lifetime_us: i64::try_from(self.gateway.key_lifetime_s)
+                .unwrap_or(i64::MAX)
+                .saturating_mul(1_000_000),
+            keys_max: self.gateway.keys_max,
         }
     }
 
@@ -262,7 +316,6 @@ impl Config {
                 self.group.faults + 1
             ));
         }
-        self.core(SeatId(0)).check().map_err(|e| e.to_string())?;
         let r = &self.replication;
         if r.delivery_timeout_ms < r.vote_timeout_ms {
             return Err(format!(
@@ -271,9 +324,28 @@ impl Config {
                 r.delivery_timeout_ms, r.vote_timeout_ms
             ));
         }
-        if r.awake_max_ms < r.awake_min_ms {
-            return Err("replication.awake_max_ms is less than awake_min_ms".into());
+        for (least, greatest, name) in [
+            (
+                r.awake_min_ms,
+                r.awake_max_ms,
+                "awake_max_ms is less than awake_min_ms",
+            ),
+            (
+                r.vote_timeout_ms,
+                r.vote_timeout_max_ms,
+                "vote_timeout_max_ms is less than vote_timeout_ms",
+            ),
+            (
+                r.delivery_timeout_ms,
+                r.delivery_timeout_max_ms,
+                "delivery_timeout_max_ms is less than delivery_timeout_ms",
+            ),
+        ] {
+            if greatest < least {
+                return Err(format!("replication.{name}"));
+            }
         }
+        self.core(SeatId(0)).check().map_err(|e| e.to_string())?;
         let g = &self.gateway;
         let zero = [
             ("gateway.requests_max", g.requests_max as u64),

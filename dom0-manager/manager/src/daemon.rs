@@ -9,7 +9,7 @@ use crate::seat::{Queues, Seat, SeatHandle, Shared};
 use anyhow::{Context, Result};
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};
-use spare_core::{Core, Input};
+use spare_core::{Core, Input, Resume};
 use spare_group::local::local_group;
 use spare_protocol::group::LossReason;
 use spare_protocol::{ReplicaId, SeatId};
@@ -106,7 +106,7 @@ fn start_seats(
     let handles: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     for (group, queues) in local_group(size).into_iter().zip(queues) {
         let me = queues.handle.seat;
-        let core = Core::new(config.core(me))?;
+        let core = Core::new(config.core(me), Resume::default())?;
         let log = LogWriter::create(&store.join(format!("seat-{me}.log")))?;
         let seat = Seat::new(core, group, queues, handles.clone(), log, shared.clone());
         tasks.spawn(seat.run());

@@ -11,11 +11,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use spare_core::Input;
+use spare_core::{Input, Refusal};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::{Request as Ordered, RequestId};
 use spare_protocol::http::{is_connection_header, HttpReply, HttpRequest, HEADER_POSITION};
-use spare_protocol::{Class, Position, SeatId};
+use spare_protocol::{Class, Hash, Position, SeatId};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,14 +28,32 @@ use tokio::sync::{mpsc, oneshot, Semaphore};
 /// After how many seconds a client that got 503 should try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// An agreed answer.
-pub(crate) type Answer = (Position, Outcome);
+/// What comes back for a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    /// The agreed outcome and its position; none if the request was aborted.
+    Agreed(Position, Option<Outcome>),
+    /// The replicas have nothing to say.
+    Refused(Refusal),
+    /// It repeats a request whose answer is kept no longer.
+    Forgotten(Position),
+}
 
 /// Requests on their way through the group, by number.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pending {
     waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
     last: AtomicU64,
+}
+
+impl Default for Pending {
+    /// Numbers begin with the time, so that they grow across restarts.
+    fn default() -> Self {
+        Pending {
+            waiting: Mutex::default(),
+            last: AtomicU64::new(u64::try_from(unix_us()).unwrap_or(0)),
+        }
+    }
 }
 
 impl Pending {
@@ -53,10 +71,10 @@ impl Pending {
     }
 
     /// Hands an answer to whoever waits for it, if somebody still does.
-    pub(crate) fn answer(&self, number: u64, position: Position, outcome: Outcome) {
+    pub(crate) fn answer(&self, number: u64, answer: Answer) {
         if let Some(sender) = self.take(number) {
             // A client that went away in the meantime gets nothing; that is no error.
-            let _ = sender.send((position, outcome));
+            let _ = sender.send(answer);
         }
     }
 }
@@ -75,7 +93,12 @@ pub(crate) struct Clients {
 
 impl Clients {
     /// Orders a request and waits for the agreed answer; `None` when it did not come in time.
-    pub(crate) async fn submit(&self, class: Class, request: Bytes) -> Option<Answer> {
+    pub(crate) async fn submit(
+        &self,
+        class: Class,
+        key: Option<Hash>,
+        request: Bytes,
+    ) -> Option<Answer> {
         let (number, answer) = self.pending.enter();
         let ordered = Ordered {
             id: RequestId {
@@ -83,6 +106,7 @@ impl Clients {
                 number,
             },
             class,
+            key,
             proposed_time_us: unix_us(),
             seed: rand::random(),
             request,
@@ -121,9 +145,10 @@ impl Clients {
         match self.read(request).await {
             Ok(http) => {
                 let class = self.class(&http.method, &http.target);
+                let key = key(class, &http);
                 let encoded = Bytes::from(spare_protocol::encode(&http));
-                match self.submit(class, encoded).await {
-                    Some((position, outcome)) => reply(position, outcome),
+                match self.submit(class, key, encoded).await {
+                    Some(answer) => respond(answer),
                     None => unavailable(&format!(
                         "the replicas did not agree on a reply within {} ms; the request may still take effect",
                         self.limits.reply_timeout_ms
@@ -187,6 +212,52 @@ impl Clients {
                 .collect(),
             body: body.to_vec(),
         })
+    }
+}
+
+/// What a retry of this request has in common with it: the client's `Idempotency-Key`, within the
+/// scope of its credentials (DESIGN §4.11). A read needs none.
+fn key(class: Class, http: &HttpRequest) -> Option<Hash> {
+    if class == Class::Read {
+        return None;
+    }
+    let value = |wanted: &str| {
+        let mut all = http.headers.iter();
+        all.find(|(name, _)| name == wanted)
+            .map(|(_, v)| v.as_slice())
+    };
+    let key = value("idempotency-key")?;
+    let scope = ["authorization", "cookie"].map(|name| value(name).unwrap_or_default());
+    Some(Hash::of(&spare_protocol::encode(&(scope, key))))
+}
+
+fn respond(answer: Answer) -> Response<Full<Bytes>> {
+    match answer {
+        Answer::Agreed(position, Some(outcome)) => reply(position, outcome),
+        Answer::Agreed(position, None) => refuse(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("every replica that executed this request failed on it (request {position})"),
+        ),
+        Answer::Forgotten(position) => refuse(
+            StatusCode::CONFLICT,
+            &format!(
+                "this Idempotency-Key belongs to request {position}, which took effect, and whose reply \
+                 is kept no longer"
+            ),
+        ),
+        Answer::Refused(Refusal::KeyReused) => refuse(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "this Idempotency-Key was used with another request; use a new key for a new request",
+        ),
+        Answer::Refused(Refusal::Busy) => unavailable(
+            "as many requests as are allowed are under way (gateway.requests_max)",
+        ),
+        Answer::Refused(Refusal::NotPrimary) => unavailable(
+            "this host is not in the primary view at present; nothing was done about the request",
+        ),
+        Answer::Refused(Refusal::Interrupted) => unavailable(
+            "this host left the primary view; the request may still take effect",
+        ),
     }
 }
 

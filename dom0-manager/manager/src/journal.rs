@@ -246,6 +246,13 @@ fn loss_text(reason: &LossReason) -> String {
         LossReason::Broken(why) => format!("it says it is broken ({why})"),
         LossReason::ApplyTimeout => "it was not brought up to date in time".into(),
         LossReason::ChannelStalled => "it does not read its channel".into(),
+        LossReason::SeatLost => "its seat left the group".into(),
+        LossReason::Poisoned(position) => {
+            format!("it was executing request {position}, which was aborted")
+        }
+        LossReason::Recovered => "a fresh replica took its place".into(),
+        LossReason::Surplus => "other replicas do its work now".into(),
+        LossReason::Forgotten => "its manager has it no longer".into(),
         LossReason::Hypervisor(why) => format!("the hypervisor could not handle it ({why})"),
     }
 }
@@ -316,6 +323,9 @@ impl Inner {
                 self.event(EventKind::Executed, Some(position), Some(replica), text);
             }
             Notice::Alarm(text) => self.event(EventKind::Alarm, None, None, text),
+            Notice::Standing { from, to } => {
+                tracing::debug!("seat {seat}: {from:?} -> {to:?}");
+            }
             other if seat == voice => self.record_shared(other),
             _ => {}
         }
@@ -324,16 +334,48 @@ impl Inner {
     /// What all managers notice alike.
     fn record_shared(&mut self, notice: Notice) {
         match notice {
-            Notice::State { replica, state } => {
-                let active = state == ReplicaState::Active;
-                let kind = if active {
-                    EventKind::Active
-                } else {
-                    EventKind::Built
-                };
-                let role = if active { "active" } else { "passive" };
-                let text = format!("replica {replica} is built and {role}");
-                self.event(kind, None, Some(replica), text);
+            Notice::Replica {
+                replica,
+                from: Some(ReplicaState::Building),
+                ..
+            } => {
+                let text = format!("replica {replica} is built");
+                self.event(EventKind::Built, None, Some(replica), text);
+            }
+            Notice::Replica {
+                replica,
+                from: Some(ReplicaState::Passive),
+                to: Some(ReplicaState::Active),
+            } => {
+                let text = format!("replica {replica} is active");
+                self.event(EventKind::Active, None, Some(replica), text);
+            }
+            Notice::Replica { .. } => {}
+            Notice::View { epoch, members } => {
+                let seats: Vec<String> = members.iter().map(ToString::to_string).collect();
+                let text = format!("primary view {epoch}: seats {}", seats.join(", "));
+                self.event(EventKind::View, None, None, text);
+            }
+            Notice::Aborted { position } => {
+                let text = format!(
+                    "request {position} is aborted: f + 1 replicas failed on it; its client gets an error"
+                );
+                self.event(EventKind::Alarm, Some(position), None, text);
+            }
+            Notice::RecoveryBegan { seat } => {
+                let text = format!("the replicas of seat {seat} are being replaced by fresh ones");
+                self.event(EventKind::Recovery, None, None, text);
+            }
+            Notice::HandedOver { seat, position } => {
+                let text =
+                    format!("fresh replicas took over in seat {seat} after position {position}");
+                self.event(EventKind::Recovery, Some(position), None, text);
+            }
+            Notice::RecoveryGivenUp { seat } => {
+                let text = format!(
+                    "the recovery of seat {seat} was given up: its fresh replicas were not ready in time"
+                );
+                self.event(EventKind::Alarm, None, None, text);
             }
             Notice::Mismatch { position } => {
                 self.counters.mismatches += 1;
@@ -346,7 +388,9 @@ impl Inner {
             Notice::Silent { position, replica } => {
                 self.counters.suspicions += 1;
                 self.timelines.detected(position, Instant::now());
-                let text = format!("replica {replica} did not vote on request {position} in time");
+                let text = format!(
+                    "replica {replica} did not vote on request {position} in time, or very late"
+                );
                 self.event(EventKind::Silent, Some(position), Some(replica), text);
             }
             Notice::Woken { position, replica } => {
@@ -398,6 +442,7 @@ impl Inner {
             | Notice::Applied { .. }
             | Notice::HelpExecuted { .. }
             | Notice::Convicted { .. }
+            | Notice::Standing { .. }
             | Notice::Alarm(_) => {}
         }
     }

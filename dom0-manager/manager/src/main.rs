@@ -9,6 +9,7 @@ mod gateway;
 mod guest;
 mod journal;
 mod normalise;
+mod recent;
 mod seat;
 mod timeline;
 

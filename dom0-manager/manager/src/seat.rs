@@ -2,19 +2,20 @@
 //! and everything the core wants done is started here, so nothing in the core locks (DESIGN §3.1).
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
-use crate::gateway::Pending;
+use crate::gateway::{Answer, Pending};
 use crate::guest::GuestChannel;
-use crate::journal::Journal;
+use crate::journal::{unix_us, Journal};
 use crate::normalise::Normaliser;
+use crate::recent::RecentRecords;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use spare_agent_client::{self as agent, AgentProxy};
-use spare_core::{Core, DecidedRequest, Input, Micros, Notice, Output};
+use spare_core::{Core, DecidedRequest, Input, Micros, Notice, Now, Output};
 use spare_group::local::LocalGroup;
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
 use spare_protocol::channel::{ToGuest, PORT_NAME};
-use spare_protocol::group::{GroupMessage, LossReason, PeerMessage};
+use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage};
 use spare_protocol::{Position, ReplicaId, SeatId};
 use spare_store::{AgreedState, LogRecord, LogWriter};
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ use tokio::sync::{mpsc, oneshot};
 const BATCH_MAX: usize = 256;
 /// Rows in one part of a first state.
 const LOAD_ROWS_MAX: usize = 2000;
+/// Records in one message to another manager.
+const LOG_RECORDS_MAX: usize = 64;
 /// How long a new VM's channel may take to appear.
 const CHANNEL_TRIES: u32 = 100;
 const CHANNEL_RETRY: Duration = Duration::from_millis(100);
@@ -116,6 +119,7 @@ pub(crate) struct Seat {
     state: AgreedState,
     log: LogWriter,
     log_failed: bool,
+    recent: RecentRecords,
     served: bool,
     shared: Shared,
 }
@@ -142,6 +146,7 @@ impl Seat {
             state: AgreedState::new(),
             log,
             log_failed: false,
+            recent: RecentRecords::default(),
             served: false,
             shared,
         }
@@ -223,16 +228,21 @@ impl Seat {
 
     fn delivered(&mut self, delivery: Delivery) {
         let input = match delivery {
-            Delivery::View { epoch, members } => Input::View {
-                epoch,
+            Delivery::View {
+                ring,
+                members,
+                primary,
+            } => Input::View {
+                ring,
                 members: members.into_iter().map(SeatId).collect(),
+                primary,
             },
-            Delivery::Message { from, bytes } => match spare_protocol::decode(&bytes) {
-                Ok(message) => {
-                    self.count(&message);
+            Delivery::Message { from, bytes } => match spare_protocol::decode::<Envelope>(&bytes) {
+                Ok(envelope) => {
+                    self.count(&envelope.message);
                     Input::Delivered {
                         from: SeatId(from),
-                        message,
+                        envelope,
                     }
                 }
                 Err(error) => {
@@ -246,8 +256,10 @@ impl Seat {
     }
 
     fn count(&self, message: &GroupMessage) {
-        if let (GroupMessage::Request(request), SeatId(0)) = (message, self.me) {
-            self.shared.journal.ordered(request.class);
+        if let (GroupMessage::Requests(requests), SeatId(0)) = (message, self.me) {
+            for request in requests {
+                self.shared.journal.ordered(request.class);
+            }
         }
     }
 
@@ -272,7 +284,10 @@ impl Seat {
 
     fn step(&mut self, input: Input) {
         let elapsed = self.shared.started.elapsed().as_micros();
-        let now = Micros(u64::try_from(elapsed).unwrap_or(u64::MAX));
+        let now = Now {
+            monotonic: Micros(u64::try_from(elapsed).unwrap_or(u64::MAX)),
+            clock_us: unix_us(),
+        };
         for output in self.core.step(now, input) {
             self.carry_out(output);
         }
@@ -280,13 +295,27 @@ impl Seat {
 
     fn carry_out(&mut self, output: Output) {
         match output {
-            Output::Multicast(message) => {
+            Output::Multicast(envelope) => {
                 // The group is closed only when the daemon ends.
                 let _ = self
                     .group
-                    .multicast(Bytes::from(spare_protocol::encode(&message)));
+                    .multicast(Bytes::from(spare_protocol::encode(&envelope)));
             }
             Output::SendPeer { to, message } => self.send_peer(to, message),
+            Output::SendLog { to, after } => {
+                let records = self.recent.after(after, LOG_RECORDS_MAX);
+                if !records.is_empty() {
+                    self.send_peer(to, PeerMessage::Log { records });
+                }
+            }
+            // Without durability a view is as good as written.
+            Output::StoreView { epoch, .. } => self.later(Input::ViewStored { epoch }),
+            Output::Truncate { after } => {
+                let text =
+                    format!("the records above {after} are given up for the other managers'");
+                self.shared.journal.record(self.me, Notice::Alarm(text));
+            }
+            Output::Safe { .. } => {}
             Output::Create(replica) => self.create(replica),
             Output::Load { replica, upto } => self.load(replica, upto),
             Output::Execute { replica, request } => {
@@ -316,11 +345,24 @@ impl Seat {
                 id,
                 position,
                 outcome,
+                ..
             } => {
-                self.shared.pending.answer(id.number, position, outcome);
+                let answer = Answer::Agreed(position, outcome);
+                self.shared.pending.answer(id.number, answer);
                 self.shared.journal.answered(position);
             }
-            Output::Decided(decided) => self.decided(&decided),
+            Output::AnswerAgain { id, position } => {
+                let answer = match self.recent.get(position) {
+                    Some(record) => Answer::Agreed(position, record.outcome.clone()),
+                    None => Answer::Forgotten(position),
+                };
+                self.shared.pending.answer(id.number, answer);
+            }
+            Output::Refuse { id, reason } => {
+                let answer = Answer::Refused(reason);
+                self.shared.pending.answer(id.number, answer);
+            }
+            Output::Decided(decided) => self.decided(decided),
             Output::Notice(notice) => self.notice(notice),
         }
     }
@@ -328,9 +370,10 @@ impl Seat {
     fn notice(&self, notice: Notice) {
         let active = match notice {
             Notice::Promoted { replica, .. } => Some(replica),
-            Notice::State {
+            Notice::Replica {
                 replica,
-                state: ReplicaState::Active,
+                to: Some(ReplicaState::Active),
+                ..
             } => Some(replica),
             _ => None,
         };
@@ -350,11 +393,15 @@ impl Seat {
         }
     }
 
-    /// Tells the core later, not in the middle of its outputs.
     fn report_failure(&self, replica: ReplicaId, reason: LossReason) {
+        self.later(Input::Failed { replica, reason });
+    }
+
+    /// Tells the core later, not in the middle of its outputs.
+    fn later(&self, input: Input) {
         let inputs = self.queues.handle.inputs.clone();
         tokio::spawn(async move {
-            let _ = inputs.send(Input::Failed { replica, reason }).await;
+            let _ = inputs.send(input).await;
         });
     }
 
@@ -368,7 +415,7 @@ impl Seat {
         }
     }
 
-    fn decided(&mut self, decided: &DecidedRequest) {
+    fn decided(&mut self, decided: DecidedRequest) {
         let record = LogRecord {
             position: decided.position,
             class: decided.class,
@@ -389,6 +436,7 @@ impl Seat {
             );
             self.shared.journal.record(self.me, Notice::Alarm(text));
         }
+        self.recent.push(decided);
     }
 
     fn log_failed(&mut self, error: &spare_store::LogError) {

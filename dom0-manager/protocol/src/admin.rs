@@ -97,9 +97,7 @@ pub struct ReplicaStatus {
 }
 
 /// The state of a replica; the diagram is in the core's module `replica`.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplicaState {
     /// The VM boots or its state is loaded.
@@ -258,6 +256,10 @@ pub enum EventKind {
     Destroyed,
     /// A checkpoint's root was agreed on.
     CheckpointStable,
+    /// The primary view changed.
+    View,
+    /// A seat's replicas are being replaced by fresh ones, or were.
+    Recovery,
     /// Something needs an operator.
     Alarm,
 }

@@ -69,9 +69,8 @@ impl Ballot {
         let mut best: Option<(Decision, usize)> = None;
         for (_, decision) in &self.votes {
             let votes = count(decision);
-            let better = best.is_none_or(|(leader, most)| {
-                votes > most || (votes == most && *decision < leader)
-            });
+            let better = best
+                .is_none_or(|(leader, most)| votes > most || (votes == most && *decision < leader));
             if better {
                 best = Some((*decision, votes));
             }

@@ -92,10 +92,7 @@ impl Group {
 
     /// `SUSPECTED` was delivered.
     pub(super) fn suspect(&mut self, replica: ReplicaId, position: Position) {
-        let (window, threshold) = (
-            self.rules.suspicion_window,
-            self.rules.suspicion_threshold,
-        );
+        let (window, threshold) = (self.rules.suspicion_window, self.rules.suspicion_threshold);
         if position > self.ordered() {
             return;
         }
@@ -148,9 +145,10 @@ impl Group {
         let Some(entry) = self.entries.get(position) else {
             return false;
         };
-        let silent = entry.silent.iter().filter(|r| {
-            !entry.fallen.contains(r) && !entry.ballot.has_voted(**r)
-        });
+        let silent = entry
+            .silent
+            .iter()
+            .filter(|r| !entry.fallen.contains(r) && !entry.ballot.has_voted(**r));
         entry.decision.is_none() && entry.fallen.len() + silent.count() >= self.quorum()
     }
 

@@ -63,7 +63,10 @@ impl Group {
         let Some(entry) = self.entries.get(position) else {
             return false;
         };
-        let asked = entry.help.as_ref().is_some_and(|h| h.asked.contains(&replica));
+        let asked = entry
+            .help
+            .as_ref()
+            .is_some_and(|h| h.asked.contains(&replica));
         let voted = entry.ballot.has_voted(replica) || entry.missing.contains(&replica);
         let Some(member) = self.members.get(&replica) else {
             return false;

@@ -246,7 +246,11 @@ impl Group {
             executing: SmallVec::new(),
             checkpoints: Checkpoints::default(),
             keys,
-            numbers: resume.numbers.iter().map(|id| (id.seat, id.number)).collect(),
+            numbers: resume
+                .numbers
+                .iter()
+                .map(|id| (id.seat, id.number))
+                .collect(),
             recovery: None,
             events: Vec::new(),
         }
@@ -291,7 +295,10 @@ impl Group {
         if matches!(message, GroupMessage::Joined) {
             return self.joined(from);
         }
-        let heard = self.view.get(&from).is_some_and(|seat| epoch >= seat.joined);
+        let heard = self
+            .view
+            .get(&from)
+            .is_some_and(|seat| epoch >= seat.joined);
         if !heard {
             return;
         }

@@ -67,13 +67,14 @@ impl Group {
     /// The proposed time, if it is later than the last one and not too far ahead of the other
     /// managers' clocks; else what is nearest to it.
     fn agreed_time(&self, request: &Request) -> i64 {
-        let others = self.view.iter().filter(|(seat, _)| **seat != request.id.seat);
+        let others = self
+            .view
+            .iter()
+            .filter(|(seat, _)| **seat != request.id.seat);
         let latest = others.map(|(_, s)| s.progress.clock_us).max();
-        let limit = latest
-            .filter(|clock| *clock > 0)
-            .map_or(i64::MAX, |clock| {
-                clock.saturating_add(self.rules.clock_ahead_max_us)
-            });
+        let limit = latest.filter(|clock| *clock > 0).map_or(i64::MAX, |clock| {
+            clock.saturating_add(self.rules.clock_ahead_max_us)
+        });
         let proposed = request.proposed_time_us.min(limit);
         proposed.max(self.time_last_us.saturating_add(1))
     }
@@ -137,7 +138,9 @@ impl Group {
 
     /// Every member has the primary view on disk: decisions in it may be recorded and released.
     pub(crate) fn is_established(&self) -> bool {
-        self.view.values().all(|s| s.progress.view_stored >= self.epoch)
+        self.view
+            .values()
+            .all(|s| s.progress.view_stored >= self.epoch)
     }
 
     fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {

@@ -22,7 +22,9 @@ impl Group {
     /// passive, so that the number of usable replicas never falls because of it.
     pub(super) fn recover(&mut self, seat: SeatId) {
         let complete = self.staffed_seats().count() == self.quorum()
-            && self.staffed_seats().all(|s| self.passive_of(s).is_some() && self.active_of(s).is_some());
+            && self
+                .staffed_seats()
+                .all(|s| self.passive_of(s).is_some() && self.active_of(s).is_some());
         if self.recovery.is_some() || !complete || !self.is_staffed_seat(seat) {
             return;
         }
@@ -62,9 +64,10 @@ impl Group {
         let Some(old) = self.active_of(seat) else {
             return;
         };
-        let verified = self.members.iter().filter(|(r, m)| {
-            r.seat == seat && m.role == Role::Successor && m.verified && m.clean
-        });
+        let verified = self
+            .members
+            .iter()
+            .filter(|(r, m)| r.seat == seat && m.role == Role::Successor && m.verified && m.clean);
         let fresh: Vec<ReplicaId> = verified.map(|(r, _)| *r).collect();
         let (active, passive) = match (self.clean_passive_of(seat), &fresh[..]) {
             (Some(clean), [fresh, ..]) => (clean, *fresh),
@@ -83,7 +86,10 @@ impl Group {
         self.activate(active);
         for replica in leaving {
             let executes = replica == old
-                || self.members.get(&replica).is_some_and(|m| m.role == Role::Helping);
+                || self
+                    .members
+                    .get(&replica)
+                    .is_some_and(|m| m.role == Role::Helping);
             if executes {
                 self.set_role(replica, Role::Retiring(position));
             } else {

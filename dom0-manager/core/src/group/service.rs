@@ -144,10 +144,17 @@ impl Group {
     pub(super) fn promote(&mut self, gone: ReplicaId) {
         if self.actives().count() < self.quorum() {
             let spare = self.members.iter().filter(|(r, m)| {
-                r.seat == gone.seat && **r != gone && !matches!(m.role, Role::Active | Role::Retiring(_))
+                r.seat == gone.seat
+                    && **r != gone
+                    && !matches!(m.role, Role::Active | Role::Retiring(_))
             });
             let best = spare.min_by_key(|(r, m)| {
-                (m.role != Role::Helping, m.role == Role::Successor, m.suspected, **r)
+                (
+                    m.role != Role::Helping,
+                    m.role == Role::Successor,
+                    m.suspected,
+                    **r,
+                )
             });
             if let Some(replica) = best.map(|(r, _)| *r) {
                 self.activate(replica);
@@ -180,7 +187,11 @@ impl Group {
     /// A seat has its active again: the one that stepped in for it becomes passive by being rebuilt.
     fn remove_surplus_actives(&mut self) {
         while self.actives().count() > self.quorum() {
-            let of_seat = |seat| self.actives().filter(move |r: &ReplicaId| r.seat == seat).count();
+            let of_seat = |seat| {
+                self.actives()
+                    .filter(move |r: &ReplicaId| r.seat == seat)
+                    .count()
+            };
             let surplus = self
                 .actives()
                 .filter(|r| of_seat(r.seat) > 1 || !self.is_staffed_seat(r.seat));

@@ -61,7 +61,8 @@ impl<T> Window<T> {
     /// Forgets everything above `position`.
     pub(crate) fn truncate(&mut self, position: Position) {
         let keep = position.0.saturating_sub(self.before.0);
-        self.items.truncate(usize::try_from(keep).unwrap_or(usize::MAX));
+        self.items
+            .truncate(usize::try_from(keep).unwrap_or(usize::MAX));
     }
 
     /// All items above `after`, with their positions.

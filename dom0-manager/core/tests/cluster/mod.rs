@@ -3,9 +3,9 @@
 #![allow(unreachable_pub)] // a module of several test programs
 
 use bytes::Bytes;
-use spare_core::{Config, Core, Input, Micros, Notice, Output};
+use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{GroupMessage, LossReason, Request, RequestId};
+use spare_protocol::group::{Envelope, LossReason, PeerMessage, Request, RequestId};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -43,7 +43,10 @@ enum Work {
 pub struct Cluster {
     pub cores: Vec<Core>,
     pub guests: BTreeMap<ReplicaId, Guest>,
-    pub answers: BTreeMap<u64, (Position, Outcome)>,
+    pub answers: BTreeMap<u64, (Position, Option<Outcome>)>,
+    pub refused: BTreeMap<u64, spare_core::Refusal>,
+    /// Each seat's log.
+    pub logs: Vec<Vec<spare_core::DecidedRequest>>,
     pub notices: Vec<(SeatId, Notice)>,
     pub trace: String,
     pub now: Micros,
@@ -60,18 +63,34 @@ pub fn config(me: u16, faults: u16) -> Config {
         me: SeatId(me),
         seats: (0..=faults).map(SeatId).collect(),
         faults,
+        durable: false,
         updates_max: 10,
+        activation_budget: Micros::from_ms(10_000),
+        buffer_max: 10_000,
         checkpoint_writes: 10,
-        vote_timeout: Micros::from_ms(500),
-        delivery_timeout: Micros::from_ms(2000),
+        vote_timeout: (Micros::from_ms(500), Micros::from_ms(500)),
+        delivery_timeout: (Micros::from_ms(2000), Micros::from_ms(2000)),
+        abort_timeout: Micros::from_ms(20_000),
         help_timeout: Micros::from_ms(500),
+        fetch_timeout: Micros::from_ms(100),
         apply_timeout: Micros::from_ms(5000),
         build_timeout: Micros::from_ms(60_000),
+        recovery_timeout: Micros::from_ms(60_000),
         awake_min: Micros::from_ms(500),
         awake_max: Micros::from_ms(8000),
         suspicion_threshold: 20,
         suspicion_window: 1000,
+        slow_factor: 20,
+        slow_min: Micros::from_ms(200),
         announce_delay: Micros::from_ms(2),
+        heartbeat: Micros::from_ms(1000),
+        batch_delay: Micros(0),
+        batch_requests_max: 64,
+        batch_bytes_max: 1 << 20,
+        in_flight_max: 1000,
+        clock_ahead_max_us: 10_000_000,
+        key_lifetime_us: 3_600_000_000,
+        keys_max: 1000,
     }
 }
 
@@ -83,18 +102,27 @@ impl Cluster {
     /// A group of f+1 seats whose replicas are all built.
     pub fn started(faults: u16) -> Cluster {
         let cores: Vec<Core> = (0..=faults)
-            .map(|me| Core::new(config(me, faults)).expect("a configuration that works"))
+            .map(|me| {
+                Core::new(config(me, faults), Resume::default())
+                    .expect("a configuration that works")
+            })
             .collect();
         let members: Vec<SeatId> = (0..=faults).map(SeatId).collect();
-        let view = Input::View { epoch: 1, members };
+        let view = Input::View {
+            ring: 1,
+            members,
+            primary: true,
+        };
         let mut cluster = Cluster {
             queues: cores
                 .iter()
                 .map(|_| VecDeque::from([view.clone()]))
                 .collect(),
+            logs: cores.iter().map(|_| Vec::new()).collect(),
             cores,
             guests: BTreeMap::new(),
             answers: BTreeMap::new(),
+            refused: BTreeMap::new(),
             notices: Vec::new(),
             trace: String::new(),
             now: Micros(1_000_000),
@@ -122,19 +150,25 @@ impl Cluster {
     }
 
     pub fn submit(&mut self, class: Class) -> u64 {
+        let number = self.next + 1;
+        self.submit_at(0, class, None, &format!("request {number}"))
+    }
+
+    pub fn submit_at(&mut self, seat: u16, class: Class, key: Option<Hash>, text: &str) -> u64 {
         self.next += 1;
         let number = self.next;
         let request = Request {
             id: RequestId {
-                seat: SeatId(0),
+                seat: SeatId(seat),
                 number,
             },
             class,
+            key,
             proposed_time_us: i64::try_from(self.now.0).expect("small"),
             seed: [7; 32],
-            request: Bytes::from(format!("request {number}")),
+            request: Bytes::copy_from_slice(text.as_bytes()),
         };
-        self.queues[0].push_back(Input::Submit(request));
+        self.queues[usize::from(seat)].push_back(Input::Submit(request));
         number
     }
 
@@ -238,7 +272,11 @@ impl Cluster {
     }
 
     fn step(&mut self, seat: usize, input: Input) {
-        for output in self.cores[seat].step(self.now, input) {
+        let now = Now {
+            monotonic: self.now,
+            clock_us: i64::try_from(self.now.0).expect("small"),
+        };
+        for output in self.cores[seat].step(now, input) {
             self.trace
                 .push_str(&format!("{} {seat} {output:?}\n", self.now.0));
             self.carry_out(seat, output);
@@ -248,7 +286,26 @@ impl Cluster {
     fn carry_out(&mut self, seat: usize, output: Output) {
         let from = SeatId(u16::try_from(seat).expect("small"));
         match output {
-            Output::Multicast(message) => self.multicast(from, message),
+            Output::Multicast(envelope) => self.multicast(from, &envelope),
+            Output::SendLog { to, after } => {
+                let above = self.logs[seat].iter().filter(|r| r.position > after);
+                let records = above.cloned().collect();
+                let message = PeerMessage::Log { records };
+                self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
+            }
+            Output::StoreView { epoch, .. } => {
+                self.queues[seat].push_back(Input::ViewStored { epoch });
+            }
+            Output::Truncate { after } => self.logs[seat].retain(|r| r.position <= after),
+            Output::Safe { .. } => {}
+            Output::Refuse { id, reason } => {
+                self.refused.insert(id.number, reason);
+            }
+            Output::AnswerAgain { id, position } => {
+                let record = self.logs[seat].iter().find(|r| r.position == position);
+                let outcome = record.expect("it is in the log").outcome.clone();
+                self.answers.insert(id.number, (position, outcome));
+            }
             Output::SendPeer { to, message } => {
                 self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
             }
@@ -305,6 +362,7 @@ impl Cluster {
                 id,
                 position,
                 outcome,
+                ..
             } => {
                 let before = self.answers.insert(id.number, (position, outcome));
                 assert!(before.is_none(), "request {id:?} was answered twice");
@@ -318,16 +376,17 @@ impl Cluster {
                     before
                 };
                 self.agreed.insert((from, decided.position), after);
+                self.logs[seat].push(decided);
             }
             Output::Notice(notice) => self.notices.push((from, notice)),
         }
     }
 
-    fn multicast(&mut self, from: SeatId, message: GroupMessage) {
+    fn multicast(&mut self, from: SeatId, envelope: &Envelope) {
         for queue in &mut self.queues {
             queue.push_back(Input::Delivered {
                 from,
-                message: message.clone(),
+                envelope: envelope.clone(),
             });
         }
     }

@@ -94,6 +94,8 @@ async fn run(arguments: &Arguments) -> Result<()> {
         // updates that wait for it.
         replication: vec![
             format!("updates_max = {UPDATES_MAX}"),
+            format!("buffer_max = {UPDATES_MAX}"),
+            "activation_budget_ms = 3600000".to_owned(),
             format!("checkpoint_writes = {UPDATES_MAX}"),
         ],
         ..Options::default()
