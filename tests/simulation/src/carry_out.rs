@@ -1,0 +1,572 @@
+//! What the outputs of a core lead to.
+
+use crate::host::Call;
+use crate::guest::{Guest, Work};
+use crate::invariants::one_deciding_view::OneDecidingView;
+use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
+use crate::invariants::{
+    acknowledged_survives::AcknowledgedSurvives, applied_once, correct_never_convicted, correct_pages,
+    fresh_base, no_stale_state, recovery_keeps_quorum, updates_agreed,
+};
+use crate::network::{seat, Item};
+use crate::plan::{MS, SECOND};
+use crate::world::{Event, World};
+use spare_core::{ConvictionBasis, Input, Notice, Output, Refusal, Standing};
+use spare_protocol::admin::ReplicaState;
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{LossReason, PeerMessage};
+use spare_protocol::{Class, Position, ReplicaId};
+use std::rc::Rc;
+
+/// Records in one message.
+const LOG_RECORDS_MAX: usize = 100;
+
+impl World {
+    pub(crate) fn carry_out(&mut self, host: usize, output: Output) {
+        if self.trace.is_on() {
+            self.trace
+                .line(self.now, Some(host), format_args!("-> {output:?}"));
+        }
+        match output {
+            Output::Multicast(envelope) => {
+                self.ports[host].outbox.push_back(Rc::new(envelope));
+                self.sequence_soon(host);
+            }
+            Output::SendPeer { to, message } => self.send_peer(host, usize::from(to.0), message),
+            Output::SendLog { to, after } => {
+                let first = usize::try_from(after.0).unwrap_or(usize::MAX);
+                let log = self.hosts[host].disk.log();
+                let records = log.iter().skip(first).take(LOG_RECORDS_MAX);
+                let records: Vec<_> = records.map(|r| r.record.clone()).collect();
+                if !records.is_empty() {
+                    self.send_peer(host, usize::from(to.0), PeerMessage::Log { records });
+                }
+            }
+            Output::StoreView { epoch, members } => {
+                self.hosts[host].disk.store_view(epoch, members);
+                self.sync_soon(host);
+            }
+            Output::Truncate { after } => {
+                self.hosts[host].disk.truncate(after);
+                self.sync_soon(host);
+            }
+            Output::Safe { position } => self.safe(host, position),
+            Output::Decided(record) => {
+                let h = &mut self.hosts[host];
+                let before = h.disk.log().last().cloned();
+                let expected = h.disk.last().next();
+                let verdict = crate::invariants::hold(
+                    "one total order",
+                    record.position == expected,
+                    || format!("host {host} records {} after {}", record.position, expected.previous()),
+                );
+                let next = h.disk.append(record);
+                self.hold(verdict);
+                let verdict = correct_pages::recorded(before.as_deref(), &next);
+                self.hold(verdict);
+                self.coverage.count("request ordered -> decided");
+                if next.record.outcome == Some(Outcome::WriteInRead) && next.record.class == Class::Read {
+                    self.coverage.count("request read -> ordered again as a write");
+                }
+                self.sync_soon(host);
+            }
+            Output::Answer {
+                id,
+                position,
+                outcome,
+                release_before,
+            } => {
+                let now = self.hosts[host].now(self.now).monotonic;
+                let in_time = release_before.is_none_or(|until| now < until);
+                self.coverage.count("request decided -> answered");
+                self.release(host, position, in_time);
+                let record = self.hosts[host].disk.record(position).cloned();
+                if let Some(record) = record {
+                    let verdict = correct_pages::released(&record, outcome.as_ref());
+                    self.hold(verdict);
+                }
+                self.answered(host, id.number, position, outcome.as_ref());
+            }
+            Output::AnswerAgain { id, position } => {
+                self.coverage.count("request decided -> answered again");
+                self.release(host, position, true);
+                let record = self.hosts[host].disk.record(position).cloned();
+                let outcome = record.and_then(|r| r.record.outcome.clone());
+                self.answered(host, id.number, position, outcome.as_ref());
+            }
+            Output::Refuse { id, reason } => {
+                self.coverage.count(match reason {
+                    Refusal::Busy => "request refused: busy",
+                    Refusal::NotPrimary => "request refused: not primary",
+                    Refusal::Interrupted => "request interrupted",
+                    Refusal::KeyReused => "request refused: key reused",
+                });
+                self.refused(host, id.number, reason);
+            }
+            Output::Notice(notice) => self.noticed(host, notice),
+            other => self.drive_replica(host, other),
+        }
+    }
+
+    /// Outputs for one local replica.
+    fn drive_replica(&mut self, host: usize, output: Output) {
+        match output {
+            Output::Create(replica) => {
+                let h = &mut self.hosts[host];
+                let new = replica.generation > h.disk.generation;
+                h.disk.generation = h.disk.generation.max(replica.generation);
+                h.guests.insert(replica, Guest::new(replica));
+                h.sent.insert(replica, Position(0));
+                let verdict = crate::invariants::hold("one total order", new, || {
+                    format!("the name {replica} is used a second time")
+                });
+                self.hold(verdict);
+                self.call(host, replica, Call::Create);
+            }
+            Output::Load { replica, upto } => {
+                let h = &mut self.hosts[host];
+                let state = h.disk.record(upto).map(|r| r.state).unwrap_or_default();
+                h.sent.insert(replica, upto);
+                self.give(host, replica, Work::Load(state, upto));
+            }
+            Output::Execute { replica, request } => {
+                let sent = self.sent(host, replica);
+                let verdict = applied_once::execute(replica, sent, request.position);
+                self.hold(verdict);
+                self.hosts[host].sent.insert(replica, request.position);
+                self.give(host, replica, Work::Execute(request));
+            }
+            Output::Apply { replica, updates, upto, root } => {
+                let sent = self.sent(host, replica);
+                let verdict = applied_once::apply(replica, sent, &updates, upto);
+                self.hold(verdict);
+                let disk = &self.hosts[host].disk;
+                let verdict = updates_agreed::apply(replica, disk, &updates, upto)
+                    .and_then(|()| updates_agreed::complete(replica, disk, &updates, sent, upto));
+                self.hold(verdict);
+                self.hosts[host].sent.insert(replica, upto);
+                self.give(host, replica, Work::Apply { updates, upto, root });
+            }
+            Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
+            Output::Pause(replica) => self.call(host, replica, Call::Pause),
+            Output::Quarantine(replica) | Output::Destroy(replica) => {
+                self.hosts[host].guests.remove(&replica);
+                self.hosts[host].sent.remove(&replica);
+                self.replica_gone(replica);
+            }
+            _ => {}
+        }
+    }
+
+    fn sent(&self, host: usize, replica: ReplicaId) -> Position {
+        self.hosts[host].sent.get(&replica).copied().unwrap_or_default()
+    }
+
+    fn give(&mut self, host: usize, replica: ReplicaId, work: Work) {
+        let h = &mut self.hosts[host];
+        let speed = h.speed();
+        if let Some(guest) = h.guests.get_mut(&replica) {
+            guest.take(work, self.now, speed, &mut self.guest_random);
+        }
+        self.speaks_soon(host, replica);
+    }
+
+    pub(crate) fn speaks_soon(&mut self, host: usize, replica: ReplicaId) {
+        let h = &mut self.hosts[host];
+        let life = h.life;
+        let Some(guest) = h.guests.get_mut(&replica) else {
+            return;
+        };
+        let Some(at) = guest.next_answer_at().filter(|_| !guest.speech_scheduled) else {
+            return;
+        };
+        guest.speech_scheduled = true;
+        let at = at.max(self.now);
+        self.schedule(at, Event::Speaks { host, life, replica });
+    }
+
+    pub(crate) fn speaks(&mut self, host: usize, replica: ReplicaId) {
+        let Some(guest) = self.hosts[host].guests.get_mut(&replica) else {
+            return;
+        };
+        guest.speech_scheduled = false;
+        let Some(input) = guest.next_answer(self.now) else {
+            return self.speaks_soon(host, replica);
+        };
+        if let Input::Executed { replica, position, outcome, update, .. } = &input {
+            self.checks.votes.said(*position, *replica, outcome, update);
+        }
+        self.input(host, input);
+        self.speaks_soon(host, replica);
+    }
+
+    /// Asks the hypervisor.
+    fn call(&mut self, host: usize, replica: ReplicaId, call: Call) {
+        let h = &mut self.hosts[host];
+        let life = h.life;
+        let usual = match call {
+            Call::Create => h.random.skewed(200 * MS, 2 * SECOND),
+            Call::Unpause => h.random.skewed(3 * MS, 20 * MS),
+            Call::Pause => h.random.skewed(MS, 6 * MS),
+        };
+        let mut at = self.now + usual;
+        let mut works = true;
+        if h.random.permille(h.call_trouble) {
+            self.tally.faults += 1;
+            match h.random.below(3) {
+                0 => return,
+                1 => works = false,
+                _ => at += h.random.below(8 * SECOND),
+            }
+        }
+        self.schedule(at, Event::Called { host, life, replica, call, works });
+    }
+
+    pub(crate) fn called(&mut self, host: usize, replica: ReplicaId, call: Call, works: bool) {
+        let h = &mut self.hosts[host];
+        let speed = h.speed();
+        let Some(guest) = h.guests.get_mut(&replica) else {
+            return;
+        };
+        if !works {
+            let reason = LossReason::Hypervisor("the hypervisor failed".to_owned());
+            return self.input(host, Input::Failed { replica, reason });
+        }
+        match call {
+            Call::Create => {
+                guest.booted = true;
+                guest.running = true;
+                self.input(host, Input::Booted(replica));
+            }
+            Call::Unpause => {
+                guest.resume(self.now, speed, &mut self.guest_random);
+                self.input(host, Input::Unpaused(replica));
+            }
+            Call::Pause => {
+                guest.running = false;
+                self.input(host, Input::Paused(replica));
+            }
+        }
+        self.speaks_soon(host, replica);
+    }
+
+    fn send_peer(&mut self, from: usize, to: usize, message: PeerMessage) {
+        if to >= self.hosts.len() {
+            return;
+        }
+        let arrivals = self.network.arrivals(from, to, self.now);
+        for at in arrivals.into_iter().flatten() {
+            let message = Box::new(message.clone());
+            self.schedule(at, Event::Peer { from, to, message });
+        }
+    }
+
+    pub(crate) fn sync_soon(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        let count = h.disk.waiting();
+        if h.sync_scheduled || count == 0 {
+            return;
+        }
+        h.sync_scheduled = true;
+        let life = h.life;
+        let mut span = h.random.skewed(200, 3 * MS) * h.disk_slowness;
+        if h.random.permille(5) {
+            span += h.random.below(300 * MS);
+        }
+        let at = self.now + span;
+        self.schedule(at, Event::Synced { host, life, count });
+    }
+
+    pub(crate) fn synced(&mut self, host: usize, count: usize) {
+        let h = &mut self.hosts[host];
+        h.sync_scheduled = false;
+        let synced = h.disk.sync(count);
+        if let Some(position) = synced.records {
+            self.input(host, Input::Stored { position });
+        }
+        if let Some(epoch) = synced.view {
+            self.input(host, Input::ViewStored { epoch });
+        }
+        self.sync_soon(host);
+    }
+
+    /// What is safe is final.
+    fn safe(&mut self, host: usize, position: Position) {
+        let h = &mut self.hosts[host];
+        h.disk.make_safe(position);
+        let from = h.safe;
+        h.safe = h.safe.max(position);
+        let mut at = from.next();
+        while at <= position {
+            let record = self.hosts[host].disk.record(at).cloned();
+            if let Some(record) = record {
+                let verdict = self.checks.order.fix(host, at, record.digest);
+                self.hold(verdict);
+                let verdict = self.checks.once.fixed(&record);
+                self.hold(verdict);
+            }
+            at = at.next();
+        }
+        self.sync_soon(host);
+    }
+
+    /// A reply is released.
+    fn release(&mut self, host: usize, position: Position, in_time: bool) {
+        let quorum = self.plan.config.quorum();
+        let verdict = OneDecidingView::released(host, self.hosts[host].ring_is_primary, in_time);
+        self.hold(verdict);
+        let Some(record) = self.hosts[host].disk.record(position).cloned() else {
+            let verdict = crate::invariants::hold("one total order", false, || {
+                format!("host {host} answers {position}, which is not in its log")
+            });
+            return self.hold(verdict);
+        };
+        let verdict = self.checks.votes.released(&record, quorum);
+        self.hold(verdict);
+        let view = self.hosts[host].core.as_ref().map(spare_core::Core::view);
+        for member in view.unwrap_or_default() {
+            let member = usize::from(member.0);
+            let m = &self.hosts[member];
+            let verdict = ReplyNeedsVotes::member_has(
+                position,
+                member,
+                &record,
+                m.disk.durable_record(position).map(Rc::as_ref),
+                m.ordered_max,
+                self.plan.config.durable,
+            );
+            self.hold(verdict);
+        }
+        let verdict = self.checks.order.fix(host, position, record.digest);
+        self.hold(verdict);
+        self.checks.acknowledged.answered(position, record.digest);
+        self.tally.answered += 1;
+    }
+
+    pub(crate) fn drain(&mut self, host: usize) {
+        self.ports[host].drain_scheduled = false;
+        let Some((at, item)) = self.ports[host].inbox.front().copied() else {
+            return;
+        };
+        if at <= self.now {
+            self.ports[host].inbox.pop_front();
+            match item {
+                Item::View(ring) => self.tell_view(host, ring),
+                Item::Message(ring, index) => self.tell_message(host, ring, index),
+            }
+        }
+        self.drain_soon(host);
+    }
+
+    fn tell_view(&mut self, host: usize, ring: usize) {
+        let members = &self.network.rings[ring].members;
+        let members: Vec<_> = members.iter().map(|m| seat(*m)).collect();
+        let primary = self.network.rings[ring].primary;
+        let h = &mut self.hosts[host];
+        h.ring_is_primary = primary;
+        h.told_ring = Some(ring);
+        self.renew_lease(host);
+        let ring = ring as u64 + 1;
+        self.input(host, Input::View { ring, members, primary });
+    }
+
+    fn tell_message(&mut self, host: usize, ring: usize, index: usize) {
+        let Some((from, envelope)) = self.network.rings[ring].log.get(index) else {
+            return;
+        };
+        let (from, envelope) = (seat(*from), envelope.as_ref().clone());
+        let port = &mut self.ports[host];
+        if port.ring == Some(ring) {
+            port.consumed = index + 1;
+        }
+        self.input(host, Input::Delivered { from, envelope });
+        let h = &mut self.hosts[host];
+        let Some(core) = &h.core else {
+            return;
+        };
+        h.ordered_max = h.ordered_max.max(core.ordered());
+        let told = h.told_ring == Some(ring);
+        let member = matches!(core.standing(), Standing::Serving | Standing::CatchingUp);
+        if told && member && index % 251 == 250 {
+            let print = core.fingerprint();
+            let verdict = self.checks.order.state(host, (ring, index), print);
+            self.hold(verdict);
+        }
+    }
+
+    pub(crate) fn drain_soon(&mut self, host: usize) {
+        let port = &mut self.ports[host];
+        let Some((at, _)) = port.inbox.front().filter(|_| !port.drain_scheduled) else {
+            return;
+        };
+        let at = (*at).max(self.now);
+        port.drain_scheduled = true;
+        let life = self.hosts[host].life;
+        self.schedule(at, Event::Drain { host, life });
+    }
+
+    pub(crate) fn sequence_soon(&mut self, host: usize) {
+        let at = self.now + self.network.random.skewed(30, 400);
+        let port = &mut self.ports[host];
+        port.sequence_at = port.sequence_at.max(at);
+        let at = port.sequence_at;
+        let life = self.hosts[host].life;
+        self.schedule(at, Event::Sequence { host, life });
+    }
+
+    /// The engine gives the next message of a host its place in the ring's order.
+    pub(crate) fn sequence(&mut self, host: usize) {
+        if !self.network.ring_works(&self.ports, host) {
+            return;
+        }
+        let Some(ring) = self.ports[host].ring else {
+            return;
+        };
+        let Some(envelope) = self.ports[host].outbox.pop_front() else {
+            return;
+        };
+        let log = &mut self.network.rings[ring].log;
+        log.push((host, envelope));
+        let index = log.len() - 1;
+        let members = self.network.rings[ring].members.clone();
+        for member in members {
+            let lag = self.network.lag(self.ports[member].lag);
+            let port = &mut self.ports[member];
+            port.push(self.now + lag, Item::Message(ring, index));
+            self.drain_soon(member);
+        }
+    }
+
+    /// The engines form the rings that are possible now.
+    pub(crate) fn form(&mut self, flap: bool) {
+        let acknowledged = self.checks.acknowledged.last().0;
+        let formed = self
+            .network
+            .form(&mut self.ports, self.now, acknowledged, flap);
+        for formed in formed {
+            if self.trace.is_on() {
+                let primary = self.network.rings[formed.ring].primary;
+                let (ring, members) = (formed.ring, &formed.members);
+                let line = format_args!("ring {ring} forms: {members:?}, primary: {primary}");
+                self.trace.line(self.now, None, line);
+            }
+            for member in formed.members {
+                self.drain_soon(member);
+                for _ in 0..self.ports[member].outbox.len() {
+                    self.sequence_soon(member);
+                }
+            }
+        }
+    }
+
+    fn noticed(&mut self, host: usize, notice: Notice) {
+        let quorum = self.plan.config.quorum();
+        match &notice {
+            Notice::Replica { replica, from, to } => self.count_replica(*replica, *from, *to),
+            Notice::Standing { from, to } => {
+                self.coverage.count_named(&format!("standing {from:?} -> {to:?}"));
+                if *to == Standing::Serving {
+                    self.begins_to_serve(host);
+                }
+            }
+            Notice::View { epoch, members } => {
+                let verdict = self.checks.views.entered(host, *epoch, members);
+                self.hold(verdict);
+            }
+            Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
+            Notice::Aborted { .. } => self.coverage.count("request helped -> aborted"),
+            Notice::Convicted { replica, position, basis, .. } => {
+                let faulty = self.budget.was_faulty(*replica);
+                self.coverage.count(match basis {
+                    ConvictionBasis::Reply => "convicted: reply",
+                    ConvictionBasis::Update => "convicted: update",
+                    ConvictionBasis::Root { .. } => "convicted: root",
+                    ConvictionBasis::Channel(_) => "convicted: channel",
+                });
+                let verdict = correct_never_convicted::convicted(*replica, *position, basis, faulty);
+                self.hold(verdict);
+            }
+            Notice::Lost { replica, reason } => {
+                self.coverage.count(match reason {
+                    LossReason::VmStopped(_) => "lost: VM stopped",
+                    LossReason::Broken(_) | LossReason::ChannelStalled => "lost: broken",
+                    LossReason::ApplyTimeout => "lost: not up to date in time",
+                    LossReason::Hypervisor(_) => "lost: hypervisor",
+                    LossReason::SeatLost => "lost: seat lost",
+                    LossReason::Poisoned(_) => "lost: poisoned",
+                    LossReason::Recovered => "lost: recovered",
+                    LossReason::Surplus => "lost: surplus",
+                    LossReason::Forgotten => "lost: forgotten",
+                });
+                if *reason == LossReason::Recovered {
+                    let usable = self.usable(host);
+                    let verdict = recovery_keeps_quorum::replaced(*replica, usable, quorum);
+                    self.hold(verdict);
+                }
+            }
+            Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
+            Notice::RecoveryGivenUp { .. } => self.coverage.count("recovery given up"),
+            Notice::HandedOver { seat, .. } => {
+                self.coverage.count("recovery handed over");
+                if usize::from(seat.0) == host {
+                    self.handed_over(host);
+                }
+            }
+            Notice::CheckpointStable { .. } => self.coverage.count("checkpoint stable"),
+            Notice::Scrubbed { .. } => {
+                self.coverage.count("scrub complete");
+                self.scrubs_open = false;
+            }
+            _ => {}
+        }
+        self.provoke(host, &notice);
+    }
+
+    fn count_replica(&mut self, _: ReplicaId, from: Option<ReplicaState>, to: Option<ReplicaState>) {
+        let from = from.map_or_else(|| "nothing".to_owned(), |s| format!("{s:?}"));
+        let to = to.map_or_else(|| "gone".to_owned(), |s| format!("{s:?}"));
+        self.coverage.count_named(&format!("replica {from} -> {to}"));
+    }
+
+    fn usable(&self, host: usize) -> usize {
+        let replicas = self.hosts[host].core.as_ref().map(spare_core::Core::replicas);
+        let replicas = replicas.unwrap_or_default();
+        let usable = replicas.iter().filter(|r| r.state != ReplicaState::Building);
+        usable.count()
+    }
+
+    fn handed_over(&mut self, host: usize) {
+        let h = &self.hosts[host];
+        let Some(core) = &h.core else {
+            return;
+        };
+        let fresh = core.replicas().into_iter().filter(|r| {
+            usize::from(r.replica.seat.0) == host
+                && matches!(r.state, ReplicaState::Active | ReplicaState::Passive)
+        });
+        let verdicts: Vec<_> = fresh
+            .filter_map(|r| h.guests.get(&r.replica))
+            .map(|g| fresh_base::handed_over(g.replica, g.executions))
+            .collect();
+        for verdict in verdicts {
+            self.hold(verdict);
+        }
+    }
+
+    fn begins_to_serve(&mut self, host: usize) {
+        let h = &self.hosts[host];
+        let (Some(core), Some(ring)) = (&h.core, h.told_ring) else {
+            return;
+        };
+        let acknowledged = Position(self.network.rings[ring].acknowledged);
+        let verdict = AcknowledgedSurvives::serves(host, core.ordered(), acknowledged);
+        let fresh = no_stale_state::serves(
+            host,
+            h.disk.last(),
+            |p| h.disk.record(p).map(|r| r.digest),
+            |p| self.checks.order.fixed(p),
+        );
+        self.hold(verdict);
+        self.hold(fresh);
+    }
+}

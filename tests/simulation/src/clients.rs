@@ -1,0 +1,149 @@
+//! Clients: each with one operation under way, against whichever gateway it likes.
+
+use crate::random::Random;
+use crate::service::{Kind, Operation, REGISTERS};
+use bytes::Bytes;
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::RequestId;
+use spare_protocol::Hash;
+
+/// What became of an operation, as its client sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Answered.
+    Done { held: bool, before: u64 },
+    /// An error: it had no effect.
+    Nothing,
+    /// It may take effect at any time, or never.
+    Unknown,
+}
+
+/// One line of a client's history.
+#[derive(Clone, Debug)]
+pub(crate) struct Operated {
+    pub(crate) operation: Operation,
+    pub(crate) client: usize,
+    pub(crate) invoked: u64,
+    pub(crate) completed: u64,
+    pub(crate) end: End,
+}
+
+/// An operation under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Pending {
+    pub(crate) operation: Operation,
+    pub(crate) bytes: Bytes,
+    pub(crate) key: Option<Hash>,
+    /// The key was used for something else before: it must be refused.
+    pub(crate) reuses_key: bool,
+    pub(crate) invoked: u64,
+    /// Positions that were answered before it was invoked are at most this.
+    pub(crate) floor: u64,
+    /// The attempt that the client waits for.
+    pub(crate) id: Option<RequestId>,
+    pub(crate) attempt: u64,
+    /// An earlier attempt may take effect.
+    pub(crate) unsure: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    pub(crate) random: Random,
+    pub(crate) number: usize,
+    pub(crate) host: usize,
+    pub(crate) pending: Option<Pending>,
+    pub(crate) burst_left: u64,
+    /// The key and identity of an operation that took effect.
+    pub(crate) used_key: Option<Hash>,
+    count: u64,
+    /// What it saw last, to expect it in a comparison.
+    seen: [u64; REGISTERS],
+}
+
+impl Client {
+    pub(crate) fn new(number: usize, mut random: Random, hosts: usize) -> Client {
+        Client {
+            number,
+            host: random.index(hosts),
+            random,
+            pending: None,
+            burst_left: 0,
+            used_key: None,
+            count: 0,
+            seen: [0; REGISTERS],
+        }
+    }
+
+    /// The next operation.
+    pub(crate) fn invent(&mut self, now: u64, floor: u64, poison: bool) -> &Pending {
+        self.count += 1;
+        let id = (self.number as u64 + 1) << 32 | self.count;
+        let register = self.random.index(REGISTERS);
+        let kind = match self.random.below(100) {
+            _ if poison => Kind::Poison,
+            0..=44 => Kind::Read,
+            45..=74 => Kind::Swap,
+            75..=95 => Kind::CompareAndSet,
+            _ => Kind::HiddenSwap,
+        };
+        let operation = Operation {
+            kind,
+            register: u8::try_from(register).unwrap_or(0),
+            stamped: self.random.permille(200),
+            id,
+            value: id,
+            expected: self.seen[register],
+        };
+        let keyed = self.random.permille(500);
+        let mut key = keyed.then(|| Hash::of(&id.to_le_bytes()));
+        let reuses_key = self.used_key.is_some() && self.random.permille(10) && !poison;
+        if reuses_key {
+            key = self.used_key;
+        }
+        self.pending.insert(Pending {
+            bytes: operation.encode(),
+            operation,
+            key,
+            reuses_key,
+            invoked: now,
+            floor,
+            id: None,
+            attempt: 0,
+            unsure: false,
+        })
+    }
+
+    /// Ends what is under way.
+    pub(crate) fn end(&mut self, now: u64, end: End) -> Option<Operated> {
+        let pending = self.pending.take()?;
+        if let End::Done { held, before } = &end {
+            let changed = pending.operation.kind != Kind::Read && *held;
+            let now_there = if changed { pending.operation.value } else { *before };
+            if let Some(seen) = self.seen.get_mut(usize::from(pending.operation.register)) {
+                *seen = now_there;
+            }
+            if !pending.reuses_key {
+                self.used_key = pending.key.or(self.used_key);
+            }
+        }
+        Some(Operated {
+            operation: pending.operation,
+            client: self.number,
+            invoked: pending.invoked,
+            completed: now,
+            end,
+        })
+    }
+}
+
+/// What a client makes of an answer.
+pub(crate) fn end_of(outcome: Option<&Outcome>) -> Option<End> {
+    match outcome {
+        None => Some(End::Nothing),
+        Some(Outcome::WriteInRead) => None,
+        Some(Outcome::Reply(bytes)) => {
+            let (held, before) = crate::service::read_reply(bytes)?;
+            Some(End::Done { held, before })
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Which transitions of which state machine were taken, and how often.
+
+use std::collections::BTreeMap;
+
+/// Every transition that is possible, by the diagrams of `spare_core::replica` and `standing` and by
+/// the life of a request and of a recovery. A long run must take each of them.
+pub(crate) const POSSIBLE: &[&str] = &[
+    // How a manager stands to the group.
+    "standing Apart -> Syncing",
+    "standing Syncing -> Serving",
+    "standing Syncing -> Joining",
+    "standing Syncing -> Waiting",
+    "standing Syncing -> Apart",
+    "standing Waiting -> Syncing",
+    "standing Waiting -> Apart",
+    "standing Joining -> CatchingUp",
+    "standing Joining -> Syncing",
+    "standing Joining -> Apart",
+    "standing CatchingUp -> Serving",
+    "standing CatchingUp -> Syncing",
+    "standing CatchingUp -> Apart",
+    "standing Serving -> Syncing",
+    "standing Serving -> Apart",
+    // A replica.
+    "replica Building -> Passive",
+    "replica Building -> Successor",
+    "replica Passive -> Activating",
+    "replica Passive -> Active",
+    "replica Passive -> gone",
+    "replica Activating -> Passive",
+    "replica Activating -> Active",
+    "replica Activating -> Suspected",
+    "replica Activating -> gone",
+    "replica Active -> Suspected",
+    "replica Active -> Retiring",
+    "replica Active -> gone",
+    "replica Suspected -> Passive",
+    "replica Suspected -> Activating",
+    "replica Suspected -> Active",
+    "replica Suspected -> gone",
+    "replica Successor -> Passive",
+    "replica Successor -> Active",
+    "replica Successor -> gone",
+    "replica Retiring -> gone",
+    // A request.
+    "request ordered -> decided",
+    "request decided -> answered",
+    "request decided -> answered again",
+    "request helped -> decided",
+    "request helped -> aborted",
+    "request read -> ordered again as a write",
+    "request refused: busy",
+    "request refused: not primary",
+    "request refused: key reused",
+    "request interrupted",
+    // A fault.
+    "convicted: reply",
+    "convicted: update",
+    "convicted: root",
+    "convicted: channel",
+    "lost: VM stopped",
+    "lost: broken",
+    "lost: not up to date in time",
+    "lost: hypervisor",
+    "lost: seat lost",
+    "lost: poisoned",
+    "lost: recovered",
+    "lost: surplus",
+    "lost: forgotten",
+    // A recovery.
+    "recovery began",
+    "recovery handed over",
+    "recovery given up",
+    "checkpoint stable",
+    "scrub complete",
+];
+
+/// Each must be taken so often in two thousand seeds.
+pub(crate) const LEAST_PER_2000: u64 = 100;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coverage {
+    counts: BTreeMap<&'static str, u64>,
+    /// Taken, and not known to be possible.
+    unknown: BTreeMap<String, u64>,
+}
+
+impl Coverage {
+    pub(crate) fn count(&mut self, transition: &'static str) {
+        *self.counts.entry(transition).or_default() += 1;
+    }
+
+    /// A transition whose name is put together.
+    pub(crate) fn count_named(&mut self, name: &str) {
+        match POSSIBLE.iter().find(|p| **p == name) {
+            Some(known) => self.count(known),
+            None => *self.unknown.entry(name.to_owned()).or_default() += 1,
+        }
+    }
+
+    pub(crate) fn add(&mut self, other: &Coverage) {
+        for (transition, count) in &other.counts {
+            *self.counts.entry(transition).or_default() += count;
+        }
+        for (transition, count) in &other.unknown {
+            *self.unknown.entry(transition.clone()).or_default() += count;
+        }
+    }
+
+    pub(crate) fn print(&self) {
+        for transition in POSSIBLE {
+            let count = self.counts.get(transition).copied().unwrap_or(0);
+            println!("{count:>10}  {transition}");
+        }
+        for (transition, count) in &self.unknown {
+            println!("{count:>10}  {transition} (in no diagram)");
+        }
+    }
+
+    /// What was taken too rarely in a run of so many seeds.
+    pub(crate) fn missing(&self, seeds: u64) -> Vec<String> {
+        let least = LEAST_PER_2000 * seeds / 2000;
+        let rare = POSSIBLE.iter().filter_map(|t| {
+            let count = self.counts.get(t).copied().unwrap_or(0);
+            (count < least.max(1)).then(|| format!("{t}: {count} times"))
+        });
+        let unknown = self.unknown.keys().map(|t| format!("{t}: in no diagram"));
+        rare.chain(unknown).collect()
+    }
+}

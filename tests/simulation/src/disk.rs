@@ -1,0 +1,200 @@
+//! A host's disk: what is written becomes durable some time later, in the order in which it was
+//! written. A crash keeps what was synced, and of the rest a prefix.
+
+use crate::random::Random;
+use crate::service::State;
+use spare_core::{DecidedRequest, Resume};
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::RequestId;
+use spare_protocol::{Class, Hash, Position, SeatId};
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher};
+use std::rc::Rc;
+
+/// A record of the log, with what follows from it and from all before it.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) record: DecidedRequest,
+    /// Digest of this record and all before it. (Not of their epochs: members may record the same
+    /// request before and after a change of the view.)
+    pub(crate) digest: u64,
+    /// The service's state after it.
+    pub(crate) state: State,
+}
+
+impl Record {
+    /// The record that follows `before` in a log.
+    pub(crate) fn after(before: Option<&Record>, record: DecidedRequest) -> Record {
+        let mut hasher = DefaultHasher::new();
+        before.map_or(0, |b| b.digest).hash(&mut hasher);
+        record.position.hash(&mut hasher);
+        record.id.hash(&mut hasher);
+        record.class.hash(&mut hasher);
+        record.key.hash(&mut hasher);
+        record.time_us.hash(&mut hasher);
+        record.seed.hash(&mut hasher);
+        record.request.hash(&mut hasher);
+        record.reply_hash.hash(&mut hasher);
+        record.update_hash.hash(&mut hasher);
+        match &record.outcome {
+            None => 0_u8.hash(&mut hasher),
+            Some(Outcome::WriteInRead) => 1_u8.hash(&mut hasher),
+            Some(Outcome::Reply(bytes)) => bytes.hash(&mut hasher),
+        }
+        record.update.hash(&mut hasher);
+        let mut state = before.map(|b| b.state).unwrap_or_default();
+        if record.class != Class::Read && !record.update.is_empty() {
+            state.apply(&record.update);
+        }
+        Record {
+            digest: hasher.finish(),
+            state,
+            record,
+        }
+    }
+}
+
+/// Something written and perhaps not durable yet.
+#[derive(Clone, Debug)]
+enum Written {
+    Record(Rc<Record>),
+    Truncate(Position),
+    Safe(Position),
+    View(u64, Vec<SeatId>),
+}
+
+/// What became durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Synced {
+    pub(crate) records: Option<Position>,
+    pub(crate) view: Option<u64>,
+}
+
+/// A disk, and the log as its manager reads it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk {
+    /// Written through at once.
+    pub(crate) generation: u32,
+    /// Written through at once.
+    pub(crate) starts: u64,
+    view: (u64, Vec<SeatId>),
+    safe: Position,
+    durable: Vec<Rc<Record>>,
+    written: VecDeque<Written>,
+    /// The log with what is not durable.
+    log: Vec<Rc<Record>>,
+}
+
+fn keep(log: &mut Vec<Rc<Record>>, after: Position) {
+    log.truncate(usize::try_from(after.0).unwrap_or(usize::MAX));
+}
+
+fn at(log: &[Rc<Record>], position: Position) -> Option<&Rc<Record>> {
+    log.get(usize::try_from(position.0.checked_sub(1)?).ok()?)
+}
+
+impl Disk {
+    pub(crate) fn append(&mut self, record: DecidedRequest) -> Rc<Record> {
+        let next = Rc::new(Record::after(self.log.last().map(Rc::as_ref), record));
+        self.log.push(Rc::clone(&next));
+        self.written.push_back(Written::Record(Rc::clone(&next)));
+        next
+    }
+
+    pub(crate) fn truncate(&mut self, after: Position) {
+        keep(&mut self.log, after);
+        self.written.push_back(Written::Truncate(after));
+    }
+
+    pub(crate) fn make_safe(&mut self, position: Position) {
+        self.written.push_back(Written::Safe(position));
+    }
+
+    pub(crate) fn store_view(&mut self, epoch: u64, members: Vec<SeatId>) {
+        self.written.push_back(Written::View(epoch, members));
+    }
+
+    pub(crate) fn log(&self) -> &[Rc<Record>] {
+        &self.log
+    }
+
+    pub(crate) fn last(&self) -> Position {
+        Position(self.log.len() as u64)
+    }
+
+    pub(crate) fn record(&self, position: Position) -> Option<&Rc<Record>> {
+        at(&self.log, position)
+    }
+
+    pub(crate) fn durable_record(&self, position: Position) -> Option<&Rc<Record>> {
+        at(&self.durable, position)
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.written.len()
+    }
+
+    /// The first `count` things that wait become durable.
+    pub(crate) fn sync(&mut self, count: usize) -> Synced {
+        let mut synced = Synced::default();
+        for _ in 0..count {
+            match self.written.pop_front() {
+                Some(Written::Record(record)) => {
+                    self.durable.push(record);
+                    synced.records = Some(Position(self.durable.len() as u64));
+                }
+                Some(Written::Truncate(after)) => keep(&mut self.durable, after),
+                Some(Written::Safe(position)) => self.safe = self.safe.max(position),
+                Some(Written::View(epoch, members)) => {
+                    self.view = (epoch, members);
+                    synced.view = Some(epoch);
+                }
+                None => break,
+            }
+        }
+        // What will be truncated is not what the manager means by its log.
+        let truncated = self.written.iter().filter_map(|w| match w {
+            Written::Truncate(after) => Some(*after),
+            _ => None,
+        });
+        let limit = truncated.min();
+        synced.records = match (synced.records, limit) {
+            (Some(position), Some(limit)) => Some(position.min(limit)),
+            (position, _) => position,
+        };
+        synced
+    }
+
+    /// The manager, or the host, crashed.
+    pub(crate) fn crash(&mut self, random: &mut Random) {
+        let count = random.index(self.written.len() + 1);
+        self.sync(count);
+        self.written.clear();
+        self.log.clone_from(&self.durable);
+    }
+
+    /// What a manager that starts finds.
+    pub(crate) fn resume(&self) -> Resume {
+        let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
+        let mut keys = Vec::new();
+        for record in self.durable.iter().map(|r| &r.record) {
+            let number = numbers.entry(record.id.seat).or_default();
+            *number = (*number).max(record.id.number);
+            if let Some(key) = record.key {
+                let digest = Hash::of(&record.request);
+                keys.push((key, digest, record.position, record.time_us));
+            }
+        }
+        Resume {
+            view: self.view.clone(),
+            last: self.durable.last().map(|r| r.record.clone()),
+            safe: self.safe,
+            keys,
+            numbers: numbers
+                .into_iter()
+                .map(|(seat, number)| RequestId { seat, number })
+                .collect(),
+            generation: self.generation,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Clients and gateways: operations begin, are answered, refused, repeated, given up.
+
+use crate::clients::{end_of, End};
+use crate::invariants::hold;
+use crate::network::seat;
+use crate::plan::{MS, SECOND};
+use crate::service::Kind;
+use crate::world::{Event, Phase, World};
+use spare_core::{Input, Refusal};
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{Request, RequestId};
+use spare_protocol::{Class, Position};
+
+impl World {
+    pub(crate) fn client_acts(&mut self, client: usize) {
+        if self.clients[client].pending.is_some() {
+            return self.send_attempt(client);
+        }
+        if self.phase >= Phase::Ending {
+            return;
+        }
+        let floor = self.checks.acknowledged.last().0;
+        let poison = self.poison_next && self.phase == Phase::Safety;
+        self.poison_next = false;
+        let c = &mut self.clients[client];
+        if c.burst_left == 0 {
+            c.burst_left = c.random.range(1, self.plan.burst);
+        }
+        c.invent(self.now, floor, poison);
+        self.send_attempt(client);
+    }
+
+    fn send_attempt(&mut self, client: usize) {
+        let c = &mut self.clients[client];
+        let mut host = c.host;
+        if self.hosts[host].core.is_none() {
+            host = c.random.index(self.hosts.len());
+            c.host = host;
+        }
+        if self.hosts[host].core.is_none() {
+            let wait = c.random.range(20 * MS, 500 * MS);
+            return self.schedule(self.now + wait, Event::Client(client));
+        }
+        let h = &mut self.hosts[host];
+        h.next_number += 1;
+        let id = RequestId {
+            seat: seat(host),
+            number: h.next_number,
+        };
+        let proposed_time_us = h.now(self.now).clock_us;
+        let Some(pending) = c.pending.as_mut() else {
+            return;
+        };
+        pending.attempt += 1;
+        pending.id = Some(id);
+        let attempt = pending.attempt;
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&c.random.next().to_le_bytes());
+        let request = Request {
+            id,
+            class: pending.operation.class(),
+            key: pending.key,
+            proposed_time_us,
+            seed,
+            request: pending.bytes.clone(),
+        };
+        h.open.insert(id.number, (client, attempt));
+        if c.random.permille(30) {
+            let patience = c.random.range(SECOND, 20 * SECOND);
+            self.schedule(self.now + patience, Event::Impatient { client, attempt });
+        }
+        self.input(host, Input::Submit(request));
+    }
+
+    /// A scrub is ordered through a gateway.
+    pub(crate) fn scrub(&mut self, host: usize) {
+        if self.hosts[host].core.is_none() {
+            return;
+        }
+        let h = &mut self.hosts[host];
+        h.next_number += 1;
+        let request = Request {
+            id: RequestId {
+                seat: seat(host),
+                number: h.next_number,
+            },
+            class: Class::Scrub,
+            key: None,
+            proposed_time_us: h.now(self.now).clock_us,
+            seed: [0; 32],
+            request: bytes::Bytes::new(),
+        };
+        self.scrubs_open = true;
+        self.input(host, Input::Submit(request));
+    }
+
+    fn waiting(&self, client: usize, host: usize, number: u64) -> bool {
+        let id = RequestId {
+            seat: seat(host),
+            number,
+        };
+        let pending = self.clients[client].pending.as_ref();
+        pending.is_some_and(|p| p.id == Some(id))
+    }
+
+    pub(crate) fn answered(
+        &mut self,
+        host: usize,
+        number: u64,
+        position: Position,
+        outcome: Option<&Outcome>,
+    ) {
+        let Some((client, _)) = self.hosts[host].open.remove(&number) else {
+            return;
+        };
+        if !self.waiting(client, host, number) {
+            return;
+        }
+        let Some(pending) = self.clients[client].pending.clone() else {
+            return;
+        };
+        let verdict = hold("a request takes effect at most once", !pending.reuses_key, || {
+            format!("client {client} used a key for two requests, and both were answered")
+        });
+        let after = hold("client histories are linearizable", position.0 > pending.floor, || {
+            format!(
+                "an operation is at {position}, but {} was answered before it began",
+                pending.floor
+            )
+        });
+        self.hold(verdict);
+        self.hold(after);
+        let poison = pending.operation.kind == Kind::Poison;
+        let end = end_of(outcome);
+        let sane = hold("only correct pages", end.is_some() && (!poison || outcome.is_none()), || {
+            format!("client {client} gets {outcome:?} for an answer")
+        });
+        self.hold(sane);
+        self.finish(client, end.unwrap_or(End::Unknown));
+    }
+
+    fn finish(&mut self, client: usize, end: End) {
+        let c = &mut self.clients[client];
+        let operated = c.end(self.now, end);
+        self.history.extend(operated);
+        c.burst_left = c.burst_left.saturating_sub(1);
+        let wait = if c.burst_left == 0 {
+            c.random.range(0, self.plan.pause)
+        } else {
+            c.random.range(100, 2 * MS)
+        };
+        if c.random.permille(50) {
+            c.host = c.random.index(self.plan.hosts);
+        }
+        self.schedule(self.now + wait, Event::Client(client));
+    }
+
+    pub(crate) fn refused(&mut self, host: usize, number: u64, reason: Refusal) {
+        let Some((client, _)) = self.hosts[host].open.remove(&number) else {
+            return;
+        };
+        if !self.waiting(client, host, number) {
+            return;
+        }
+        match reason {
+            Refusal::Busy | Refusal::NotPrimary => {
+                let c = &mut self.clients[client];
+                let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
+                let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());
+                debug_assert!(keyed || !unsure);
+                c.host = c.random.index(self.plan.hosts);
+                let wait = c.random.range(10 * MS, 600 * MS);
+                self.schedule(self.now + wait, Event::Client(client));
+            }
+            Refusal::Interrupted => self.lost_gateway(client),
+            Refusal::KeyReused => {
+                let reuses = self.clients[client].pending.as_ref().is_some_and(|p| p.reuses_key);
+                let verdict = hold("a request takes effect at most once", reuses, || {
+                    format!("client {client} is told that its key was used, and it was not")
+                });
+                self.hold(verdict);
+                self.finish(client, End::Nothing);
+            }
+        }
+    }
+
+    /// The client does not know what became of its request: with a key it asks again elsewhere.
+    pub(crate) fn lost_gateway(&mut self, client: usize) {
+        let c = &mut self.clients[client];
+        c.host = c.random.index(self.plan.hosts);
+        let Some(pending) = c.pending.as_mut() else {
+            return;
+        };
+        if pending.key.is_some() {
+            pending.unsure = true;
+            pending.id = None;
+            let wait = c.random.range(5 * MS, 400 * MS);
+            self.schedule(self.now + wait, Event::Client(client));
+        } else {
+            self.finish(client, End::Unknown);
+        }
+    }
+
+    pub(crate) fn client_loses_patience(&mut self, client: usize, attempt: u64) {
+        let waits = self.clients[client].pending.as_ref();
+        if waits.is_some_and(|p| p.attempt == attempt && p.id.is_some()) {
+            self.lost_gateway(client);
+        }
+    }
+}

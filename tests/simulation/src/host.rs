@@ -1,0 +1,102 @@
+//! A simulated host: a manager with the real core, its disk, its clocks, its hypervisor and its guests.
+
+use crate::disk::Disk;
+use crate::guest::{Guest, Speed};
+use crate::random::Random;
+use spare_core::{Core, Micros, Now};
+use spare_protocol::{Position, ReplicaId};
+use std::collections::BTreeMap;
+
+/// What a hypervisor is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Create,
+    Unpause,
+    Pause,
+}
+
+/// A host.
+#[derive(Debug)]
+pub(crate) struct Host {
+    /// Its manager, while it runs.
+    pub(crate) core: Option<Core>,
+    /// Counts the runs of the manager: what an earlier one began is void.
+    pub(crate) life: u32,
+    pub(crate) disk: Disk,
+    pub(crate) guests: BTreeMap<ReplicaId, Guest>,
+    /// What each local replica was brought to so far by what its manager sent.
+    pub(crate) sent: BTreeMap<ReplicaId, Position>,
+    /// Clients that wait at its gateway: number of the request, client, attempt.
+    pub(crate) open: BTreeMap<u64, (usize, u64)>,
+    pub(crate) next_number: u64,
+    /// When the next tick is scheduled.
+    pub(crate) tick_at: u64,
+    pub(crate) flush_scheduled: bool,
+    pub(crate) sync_scheduled: bool,
+    /// Nothing on this host moves before.
+    pub(crate) frozen_until: u64,
+    pub(crate) clock_offset: i64,
+    pub(crate) monotonic_offset: u64,
+    /// Its guests are this many times slower than usual.
+    pub(crate) slowness: u64,
+    pub(crate) disk_slowness: u64,
+    /// Of a thousand hypervisor calls so many fail, hang, or succeed late.
+    pub(crate) call_trouble: u64,
+    /// Its manager was told last that its ring is primary.
+    pub(crate) ring_is_primary: bool,
+    /// The ring that its manager was told of last.
+    pub(crate) told_ring: Option<usize>,
+    /// The most that was ever ordered here.
+    pub(crate) ordered_max: Position,
+    pub(crate) safe: Position,
+    /// Its disk is gone for good.
+    pub(crate) gone: bool,
+    pub(crate) random: Random,
+    /// Its lease ends then.
+    pub(crate) lease: Option<u64>,
+}
+
+impl Host {
+    pub(crate) fn new(mut random: Random) -> Host {
+        Host {
+            core: None,
+            life: 0,
+            disk: Disk::default(),
+            guests: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            open: BTreeMap::new(),
+            next_number: 0,
+            tick_at: u64::MAX,
+            flush_scheduled: false,
+            sync_scheduled: false,
+            frozen_until: 0,
+            clock_offset: i64::try_from(random.below(50_000)).unwrap_or(0),
+            monotonic_offset: random.below(1 << 40),
+            slowness: 1,
+            disk_slowness: 1,
+            call_trouble: 2,
+            ring_is_primary: false,
+            told_ring: None,
+            ordered_max: Position(0),
+            safe: Position(0),
+            gone: false,
+            random,
+            lease: None,
+        }
+    }
+
+    /// Its clocks at a moment of simulated time.
+    pub(crate) fn now(&self, at: u64) -> Now {
+        const YEAR_2026_US: i64 = 1_767_225_600_000_000;
+        Now {
+            monotonic: Micros(at + self.monotonic_offset),
+            clock_us: YEAR_2026_US + self.clock_offset + i64::try_from(at).unwrap_or(0),
+        }
+    }
+
+    pub(crate) fn speed(&self) -> Speed {
+        Speed {
+            factor: self.slowness,
+        }
+    }
+}

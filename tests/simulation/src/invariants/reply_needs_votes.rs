@@ -1,0 +1,77 @@
+//! No reply without f+1 equal results from distinct replicas, and none before every member of the
+//! primary view has the request (on disk, if the service is durable).
+
+use super::{hold, Verdict};
+use crate::disk::Record;
+use spare_protocol::channel::Outcome;
+use spare_protocol::{Position, ReplicaId};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+const RULE: &str = "no reply without f+1 equal votes from distinct replicas and delivery at every member";
+
+#[derive(Debug, Default)]
+pub(crate) struct ReplyNeedsVotes {
+    /// What each replica really answered first.
+    said: BTreeMap<(Position, ReplicaId), u64>,
+}
+
+fn digest(outcome: &Outcome, update: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    match outcome {
+        Outcome::Reply(bytes) => bytes.hash(&mut hasher),
+        Outcome::WriteInRead => 1_u8.hash(&mut hasher),
+    }
+    update.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl ReplyNeedsVotes {
+    pub(crate) fn said(
+        &mut self,
+        position: Position,
+        replica: ReplicaId,
+        outcome: &Outcome,
+        update: &[u8],
+    ) {
+        let result = digest(outcome, update);
+        self.said.entry((position, replica)).or_insert(result);
+    }
+
+    /// A reply with this record is released.
+    pub(crate) fn released(&self, record: &Record, quorum: usize) -> Verdict {
+        let record = &record.record;
+        let Some(outcome) = &record.outcome else {
+            return Ok(());
+        };
+        let wanted = digest(outcome, &record.update);
+        let position = record.position;
+        let least = ReplicaId {
+            seat: spare_protocol::SeatId(0),
+            generation: 0,
+        };
+        let votes = self.said.range((position, least)..(position.next(), least));
+        let equal = votes.filter(|(_, result)| **result == wanted).count();
+        hold(RULE, equal >= quorum, || {
+            format!("{position} is released with the result of {equal} replicas, {quorum} are needed")
+        })
+    }
+
+    /// A member of the view of the releasing manager.
+    pub(crate) fn member_has(
+        position: Position,
+        member: usize,
+        releasing: &Record,
+        durable: Option<&Record>,
+        ordered: Position,
+        must_be_durable: bool,
+    ) -> Verdict {
+        hold(RULE, ordered >= position, || {
+            format!("{position} is released, but host {member} has not delivered it")
+        })?;
+        let on_disk = durable.is_some_and(|r| r.digest == releasing.digest);
+        hold(RULE, on_disk || !must_be_durable, || {
+            format!("{position} is released, but is not on the disk of host {member}")
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The phases of a run: beginning, faults, healing, and the judgement at the end.
+
+use crate::faults::Fault;
+use crate::invariants::{everything_ends, linearizable};
+use crate::plan::{MS, SECOND};
+use crate::world::{Event, Phase, World};
+use spare_core::{Core, Input, Standing};
+use spare_protocol::admin::ReplicaState;
+use spare_protocol::{Position, SeatId};
+
+/// Clients go on this long in the healing phase.
+const HEALING: u64 = 12 * SECOND;
+/// Then everything must have ended within this.
+const ENDING: u64 = 240 * SECOND;
+/// What may be kept once nothing is under way: requests whose missing votes were given up.
+const SLOTS_MAX: usize = 600;
+
+impl World {
+    fn enter(&mut self, phase: Phase) {
+        self.trace.line(self.now, None, format_args!("PHASE {phase:?}"));
+        self.phase = phase;
+        self.phase_since = self.now;
+    }
+
+    fn ordered(&self) -> Position {
+        let all = self.hosts.iter().map(|h| h.ordered_max);
+        all.max().unwrap_or_default()
+    }
+
+    /// Looks whether the phase is over.
+    pub(crate) fn look(&mut self) {
+        self.accept_losses();
+        let since = self.now - self.phase_since;
+        match self.phase {
+            Phase::Beginning => {
+                let staffed = self.hosts.iter().filter_map(|h| h.core.as_ref()).all(Core::is_staffed);
+                if staffed || since > 60 * SECOND {
+                    self.enter(Phase::Safety);
+                    self.schedule(self.now + SECOND, Event::NextFault);
+                    if self.plan.disk_loss {
+                        let at = self.now + self.fault_random.range(5 * SECOND, 40 * SECOND);
+                        let host = self.fault_random.index(self.hosts.len());
+                        self.schedule(at, Event::Fault(Fault::DiskLost(host)));
+                    }
+                }
+            }
+            Phase::Safety => {
+                let enough = self.ordered().0 >= self.plan.requests && since > 20 * SECOND;
+                if enough || since > self.plan.longest {
+                    self.enter(Phase::Healing);
+                    self.heal();
+                }
+            }
+            Phase::Healing => {
+                if since > HEALING {
+                    self.enter(Phase::Ending);
+                    let host = self.hosts.iter().position(|h| h.core.is_some());
+                    self.scrub(host.unwrap_or(0));
+                }
+            }
+            Phase::Ending => {
+                let unsettled = self.unsettled();
+                if unsettled.is_empty() && since > SECOND {
+                    return self.enter(Phase::Over);
+                }
+                if since > ENDING {
+                    let verdict = everything_ends::settled(&unsettled);
+                    self.hold(verdict);
+                    return self.enter(Phase::Over);
+                }
+            }
+            Phase::Over => return,
+        }
+        self.schedule(self.now + 250 * MS, Event::Look);
+    }
+
+    /// An operator accepts the loss of a disk when managers wait for it.
+    fn accept_losses(&mut self) {
+        let gone = (0..self.hosts.len()).filter(|h| self.hosts[*h].gone);
+        let seats: Vec<SeatId> = gone.map(crate::network::seat).collect();
+        if seats.is_empty() {
+            return;
+        }
+        let waits = |c: &Core| c.standing() == Standing::Waiting;
+        let waiting = self.hosts.iter().position(|h| h.core.as_ref().is_some_and(waits));
+        if let Some(host) = waiting {
+            self.input(host, Input::AcceptLoss { seats });
+        }
+    }
+
+    /// What has not ended, or is not as it should be.
+    fn unsettled(&self) -> Vec<String> {
+        let mut unsettled = Vec::new();
+        let here: Vec<SeatId> = (0..self.hosts.len())
+            .filter(|h| !self.hosts[*h].gone)
+            .map(crate::network::seat)
+            .collect();
+        for client in &self.clients {
+            if let Some(pending) = &client.pending {
+                let what = &pending.operation;
+                unsettled.push(format!("client {} waits for {what:?}", client.number));
+            }
+        }
+        for (host, h) in self.hosts.iter().enumerate() {
+            if h.gone {
+                continue;
+            }
+            let Some(core) = &h.core else {
+                unsettled.push(format!("host {host} is down"));
+                continue;
+            };
+            if core.standing() != Standing::Serving || core.view() != here {
+                let (standing, view) = (core.standing(), core.view());
+                unsettled.push(format!("host {host} is {standing:?} in view {view:?}"));
+                continue;
+            }
+            if core.ordered() != core.agreed() || core.agreed() != h.disk.last() {
+                let (ordered, agreed) = (core.ordered(), core.agreed());
+                unsettled.push(format!("host {host} has agreed on {agreed} of {ordered}"));
+            }
+            if h.open.keys().next().is_some() && self.clients.iter().any(|c| c.pending.is_some()) {
+                unsettled.push(format!("host {host} has open requests"));
+            }
+            self.unsettled_replicas(host, core, &here, &mut unsettled);
+            let [slots, updates, backlog] = core.kept();
+            let updates_max = self.plan.config.updates_max + 300;
+            if slots > SLOTS_MAX || updates > updates_max || backlog > 0 {
+                unsettled.push(format!(
+                    "host {host} keeps {slots} requests, {updates} updates, {backlog} messages"
+                ));
+            }
+        }
+        let ends: Vec<Position> = self
+            .hosts
+            .iter()
+            .filter(|h| !h.gone)
+            .map(|h| h.disk.last())
+            .collect();
+        if ends.windows(2).any(|w| w[0] != w[1]) {
+            unsettled.push(format!("the logs end at {ends:?}"));
+        }
+        if self.scrubs_open {
+            unsettled.push("a scrub is not complete".to_owned());
+        }
+        unsettled
+    }
+
+    fn unsettled_replicas(
+        &self,
+        host: usize,
+        core: &Core,
+        here: &[SeatId],
+        unsettled: &mut Vec<String>,
+    ) {
+        let quorum = self.plan.config.quorum();
+        let replicas = core.replicas();
+        let count = |state| replicas.iter().filter(|r| r.state == state).count();
+        let (active, passive) = (count(ReplicaState::Active), count(ReplicaState::Passive));
+        let staffed = here.len().min(quorum);
+        let wanted = (quorum, staffed * 2 - quorum);
+        if (active, passive) != wanted || replicas.len() != active + passive {
+            let states: Vec<String> = replicas
+                .iter()
+                .map(|r| format!("{} {:?}", r.replica, r.state))
+                .collect();
+            unsettled.push(format!("host {host} sees {}", states.join(", ")));
+            return;
+        }
+        // Whatever was wrong with a replica was found: the scrub looked at every row.
+        for guest in self.hosts[host].guests.values().filter(|g| g.position > Position(0)) {
+            let right = self.hosts[host].disk.record(guest.position).map(|r| r.state);
+            if right != Some(guest.state) {
+                unsettled.push(format!("the state of {} is wrong", guest.replica));
+            }
+        }
+    }
+
+    /// What can be said only at the end.
+    pub(crate) fn judge_the_end(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.hosts[host].gone {
+                continue;
+            }
+            let disk = &self.hosts[host].disk;
+            let digest = |p| disk.record(p).map(|r| r.digest);
+            let verdict = self.checks.acknowledged.at_the_end(host, digest);
+            self.hold(verdict);
+        }
+        match linearizable::histories(&self.history) {
+            Ok(unjudged) => self.tally.unjudged += unjudged,
+            Err(violation) => self.hold(Err(violation)),
+        }
+    }
+}

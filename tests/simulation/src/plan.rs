@@ -1,0 +1,131 @@
+//! What a seed stands for: the size of the cluster, its settings, its load, and which faults it suffers.
+
+use crate::random::Random;
+use spare_core::{Config, Micros};
+use spare_protocol::SeatId;
+
+pub(crate) const MS: u64 = 1000;
+pub(crate) const SECOND: u64 = 1_000_000;
+
+/// What a run does, as its seed and the command line tell.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) hosts: usize,
+    pub(crate) faults: u16,
+    /// One replica more than f is faulty.
+    pub(crate) beyond: bool,
+    pub(crate) config: Config,
+    pub(crate) clients: usize,
+    /// Requests that are ordered before the healing phase.
+    pub(crate) requests: u64,
+    /// The safety phase ends after this, whatever was ordered.
+    pub(crate) longest: u64,
+    /// Time between two faults, on average.
+    pub(crate) fault_every: u64,
+    /// Operations of a client without a pause.
+    pub(crate) burst: u64,
+    pub(crate) pause: u64,
+    /// A witness gives leases (two hosts only).
+    pub(crate) leases: bool,
+    /// A host's disk is lost for good.
+    pub(crate) disk_loss: bool,
+    pub(crate) random: Random,
+}
+
+/// What the command line fixes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fixed {
+    pub(crate) hosts: Option<usize>,
+    pub(crate) faults: Option<u16>,
+    pub(crate) beyond: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64, fixed: Fixed) -> Plan {
+        let mut random = Random::new(seed.wrapping_mul(0x2545_F491_4F6C_DD1D) ^ 0x5BD1_E995);
+        let drawn = match random.below(10) {
+            0..=4 => 1,
+            5..=7 => 2,
+            _ => 3,
+        };
+        let faults = fixed.faults.unwrap_or(drawn).max(1);
+        let extra = random.index(3);
+        let least = usize::from(faults) + 1;
+        let hosts = fixed.hosts.unwrap_or(least + extra).max(least);
+        let durable = random.permille(850);
+        let ms = |random: &mut Random, least, most| Micros::from_ms(random.range(least, most));
+        let config = Config {
+            me: SeatId(0),
+            seats: seats(hosts),
+            faults,
+            durable,
+            updates_max: random.index(40) + 3,
+            activation_budget: ms(&mut random, 5, 100),
+            buffer_max: 2000,
+            checkpoint_writes: random.range(5, 60),
+            vote_timeout: (ms(&mut random, 20, 60), ms(&mut random, 200, 600)),
+            delivery_timeout: (ms(&mut random, 100, 300), ms(&mut random, 1000, 2500)),
+            abort_timeout: ms(&mut random, 3000, 5000),
+            help_timeout: ms(&mut random, 200, 600),
+            fetch_timeout: ms(&mut random, 100, 400),
+            apply_timeout: ms(&mut random, 2000, 4000),
+            build_timeout: ms(&mut random, 10_000, 20_000),
+            recovery_timeout: ms(&mut random, 15_000, 30_000),
+            awake_min: ms(&mut random, 100, 400),
+            awake_max: ms(&mut random, 1000, 5000),
+            suspicion_threshold: random.index(12) + 4,
+            suspicion_window: random.range(50, 1000),
+            slow_factor: 20,
+            slow_min: Micros::from_ms(100),
+            announce_delay: Micros(random.range(500, 3000)),
+            heartbeat: ms(&mut random, 500, 1500),
+            batch_delay: Micros(random.below(3) * 1000),
+            batch_requests_max: random.index(32) + 1,
+            batch_bytes_max: 1 << 16,
+            in_flight_max: random.index(60) + 3,
+            clock_ahead_max_us: 1_000_000,
+            key_lifetime_us: 86_400_000_000,
+            keys_max: 100_000,
+        };
+        let clients = random.index(7) + 4;
+        Plan {
+            seed,
+            hosts,
+            faults,
+            beyond: fixed.beyond,
+            config,
+            clients,
+            requests: random.range(1150, 1600),
+            longest: 400 * SECOND,
+            fault_every: random.range(1500, 8000) * MS,
+            burst: random.range(1, 40),
+            pause: random.range(20, 1500) * MS,
+            leases: hosts == 2 && random.permille(300),
+            disk_loss: hosts > 2 && durable && random.permille(60),
+            random,
+        }
+    }
+
+    /// The command that runs this again.
+    pub(crate) fn command(&self) -> String {
+        let beyond = if self.beyond { " --beyond" } else { "" };
+        format!(
+            "cargo run --release -p simulation -- --seed {} --hosts {} --faults {}{beyond} --trace",
+            self.seed, self.hosts, self.faults
+        )
+    }
+
+    pub(crate) fn config_of(&self, seat: SeatId) -> Config {
+        Config {
+            me: seat,
+            ..self.config.clone()
+        }
+    }
+}
+
+pub(crate) fn seats(hosts: usize) -> Vec<SeatId> {
+    (0..hosts)
+        .map(|s| SeatId(u16::try_from(s).unwrap_or(u16::MAX)))
+        .collect()
+}
