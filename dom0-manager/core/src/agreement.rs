@@ -21,7 +21,6 @@ impl Core {
         }
         self.note_needed(position);
         self.find_bytes(position);
-        self.advance();
     }
 
     /// Takes the agreed bytes from a local replica that answered right, or asks another manager.

@@ -10,7 +10,9 @@ use spare_protocol::{Class, Position};
 impl Core {
     pub(crate) fn submit(&mut self, request: Request) {
         let id = request.id;
-        if self.standing != Standing::Serving {
+        // While a live view changes, requests wait: it takes one round of messages.
+        if self.standing != Standing::Serving && !(self.live && self.standing == Standing::Syncing)
+        {
             return self.refuse(id, Refusal::NotPrimary);
         }
         if self.open.len() >= self.config.in_flight_max {
@@ -30,7 +32,7 @@ impl Core {
 
     pub(crate) fn send_batch(&mut self) {
         self.deadlines.cancel(Timer::Batch);
-        if self.batch.is_empty() {
+        if self.batch.is_empty() || self.standing != Standing::Serving {
             return;
         }
         self.batch_bytes = 0;

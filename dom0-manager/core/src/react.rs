@@ -1,7 +1,7 @@
 //! What this manager does when the group's state changed.
 
 use crate::deadline::{Timer, Wait};
-use crate::engine::{Core, Slot};
+use crate::engine::{Core, LocalAnswer, Slot};
 use crate::group::{Decision, Disposal, Event, Recovery};
 use crate::io::{ConvictionBasis, Evidence, Notice, Output, Standing};
 use smallvec::SmallVec;
@@ -59,8 +59,9 @@ impl Core {
                 replica,
                 position,
                 basis,
+                evidence,
                 decision,
-            } => self.convicted(replica, position, basis, decision),
+            } => self.convicted(replica, position, basis, evidence, decision),
             Event::Notice(notice) => {
                 if let Notice::Replica { replica, to, .. } = &notice {
                     self.disown(*replica, to.is_some());
@@ -136,28 +137,22 @@ impl Core {
         replica: ReplicaId,
         position: Position,
         basis: ConvictionBasis,
+        mut evidence: Box<Evidence>,
         decision: Option<Decision>,
     ) {
-        let mut evidence = Evidence::default();
-        if let Some(decision) = decision {
-            evidence.agreed_reply = decision.reply;
-            evidence.agreed_update = decision.update;
-            if let Some(entry) = self.group.entries.get(position) {
-                evidence.request = entry.request.request.clone();
-                evidence.votes = entry.ballot.to_votes(position);
-            }
-            if let Some(slot) = self.slots.get(position) {
-                let wrong = slot.answers.iter().find(|a| a.replica == replica);
-                evidence.wrong = wrong.map(|a| (a.outcome.clone(), a.update.clone()));
-                let agreed = slot.agreed.clone();
-                evidence.agreed = agreed.and_then(|(outcome, update)| Some((outcome?, update)));
-            }
+        if let (Some(decision), Some(slot)) = (decision, self.slots.get(position)) {
+            let bytes = |a: &LocalAnswer| (a.outcome.clone(), a.update.clone());
+            let mut answers = slot.answers.iter();
+            evidence.wrong = answers.find(|a| a.replica == replica).map(bytes);
+            let right = slot.answers.iter().find(|a| a.decision == decision);
+            let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o?, u)));
+            evidence.agreed = right.map(bytes).or(fetched);
         }
         self.notice(Notice::Convicted {
             replica,
             position,
             basis,
-            evidence: Box::new(evidence),
+            evidence,
         });
     }
 

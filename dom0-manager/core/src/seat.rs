@@ -395,12 +395,17 @@ impl Core {
     /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is
     /// expected, and nothing beyond: the actives decide most of that by themselves.
     fn execute_upto(&self, replica: ReplicaId, role: Role) -> Option<Position> {
-        match role {
-            Role::Active => Some(self.group.ordered()),
-            Role::Retiring(upto) => Some(upto),
-            Role::Helping => self.last_expected(replica),
-            Role::Passive | Role::Successor => None,
-        }
+        let upto = match role {
+            Role::Active => self.group.ordered(),
+            Role::Retiring(upto) => upto,
+            Role::Helping => self.last_expected(replica)?,
+            Role::Passive | Role::Successor => return None,
+        };
+        let held = self.group.held.iter().copied().find(|p| {
+            let entry = self.group.entries.get(*p);
+            entry.is_some_and(|e| e.held.contains(&replica))
+        });
+        Some(held.map_or(upto, |p| upto.min(p.previous())))
     }
 
     /// Sends the agreed updates above `sent`, up to the next checkpoint, as one batch.

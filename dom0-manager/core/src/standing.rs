@@ -193,6 +193,7 @@ impl Core {
         self.stand(Standing::Serving);
         self.group.keep_members(members);
         self.react();
+        self.advance();
         self.say_again();
         self.take_backlog();
         self.staff();
@@ -202,6 +203,7 @@ impl Core {
     /// What was multicast in another ring may have got lost with it.
     fn say_again(&mut self) {
         self.submit_again();
+        self.send_batch();
         let epoch = self.group.epoch;
         if self.view_stored.0 < epoch {
             let members = self.view();
@@ -347,6 +349,7 @@ impl Core {
         }
         self.take_backlog();
         self.want_log();
+        self.advance();
         self.check_caught_up();
         self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
     }

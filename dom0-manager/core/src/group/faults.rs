@@ -2,7 +2,7 @@
 //! §4.5; DESIGN §4.6, §4.7).
 
 use super::{Decision, Disposal, Event, Group, Role};
-use crate::io::{ConvictionBasis, Notice};
+use crate::io::{ConvictionBasis, Evidence, Notice};
 use spare_protocol::group::{aborted_hash, LossReason};
 use spare_protocol::{Hash, Position, ReplicaId};
 
@@ -41,10 +41,20 @@ impl Group {
         if !self.members.contains_key(&replica) {
             return;
         }
+        let mut evidence = Box::<Evidence>::default();
+        if let Some(decision) = decision {
+            evidence.agreed_reply = decision.reply;
+            evidence.agreed_update = decision.update;
+            if let Some(entry) = self.entries.get(position) {
+                evidence.request = entry.request.request.clone();
+                evidence.votes = entry.ballot.to_votes(position);
+            }
+        }
         self.event(Event::Convicted {
             replica,
             position,
             basis,
+            evidence,
             decision,
         });
         let brake = self.members.len() <= self.quorum();

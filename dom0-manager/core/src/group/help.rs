@@ -55,6 +55,9 @@ impl Group {
             self.helped.insert(position);
             self.notice(Notice::Mismatch { position });
         }
+        if attempt > 1 {
+            self.release_held(position);
+        }
         self.event(Event::HelpAsked { position, attempt });
     }
 
@@ -67,7 +70,9 @@ impl Group {
             .help
             .as_ref()
             .is_some_and(|h| h.asked.contains(&replica));
-        let voted = entry.ballot.has_voted(replica) || entry.missing.contains(&replica);
+        let voted = entry.ballot.has_voted(replica)
+            || entry.missing.contains(&replica)
+            || entry.held.contains(&replica);
         let Some(member) = self.members.get(&replica) else {
             return false;
         };
@@ -113,8 +118,25 @@ impl Group {
                 break;
             }
             let open = entry.decision.is_none() && !entry.ballot.has_voted(replica);
-            if open && !entry.missing.contains(&replica) {
+            if !open || entry.missing.contains(&replica) || entry.held.contains(&replica) {
+                continue;
+            }
+            // If a replica died of it and nobody has survived it yet, no other is spent on it.
+            if !entry.fallen.is_empty() && entry.ballot.is_empty() {
+                entry.held.push(replica);
+                self.held.insert(p);
+            } else {
                 entry.missing.push(replica);
+            }
+        }
+    }
+
+    /// Those that were held back execute a request after all.
+    pub(super) fn release_held(&mut self, position: Position) {
+        if self.held.remove(&position) {
+            if let Some(entry) = self.entries.get_mut(position) {
+                let held = std::mem::take(&mut entry.held);
+                entry.missing.extend(held);
             }
         }
     }
@@ -145,6 +167,7 @@ impl Group {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             entry.missing.retain(|r| *r != replica);
+            entry.held.retain(|r| *r != replica);
         }
     }
 

@@ -27,7 +27,7 @@ pub(crate) use service::{Member, Role};
 pub(crate) use window::Window;
 
 use crate::config::{Config, Resume};
-use crate::io::{ConvictionBasis, Notice};
+use crate::io::{ConvictionBasis, Evidence, Notice};
 use checkpoint::Checkpoints;
 use keys::Keys;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ pub(crate) struct Entry {
     pub(crate) ballot: Ballot,
     /// Whose votes are to come.
     pub(crate) missing: SmallVec<[ReplicaId; 4]>,
+    /// Who executes it only once somebody has: a replica died of it, perhaps.
+    pub(crate) held: SmallVec<[ReplicaId; 1]>,
     pub(crate) decision: Option<Decision>,
     /// It was decided that it gets an error for an answer.
     pub(crate) aborted: bool,
@@ -168,6 +170,8 @@ pub(crate) enum Event {
         replica: ReplicaId,
         position: Position,
         basis: ConvictionBasis,
+        /// Without the bytes of replies and updates, which only managers have.
+        evidence: Box<Evidence>,
         decision: Option<Decision>,
     },
     Notice(Notice),
@@ -197,6 +201,8 @@ pub(crate) struct Group {
     pub(crate) decided: Position,
     /// Undecided requests that help was asked for.
     pub(crate) helped: BTreeSet<Position>,
+    /// Undecided requests that some replicas do not execute for now.
+    pub(crate) held: BTreeSet<Position>,
     late: VecDeque<(Position, Decision)>,
     pub(crate) members: BTreeMap<ReplicaId, Member>,
     /// Who votes on what is ordered next.
@@ -241,6 +247,7 @@ impl Group {
             entries: Window::above(position),
             decided: position,
             helped: BTreeSet::new(),
+            held: BTreeSet::new(),
             late: VecDeque::new(),
             members: BTreeMap::new(),
             executing: SmallVec::new(),

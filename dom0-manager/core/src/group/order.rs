@@ -54,6 +54,7 @@ impl Group {
             request,
             ballot: Ballot::default(),
             missing: self.executing.clone(),
+            held: SmallVec::new(),
             decision: None,
             aborted: false,
             help: None,

@@ -68,8 +68,10 @@ impl Group {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             entry.missing.clear();
+            entry.held.clear();
         }
         self.helped.clear();
+        self.held.clear();
         self.members.clear();
         self.executing.clear();
         self.recovery = None;

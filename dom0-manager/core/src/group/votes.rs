@@ -52,6 +52,7 @@ impl Group {
         }
         entry.missing.retain(|r| *r != replica);
         let (decision, aborted) = (entry.decision, entry.aborted);
+        self.release_held(position);
         self.event(if first {
             Event::FirstVote(position)
         } else {
@@ -82,7 +83,7 @@ impl Group {
             self.decide(position, decision);
         } else if entry.fallen.len() >= quorum {
             self.event(Event::AbortWanted(position));
-        } else if most + entry.missing.len() < quorum && entry.help.is_none() {
+        } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help.is_none() {
             self.want_help(position, quorum - most);
         }
     }
@@ -128,6 +129,8 @@ impl Group {
         entry
             .missing
             .retain(|r| members.get(r).is_some_and(|m| m.role != Role::Helping));
+        entry.held.clear();
+        self.held.remove(&position);
         if entry.help.is_some() {
             self.helped.remove(&position);
             self.notice(Notice::HelpEnded { position });

@@ -19,6 +19,10 @@ pub enum Fault {
     Silent,
     /// A wrong reply this many milliseconds late.
     WrongAndLate(u64),
+    /// Right replies this many milliseconds late.
+    Slow(u64),
+    /// Leaves out the roots that it is asked for.
+    NoRoot,
 }
 
 /// One simulated virtual machine. Its state is the hash chain of all updates it saw.
@@ -49,9 +53,22 @@ pub struct Cluster {
     pub logs: Vec<Vec<spare_core::DecidedRequest>>,
     pub notices: Vec<(SeatId, Notice)>,
     pub trace: String,
+    /// How far the clock of seat 0 is ahead.
+    pub clock_ahead_us: i64,
+    /// What applying one update takes.
+    pub apply_cost_ms: u64,
+    /// No virtual machine can be created.
+    pub hypervisor_fails: bool,
     pub now: Micros,
     /// The agreed state after each position, as each seat's log tells.
     pub agreed: BTreeMap<(SeatId, Position), Hash>,
+    /// The settings of every core, but for its seat.
+    settings: Config,
+    /// The ring that each seat is in; none for one that crashed.
+    rings: Vec<Option<u64>>,
+    rings_formed: u64,
+    disks: Vec<Resume>,
+    stalled: Vec<bool>,
     queues: Vec<VecDeque<Input>>,
     later: BinaryHeap<std::cmp::Reverse<(Micros, u64, usize, u64)>>,
     parked: BTreeMap<u64, Input>,
@@ -101,39 +118,101 @@ fn chain(state: Hash, update: &[u8]) -> Hash {
 impl Cluster {
     /// A group of f+1 seats whose replicas are all built.
     pub fn started(faults: u16) -> Cluster {
-        let cores: Vec<Core> = (0..=faults)
-            .map(|me| {
-                Core::new(config(me, faults), Resume::default())
-                    .expect("a configuration that works")
-            })
-            .collect();
-        let members: Vec<SeatId> = (0..=faults).map(SeatId).collect();
-        let view = Input::View {
-            ring: 1,
-            members,
-            primary: true,
+        Cluster::with(config(0, faults))
+    }
+
+    /// A group with these settings whose replicas are all built.
+    pub fn with(settings: Config) -> Cluster {
+        let of_seat = |me: SeatId| Config {
+            me,
+            ..settings.clone()
         };
+        let core = |me: &SeatId| Core::new(of_seat(*me), Resume::default()).expect("it can work");
+        let cores: Vec<Core> = settings.seats.iter().map(core).collect();
         let mut cluster = Cluster {
-            queues: cores
-                .iter()
-                .map(|_| VecDeque::from([view.clone()]))
-                .collect(),
+            queues: cores.iter().map(|_| VecDeque::new()).collect(),
+            rings: cores.iter().map(|_| None).collect(),
+            disks: cores.iter().map(|_| Resume::default()).collect(),
+            stalled: cores.iter().map(|_| false).collect(),
             logs: cores.iter().map(|_| Vec::new()).collect(),
+            rings_formed: 0,
+            settings,
             cores,
             guests: BTreeMap::new(),
             answers: BTreeMap::new(),
             refused: BTreeMap::new(),
             notices: Vec::new(),
             trace: String::new(),
+            clock_ahead_us: 0,
+            apply_cost_ms: 0,
+            hypervisor_fails: false,
             now: Micros(1_000_000),
             agreed: BTreeMap::new(),
             later: BinaryHeap::new(),
             parked: BTreeMap::new(),
             next: 0,
         };
+        let all: Vec<u16> = (0..cluster.cores.len() as u16).collect();
+        cluster.form_ring(&all, true);
         cluster.run_for(1000);
         assert!(cluster.cores.iter().all(Core::is_staffed));
         cluster
+    }
+
+    /// These seats hear each other, and nobody else, from here on.
+    pub fn form_ring(&mut self, seats: &[u16], primary: bool) {
+        self.rings_formed += 1;
+        let ring = self.rings_formed;
+        for seat in seats {
+            self.rings[usize::from(*seat)] = Some(ring);
+            self.queues[usize::from(*seat)].push_back(Input::View {
+                ring,
+                members: seats.iter().map(|s| SeatId(*s)).collect(),
+                primary,
+            });
+        }
+    }
+
+    /// Hands an input to the core of a seat.
+    pub fn input(&mut self, seat: u16, input: Input) {
+        self.queues[usize::from(seat)].push_back(input);
+    }
+
+    /// The disk of a seat writes nothing for a while.
+    pub fn disk_stalls(&mut self, seat: u16, stalls: bool) {
+        self.stalled[usize::from(seat)] = stalls;
+        if let (false, Some(last)) = (stalls, self.logs[usize::from(seat)].last()) {
+            let position = last.position;
+            self.input(seat, Input::Stored { position });
+        }
+    }
+
+    /// The host of a seat fails: its guests are gone, and what its manager had in memory.
+    pub fn crash(&mut self, seat: u16) {
+        let index = usize::from(seat);
+        self.rings[index] = None;
+        self.queues[index].clear();
+        self.guests.retain(|r, _| r.seat != SeatId(seat));
+    }
+
+    /// The host of a seat is back, with what is on its disk.
+    pub fn restart(&mut self, seat: u16) {
+        let index = usize::from(seat);
+        let log = &self.logs[index];
+        let resume = Resume {
+            last: log.last().cloned(),
+            keys: log
+                .iter()
+                .filter_map(|r| Some((r.key?, Hash::of(&r.request), r.position, r.time_us)))
+                .collect(),
+            numbers: log.iter().map(|r| r.id).collect(),
+            ..self.disks[index].clone()
+        };
+        let config = Config {
+            me: SeatId(seat),
+            ..self.settings.clone()
+        };
+        self.cores[index] = Core::new(config, resume).expect("it can work");
     }
 
     /// Submits `count` requests at seat 0, every third of them a write, and lets them end.
@@ -164,7 +243,7 @@ impl Cluster {
             },
             class,
             key,
-            proposed_time_us: i64::try_from(self.now.0).expect("small"),
+            proposed_time_us: i64::try_from(self.now.0).expect("small") + self.clock_ahead_us,
             seed: [7; 32],
             request: Bytes::copy_from_slice(text.as_bytes()),
         };
@@ -182,6 +261,11 @@ impl Cluster {
     pub fn corrupt(&mut self, seat: u16, generation: u32, fault: Fault) {
         let replica = Self::replica(seat, generation);
         self.guests.get_mut(&replica).expect("exists").fault = Some(fault);
+    }
+
+    pub fn guest(&mut self, seat: u16, generation: u32) -> &mut Guest {
+        let replica = Self::replica(seat, generation);
+        self.guests.get_mut(&replica).expect("exists")
     }
 
     /// A silent replica goes on where it stopped: it does what it was given meanwhile.
@@ -228,7 +312,12 @@ impl Cluster {
         let end = self.now.after(Micros::from_ms(ms));
         loop {
             self.settle();
-            let ticks = self.cores.iter().filter_map(Core::next_deadline).min();
+            let up = self
+                .cores
+                .iter()
+                .zip(&self.rings)
+                .filter(|(_, r)| r.is_some());
+            let ticks = up.filter_map(|(c, _)| c.next_deadline()).min();
             let parked = self.later.peek().map(|r| r.0 .0);
             let Some(next) = ticks.into_iter().chain(parked).min().filter(|t| *t <= end) else {
                 break;
@@ -238,11 +327,15 @@ impl Cluster {
                 let Some(std::cmp::Reverse((_, _, seat, key))) = self.later.pop() else {
                     break;
                 };
-                if let Some(input) = self.parked.remove(&key) {
+                let input = self.parked.remove(&key);
+                if let Some(input) = input.filter(|_| self.rings[seat].is_some()) {
                     self.queues[seat].push_back(input);
                 }
             }
             for seat in 0..self.cores.len() {
+                if self.rings[seat].is_none() {
+                    continue; // it crashed
+                }
                 if self.cores[seat]
                     .next_deadline()
                     .is_some_and(|t| t <= self.now)
@@ -272,9 +365,10 @@ impl Cluster {
     }
 
     fn step(&mut self, seat: usize, input: Input) {
+        let ahead = if seat == 0 { self.clock_ahead_us } else { 0 };
         let now = Now {
             monotonic: self.now,
-            clock_us: i64::try_from(self.now.0).expect("small"),
+            clock_us: i64::try_from(self.now.0).expect("small") + ahead,
         };
         for output in self.cores[seat].step(now, input) {
             self.trace
@@ -291,13 +385,14 @@ impl Cluster {
                 let above = self.logs[seat].iter().filter(|r| r.position > after);
                 let records = above.cloned().collect();
                 let message = PeerMessage::Log { records };
-                self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
+                self.send_peer(from, to, message);
             }
-            Output::StoreView { epoch, .. } => {
+            Output::StoreView { epoch, members } => {
+                self.disks[seat].view = (epoch, members);
                 self.queues[seat].push_back(Input::ViewStored { epoch });
             }
             Output::Truncate { after } => self.logs[seat].retain(|r| r.position <= after),
-            Output::Safe { .. } => {}
+            Output::Safe { position } => self.disks[seat].safe = position,
             Output::Refuse { id, reason } => {
                 self.refused.insert(id.number, reason);
             }
@@ -307,9 +402,14 @@ impl Cluster {
                 self.answers.insert(id.number, (position, outcome));
             }
             Output::SendPeer { to, message } => {
-                self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
+                self.send_peer(from, to, message);
+            }
+            Output::Create(replica) if self.hypervisor_fails => {
+                let reason = LossReason::Hypervisor("no memory".into());
+                self.after(10, seat, Input::Failed { replica, reason });
             }
             Output::Create(replica) => {
+                self.disks[seat].generation = replica.generation;
                 let guest = Guest {
                     running: true,
                     position: Position(0),
@@ -370,24 +470,38 @@ impl Cluster {
             Output::Decided(decided) => {
                 let before = self.agreed.get(&(from, decided.position.previous()));
                 let before = before.copied().unwrap_or_default();
-                let after = if decided.class == Class::Write {
+                let after = if decided.class == Class::Write && decided.outcome.is_some() {
                     chain(before, &decided.update)
                 } else {
                     before
                 };
                 self.agreed.insert((from, decided.position), after);
+                let position = decided.position;
                 self.logs[seat].push(decided);
+                if !self.stalled[seat] {
+                    self.queues[seat].push_back(Input::Stored { position });
+                }
             }
             Output::Notice(notice) => self.notices.push((from, notice)),
         }
     }
 
     fn multicast(&mut self, from: SeatId, envelope: &Envelope) {
-        for queue in &mut self.queues {
-            queue.push_back(Input::Delivered {
-                from,
-                envelope: envelope.clone(),
-            });
+        let ring = self.rings[usize::from(from.0)];
+        for (queue, of_queue) in self.queues.iter_mut().zip(&self.rings) {
+            if ring.is_some() && *of_queue == ring {
+                queue.push_back(Input::Delivered {
+                    from,
+                    envelope: envelope.clone(),
+                });
+            }
+        }
+    }
+
+    fn send_peer(&mut self, from: SeatId, to: SeatId, message: PeerMessage) {
+        let ring = |s: SeatId| self.rings[usize::from(s.0)];
+        if ring(from).is_some() && ring(from) == ring(to) {
+            self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
         }
     }
 
@@ -415,6 +529,7 @@ impl Cluster {
                 }
             }
             Work::Apply(updates, upto, root) => {
+                delay += updates.len() as u64 * self.apply_cost_ms;
                 for (position, update) in updates {
                     assert!(
                         position > guest.position,
@@ -429,11 +544,19 @@ impl Cluster {
                     root: guest.root(root),
                 }
             }
+            Work::Execute(request) if &request.request[..] == b"poison" => {
+                self.kill(replica.seat.0, replica.generation);
+                return;
+            }
+            Work::Execute(request) if &request.request[..] == b"hang" => {
+                guest.fault = Some(Fault::Silent);
+                return;
+            }
             Work::Execute(request) => {
                 assert_eq!(request.position, guest.position.next(), "{replica}");
                 guest.position = request.position;
                 guest.executed.push(request.position);
-                if let Some(Fault::WrongAndLate(ms)) = guest.fault {
+                if let Some(Fault::WrongAndLate(ms) | Fault::Slow(ms)) = guest.fault {
                     delay = ms;
                 }
                 guest.execute(replica, &request)
@@ -446,7 +569,7 @@ impl Cluster {
 impl Guest {
     fn root(&self, wanted: RootRequest) -> Option<Hash> {
         match (wanted, self.fault) {
-            (RootRequest::No, _) => None,
+            (RootRequest::No, _) | (_, Some(Fault::NoRoot)) => None,
             (_, Some(Fault::WrongRoot)) => Some(Hash::of(b"wrong")),
             _ => Some(self.state),
         }
@@ -454,6 +577,15 @@ impl Guest {
 
     fn execute(&mut self, replica: ReplicaId, request: &Execute) -> Input {
         let mut update = Bytes::new();
+        if request.class == Class::Read && &request.request[..] == b"writes in a read" {
+            return Input::Executed {
+                replica,
+                position: request.position,
+                outcome: Outcome::WriteInRead,
+                update,
+                root: None,
+            };
+        }
         if request.class == Class::Write {
             let mut bytes = [b"update of ", &request.request[..]].concat();
             if self.fault == Some(Fault::WrongUpdate) {

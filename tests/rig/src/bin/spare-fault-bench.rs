@@ -146,6 +146,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
         faults,
     };
     show(&report);
+    for problem in &load.problems {
+        println!("{problem}");
+    }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report)? + "\n";
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;

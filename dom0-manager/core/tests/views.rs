@@ -1,0 +1,216 @@
+//! Hosts leave and return: each test is a bad run that the rules of DESIGN §4.2, §4.4 and §4.8 were
+//! written against.
+
+mod cluster;
+
+use cluster::{config, Cluster};
+use spare_core::{Config, Core, Input, Notice, Refusal, Standing};
+use spare_protocol::admin::ReplicaState;
+use spare_protocol::{Class, SeatId};
+
+/// Three seats for f = 1: two with replicas, one spare.
+fn three_seats() -> Config {
+    Config {
+        seats: (0..3).map(SeatId).collect(),
+        ..config(0, 1)
+    }
+}
+
+fn actives(core: &Core) -> Vec<String> {
+    let replicas = core.replicas();
+    let active = replicas.iter().filter(|r| r.state == ReplicaState::Active);
+    active.map(|r| r.replica.to_string()).collect()
+}
+
+fn answered(cluster: &Cluster, number: u64) -> bool {
+    cluster.answers.contains_key(&number)
+}
+
+#[test]
+fn when_a_host_fails_the_first_passive_that_offers_to_compensates() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.run_for(100);
+    assert_eq!(actives(&cluster.cores[0]), ["0.1", "0.2"]);
+    cluster.load(30);
+    assert_eq!(cluster.answers.len(), 61);
+}
+
+#[test]
+fn a_host_that_returns_takes_its_seat_back_and_the_doubled_active_is_rebuilt() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.load(60);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1], true);
+    cluster.load(60);
+    cluster.run_for(10_000);
+    assert_eq!(cluster.answers.len(), 151);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+        let active = actives(core);
+        assert_eq!(active.len(), 2, "{active:?}");
+        assert!(
+            active[0].starts_with("0.") && active[1].starts_with("1."),
+            "{active:?}"
+        );
+        assert_eq!(core.replicas().len(), 4);
+    }
+    assert_eq!(cluster.logs[0].len(), cluster.logs[1].len());
+}
+
+#[test]
+fn a_spare_seat_takes_the_place_of_one_that_failed() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    cluster.crash(0);
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(10_000);
+    let active = actives(&cluster.cores[1]);
+    assert_eq!(active.len(), 2);
+    assert!(
+        active[0].starts_with("1.") && active[1].starts_with("2."),
+        "{active:?}"
+    );
+    assert_eq!(cluster.cores[2].replicas().len(), 4);
+}
+
+#[test]
+fn a_manager_outside_the_primary_view_refuses_requests_and_decides_nothing() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    cluster.form_ring(&[0], false);
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(100);
+    let number = cluster.submit(Class::Write);
+    let elsewhere = cluster.submit_at(1, Class::Write, None, "elsewhere");
+    cluster.run_for(5000);
+    assert_eq!(cluster.refused.get(&number), Some(&Refusal::NotPrimary));
+    assert!(answered(&cluster, elsewhere));
+    assert_eq!(cluster.cores[0].standing(), Standing::Apart);
+    assert!(cluster.logs[0].len() < cluster.logs[1].len());
+}
+
+#[test]
+fn a_request_that_is_under_way_when_the_view_is_lost_gets_an_honest_refusal() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    let number = cluster.submit(Class::Write);
+    cluster.form_ring(&[0], false);
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(100);
+    assert_eq!(cluster.refused.get(&number), Some(&Refusal::Interrupted));
+}
+
+/// A witness proves that nobody else decides, not that one's own state is fresh.
+#[test]
+fn a_restarted_manager_alone_with_quorum_waits_for_the_last_view() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.load(30);
+    cluster.crash(0);
+    cluster.restart(1);
+    cluster.form_ring(&[1], true);
+    cluster.run_for(5000);
+    // On its disk the last view is {0, 1}: seat 0 may have gone on without it.
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    let alarm =
+        |n: &Notice| matches!(n, Notice::Alarm(text) if text.contains("waiting for seat 0"));
+    assert!(cluster.notices.iter().any(|(_, n)| alarm(n)));
+    cluster.restart(0);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(
+        cluster.logs[1].len(),
+        61,
+        "what seat 0 answered alone is not lost"
+    );
+}
+
+#[test]
+fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.crash(0);
+    cluster.crash(1);
+    cluster.restart(1);
+    cluster.form_ring(&[1], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.input(
+        1,
+        Input::AcceptLoss {
+            seats: vec![SeatId(0)],
+        },
+    );
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
+    cluster.run_for(5000);
+    assert!(answered(&cluster, number));
+}
+
+#[test]
+fn after_a_power_failure_the_longest_agreed_history_goes_on() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(60);
+    let last = cluster.logs[0].last().expect("a log").position;
+    for seat in 0..3 {
+        cluster.crash(seat);
+    }
+    // Seat 2 had not written its last records.
+    cluster.logs[2].truncate(50);
+    for seat in 0..3 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(10_000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.agreed(), last);
+    }
+    assert_eq!(cluster.logs[2], cluster.logs[0]);
+    cluster.load(30);
+    assert_eq!(cluster.answers.len(), 90);
+}
+
+#[test]
+fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    });
+    cluster.load(10);
+    assert_eq!(cluster.answers.len(), 10);
+    cluster.disk_stalls(1, true);
+    let number = cluster.submit(Class::Write);
+    cluster.run_for(5000);
+    assert!(!answered(&cluster, number));
+    cluster.disk_stalls(1, false);
+    cluster.run_for(5000);
+    assert!(answered(&cluster, number));
+}
+
+#[test]
+fn a_lease_that_ended_holds_replies_back_until_it_is_renewed() {
+    let mut cluster = Cluster::started(1);
+    let until = cluster.now.after(spare_core::Micros::from_ms(500));
+    cluster.input(0, Input::Lease { until });
+    let in_time = cluster.submit(Class::Write);
+    cluster.run_for(600);
+    assert!(answered(&cluster, in_time));
+    let late = cluster.submit(Class::Write);
+    cluster.run_for(2000);
+    assert!(!answered(&cluster, late));
+    let until = cluster.now.after(spare_core::Micros::from_ms(500));
+    cluster.input(0, Input::Lease { until });
+    cluster.run_for(10);
+    assert!(answered(&cluster, late));
+}
