@@ -272,8 +272,11 @@ impl Core {
             return;
         }
         let usable = self.local.iter().filter(|(r, l)| {
-            let role = self.group.members.get(r).map(|m| m.role);
-            l.leaving.is_none() && matches!(role, Some(Role::Passive | Role::Helping))
+            let member = self.group.members.get(r);
+            let rested = member.is_some_and(|m| {
+                !m.suspected && matches!(m.role, Role::Passive | Role::Helping)
+            });
+            l.leaving.is_none() && rested
         });
         let offers: Vec<ReplicaId> = usable.map(|(r, _)| *r).collect();
         for replica in offers {
