@@ -1,5 +1,6 @@
 //! Votes, until f+1 of them are equal (DESIGN §4.3, §4.4); roots at checkpoints (§4.10).
 
+use crate::bugs::{planted, Bug};
 use super::{Decision, Event, Group, Role};
 use crate::io::{ConvictionBasis, Notice};
 use spare_protocol::group::{write_in_read_hash, Progress, Request, RootVote, Vote, Votes};
@@ -34,7 +35,7 @@ impl Group {
     }
 
     fn count_vote(&mut self, vote: &Vote) {
-        if !self.members.contains_key(&vote.replica) {
+        if !self.members.contains_key(&vote.replica) && !planted(Bug::VotesOfStrangersCount) {
             return;
         }
         let (position, replica) = (vote.position, vote.replica);
@@ -59,7 +60,11 @@ impl Group {
             Event::Voted(position, replica)
         });
         match decision {
-            Some(decision) if !aborted && Decision::from(vote) != decision => {
+            Some(decision)
+                if !aborted
+                    && Decision::from(vote) != decision
+                    && !planted(Bug::LateLieIgnored) =>
+            {
                 self.convict_by_vote(replica, position, decision);
             }
             Some(_) => {}
@@ -79,7 +84,15 @@ impl Group {
         }
         let leader = entry.ballot.leader();
         let most = leader.map_or(0, |(_, count)| count);
-        if let Some((decision, _)) = leader.filter(|(_, count)| *count >= quorum) {
+        let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
+        if planted(Bug::MinorityConvictedEarly) {
+            if let Some((decision, _)) = leader {
+                for replica in entry.ballot.dissenters(decision) {
+                    self.convict_by_vote(replica, position, decision);
+                }
+            }
+        }
+        if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
         } else if entry.fallen.len() >= quorum {
             self.event(Event::AbortWanted(position));
@@ -187,6 +200,9 @@ impl Group {
             .map(|(r, _)| *r)
             .collect();
         for (replica, wrong) in dissenters {
+            if planted(Bug::WrongRootIgnored) {
+                break;
+            }
             let basis = ConvictionBasis::Root { wrong, agreed };
             self.convict(replica, position, basis, None);
         }
