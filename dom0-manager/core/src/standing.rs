@@ -53,6 +53,7 @@ impl Core {
         }
         self.backlog.clear();
         self.seen = 0;
+        self.ahead = 0;
         self.syncs.clear();
         self.ring = ring;
         self.ring_members = members;
@@ -102,6 +103,7 @@ impl Core {
             _ => {}
         }
         match self.standing {
+            Standing::Serving | Standing::CatchingUp if self.ahead > 0 => self.ahead -= 1,
             Standing::Serving | Standing::CatchingUp => self.apply(from, envelope),
             Standing::Syncing | Standing::Waiting | Standing::Joining => {
                 self.backlog.push_back((from, envelope));
@@ -333,8 +335,11 @@ impl Core {
         if planted(Bug::BacklogForgotten) {
             self.backlog.clear();
         }
-        for _ in 0..contained {
-            self.backlog.pop_front();
+        for done in 0..contained {
+            if self.backlog.pop_front().is_none() {
+                self.ahead = contained - done;
+                break;
+            }
         }
         self.seen = seen;
         self.slots = Window::above(self.group.entries.before());

@@ -277,9 +277,8 @@ impl Core {
         }
         let usable = self.local.iter().filter(|(r, l)| {
             let member = self.group.members.get(r);
-            let rested = member.is_some_and(|m| {
-                !m.suspected && matches!(m.role, Role::Passive | Role::Helping)
-            });
+            let rested = member
+                .is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Helping));
             l.leaving.is_none() && rested
         });
         let offers: Vec<ReplicaId> = usable.map(|(r, _)| *r).collect();

@@ -1,8 +1,8 @@
 //! Faulty replicas: conviction, suspicion, loss, and requests that bring replicas down (SPARE §4.4,
 //! §4.5; DESIGN §4.6, §4.7).
 
-use crate::bugs::{planted, Bug};
 use super::{Decision, Disposal, Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Evidence, Notice};
 use spare_protocol::group::{aborted_hash, LossReason};
 use spare_protocol::{Hash, Position, ReplicaId};

@@ -1,7 +1,7 @@
 //! A request gets its position, its agreed time, and its place in the memory of keys.
 
-use crate::bugs::{planted, Bug};
 use super::{Ballot, Decision, Entry, Event, Group, LATE_DECISIONS_MAX, UNANSWERED_KEPT};
+use crate::bugs::{planted, Bug};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::Request;
@@ -22,12 +22,14 @@ impl Group {
             let digest = Hash::of(&request.request);
             if let Some(used) = self.keys.get(&key) {
                 let id = request.id;
-                self.event(if used.digest == digest || planted(Bug::KeyMatchesAnyRequest) {
-                    let position = used.position;
-                    Event::Repeated { id, position }
-                } else {
-                    Event::KeyReused(id)
-                });
+                self.event(
+                    if used.digest == digest || planted(Bug::KeyMatchesAnyRequest) {
+                        let position = used.position;
+                        Event::Repeated { id, position }
+                    } else {
+                        Event::KeyReused(id)
+                    },
+                );
                 return;
             }
             let position = self.ordered().next();

@@ -5,8 +5,8 @@
 //! clean two fresh ones are built, and take both places. The old active votes on everything that was
 //! ordered before the hand-over, then it is destroyed.
 
-use crate::bugs::{planted, Bug};
 use super::{Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::LossReason;
@@ -31,7 +31,11 @@ impl Group {
         }
         self.recovery = Some(Recovery { seat });
         if planted(Bug::RecoveryDestroysFirst) {
-            for replica in self.actives().chain(self.passive_of(seat)).collect::<Vec<_>>() {
+            for replica in self
+                .actives()
+                .chain(self.passive_of(seat))
+                .collect::<Vec<_>>()
+            {
                 self.lost(replica, LossReason::Recovered);
             }
         }
@@ -73,10 +77,12 @@ impl Group {
         let Some(old) = self.active_of(seat) else {
             return;
         };
-        let verified = self
-            .members
-            .iter()
-            .filter(|(r, m)| r.seat == seat && m.role == Role::Successor && (m.verified || planted(Bug::UnverifiedSuccessor)) && m.clean);
+        let verified = self.members.iter().filter(|(r, m)| {
+            r.seat == seat
+                && m.role == Role::Successor
+                && (m.verified || planted(Bug::UnverifiedSuccessor))
+                && m.clean
+        });
         let fresh: Vec<ReplicaId> = verified.map(|(r, _)| *r).collect();
         let (active, passive) = match (self.clean_passive_of(seat), &fresh[..]) {
             (Some(clean), [fresh, ..]) => (clean, *fresh),

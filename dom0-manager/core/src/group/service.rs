@@ -1,8 +1,8 @@
 //! Who is active and who is passive: replicas come into service, step in for others, and leave.
 
-use crate::bugs::{planted, Bug};
 use super::suspicion::Suspicions;
 use super::{Disposal, Event, Group};
+use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;

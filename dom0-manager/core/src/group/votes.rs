@@ -1,7 +1,7 @@
 //! Votes, until f+1 of them are equal (DESIGN §4.3, §4.4); roots at checkpoints (§4.10).
 
-use crate::bugs::{planted, Bug};
 use super::{Decision, Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
 use spare_protocol::group::{write_in_read_hash, Progress, Request, RootVote, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
@@ -76,6 +76,9 @@ impl Group {
     /// cannot make f+1 equal ones.
     pub(super) fn tally(&mut self, position: Position) {
         let quorum = self.quorum();
+        if planted(Bug::MinorityConvictedEarly) {
+            self.convict_early(position);
+        }
         let Some(entry) = self.entries.get(position) else {
             return;
         };
@@ -85,19 +88,24 @@ impl Group {
         let leader = entry.ballot.leader();
         let most = leader.map_or(0, |(_, count)| count);
         let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
-        if planted(Bug::MinorityConvictedEarly) {
-            if let Some((decision, _)) = leader {
-                for replica in entry.ballot.dissenters(decision) {
-                    self.convict_by_vote(replica, position, decision);
-                }
-            }
-        }
         if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
         } else if entry.fallen.len() >= quorum {
             self.event(Event::AbortWanted(position));
         } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help.is_none() {
             self.want_help(position, quorum - most);
+        }
+    }
+
+    /// A seeded bug: who is in the minority for now is convicted.
+    fn convict_early(&mut self, position: Position) {
+        let entry = self.entries.get(position);
+        let leader = entry.and_then(|e| Some((e.ballot.leader()?.0, e)));
+        let minority = leader.map(|(decision, e)| (decision, e.ballot.dissenters(decision)));
+        if let Some((decision, replicas)) = minority {
+            for replica in replicas {
+                self.convict_by_vote(replica, position, decision);
+            }
         }
     }
 
