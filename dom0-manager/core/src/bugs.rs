@@ -3,7 +3,7 @@
 
 /// A mistake in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)] // without the feature none is ever planted
+#[allow(dead_code, unreachable_pub)] // without the feature none is ever planted, and nobody else sees it
 pub enum Bug {
     /// f equal votes decide.
     ThresholdTooLow,
