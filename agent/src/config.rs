@@ -138,6 +138,11 @@ impl Config {
         checked(path, spare_settings::read(path)?)
     }
 
+    /// Reads and checks `text`; `path` is for the messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Config, SettingsError> {
+        checked(path, spare_settings::parse(path, text)?)
+    }
+
     /// The service.
     #[must_use]
     pub fn service(&self) -> Service {
@@ -218,8 +223,7 @@ mod tests {
         state_dir = \"/var/lib/spare/agent\"\n";
 
     fn parse(text: &str) -> Result<Config, SettingsError> {
-        let path = Path::new("agent.toml");
-        checked(path, spare_settings::parse(path, text)?)
+        Config::parse(Path::new("agent.toml"), text)
     }
 
     fn problem(text: &str) -> String {

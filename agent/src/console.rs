@@ -67,6 +67,19 @@ fn copy(
     }
 }
 
+/// For [`crate::decoders`]: a console's output that arrives in pieces as it gets into the log, and
+/// whether the kernel said that it panicked.
+pub(crate) fn logged(output: &[u8], piece_bytes: usize) -> (Vec<u8>, bool) {
+    let mut search = Search::default();
+    let mut panicked = false;
+    for piece in output.chunks(piece_bytes) {
+        panicked |= search.finds(piece);
+    }
+    let mut log = output.to_vec();
+    make_printable(&mut log);
+    (log, panicked)
+}
+
 /// Replaces what a terminal would obey.
 fn make_printable(text: &mut [u8]) {
     for byte in text {

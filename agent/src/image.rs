@@ -88,7 +88,18 @@ fn read_description(name: &str, path: &Path) -> Result<Description> {
         why: format!("{}: {why}", path.display()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    toml::from_str(&text).map_err(|e| bad(e.message().to_owned()))
+    parse_description(&text).map_err(bad)
+}
+
+/// The description in `text`, or what is wrong with it.
+fn parse_description(text: &str) -> std::result::Result<Description, String> {
+    toml::from_str(text).map_err(|e| e.message().to_owned())
+}
+
+/// For [`crate::decoders`]: command line and memory in MiB.
+pub(crate) fn described(text: &str) -> Option<(String, u32)> {
+    let description = parse_description(text).ok()?;
+    Some((description.cmdline, description.memory_mib))
 }
 
 #[cfg(test)]

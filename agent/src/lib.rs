@@ -14,6 +14,7 @@
 
 pub mod config;
 pub mod dbus;
+pub mod decoders;
 pub mod domain_xml;
 pub mod error;
 pub mod files;

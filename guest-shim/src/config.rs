@@ -167,7 +167,11 @@ impl Config {
         Config::parse(&text).with_context(|| format!("in the configuration {}", path.display()))
     }
 
-    fn parse(text: &str) -> Result<Config> {
+    /// Reads and checks the text of a file.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Config> {
         let config: Config = toml::from_str(text)?;
         config.channel.transport()?;
         if config.service.command.is_empty() {

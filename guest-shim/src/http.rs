@@ -105,7 +105,7 @@ impl HttpService {
     }
 }
 
-async fn exchange_over<S>(
+pub(crate) async fn exchange_over<S>(
     stream: S,
     request: Request<Full<Bytes>>,
 ) -> Result<HttpReply, ServiceError>
@@ -156,7 +156,7 @@ async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpRep
 }
 
 /// The request as the service gets it; `None` if the ordered bytes are none.
-fn build(execute: &Execute) -> Option<Request<Full<Bytes>>> {
+pub(crate) fn build(execute: &Execute) -> Option<Request<Full<Bytes>>> {
     let ordered: HttpRequest = decode(&execute.request).ok()?;
     let mut request = Request::new(Full::new(Bytes::from(ordered.body)));
     *request.method_mut() = Method::from_bytes(ordered.method.as_bytes()).ok()?;
@@ -166,7 +166,8 @@ fn build(execute: &Execute) -> Option<Request<Full<Bytes>>> {
         if name.starts_with(RESERVED) || is_connection_header(&name) {
             continue;
         }
-        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        // In lower case, as the names that were left out above.
+        let name = HeaderName::from_lowercase(name.as_bytes()).ok()?;
         headers.append(name, HeaderValue::from_bytes(&value).ok()?);
     }
     if !headers.contains_key(HOST) {

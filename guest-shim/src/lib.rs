@@ -17,6 +17,7 @@
 
 pub mod channel;
 pub mod config;
+pub mod decoders;
 pub mod http;
 pub mod init;
 pub mod postgres;

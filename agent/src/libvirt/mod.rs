@@ -16,6 +16,7 @@ use crate::quarantine::{Cell, Quarantine};
 use crate::states::States;
 use link::{DomainEvent, Link};
 use nix::fcntl::Flock;
+pub(crate) use probe::answer_for;
 use spare_protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;

@@ -130,7 +130,11 @@ fn probe_key(image: &Image) -> Result<String> {
 
 /// The answer given before, if it was for `key`.
 fn remembered(file: &Path, key: &str) -> Option<Accelerator> {
-    let text = std::fs::read_to_string(file).ok()?;
+    answer_for(&std::fs::read_to_string(file).ok()?, key)
+}
+
+/// The answer in the file's `text`, if it was for `key`.
+pub(crate) fn answer_for(text: &str, key: &str) -> Option<Accelerator> {
     match text.trim().strip_prefix(key)?.trim() {
         "kvm" => Some(Accelerator::Kvm),
         "tcg" => Some(Accelerator::Tcg),

@@ -162,7 +162,12 @@ fn answer<T: DeserializeOwned>(call: String, reply: &Reply) -> Result<T, AdminEr
             text: String::from_utf8_lossy(&reply.body).trim().to_owned(),
         });
     }
-    serde_json::from_slice(&reply.body).map_err(|source| AdminError::Answer { call, source })
+    parse(&reply.body).map_err(|source| AdminError::Answer { call, source })
+}
+
+/// The answer in a body.
+pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, serde_json::Error> {
+    serde_json::from_slice(body)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
 use std::fmt;
+use std::io::Cursor;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -287,6 +288,22 @@ impl Connection {
             reason: reason.to_string(),
         }
     }
+}
+
+/// For [`crate::decoders`]: the reply that a server's bytes hold.
+pub(crate) async fn reply_in(bytes: Vec<u8>) -> Option<Reply> {
+    let mut connection = Connection::new(Address::Unix(PathBuf::new()), Duration::ZERO);
+    let request = connection.encode(&Request {
+        method: "GET",
+        target: "/".to_owned(),
+        headers: vec![],
+        body: String::new(),
+    });
+    let stream = tokio::io::join(Cursor::new(bytes), tokio::io::sink());
+    let (sender, driver) = connection.handshake(TokioIo::new(stream)).await.ok()?;
+    let mut open = Open { sender, driver };
+    let response = open.sender.try_send_request(request.ok()?).await.ok()?;
+    connection.receive(response).await.ok()
 }
 
 /// Encodes names and values for a query or a form (`application/x-www-form-urlencoded`).

@@ -131,9 +131,9 @@ impl PagesWriter {
 
 /// Reads a record's pages by position.
 #[derive(Debug)]
-pub struct Pages {
+pub struct Pages<R = BufReader<File>> {
     path: PathBuf,
-    file: BufReader<File>,
+    file: R,
     /// Where the records of each position begin. More than one is for the caller to judge.
     offsets: BTreeMap<Position, Vec<u64>>,
     total: u64,
@@ -149,9 +149,19 @@ impl Pages {
             path: path.to_owned(),
             source,
         })?;
+        Pages::new(path, BufReader::new(file))
+    }
+}
+
+impl<R: Read + Seek> Pages<R> {
+    /// Goes once through the record that `file` holds; `path` is for the messages.
+    ///
+    /// # Errors
+    /// When it cannot be read, is something else, or is damaged.
+    pub fn new(path: &Path, file: R) -> Result<Pages<R>, PagesError> {
         let mut pages = Pages {
             path: path.to_owned(),
-            file: BufReader::new(file),
+            file,
             offsets: BTreeMap::new(),
             total: 0,
         };
@@ -228,16 +238,28 @@ impl Pages {
         if length > RECORD_BYTES_MAX {
             return Err(self.damaged(offset, &format!("it claims {length} bytes")));
         }
-        let mut payload = vec![0; length];
-        if !self.fill(&mut payload)? {
+        let Some(payload) = self.payload(length)? else {
             return Ok(None);
-        }
+        };
         if crc32fast::hash(&payload) != crc {
             return Err(self.damaged(offset, "checksum"));
         }
         let page =
             spare_protocol::decode(&payload).map_err(|e| self.damaged(offset, &e.to_string()))?;
         Ok(Some((page, 8 + length as u64)))
+    }
+
+    /// So many bytes; `None` when the file ends before. Takes memory for what is there, not for what a
+    /// damaged length claims.
+    fn payload(&mut self, length: usize) -> Result<Option<Vec<u8>>, PagesError> {
+        let mut payload = Vec::new();
+        let read = (&mut self.file)
+            .take(length as u64)
+            .read_to_end(&mut payload);
+        match read {
+            Ok(bytes) => Ok((bytes == length).then_some(payload)),
+            Err(source) => Err(self.io(source)),
+        }
     }
 
     /// Fills `buffer`; false when the file ends before it is full.

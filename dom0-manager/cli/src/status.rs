@@ -7,6 +7,15 @@ use spare_protocol::admin::{
 };
 use std::fmt::Write;
 
+/// Characters of a cell that are shown; the longest that is right is a hash.
+const CELL_CHARS_MAX: usize = 100;
+
+/// Text from elsewhere without anything that a terminal would obey: a guest's or a client's words may
+/// be in it.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 /// A table with left-aligned columns; the last one is not padded.
 #[derive(Default)]
 pub(crate) struct Table {
@@ -21,7 +30,8 @@ impl Table {
     }
 
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        let shown = |cell: &String| plain(cell).chars().take(CELL_CHARS_MAX).collect();
+        self.rows.push(cells.iter().map(shown).collect());
     }
 
     pub(crate) fn render(&self, indent: usize) -> String {
@@ -82,11 +92,11 @@ fn head(status: &Status) -> String {
     format!(
         "{}: {mode}\n  gateway {}, masks {} faulty replica{}, engine {}, epoch {}\n  \
          ordered {}, decided {} ({undecided} under way)\n",
-        status.service,
-        status.gateway,
+        plain(&status.service),
+        plain(&status.gateway),
         status.faults,
         if status.faults == 1 { "" } else { "s" },
-        status.engine,
+        plain(&status.engine),
         status.epoch,
         status.ordered,
         status.decided,
@@ -188,17 +198,17 @@ fn render_conviction(conviction: &Conviction) -> String {
     };
     let mut out = format!(
         "last conviction: replica {} at {} UTC: {wrong}\n  request {}: {}\n",
-        conviction.replica,
+        plain(&conviction.replica),
         date_and_time(conviction.at_us),
         conviction.position,
-        conviction.request
+        plain(&conviction.request)
     );
     if !conviction.votes.is_empty() {
         out.push_str(&votes(conviction).render(2));
     }
     match &conviction.evidence {
         Some(folder) => {
-            let _ = writeln!(out, "  evidence {folder}");
+            let _ = writeln!(out, "  evidence {}", plain(folder));
         }
         None => out.push_str("  evidence none was kept\n"),
     }
@@ -239,7 +249,7 @@ pub fn render_event(event: &Event) -> String {
         date_and_time(event.at_us),
         event.number,
         name(&event.kind),
-        event.text
+        plain(&event.text)
     )
 }
 
@@ -328,6 +338,24 @@ mod tests {
                 evidence: Some("/var/lib/spare/evidence/4100".into()),
             }),
         }
+    }
+
+    #[test]
+    fn what_a_guest_or_a_client_said_cannot_command_the_terminal() {
+        let mut status = status();
+        status.hosts[0].name = "\u{1b}[2J".repeat(70_000);
+        let event = Event {
+            number: 1,
+            at_us: 0,
+            kind: EventKind::Lost,
+            position: None,
+            replica: None,
+            text: "0.1 said: \u{1b}]0;x\u{7}\n1970-01-01 all is well".into(),
+        };
+        let shown = [render_status(&status), render_event(&event)];
+        assert!(shown.iter().all(|text| !text.contains(['\u{1b}', '\u{7}'])));
+        assert_eq!(shown[1].lines().count(), 1);
+        assert!(shown[0].len() < 10_000);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! From a decision to its record in the log: the agreed bytes are found, here or at another manager, and
 //! handed on in the order of positions.
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::Timer;
-use crate::engine::Core;
+use crate::engine::{Core, LocalAnswer};
 use crate::group::Decision;
 use crate::io::{Output, Standing};
 use bytes::Bytes;
@@ -34,7 +35,8 @@ impl Core {
         if slot.agreed.is_some() {
             return;
         }
-        let right = slot.answers.iter().find(|a| a.decision == decision);
+        let trusted = |a: &&LocalAnswer| a.decision == decision || planted(Bug::LocalBytesTrusted);
+        let right = slot.answers.iter().find(trusted);
         if aborted {
             slot.agreed = Some((None, Bytes::new()));
         } else if let Some(answer) = right {

@@ -59,6 +59,8 @@ pub struct Core {
     pub(crate) backlog: VecDeque<(SeatId, Envelope)>,
     /// Messages of this ring that the group's state contains.
     pub(crate) seen: u64,
+    /// Of these, still to be delivered here: the state came from a manager that was ahead.
+    pub(crate) ahead: u64,
     /// Whose state is taken over.
     pub(crate) source: SeatId,
     pub(crate) joined_sent: bool,
@@ -128,6 +130,7 @@ impl Core {
             given_up: BTreeSet::new(),
             backlog: VecDeque::new(),
             seen: 0,
+            ahead: 0,
             source: config.me,
             joined_sent: false,
             lease: None,

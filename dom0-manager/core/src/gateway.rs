@@ -1,5 +1,6 @@
 //! Requests of this manager's gateway, from their arrival to their answer.
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::Timer;
 use crate::engine::Core;
 use crate::io::{Output, Refusal, Standing};
@@ -88,12 +89,8 @@ impl Core {
         if id.seat != self.config.me || !self.open.contains(&id.number) {
             return;
         }
-        let Some(slot) = self.slots.get(position) else {
-            self.open.remove(&id.number);
-            self.out.push(Output::AnswerAgain { id, position });
-            return;
-        };
-        if slot.agreed.is_some() {
+        let slot = self.slots.get(position);
+        if slot.is_none_or(|s| s.agreed.is_some()) {
             self.answerable.insert(position);
         }
         self.repeated.entry(position).or_default().push(id);
@@ -126,9 +123,13 @@ impl Core {
         if self.standing != Standing::Serving || !self.group.is_established() || !in_time {
             return;
         }
-        let mut everywhere = self.group.delivered_everywhere();
-        if self.config.durable {
+        // What is not in the log yet would be lost if all members left the primary view.
+        let mut everywhere = self.group.delivered_everywhere().min(self.agreed);
+        if self.config.durable && !planted(Bug::ReplyBeforeDisk) {
             everywhere = everywhere.min(self.group.stored_everywhere());
+        }
+        if planted(Bug::ReplyBeforeDelivery) {
+            everywhere = self.group.ordered();
         }
         while let Some(position) = self.answerable.first().copied() {
             if position > everywhere {
@@ -141,6 +142,12 @@ impl Core {
 
     fn answer_one(&mut self, position: Position) {
         let Some(slot) = self.slots.get(position) else {
+            // Forgotten: its answer is in the log.
+            for id in self.repeated.remove(&position).unwrap_or_default() {
+                if self.open.remove(&id.number) {
+                    self.out.push(Output::AnswerAgain { id, position });
+                }
+            }
             return;
         };
         let Some((outcome, _)) = slot.agreed.clone() else {

@@ -4,7 +4,7 @@ use crate::Micros;
 use spare_protocol::Class;
 
 /// A timeout is this many times what is usual.
-const TIMEOUT_FACTOR: u64 = 8;
+const TIMEOUT_FACTOR: u64 = 4;
 
 /// A running mean with its mean deviation.
 #[derive(Clone, Copy, Debug, Default)]
@@ -109,7 +109,7 @@ mod tests {
         }
         let learnt = latencies.timeout(Class::Read, bounds);
         assert!(
-            learnt >= Micros::from_ms(160) && learnt < Micros::from_ms(200),
+            learnt >= Micros::from_ms(80) && learnt < Micros::from_ms(100),
             "{learnt:?}"
         );
         assert_eq!(latencies.timeout(Class::Write, bounds), bounds.1);

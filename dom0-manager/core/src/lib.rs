@@ -14,6 +14,10 @@
 
 mod agreement;
 mod buffer;
+#[cfg(feature = "seeded-bugs")]
+pub mod bugs;
+#[cfg(not(feature = "seeded-bugs"))]
+mod bugs;
 mod config;
 mod deadline;
 mod engine;

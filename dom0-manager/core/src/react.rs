@@ -1,5 +1,6 @@
 //! What this manager does when the group's state changed.
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::{Timer, Wait};
 use crate::engine::{Core, LocalAnswer, Slot};
 use crate::group::{Decision, Disposal, Event, Recovery};
@@ -111,6 +112,9 @@ impl Core {
     fn begins(&mut self, replica: ReplicaId) {
         self.executes_since.insert(replica, self.now.monotonic);
         if let Some(local) = self.local.get_mut(&replica) {
+            if planted(Bug::ExecutedAgainAfterPromotion) && !local.clean {
+                local.sent = local.sent.previous();
+            }
             local.clean = false;
         }
     }
@@ -166,6 +170,9 @@ impl Core {
             self.live = true;
             self.stand(Standing::Serving);
             self.deadlines.cancel(Timer::CatchUp);
+            if self.agreed < self.group.entries.before() {
+                self.want_log();
+            }
             self.announce_built_replicas();
         }
         let epoch = self.group.epoch;

@@ -5,6 +5,7 @@
 //! agreed updates first, then, if its vote is expected, every request from the first that is not
 //! agreed on (DESIGN §4.5: no passive goes past an undecided request).
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::Timer;
 use crate::engine::{Core, LocalAnswer};
 use crate::group::{Decision, Role};
@@ -165,6 +166,9 @@ impl Core {
             reply: outcome_hash(&outcome),
             update: Hash::of(&update),
         };
+        if planted(Bug::UpdateBeforeAgreement) && position > self.agreed && !update.is_empty() {
+            self.update_too_early(position, &update);
+        }
         self.outbox.votes.push(Vote {
             position,
             replica,
@@ -202,6 +206,28 @@ impl Core {
         if found {
             self.bytes_found(position);
             self.advance();
+        }
+    }
+
+    /// A seeded bug: the passives get an update that is not agreed on.
+    fn update_too_early(&mut self, position: Position, update: &Bytes) {
+        let passives: Vec<ReplicaId> = self
+            .local
+            .iter()
+            .filter(|(_, l)| l.vm == Vm::Paused && l.sent.next() == position)
+            .map(|(r, _)| *r)
+            .collect();
+        for replica in passives {
+            if let Some(local) = self.local.get_mut(&replica) {
+                local.sent = position;
+                local.applying.push_back((position, 1));
+            }
+            self.out.push(Output::Apply {
+                replica,
+                updates: vec![(position, update.clone())],
+                upto: position,
+                root: RootRequest::No,
+            });
         }
     }
 
@@ -384,7 +410,7 @@ impl Core {
             let executes = execute_upto.is_some_and(|upto| sent < upto);
             if sent < self.agreed && (executes || work_waits) {
                 self.send_updates(replica, sent);
-            } else if executes {
+            } else if executes && self.group.entries.get(sent.next()).is_some() {
                 self.send_request(replica, sent.next());
             } else {
                 return;
@@ -415,8 +441,16 @@ impl Core {
             .range(sent.next()..)
             .next()
             .filter(|(p, _)| **p <= self.agreed);
-        let (upto, root) = mark.map_or((self.agreed, RootRequest::No), |(p, root)| (*p, *root));
-        let updates = self.buffer.range(sent, upto);
+        let (mut upto, root) = mark.map_or((self.agreed, RootRequest::No), |(p, root)| (*p, *root));
+        if planted(Bug::PassivePassesUndecided) && root == RootRequest::No {
+            upto = self.group.ordered();
+        }
+        let from = if planted(Bug::UpdateSentTwice) {
+            sent.previous()
+        } else {
+            sent
+        };
+        let updates = self.buffer.range(from, upto);
         let now = self.now.monotonic;
         if let Some(local) = self.local.get_mut(&replica) {
             if local.applying.is_empty() {
@@ -482,7 +516,11 @@ impl Core {
             Some((replica, local)) => (Some(*replica), local.sent),
             None => (None, self.agreed),
         };
-        let upto = least.min(self.agreed);
+        let upto = if planted(Bug::BufferTrimmedTooFar) {
+            self.agreed
+        } else {
+            least.min(self.agreed)
+        };
         self.buffer.trim(upto);
         while let Some((position, _)) = self.checkpoint_marks.first_key_value() {
             if *position > upto {

@@ -20,6 +20,7 @@
 //! view is there (or an operator gave it up): somebody among them has every record that was ever
 //! acknowledged.
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::Timer;
 use crate::engine::Core;
 use crate::group::{Group, Rules, Window};
@@ -52,11 +53,13 @@ impl Core {
         }
         self.backlog.clear();
         self.seen = 0;
+        self.ahead = 0;
         self.syncs.clear();
         self.ring = ring;
         self.ring_members = members;
         self.joined_sent = false;
         self.deadlines.cancel(Timer::CatchUp);
+        let primary = primary || planted(Bug::MinorityGoesOn);
         if !primary || !self.ring_members.contains(&self.config.me) {
             self.leave();
             return self.stand(Standing::Apart);
@@ -100,6 +103,7 @@ impl Core {
             _ => {}
         }
         match self.standing {
+            Standing::Serving | Standing::CatchingUp if self.ahead > 0 => self.ahead -= 1,
             Standing::Serving | Standing::CatchingUp => self.apply(from, envelope),
             Standing::Syncing | Standing::Waiting | Standing::Joining => {
                 self.backlog.push_back((from, envelope));
@@ -170,7 +174,7 @@ impl Core {
             .filter(|s| !self.syncs.contains_key(s) && !self.given_up.contains(s))
             .copied()
             .collect();
-        if !absent.is_empty() {
+        if !absent.is_empty() && !planted(Bug::StaleStateDecides) {
             let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
             self.notice(Notice::Alarm(format!(
                 "waiting for seat {}: it was in the newest primary view, and only with it is it certain \
@@ -275,6 +279,7 @@ impl Core {
                 self.joined_sent = false;
                 self.check_caught_up();
             }
+            Standing::Serving if self.agreed < self.group.entries.before() => self.want_log(),
             _ => {}
         }
     }
@@ -315,7 +320,10 @@ impl Core {
         }
         std::mem::swap(&mut self.group, &mut group);
         // Beyond what every member had, another history may have been agreed on.
-        let keep = self.safe.min(self.agreed);
+        let mut keep = self.safe.min(self.agreed);
+        if planted(Bug::JoinerKeepsItsTail) {
+            keep = self.agreed;
+        }
         if keep < self.agreed {
             self.out.push(Output::Truncate { after: keep });
             self.agreed = keep;
@@ -324,8 +332,14 @@ impl Core {
         self.forget_what_was_open(keep);
         self.stand(Standing::CatchingUp);
         let contained = seen - self.seen;
-        for _ in 0..contained {
-            self.backlog.pop_front();
+        if planted(Bug::BacklogForgotten) {
+            self.backlog.clear();
+        }
+        for done in 0..contained {
+            if self.backlog.pop_front().is_none() {
+                self.ahead = contained - done;
+                break;
+            }
         }
         self.seen = seen;
         self.slots = Window::above(self.group.entries.before());
@@ -354,12 +368,18 @@ impl Core {
         self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
     }
 
-    fn want_log(&mut self) {
+    /// Asks for records of requests that the group has forgotten.
+    pub(crate) fn want_log(&mut self) {
         self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
-        if self.agreed < self.slots.before() {
-            let (to, after) = (self.source, self.agreed);
-            let message = PeerMessage::WantLog { after };
-            self.out.push(Output::SendPeer { to, message });
+        if self.agreed < self.group.entries.before() {
+            let me = self.config.me;
+            let others = || self.group.view.keys().copied().filter(|s| *s != me);
+            let source = others().find(|s| *s == self.source);
+            if let Some(to) = source.or_else(|| others().next()) {
+                let after = self.agreed;
+                let message = PeerMessage::WantLog { after };
+                self.out.push(Output::SendPeer { to, message });
+            }
         }
     }
 
@@ -372,8 +392,14 @@ impl Core {
         let mut taken = false;
         for record in records {
             // What is in the window is taken from there, once its decision is known here.
-            if record.position == self.agreed.next() && record.position <= self.slots.before() {
+            let forgotten = record.position <= self.group.entries.before();
+            if record.position == self.agreed.next() && forgotten {
+                let position = record.position;
+                if let Some(slot) = self.slots.get_mut(position) {
+                    slot.agreed = Some((record.outcome.clone(), record.update.clone()));
+                }
                 self.record(record);
+                self.bytes_found(position);
                 taken = true;
             } else if self.slots.get(record.position).is_some() {
                 self.offer_bytes(record.position, record.outcome, record.update);
@@ -392,7 +418,8 @@ impl Core {
         let caught_up = self.agreed >= self.slots.before() && near;
         if self.standing == Standing::CatchingUp && caught_up && !self.joined_sent {
             self.joined_sent = true;
-            self.multicast(GroupMessage::Joined);
+            let agreed = self.agreed;
+            self.multicast(GroupMessage::Joined { agreed });
         }
     }
 

@@ -1,5 +1,6 @@
 //! Silence, slowness, help, sleep: what a manager does because time passed (DESIGN §4.6, §4.7).
 
+use crate::bugs::{planted, Bug};
 use crate::deadline::{Timer, Wait};
 use crate::engine::Core;
 use crate::group::Role;
@@ -160,6 +161,9 @@ impl Core {
     }
 
     fn arm_help(&mut self, position: Position, attempt: u32) {
+        if attempt > 1 && planted(Bug::HelpNotRenewed) {
+            return self.deadlines.cancel(Timer::Help(position));
+        }
         let doublings = attempt.saturating_sub(1).min(RENEWAL_DOUBLINGS_MAX);
         let wait = Micros(self.config.help_timeout.0 << doublings);
         self.set_timer(Timer::Help(position), wait);
@@ -272,8 +276,10 @@ impl Core {
             return;
         }
         let usable = self.local.iter().filter(|(r, l)| {
-            let role = self.group.members.get(r).map(|m| m.role);
-            l.leaving.is_none() && matches!(role, Some(Role::Passive | Role::Helping))
+            let member = self.group.members.get(r);
+            let rested = member
+                .is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Helping));
+            l.leaving.is_none() && rested
         });
         let offers: Vec<ReplicaId> = usable.map(|(r, _)| *r).collect();
         for replica in offers {

@@ -64,6 +64,13 @@ struct Window {
     wait_ms: u64,
 }
 
+/// For [`crate::decoders`]: `after` and `wait_ms` of a query.
+pub(crate) fn window(query: &str) -> Option<(u64, u64)> {
+    let uri = format!("/v1/events?{query}").parse().ok()?;
+    let Query(window) = Query::<Window>::try_from_uri(&uri).ok()?;
+    Some((window.after, window.wait_ms))
+}
+
 async fn events(
     State(deployment): State<Arc<Deployment>>,
     Query(window): Query<Window>,

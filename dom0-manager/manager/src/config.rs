@@ -260,11 +260,19 @@ impl Default for Store {
 impl Config {
     /// Reads and checks the file at `path`.
     pub(crate) fn read(path: &Path) -> Result<Config, SettingsError> {
-        let config: Config = spare_settings::read(path)?;
-        config
-            .check()
-            .map_err(|problem| SettingsError::value(path, problem))?;
-        Ok(config)
+        spare_settings::read::<Config>(path)?.checked(path)
+    }
+
+    /// Reads and checks `text`; `path` is for the messages.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, SettingsError> {
+        spare_settings::parse::<Config>(path, text)?.checked(path)
+    }
+
+    fn checked(self, path: &Path) -> Result<Config, SettingsError> {
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(problem) => Err(SettingsError::value(path, problem)),
+        }
     }
 
     /// What one seat's core is told.

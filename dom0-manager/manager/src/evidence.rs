@@ -26,6 +26,11 @@ pub(crate) fn keep(folder: PathBuf, replica: ReplicaId, evidence: &Evidence) {
     });
 }
 
+/// For [`crate::decoders`]: the texts of a request and of a reply.
+pub(crate) fn texts(bytes: &[u8], outcome: &Outcome) -> [Vec<u8>; 2] {
+    [request(bytes), reply(outcome)]
+}
+
 fn write(folder: &Path, replica: ReplicaId, evidence: &Evidence) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("votes.txt"), votes(replica, evidence))?;

@@ -160,7 +160,10 @@ impl Clients {
     }
 
     /// The whole request, or why it is not taken.
-    async fn read(&self, request: Request<Incoming>) -> Result<HttpRequest, Response<Full<Bytes>>> {
+    pub(crate) async fn read(
+        &self,
+        request: Request<Incoming>,
+    ) -> Result<HttpRequest, Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
         let Some(target) = head.uri.path_and_query() else {
             return Err(refuse(
@@ -283,7 +286,7 @@ fn unavailable(why: &str) -> Response<Full<Bytes>> {
 }
 
 /// The agreed reply as HTTP. It was normalised and checked before it was agreed on.
-fn reply(position: Position, outcome: Outcome) -> Response<Full<Bytes>> {
+pub(crate) fn reply(position: Position, outcome: Outcome) -> Response<Full<Bytes>> {
     let Outcome::Reply(bytes) = outcome else {
         return refuse(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -332,13 +335,19 @@ pub(crate) async fn serve(listener: TcpListener, clients: Arc<Clients>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, clients: Arc<Clients>) {
-    let _ = stream.set_nodelay(true);
+/// How a connection is read.
+pub(crate) fn http(limits: &Gateway) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(clients.limits.header_timeout_ms))
-        .max_buf_size(clients.limits.header_bytes_max);
+        .header_read_timeout(Duration::from_millis(limits.header_timeout_ms))
+        .max_buf_size(limits.header_bytes_max);
+    builder
+}
+
+async fn serve_connection(stream: TcpStream, clients: Arc<Clients>) {
+    let _ = stream.set_nodelay(true);
+    let builder = http(&clients.limits);
     let wait = clients.limits.header_timeout_ms;
     let service = service_fn(move |request| {
         let clients = Arc::clone(&clients);

@@ -221,12 +221,8 @@ impl Reader {
                 position,
                 root,
             },
-            FromGuest::Broken { mut reason } => {
-                let end = (0..=REASON_BYTES_MAX.min(reason.len()))
-                    .rev()
-                    .find(|i| reason.is_char_boundary(*i));
-                reason.truncate(end.unwrap_or(0));
-                let reason = LossReason::Broken(reason);
+            FromGuest::Broken { reason } => {
+                let reason = LossReason::Broken(printable(reason));
                 Input::Failed { replica, reason }
             }
         };
@@ -245,6 +241,56 @@ impl Reader {
                 .map_err(|e| format!("its reply is no HTTP reply: {e}")),
         }
     }
+}
+
+/// What a guest says for operators to read: cut to [`REASON_BYTES_MAX`], and without anything that
+/// their terminal would obey.
+fn printable(mut text: String) -> String {
+    let end = (0..=REASON_BYTES_MAX.min(text.len()))
+        .rev()
+        .find(|i| text.is_char_boundary(*i));
+    text.truncate(end.unwrap_or(0));
+    text.replace(char::is_control, " ")
+}
+
+/// For [`crate::decoders`]: what comes of the bytes of a guest in that session, which arrive in pieces
+/// of at most `piece_bytes` (1 or more): the texts that operators will see of it, and the rule that it
+/// broke, if it broke one.
+#[must_use]
+pub fn understood(
+    session: u32,
+    bytes: &[u8],
+    piece_bytes: usize,
+    rules: &crate::decoders::Rules,
+) -> (Vec<String>, Option<String>) {
+    let (inputs, _) = mpsc::channel(1);
+    let mut reader = Reader {
+        replica: ReplicaId {
+            seat: spare_protocol::SeatId(0),
+            generation: 1,
+        },
+        session,
+        normaliser: Arc::clone(&rules.0),
+        inputs,
+        decoder: FrameDecoder::new(),
+        sequence: 0,
+        stale_bytes: 0,
+    };
+    let mut texts = Vec::new();
+    for piece in bytes.chunks(piece_bytes) {
+        reader.decoder.push(piece);
+        while let Some(found) = reader.decoder.next() {
+            match reader.understand(found) {
+                Ok(Some(Input::Failed { reason, .. })) => texts.push(match reason {
+                    LossReason::Broken(text) | LossReason::VmStopped(text) => text,
+                    other => format!("{other:?}"),
+                }),
+                Ok(_) => {}
+                Err(violation) => return (texts, Some(violation)),
+            }
+        }
+    }
+    (texts, None)
 }
 
 #[cfg(test)]
@@ -366,6 +412,15 @@ mod tests {
             guest.inputs.recv().await,
             Some(Input::Violated { .. })
         ));
+    }
+
+    #[test]
+    fn what_a_guest_says_cannot_command_a_terminal() {
+        assert_eq!(printable("\u{1b}[2Jgone\nü".into()), " [2Jgone ü");
+        assert_eq!(
+            printable("ü".repeat(REASON_BYTES_MAX)).len(),
+            REASON_BYTES_MAX
+        );
     }
 
     #[tokio::test]

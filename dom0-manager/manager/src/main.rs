@@ -1,17 +1,4 @@
-//! `spare-manager`: the replica manager. It joins core, group, store and the host agent, and serves
-//! clients and operators.
-
-mod admin;
-mod config;
-mod daemon;
-mod evidence;
-mod gateway;
-mod guest;
-mod journal;
-mod normalise;
-mod recent;
-mod seat;
-mod timeline;
+//! `spare-manager`: see the crate's documentation, and `spare-manager --help`.
 
 use clap::Parser;
 use std::path::PathBuf;
@@ -48,15 +35,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = config::Config::read(&arguments.config)?;
-    normalise::Normaliser::new(&config.normalise)?;
     if arguments.check {
+        spare_manager::check(&arguments.config)?;
         println!("{}: in order", arguments.config.display());
         return Ok(());
     }
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?
-        .block_on(daemon::run(config))
+    spare_manager::run(&arguments.config)
 }

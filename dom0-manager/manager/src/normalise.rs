@@ -3,8 +3,12 @@
 
 use crate::config::Normalise;
 use bytes::Bytes;
-use regex::bytes::Regex;
+use regex::bytes::{Captures, Regex, Replacer};
 use spare_protocol::http::{is_connection_header, HttpReply};
+
+/// The largest normalised body: the largest that a shim takes from its service. What a rule puts in
+/// can be longer than what it takes out, and how often it matches is up to the guest.
+const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// A rule that is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -77,21 +81,63 @@ impl Normaliser {
         });
         // The order of headers with different names carries no meaning; of equal ones it does.
         reply.headers.sort_by(|a, b| a.0.cmp(&b.0));
-        self.normalise_body(&mut reply);
+        if self.normalise_body(&mut reply).is_err() {
+            // Every replica with the same page gets the same answer: no correct one looks faulty.
+            reply = HttpReply {
+                status: 502,
+                headers: vec![("content-type".into(), b"text/plain".to_vec())],
+                body: b"The normalised page is larger than 16 MiB.\n".to_vec(),
+            };
+        }
         Ok(Bytes::from(spare_protocol::encode(&reply)))
     }
 
-    fn normalise_body(&self, reply: &mut HttpReply) {
+    fn normalise_body(&self, reply: &mut HttpReply) -> Result<(), TooLarge> {
         if self.body.is_empty() {
-            return;
+            return Ok(());
         }
         let content_type = reply.header("content-type").unwrap_or_default();
         let content_type = String::from_utf8_lossy(content_type).to_ascii_lowercase();
         for rule in &self.body {
             if content_type.starts_with(&rule.content_type) {
-                let body = rule.pattern.replace_all(&reply.body, &rule.replacement[..]);
-                reply.body = body.into_owned();
+                reply.body = rule.replace_all(&reply.body)?;
             }
+        }
+        Ok(())
+    }
+}
+
+/// A body became larger than [`BODY_BYTES_MAX`].
+struct TooLarge;
+
+impl BodyRule {
+    fn replace_all(&self, body: &[u8]) -> Result<Vec<u8>, TooLarge> {
+        let mut bounded = Bounded {
+            replacement: &self.replacement,
+            exceeded: false,
+        };
+        let replaced = self
+            .pattern
+            .replace_all(body, bounded.by_ref())
+            .into_owned();
+        if bounded.exceeded || replaced.len() > BODY_BYTES_MAX {
+            return Err(TooLarge);
+        }
+        Ok(replaced)
+    }
+}
+
+/// Puts nothing more in when the result is too large.
+struct Bounded<'a> {
+    replacement: &'a [u8],
+    exceeded: bool,
+}
+
+impl Replacer for Bounded<'_> {
+    fn replace_append(&mut self, found: &Captures<'_>, result: &mut Vec<u8>) {
+        self.exceeded |= result.len() > BODY_BYTES_MAX;
+        if !self.exceeded {
+            found.expand(self.replacement, result);
         }
     }
 }
@@ -135,6 +181,25 @@ mod tests {
             "page, took 5 ms",
         );
         assert_ne!(normal(&one), normal(&other));
+    }
+
+    #[test]
+    fn a_page_that_the_rules_make_too_large_becomes_the_same_error_for_every_replica() {
+        let rules = Normalise {
+            body: vec![crate::config::BodyRule {
+                content_type: String::new(),
+                pattern: "x".into(),
+                replacement: "y".repeat(1000),
+            }],
+            ..Normalise::default()
+        };
+        let normaliser = Normaliser::new(&rules).expect("valid");
+        let normal = |body: &str| {
+            let bytes = normaliser.normalise(&reply(&[], body)).expect("http");
+            spare_protocol::decode::<HttpReply>(&bytes).expect("a reply")
+        };
+        assert_eq!(normal(&"x".repeat(1000)).body.len(), 1_000_000);
+        assert_eq!(normal(&"x".repeat(1 << 20)).status, 502);
     }
 
     #[test]

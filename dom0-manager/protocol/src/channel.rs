@@ -186,11 +186,22 @@ pub enum Decoded {
     Skipped(usize),
 }
 
+/// Bytes that are checksummed in vain before a frame whose checksum fails is skipped as a whole. The
+/// longest frame fits twice, so a reader that begins in the middle of one finds the next.
+const VAIN_BYTES_MAX: usize = 2 * (HEADER_BYTES + FRAME_BYTES_MAX);
+
 /// Finds frames in a byte stream. Holds at most one frame's worth of bytes beyond what was pushed
 /// last, and allocates only for bytes that really arrived.
+///
+/// The time it takes is proportional to the bytes that arrived, too. Within a frame whose checksum
+/// fails another may begin, so only its first bytes are skipped; but a stream that is nothing but
+/// beginnings of long frames would then be checksummed once for each of them. So failed checksums are
+/// charged against the bytes that were consumed, and who has overdrawn loses the whole frame.
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     buffer: BytesMut,
+    /// Bytes checksummed in vain, less those consumed since.
+    vain_bytes: usize,
 }
 
 impl FrameDecoder {
@@ -211,25 +222,25 @@ impl FrameDecoder {
     pub fn next(&mut self) -> Option<Decoded> {
         let start = self.find_magic();
         if start > 0 {
-            self.buffer.advance(start);
-            return Some(Decoded::Skipped(start));
+            return Some(self.skip(start));
         }
         if self.buffer.len() < HEADER_BYTES {
             return None;
         }
         let length = self.u32_at(4) as usize;
         if length > FRAME_BYTES_MAX {
-            return Some(self.skip_magic());
+            return Some(self.skip(MAGIC.len()));
         }
         if self.buffer.len() < HEADER_BYTES + length {
             return None;
         }
         let payload = &self.buffer[HEADER_BYTES..HEADER_BYTES + length];
         if checksum(&self.buffer[4..20], payload) != self.u32_at(20) {
-            return Some(self.skip_magic());
+            return Some(self.skip_failed(HEADER_BYTES + length));
         }
         let session = self.u32_at(8);
         let sequence = u64::from(self.u32_at(12)) | u64::from(self.u32_at(16)) << 32;
+        self.vain_bytes = self.vain_bytes.saturating_sub(HEADER_BYTES + length);
         let mut frame = self.buffer.split_to(HEADER_BYTES + length).freeze();
         frame.advance(HEADER_BYTES);
         Some(Decoded::Frame(Frame {
@@ -241,17 +252,32 @@ impl FrameDecoder {
 
     /// Bytes before the first place where a frame may begin.
     fn find_magic(&self) -> usize {
-        (0..self.buffer.len())
-            .find(|&i| {
-                let rest = &self.buffer[i..];
-                rest.iter().zip(MAGIC.iter()).all(|(a, b)| a == b)
-            })
-            .unwrap_or(self.buffer.len())
+        let bytes = &self.buffer[..];
+        let mut from = 0;
+        while let Some(at) = bytes[from..].iter().position(|b| *b == MAGIC[0]) {
+            let rest = &bytes[from + at..];
+            if rest.iter().zip(MAGIC.iter()).all(|(a, b)| a == b) {
+                return from + at;
+            }
+            from += at + 1;
+        }
+        bytes.len()
     }
 
-    fn skip_magic(&mut self) -> Decoded {
-        self.buffer.advance(MAGIC.len());
-        Decoded::Skipped(MAGIC.len())
+    /// Skips what looked like a frame of so many bytes and failed its checksum.
+    fn skip_failed(&mut self, frame_bytes: usize) -> Decoded {
+        self.vain_bytes += frame_bytes;
+        if self.vain_bytes > VAIN_BYTES_MAX {
+            self.skip(frame_bytes)
+        } else {
+            self.skip(MAGIC.len())
+        }
+    }
+
+    fn skip(&mut self, bytes: usize) -> Decoded {
+        self.vain_bytes = self.vain_bytes.saturating_sub(bytes);
+        self.buffer.advance(bytes);
+        Decoded::Skipped(bytes)
     }
 
     fn u32_at(&self, at: usize) -> u32 {
@@ -334,6 +360,26 @@ mod tests {
         decoder.push(&wire);
         assert_eq!(decoder.next(), Some(Decoded::Skipped(4)));
         assert!(decoder.buffer.capacity() < 1024);
+    }
+
+    #[test]
+    fn beginnings_of_long_frames_are_not_each_checksummed_to_their_end() {
+        let mut header = MAGIC.to_vec();
+        header.extend_from_slice(&(FRAME_BYTES_MAX as u32).to_le_bytes());
+        header.extend_from_slice(&[0; 16]);
+        let mut decoder = FrameDecoder::new();
+        decoder.push(&header.repeat(2 * FRAME_BYTES_MAX / HEADER_BYTES));
+        let mut found = 0;
+        while decoder.next().is_some() {
+            found += 1;
+        }
+        assert!(found < 10, "{found} checksums over {FRAME_BYTES_MAX} bytes");
+        let wanted = frame(1, vec![5; 10]);
+        decoder.push(&[0; HEADER_BYTES + FRAME_BYTES_MAX]);
+        decoder.push(&wanted.to_bytes());
+        let mut frames = Vec::new();
+        drain(&mut decoder, &mut frames);
+        assert_eq!(frames, [wanted]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The one encoding of all messages: postcard, with nothing left over.
 
-use serde::de::DeserializeOwned;
-use serde::Serialize;
+use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
 
 /// Bytes that are not an encoding of the expected type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,5 +37,88 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
         Ok(value)
     } else {
         Err(DecodeError::TrailingBytes(rest.len()))
+    }
+}
+
+/// Reads a list of at most `MAX` elements, for a field's `deserialize_with`. A longer one is refused
+/// before memory is taken for it: an element in memory can be many times as large as its encoding.
+pub(crate) fn at_most<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_seq(AtMost::<T, MAX>(PhantomData))
+}
+
+struct AtMost<T, const MAX: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for AtMost<T, MAX> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MAX}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(element) = elements.next_element()? {
+            if list.len() == MAX {
+                return Err(A::Error::invalid_length(MAX + 1, &self));
+            }
+            list.push(element);
+        }
+        Ok(list)
+    }
+}
+
+/// Reads bytes in one piece, for a field's `deserialize_with`. The encoding is that of a list of
+/// bytes, which serde alone would read one by one into a vector that it lets grow.
+pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    deserializer.deserialize_bytes(Whole)
+}
+
+struct Whole;
+
+impl Visitor<'_> for Whole {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bytes")
+    }
+
+    fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+        Ok(bytes.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+    struct Bounded {
+        #[serde(deserialize_with = "at_most::<_, _, 2>")]
+        list: Vec<Vec<u8>>,
+        #[serde(deserialize_with = "bytes")]
+        bytes: Vec<u8>,
+    }
+
+    fn bounded(count: usize) -> Bounded {
+        Bounded {
+            list: vec![Vec::new(); count],
+            bytes: vec![7; 300],
+        }
+    }
+
+    #[test]
+    fn a_list_may_have_its_limit_and_not_one_more() {
+        assert_eq!(decode(&encode(&bounded(2))), Ok(bounded(2)));
+        assert!(decode::<Bounded>(&encode(&bounded(3))).is_err());
+    }
+
+    #[test]
+    fn bytes_in_one_piece_are_encoded_as_a_list_of_bytes() {
+        let bytes = encode(&bounded(0));
+        assert_eq!(bytes, encode(&(Vec::<Vec<u8>>::new(), vec![7u8; 300])));
     }
 }

@@ -250,7 +250,10 @@ pub enum GroupMessage {
     /// Sent by every member of a new ring that is primary.
     Sync(Sync),
     /// The sender has caught up: it is a member of the primary view from here on.
-    Joined,
+    Joined {
+        /// It has the agreed bytes of every request up to here.
+        agreed: Position,
+    },
     /// An operator accepts that these seats' disks are gone for good.
     AcceptLoss {
         /// The seats.

@@ -3,6 +3,7 @@
 //! The replication protocol sees opaque bytes; this is what the gateway and the HTTP adapter of the
 //! shim put into them.
 
+use crate::codec::{at_most, bytes};
 use serde::{Deserialize, Serialize};
 
 /// A header that the shim adds to every request it hands to the service: the agreed time, in
@@ -18,6 +19,10 @@ pub const HEADER_WRITE_IN_READ: &str = "spare-write-in-read";
 /// A header of the gateway's reply: the request's position in the order.
 pub const HEADER_POSITION: &str = "spare-position";
 
+/// The most headers that a request or a reply may have. Gateway and shim read at most 100 off a
+/// connection (hyper's limit); an encoding with more than this comes from neither.
+pub const HEADERS_MAX: usize = 128;
+
 /// A request. Header names are in lower case; headers of the connection itself are not in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpRequest {
@@ -25,9 +30,11 @@ pub struct HttpRequest {
     pub method: String,
     /// Path and query, beginning with `/`.
     pub target: String,
-    /// Name and value, in the client's order.
+    /// Name and value, in the client's order; at most [`HEADERS_MAX`].
+    #[serde(deserialize_with = "at_most::<_, _, HEADERS_MAX>")]
     pub headers: Vec<(String, Vec<u8>)>,
     /// The whole body.
+    #[serde(deserialize_with = "bytes")]
     pub body: Vec<u8>,
 }
 
@@ -36,9 +43,11 @@ pub struct HttpRequest {
 pub struct HttpReply {
     /// The status code, 200 to 599.
     pub status: u16,
-    /// Name and value, in the service's order.
+    /// Name and value, in the service's order; at most [`HEADERS_MAX`].
+    #[serde(deserialize_with = "at_most::<_, _, HEADERS_MAX>")]
     pub headers: Vec<(String, Vec<u8>)>,
     /// The whole body.
+    #[serde(deserialize_with = "bytes")]
     pub body: Vec<u8>,
 }
 
@@ -71,4 +80,21 @@ pub fn is_connection_header(name: &str) -> bool {
             | "content-length"
             | "expect"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_with_too_many_headers_is_no_reply() {
+        let mut reply = HttpReply {
+            status: 200,
+            headers: vec![(String::new(), Vec::new()); HEADERS_MAX],
+            body: vec![1; 10],
+        };
+        assert_eq!(crate::decode(&crate::encode(&reply)), Ok(reply.clone()));
+        reply.headers.push((String::new(), Vec::new()));
+        assert!(crate::decode::<HttpReply>(&crate::encode(&reply)).is_err());
+    }
 }

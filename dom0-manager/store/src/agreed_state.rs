@@ -39,14 +39,35 @@ impl AgreedState {
     /// Adds the next agreed update; an empty one for a request without.
     ///
     /// # Errors
-    /// When the bytes are no canonical update. Nothing is changed then, the position neither.
+    /// When the bytes are no canonical update, or one that cannot follow those before. Nothing is
+    /// changed then, the position neither.
     pub fn apply(&mut self, position: Position, update: &[u8]) -> Result<(), DecodeError> {
         if !update.is_empty() {
             let update = Update::from_bytes(update)?;
+            let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
+            follows.map_err(DecodeError::NotCanonical)?;
             update.tables.into_iter().for_each(|t| self.apply_table(t));
             self.sequences.extend(update.sequences);
         }
         self.position = position;
+        Ok(())
+    }
+
+    /// Whether the parts would be canonical with this in them.
+    fn check_table(&self, update: &TableUpdate) -> Result<(), &'static str> {
+        let Some(table) = self.tables.get(&update.table) else {
+            return Ok(());
+        };
+        if table.columns != update.columns || table.key != update.key {
+            return Err("a table that has other columns than before");
+        }
+        let survived = |op: &RowOp| match op {
+            RowOp::Put { before: None, .. } => false,
+            _ => !table.ops.contains_key(&update.key_of(op)),
+        };
+        if table.truncated && update.ops.iter().any(survived) {
+            return Err("a row that survived the emptying of its table");
+        }
         Ok(())
     }
 
@@ -175,6 +196,24 @@ mod tests {
         assert_eq!(from_parts, merged);
         assert_eq!(state.position(), Position(4));
         assert_eq!(state.into_update(), merged);
+    }
+
+    #[test]
+    fn an_update_that_cannot_follow_changes_nothing() {
+        let mut state = AgreedState::new();
+        let emptied = update(true, vec![put(4, 40, None)]);
+        state.apply(Position(1), &emptied).expect("canonical");
+        let survivor = update(false, vec![put(5, 51, Some(50))]);
+        let mut other = Update::from_bytes(&update(false, vec![])).expect("canonical");
+        other.tables[0].columns.push("w".into());
+        for later in [survivor, other.to_bytes()] {
+            assert!(state.apply(Position(2), &later).is_err());
+        }
+        let next = update(false, vec![put(4, 41, Some(40))]);
+        state.apply(Position(2), &next).expect("canonical");
+        for part in state.parts(1) {
+            Update::from_bytes(&part).expect("canonical");
+        }
     }
 
     #[test]

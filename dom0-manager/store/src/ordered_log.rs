@@ -132,9 +132,9 @@ impl LogWriter {
 
 /// Reads a log from its beginning.
 #[derive(Debug)]
-pub struct LogReader {
+pub struct LogReader<R = BufReader<File>> {
     path: PathBuf,
-    file: BufReader<File>,
+    file: R,
     offset: u64,
 }
 
@@ -144,11 +144,20 @@ impl LogReader {
     /// # Errors
     /// When the file cannot be read or is not an ordered log.
     pub fn open(path: &Path) -> Result<LogReader, LogError> {
-        let io = |source| LogError::Io {
+        let file = File::open(path).map_err(|source| LogError::Io {
             path: path.to_owned(),
             source,
-        };
-        let mut file = BufReader::new(File::open(path).map_err(io)?);
+        })?;
+        LogReader::new(path, BufReader::new(file))
+    }
+}
+
+impl<R: Read> LogReader<R> {
+    /// Reads the log that `file` holds; `path` is for the messages.
+    ///
+    /// # Errors
+    /// When it is not an ordered log.
+    pub fn new(path: &Path, mut file: R) -> Result<LogReader<R>, LogError> {
         let mut head = [0; 12];
         let not_a_log = || LogError::NotALog {
             path: path.to_owned(),
@@ -182,10 +191,9 @@ impl LogReader {
         if length > RECORD_BYTES_MAX {
             return Err(self.damaged(format!("it claims {length} bytes")));
         }
-        let mut payload = vec![0; length];
-        if !self.fill(&mut payload)? {
+        let Some(payload) = self.payload(length)? else {
             return Ok(None);
-        }
+        };
         if crc32fast::hash(&payload) != crc {
             return Err(self.damaged("checksum"));
         }
@@ -194,20 +202,37 @@ impl LogReader {
         Ok(Some(record))
     }
 
+    /// So many bytes; `None` when the file ends before. Takes memory for what is there, not for what a
+    /// damaged length claims.
+    fn payload(&mut self, length: usize) -> Result<Option<Vec<u8>>, LogError> {
+        let mut payload = Vec::new();
+        let read = (&mut self.file)
+            .take(length as u64)
+            .read_to_end(&mut payload);
+        match read {
+            Ok(bytes) => Ok((bytes == length).then_some(payload)),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+
     /// Fills `buffer`; false when the file ends before it is full.
     fn fill(&mut self, buffer: &mut [u8]) -> Result<bool, LogError> {
         match self.file.read_exact(buffer) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(source) => Err(LogError::Io {
-                path: self.path.clone(),
-                source,
-            }),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+
+    fn io(&self, source: std::io::Error) -> LogError {
+        LogError::Io {
+            path: self.path.clone(),
+            source,
         }
     }
 }
 
-impl Iterator for LogReader {
+impl<R: Read> Iterator for LogReader<R> {
     type Item = Result<LogRecord, LogError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -3,6 +3,7 @@
 
 mod apply;
 mod capture;
+pub mod decoders;
 mod pgoutput;
 mod prepare;
 mod scan;

@@ -80,7 +80,7 @@ async fn for_each_row(
 }
 
 /// Finds rows in a copy in binary format.
-struct Rows<'a> {
+pub(super) struct Rows<'a> {
     columns: &'a [Column],
     buffer: BytesMut,
     headed: bool,
@@ -88,7 +88,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(columns: &'a [Column]) -> Rows<'a> {
+    pub(super) fn new(columns: &'a [Column]) -> Rows<'a> {
         Rows {
             columns,
             buffer: BytesMut::new(),
@@ -97,12 +97,12 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn push(&mut self, chunk: &[u8]) {
+    pub(super) fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
     /// The next whole row, if it has arrived.
-    fn next(&mut self) -> Result<Option<Row>> {
+    pub(super) fn next(&mut self) -> Result<Option<Row>> {
         if !self.headed && !self.skip_head()? {
             return Ok(None);
         }

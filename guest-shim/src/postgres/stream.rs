@@ -111,23 +111,18 @@ struct Stream {
 impl Stream {
     async fn run(&mut self, reached: &watch::Sender<u64>) -> Result<()> {
         loop {
-            let mut data = self.wire.copy_data().await?;
-            match data.first() {
-                Some(b'w') if data.len() >= 25 => {
-                    data.advance(25); // tag, start and end in the log, time
-                    if let Some(end) = lock(&self.gatherer).add(data)? {
+            match piece(self.wire.copy_data().await?)? {
+                Piece::Change(message) => {
+                    if let Some(end) = lock(&self.gatherer).add(message)? {
                         reached.send_replace(end);
                     }
                 }
-                // Sent whenever the server has nothing more to send.
-                Some(b'k') if data.len() >= 18 => {
-                    let end = data.slice(1..9).get_u64();
+                Piece::NothingMore { end, answer } => {
                     reached.send_replace(end);
-                    if data[17] != 0 {
+                    if answer {
                         self.confirm(end).await?;
                     }
                 }
-                _ => bail!("the change stream carried something unknown"),
             }
             let end = *reached.borrow();
             if end >= self.confirmed + CONFIRM_BYTES {
@@ -150,9 +145,41 @@ impl Stream {
     }
 }
 
+/// What the server sends as copied data.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// A message of the plugin.
+    Change(Bytes),
+    /// Sent whenever the server has nothing more to send.
+    NothingMore {
+        /// How far its log goes.
+        end: u64,
+        /// Whether it wants to be told what was processed.
+        answer: bool,
+    },
+}
+
+/// Reads one piece of copied data.
+///
+/// # Errors
+/// When it is of an unknown kind.
+pub(super) fn piece(mut data: Bytes) -> Result<Piece> {
+    match data.first() {
+        Some(b'w') if data.len() >= 25 => {
+            data.advance(25); // tag, start and end in the log, time
+            Ok(Piece::Change(data))
+        }
+        Some(b'k') if data.len() >= 18 => Ok(Piece::NothingMore {
+            end: data.slice(1..9).get_u64(),
+            answer: data[17] != 0,
+        }),
+        _ => bail!("the change stream carried something unknown"),
+    }
+}
+
 /// Turns messages into a write set.
 #[derive(Debug)]
-struct Gatherer {
+pub(super) struct Gatherer {
     schema: Arc<Schema>,
     /// Index in the schema by OID, for the tables that the stream described.
     relations: HashMap<u32, usize>,
@@ -163,7 +190,7 @@ struct Gatherer {
 }
 
 impl Gatherer {
-    fn new(schema: Arc<Schema>) -> Gatherer {
+    pub(super) fn new(schema: Arc<Schema>) -> Gatherer {
         Gatherer {
             schema,
             relations: HashMap::new(),
@@ -174,14 +201,14 @@ impl Gatherer {
     }
 
     /// Takes what was gathered.
-    fn take(&mut self) -> WriteSet {
+    pub(super) fn take(&mut self) -> WriteSet {
         self.set_bytes = 0;
         std::mem::take(&mut self.set)
     }
 
     /// Adds a message. The end of a transaction gives the place in the log up to which all is
     /// gathered.
-    fn add(&mut self, message: Bytes) -> Result<Option<u64>> {
+    pub(super) fn add(&mut self, message: Bytes) -> Result<Option<u64>> {
         let bytes = message.len();
         match parse(message)? {
             Message::Commit { end } => return Ok(Some(end)),
@@ -217,7 +244,8 @@ impl Gatherer {
     }
 
     fn change(&mut self, bytes: usize, change: Change) -> Result<()> {
-        self.set_bytes += bytes;
+        // A decimal number can be many times as long as text.
+        self.set_bytes += bytes.max(change.text_bytes());
         if self.set_bytes > WRITE_SET_BYTES_MAX {
             bail!("one request changed more than {WRITE_SET_BYTES_MAX} bytes of rows");
         }

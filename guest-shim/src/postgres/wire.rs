@@ -11,6 +11,8 @@ use tokio::net::UnixStream;
 /// The largest message that is accepted: PostgreSQL's own limit of a row, 1 GiB, would not fit a
 /// guest; a row as large as this would not fit a frame of the channel.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Room for what is read at once of a message whose length is known.
+const READ_BYTES_MIN: usize = 64 << 10;
 /// Version 3.0.
 const PROTOCOL: i32 = 196_608;
 
@@ -24,9 +26,9 @@ pub(super) struct Wire {
 
 /// One message of the server.
 #[derive(Debug)]
-struct Backend {
-    tag: u8,
-    body: Bytes,
+pub(super) struct Backend {
+    pub(super) tag: u8,
+    pub(super) body: Bytes,
 }
 
 impl Wire {
@@ -171,7 +173,7 @@ fn length_of(length: usize) -> Result<u32> {
 }
 
 /// Takes a complete message out of the buffer, if one is there.
-fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
+pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
     let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<5>() else {
         return Ok(None);
     };
@@ -180,7 +182,9 @@ fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
         bail!("PostgreSQL sent a message of {length} bytes; at most {MESSAGE_BYTES_MAX} are read");
     }
     if buffer.len() < 1 + length {
-        buffer.reserve(1 + length - buffer.len());
+        // As much again as has arrived, not what is claimed.
+        let room = buffer.len().max(READ_BYTES_MIN);
+        buffer.reserve((1 + length - buffer.len()).min(room));
         return Ok(None);
     }
     let mut body = buffer.split_to(1 + length).freeze();
@@ -189,7 +193,7 @@ fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
 }
 
 /// The fields of an error that a person wants: severity, message, hint.
-fn error_text(body: &[u8]) -> String {
+pub(super) fn error_text(body: &[u8]) -> String {
     let field = |wanted: u8| {
         body.split(|b| *b == 0)
             .find(|field| field.first() == Some(&wanted))

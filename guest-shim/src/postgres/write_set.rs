@@ -1,7 +1,7 @@
 //! The write set of one request: the changes of the stream, made into a canonical update. Pure.
 
 use super::schema::Schema;
-use spare_protocol::update::{row_hash, Key, Row, RowOp, TableUpdate};
+use spare_protocol::update::{row_hash, Key, Row, RowOp, TableUpdate, Value};
 use std::collections::BTreeMap;
 
 /// One change of one row, or the emptying of a table. Tables are named by their index in the schema.
@@ -15,6 +15,24 @@ pub(super) enum Change {
     Delete(usize, Row),
     /// All rows disappeared.
     Truncate(usize),
+}
+
+impl Change {
+    /// Bytes of the values that are not of a fixed size.
+    pub(super) fn text_bytes(&self) -> usize {
+        let value = |value: &Value| match value {
+            Value::Decimal(text) | Value::Text(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        };
+        let row = |row: &Row| row.iter().map(value).sum::<usize>();
+        match self {
+            Change::Insert(_, new) => row(new),
+            Change::Update(_, old, new) => row(old) + row(new),
+            Change::Delete(_, old) => row(old),
+            Change::Truncate(_) => 0,
+        }
+    }
 }
 
 /// Changes in the order in which they were committed, coalesced as they come.
@@ -141,7 +159,7 @@ pub(super) mod tests {
     use crate::postgres::schema::{Column, Table};
     use crate::postgres::values::Kind;
     use proptest::prelude::*;
-    use spare_protocol::update::{Update, Value};
+    use spare_protocol::update::Update;
 
     fn schema() -> Schema {
         let column = |name: &str| Column {

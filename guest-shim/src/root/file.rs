@@ -26,7 +26,7 @@ pub fn read_leaves(path: &Path) -> Result<StateRoot> {
             path.display()
         )
     })?;
-    parse(&bytes).with_context(|| {
+    parse_leaves(&bytes).with_context(|| {
         format!(
             "the leaves {} can't be used; write them anew with `spare-shim leaves --write`",
             path.display()
@@ -39,6 +39,15 @@ pub fn read_leaves(path: &Path) -> Result<StateRoot> {
 /// # Errors
 /// When the file can't be written.
 pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<()> {
+    let unfinished = path.with_extension("new");
+    std::fs::write(&unfinished, leaves_to_bytes(root))
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("cannot write the leaves {}", path.display()))
+}
+
+/// The content of the file.
+#[must_use]
+pub fn leaves_to_bytes(root: &mut StateRoot) -> Vec<u8> {
     root.fold();
     let leaves = root
         .leaves()
@@ -48,13 +57,14 @@ pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<()> {
     let content = encode(&content);
     let mut bytes = Hash::of(&content).0.to_vec();
     bytes.extend(content);
-    let unfinished = path.with_extension("new");
-    std::fs::write(&unfinished, bytes)
-        .and_then(|()| std::fs::rename(&unfinished, path))
-        .with_context(|| format!("cannot write the leaves {}", path.display()))
+    bytes
 }
 
-fn parse(bytes: &[u8]) -> Result<StateRoot> {
+/// Reads the content of the file.
+///
+/// # Errors
+/// When it is damaged or of another version.
+pub fn parse_leaves(bytes: &[u8]) -> Result<StateRoot> {
     let Some((hash, content)) = bytes.split_at_checked(32) else {
         bail!("the file is too short");
     };
@@ -98,7 +108,7 @@ mod tests {
         assert_eq!(read.root(&sequences), root.root(&sequences));
         let mut bytes = std::fs::read(&path).expect("bytes");
         bytes[100] ^= 1;
-        assert!(parse(&bytes).is_err());
+        assert!(parse_leaves(&bytes).is_err());
         std::fs::remove_file(&path).expect("removed");
     }
 
@@ -107,7 +117,7 @@ mod tests {
         fn arbitrary_bytes_never_panic(content in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut bytes = Hash::of(&content).0.to_vec();
             bytes.extend(content);
-            let _ = parse(&bytes);
+            let _ = parse_leaves(&bytes);
         }
     }
 }

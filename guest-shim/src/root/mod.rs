@@ -14,7 +14,7 @@
 mod file;
 pub mod lthash;
 
-pub use file::{read_leaves, write_leaves};
+pub use file::{leaves_to_bytes, parse_leaves, read_leaves, write_leaves};
 
 use lthash::LtHash;
 use spare_protocol::update::{row_hash, RowOp, SequenceState, Update, Value};

@@ -90,6 +90,8 @@ impl Suite {
             // see everything happen.
             replication: vec![
                 "updates_max = 40".into(),
+                // A stall of the tests must be longer than what is waited for a vote.
+                "vote_timeout_max_ms = 2000".into(),
                 "checkpoint_writes = 40".into(),
                 "suspicion_threshold = 60".into(),
             ],

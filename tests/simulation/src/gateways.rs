@@ -13,8 +13,11 @@ use spare_protocol::{Class, Position};
 
 impl World {
     pub(crate) fn client_acts(&mut self, client: usize) {
-        if self.clients[client].pending.is_some() {
-            return self.send_attempt(client);
+        if let Some(pending) = &self.clients[client].pending {
+            if pending.id.is_none() {
+                self.send_attempt(client);
+            }
+            return;
         }
         if self.phase >= Phase::Ending {
             return;
@@ -168,6 +171,9 @@ impl World {
                 let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
                 let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());
                 debug_assert!(keyed || !unsure);
+                if let Some(pending) = c.pending.as_mut() {
+                    pending.id = None;
+                }
                 c.host = c.random.index(self.plan.hosts);
                 let wait = c.random.range(10 * MS, 600 * MS);
                 self.schedule(self.now + wait, Event::Client(client));

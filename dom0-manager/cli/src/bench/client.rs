@@ -401,9 +401,9 @@ impl Client {
             user: self.user.id,
             amount,
         });
-        self.item.minimum = amount + 100;
-        self.run
-            .with_knowledge(|k| k.learn_minimum(item, amount + 100));
+        let minimum = amount.saturating_add(100);
+        self.item.minimum = minimum;
+        self.run.with_knowledge(|k| k.learn_minimum(item, minimum));
         Ok(())
     }
 }
@@ -444,7 +444,8 @@ fn decimal(cents: u64) -> String {
 /// 1234 for `12.34`.
 fn cents(decimal: &str) -> Option<u64> {
     let (units, cents) = decimal.split_once('.')?;
-    Some(units.parse::<u64>().ok()? * 100 + cents.parse::<u64>().ok()?)
+    let units: u64 = units.parse().ok()?;
+    units.checked_mul(100)?.checked_add(cents.parse().ok()?)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod auction;
 mod client;
+mod decoders;
 mod knowledge;
 mod page;
 mod run;
@@ -9,6 +10,7 @@ mod statistics;
 mod transitions;
 
 pub use auction::Size;
+pub use decoders::auction_page;
 pub use run::{run, BenchError, BenchOptions, Monitor};
 pub use statistics::{BenchReport, InteractionReport, Percentiles};
 pub use transitions::Mix;

@@ -8,7 +8,8 @@
 mod compare;
 mod replica;
 
-use crate::pages::{Pages, PagesError};
+use crate::pages::{Pages, PagesError, RecordedPage};
+use bytes::Bytes;
 use compare::{logged_request, page_difference, update_difference};
 use replica::{Channel, Executed, Replica};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,15 @@ const RUNNER_IN_CHECKOUT: &str = "vm-images/run-process-replica";
 const EXAMPLES_MAX: usize = 10;
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// For [`crate::decoders`]: how a page differs from a replica's reply.
+pub(crate) fn difference(record: &LogRecord, page: &RecordedPage, reply: Bytes) -> Option<String> {
+    let executed = Executed {
+        outcome: Outcome::Reply(reply),
+        update: Bytes::new(),
+    };
+    page_difference(record, page, &executed)
+}
 
 /// What to replay.
 #[derive(Clone, Debug, clap::Args)]

@@ -2,6 +2,7 @@
 //! §4.5; DESIGN §4.6, §4.7).
 
 use super::{Decision, Disposal, Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Evidence, Notice};
 use spare_protocol::group::{aborted_hash, LossReason};
 use spare_protocol::{Hash, Position, ReplicaId};
@@ -111,6 +112,9 @@ impl Group {
                 entry.silent.push(replica);
             }
         }
+        if planted(Bug::SilenceConvicts) {
+            return self.convict(replica, position, ConvictionBasis::Reply, None);
+        }
         let Some(member) = self.members.get_mut(&replica) else {
             return;
         };
@@ -184,6 +188,9 @@ impl Group {
         self.notice(Notice::Aborted { position });
         self.end(position);
         for replica in touched {
+            if planted(Bug::AbortKeepsTouched) {
+                break;
+            }
             self.lost(replica, LossReason::Poisoned(position));
         }
     }

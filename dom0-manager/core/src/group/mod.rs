@@ -299,8 +299,8 @@ impl Group {
     /// stop a manager.
     pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
         self.delivered += 1;
-        if matches!(message, GroupMessage::Joined) {
-            return self.joined(from);
+        if let GroupMessage::Joined { agreed } = message {
+            return self.joined(from, agreed);
         }
         let heard = self
             .view
@@ -354,7 +354,7 @@ impl Group {
             | GroupMessage::Recover { .. }
             | GroupMessage::RecoveryEnded { .. }
             | GroupMessage::Sync(_)
-            | GroupMessage::Joined
+            | GroupMessage::Joined { .. }
             | GroupMessage::AcceptLoss { .. } => {}
         }
     }

@@ -1,6 +1,7 @@
 //! A request gets its position, its agreed time, and its place in the memory of keys.
 
 use super::{Ballot, Decision, Entry, Event, Group, LATE_DECISIONS_MAX, UNANSWERED_KEPT};
+use crate::bugs::{planted, Bug};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::Request;
@@ -13,20 +14,22 @@ impl Group {
             return;
         }
         let last = self.numbers.entry(from).or_default();
-        if request.id.number <= *last {
+        if request.id.number <= *last && !planted(Bug::RepeatedDeliveryOrdered) {
             return;
         }
         *last = request.id.number;
-        if let Some(key) = request.key {
+        if let Some(key) = request.key.filter(|_| !planted(Bug::KeysIgnored)) {
             let digest = Hash::of(&request.request);
             if let Some(used) = self.keys.get(&key) {
                 let id = request.id;
-                self.event(if used.digest == digest {
-                    let position = used.position;
-                    Event::Repeated { id, position }
-                } else {
-                    Event::KeyReused(id)
-                });
+                self.event(
+                    if used.digest == digest || planted(Bug::KeyMatchesAnyRequest) {
+                        let position = used.position;
+                        Event::Repeated { id, position }
+                    } else {
+                        Event::KeyReused(id)
+                    },
+                );
                 return;
             }
             let position = self.ordered().next();
@@ -77,6 +80,9 @@ impl Group {
             clock.saturating_add(self.rules.clock_ahead_max_us)
         });
         let proposed = request.proposed_time_us.min(limit);
+        if planted(Bug::TimeGoesBack) {
+            return request.proposed_time_us;
+        }
         proposed.max(self.time_last_us.saturating_add(1))
     }
 

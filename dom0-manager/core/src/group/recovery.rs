@@ -6,6 +6,7 @@
 //! ordered before the hand-over, then it is destroyed.
 
 use super::{Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::LossReason;
@@ -29,6 +30,15 @@ impl Group {
             return;
         }
         self.recovery = Some(Recovery { seat });
+        if planted(Bug::RecoveryDestroysFirst) {
+            for replica in self
+                .actives()
+                .chain(self.passive_of(seat))
+                .collect::<Vec<_>>()
+            {
+                self.lost(replica, LossReason::Recovered);
+            }
+        }
         self.notice(Notice::RecoveryBegan { seat });
         self.event(Event::RecoveryBegan(seat));
     }
@@ -43,7 +53,10 @@ impl Group {
     fn clean_passive_of(&self, seat: SeatId) -> Option<ReplicaId> {
         self.passive_of(seat).filter(|r| {
             let member = self.members.get(r);
-            member.is_some_and(|m| m.clean && !m.suspected && m.role == Role::Passive)
+            member.is_some_and(|m| {
+                let clean = m.clean || planted(Bug::DirtyPassiveRecovers);
+                clean && !m.suspected && m.role == Role::Passive
+            })
         })
     }
 
@@ -64,10 +77,12 @@ impl Group {
         let Some(old) = self.active_of(seat) else {
             return;
         };
-        let verified = self
-            .members
-            .iter()
-            .filter(|(r, m)| r.seat == seat && m.role == Role::Successor && m.verified && m.clean);
+        let verified = self.members.iter().filter(|(r, m)| {
+            r.seat == seat
+                && m.role == Role::Successor
+                && (m.verified || planted(Bug::UnverifiedSuccessor))
+                && m.clean
+        });
         let fresh: Vec<ReplicaId> = verified.map(|(r, _)| *r).collect();
         let (active, passive) = match (self.clean_passive_of(seat), &fresh[..]) {
             (Some(clean), [fresh, ..]) => (clean, *fresh),

@@ -2,6 +2,7 @@
 
 use super::suspicion::Suspicions;
 use super::{Disposal, Event, Group};
+use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
@@ -142,6 +143,9 @@ impl Group {
     /// An active left: a replica of the same seat takes its place, one that is awake first, then one
     /// that was never silent. If there is none, other seats are asked (`COMPENSATE`).
     pub(super) fn promote(&mut self, gone: ReplicaId) {
+        if planted(Bug::PromotionForgotten) {
+            return;
+        }
         if self.actives().count() < self.quorum() {
             let spare = self.members.iter().filter(|(r, m)| {
                 r.seat == gone.seat
@@ -186,7 +190,7 @@ impl Group {
 
     /// A seat has its active again: the one that stepped in for it becomes passive by being rebuilt.
     fn remove_surplus_actives(&mut self) {
-        while self.actives().count() > self.quorum() {
+        while self.actives().count() > self.quorum() && !planted(Bug::SurplusActiveStays) {
             let of_seat = |seat| {
                 self.actives()
                     .filter(move |r: &ReplicaId| r.seat == seat)

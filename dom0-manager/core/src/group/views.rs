@@ -39,15 +39,16 @@ impl Group {
     }
 
     /// `Joined` was delivered: its sender has caught up and is a member from here on.
-    pub(super) fn joined(&mut self, seat: SeatId) {
+    pub(super) fn joined(&mut self, seat: SeatId, agreed: Position) {
         if self.view.contains_key(&seat) || !self.rules.seats.contains(&seat) {
             return;
         }
         self.epoch += 1;
         let member = Seat {
             progress: Progress {
-                // It reports more with its next message.
-                agreed: self.entries.before(),
+                // It reports more with its next message. What was forgotten since it sent this, it
+                // takes from another manager's log.
+                agreed: agreed.min(self.decided),
                 delivered: self.entries.before(),
                 ..Progress::default()
             },

@@ -1,6 +1,7 @@
 //! Votes, until f+1 of them are equal (DESIGN §4.3, §4.4); roots at checkpoints (§4.10).
 
 use super::{Decision, Event, Group, Role};
+use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
 use spare_protocol::group::{write_in_read_hash, Progress, Request, RootVote, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
@@ -34,7 +35,7 @@ impl Group {
     }
 
     fn count_vote(&mut self, vote: &Vote) {
-        if !self.members.contains_key(&vote.replica) {
+        if !self.members.contains_key(&vote.replica) && !planted(Bug::VotesOfStrangersCount) {
             return;
         }
         let (position, replica) = (vote.position, vote.replica);
@@ -59,7 +60,11 @@ impl Group {
             Event::Voted(position, replica)
         });
         match decision {
-            Some(decision) if !aborted && Decision::from(vote) != decision => {
+            Some(decision)
+                if !aborted
+                    && Decision::from(vote) != decision
+                    && !planted(Bug::LateLieIgnored) =>
+            {
                 self.convict_by_vote(replica, position, decision);
             }
             Some(_) => {}
@@ -71,6 +76,9 @@ impl Group {
     /// cannot make f+1 equal ones.
     pub(super) fn tally(&mut self, position: Position) {
         let quorum = self.quorum();
+        if planted(Bug::MinorityConvictedEarly) {
+            self.convict_early(position);
+        }
         let Some(entry) = self.entries.get(position) else {
             return;
         };
@@ -79,12 +87,25 @@ impl Group {
         }
         let leader = entry.ballot.leader();
         let most = leader.map_or(0, |(_, count)| count);
-        if let Some((decision, _)) = leader.filter(|(_, count)| *count >= quorum) {
+        let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
+        if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
         } else if entry.fallen.len() >= quorum {
             self.event(Event::AbortWanted(position));
         } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help.is_none() {
             self.want_help(position, quorum - most);
+        }
+    }
+
+    /// A seeded bug: who is in the minority for now is convicted.
+    fn convict_early(&mut self, position: Position) {
+        let entry = self.entries.get(position);
+        let leader = entry.and_then(|e| Some((e.ballot.leader()?.0, e)));
+        let minority = leader.map(|(decision, e)| (decision, e.ballot.dissenters(decision)));
+        if let Some((decision, replicas)) = minority {
+            for replica in replicas {
+                self.convict_by_vote(replica, position, decision);
+            }
         }
     }
 
@@ -187,6 +208,9 @@ impl Group {
             .map(|(r, _)| *r)
             .collect();
         for (replica, wrong) in dissenters {
+            if planted(Bug::WrongRootIgnored) {
+                break;
+            }
             let basis = ConvictionBasis::Root { wrong, agreed };
             self.convict(replica, position, basis, None);
         }

@@ -90,7 +90,8 @@ impl Client {
             Interaction::RegisterItem => self.sale(plain),
             Interaction::StoreBid => {
                 // Whole units above the minimum, like a person.
-                let bid = self.item.minimum.max(100) + 100 * self.rng.random_range(0..5);
+                let more = 100 * self.rng.random_range(0..5);
+                let bid = self.item.minimum.max(100).saturating_add(more);
                 self.logged_in(self.about_item(plain))
                     .with("bid", decimal(bid))
             }

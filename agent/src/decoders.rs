@@ -1,0 +1,23 @@
+//! Every decoder of this crate that is not public otherwise, as a function of what it reads. For
+//! `tests/fuzz`, and for nobody else.
+
+use crate::hypervisor::Accelerator;
+
+/// `image.toml`: command line and memory in MiB, if the text is one.
+#[must_use]
+pub fn image_description(text: &str) -> Option<(String, u32)> {
+    crate::image::described(text)
+}
+
+/// What a guest's serial console says, in pieces of at most `piece_bytes` (1 or more): how it gets
+/// into the log, and whether it contains a kernel's panic.
+#[must_use]
+pub fn console(output: &[u8], piece_bytes: usize) -> (Vec<u8>, bool) {
+    crate::console::logged(output, piece_bytes)
+}
+
+/// The file in which the outcome of trying out KVM is kept: the answer for `key`.
+#[must_use]
+pub fn accelerator_note(text: &str, key: &str) -> Option<Accelerator> {
+    crate::libvirt::answer_for(text, key)
+}

@@ -1,0 +1,44 @@
+//! The replica manager. It joins core, group, store and the host agent, and serves clients and
+//! operators.
+
+mod admin;
+mod config;
+mod daemon;
+pub mod decoders;
+mod evidence;
+mod gateway;
+mod guest;
+mod journal;
+mod normalise;
+mod recent;
+mod seat;
+mod timeline;
+
+use std::path::Path;
+
+/// Reads and checks the configuration file.
+///
+/// # Errors
+/// Names the file, the line and what to write instead.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    read(path).map(|_| ())
+}
+
+/// Runs the replica manager as the file says, until it is told to stop.
+///
+/// # Errors
+/// When the configuration or its surroundings are not in order, or the manager cannot go on.
+pub fn run(path: &Path) -> anyhow::Result<()> {
+    let config = read(path)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(daemon::run(config))
+}
+
+fn read(path: &Path) -> anyhow::Result<config::Config> {
+    let config = config::Config::read(path)?;
+    normalise::Normaliser::new(&config.normalise)?;
+    Ok(config)
+}

@@ -1,0 +1,3 @@
+//! libFuzzer's bytes for [`spare_fuzz::operator::pages_file`].
+#![no_main]
+spare_fuzz::libfuzzer!(spare_fuzz::operator::pages_file);
