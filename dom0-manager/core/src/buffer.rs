@@ -31,7 +31,10 @@ impl UpdateBuffer {
 
     /// Forgets what every replica has.
     pub(crate) fn trim(&mut self, upto: Position) {
-        self.updates.drain(..self.index_above(upto));
+        let passed = self.index_above(upto);
+        if passed > 0 {
+            self.updates.drain(..passed);
+        }
     }
 
     /// Forgets what is not agreed after all.
@@ -41,6 +44,13 @@ impl UpdateBuffer {
     }
 
     fn index_above(&self, position: Position) -> usize {
+        // Asked at every step, mostly about one of the ends.
+        if self.updates.front().is_none_or(|(p, _)| *p > position) {
+            return 0;
+        }
+        if self.updates.back().is_none_or(|(p, _)| *p <= position) {
+            return self.updates.len();
+        }
         self.updates.partition_point(|(p, _)| *p <= position)
     }
 }

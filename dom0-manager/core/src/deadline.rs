@@ -35,19 +35,35 @@ pub(crate) enum Timer {
     Recovery,
 }
 
+impl Timer {
+    fn is_of_request(self) -> bool {
+        matches!(self, Timer::Help(_) | Timer::Abort(_) | Timer::Fetch(_))
+    }
+}
+
 /// At most one deadline a timer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Deadlines {
     by_time: BTreeSet<(Micros, Timer)>,
-    by_timer: BTreeMap<Timer, Micros>,
+    /// Those of single requests: in most runs there are none.
+    of_requests: BTreeMap<Timer, Micros>,
+    others: BTreeMap<Timer, Micros>,
 }
 
 impl Deadlines {
+    fn by_timer(&mut self, timer: Timer) -> &mut BTreeMap<Timer, Micros> {
+        if timer.is_of_request() {
+            &mut self.of_requests
+        } else {
+            &mut self.others
+        }
+    }
+
     /// Sets or moves a timer.
     pub(crate) fn set(&mut self, timer: Timer, at: Micros) {
         self.cancel(timer);
         self.by_time.insert((at, timer));
-        self.by_timer.insert(timer, at);
+        self.by_timer(timer).insert(timer, at);
     }
 
     pub(crate) fn set_if_unset(&mut self, timer: Timer, at: Micros) {
@@ -57,21 +73,23 @@ impl Deadlines {
     }
 
     pub(crate) fn is_set(&self, timer: Timer) -> bool {
-        self.by_timer.contains_key(&timer)
+        if timer.is_of_request() {
+            self.of_requests.contains_key(&timer)
+        } else {
+            self.others.contains_key(&timer)
+        }
     }
 
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some(at) = self.by_timer.remove(&timer) {
+        if let Some(at) = self.by_timer(timer).remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
     }
 
     /// Cancels what concerns single requests.
     pub(crate) fn forget_requests(&mut self) {
-        let of_requests =
-            |t: &Timer| matches!(t, Timer::Help(_) | Timer::Abort(_) | Timer::Fetch(_));
-        self.by_timer.retain(|t, _| !of_requests(t));
-        self.by_time.retain(|(_, t)| !of_requests(t));
+        self.of_requests.clear();
+        self.by_time.retain(|(_, t)| !t.is_of_request());
     }
 
     pub(crate) fn next(&self) -> Option<Micros> {

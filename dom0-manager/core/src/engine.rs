@@ -1,9 +1,10 @@
 //! One manager's part of the protocol: its state and the entry point.
 
+use crate::ascending::Ascending;
 use crate::buffer::UpdateBuffer;
 use crate::config::{Config, ConfigError, Resume};
 use crate::deadline::{Deadlines, Timer, Watch};
-use crate::group::{Decision, Group, Rules, Window};
+use crate::group::{Decision, EventSlot, Group, Member, Rules, Window};
 use crate::io::{Input, Micros, Notice, Now, Output, Standing};
 use crate::latency::{ApplyCost, Latencies};
 use crate::replica::{Local, ReplicaView};
@@ -75,10 +76,10 @@ pub struct Core {
     pub(crate) view_stored: (u64, Vec<SeatId>),
     pub(crate) safe: Position,
     /// Their bytes are here and a client of this gateway waits for them.
-    pub(crate) answerable: BTreeSet<Position>,
+    pub(crate) answerable: Ascending<Position>,
     pub(crate) repeated: BTreeMap<Position, Vec<RequestId>>,
     /// Requests of this gateway that were not answered.
-    pub(crate) open: BTreeSet<u64>,
+    pub(crate) open: Ascending<u64>,
     /// Of these, multicast and not delivered.
     pub(crate) submitted: VecDeque<Request>,
     pub(crate) batch: Vec<Request>,
@@ -103,6 +104,8 @@ pub struct Core {
     pub(crate) executes_since: BTreeMap<ReplicaId, Micros>,
 
     pub(crate) outbox: Votes,
+    /// Empty; kept for its memory.
+    pub(crate) events: Vec<EventSlot>,
     pub(crate) out: Vec<Output>,
 }
 
@@ -140,9 +143,9 @@ impl Core {
             stored: agreed,
             view_stored: resume.view,
             safe: resume.safe.min(agreed),
-            answerable: BTreeSet::new(),
+            answerable: Ascending::default(),
             repeated: BTreeMap::new(),
-            open: BTreeSet::new(),
+            open: Ascending::default(),
             submitted: VecDeque::new(),
             batch: Vec::new(),
             batch_bytes: 0,
@@ -158,6 +161,7 @@ impl Core {
             latencies: Latencies::default(),
             executes_since: BTreeMap::new(),
             outbox: Votes::default(),
+            events: Vec::new(),
             out: Vec::new(),
             config,
         })
@@ -177,10 +181,27 @@ impl Core {
             monotonic: now.monotonic.max(self.now.monotonic),
             clock_us: now.clock_us,
         };
+        let (routine, agreed) = (self.is_routine(&input), self.agreed);
         self.take(input);
         self.react();
-        self.drive_all();
+        if !routine || self.agreed != agreed {
+            self.drive_all();
+        }
         std::mem::swap(&mut self.out, outputs);
+    }
+
+    /// Whether every local replica has what it needs after this input if it had before, unless more is
+    /// agreed on because of it: a request that is not delivered yet, an answer of an active. That is
+    /// most inputs.
+    fn is_routine(&self, input: &Input) -> bool {
+        match input {
+            Input::Submit(_) => true,
+            Input::Executed { replica, .. } => {
+                let member = self.group.members.get(replica);
+                member.is_some_and(Member::is_active)
+            }
+            _ => false,
+        }
     }
 
     fn take(&mut self, input: Input) {

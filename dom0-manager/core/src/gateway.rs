@@ -37,7 +37,9 @@ impl Core {
             return;
         }
         self.batch_bytes = 0;
-        let batch = std::mem::take(&mut self.batch);
+        // The next message will be about as long.
+        let next = Vec::with_capacity(self.batch.len());
+        let batch = std::mem::replace(&mut self.batch, next);
         self.submitted.extend(batch.iter().cloned());
         self.multicast(GroupMessage::Requests(batch));
     }
@@ -63,13 +65,13 @@ impl Core {
     }
 
     fn refuse(&mut self, id: RequestId, reason: Refusal) {
-        self.open.remove(&id.number);
+        self.open.remove(id.number);
         self.out.push(Output::Refuse { id, reason });
     }
 
     /// This manager left the primary view: what is under way may take effect or not.
     pub(crate) fn interrupt(&mut self) {
-        for number in std::mem::take(&mut self.open) {
+        for number in self.open.take() {
             let seat = self.config.me;
             let id = RequestId { seat, number };
             let reason = Refusal::Interrupted;
@@ -86,7 +88,7 @@ impl Core {
     /// A request repeats the one at `position`.
     pub(crate) fn repeats(&mut self, id: RequestId, position: Position) {
         self.was_delivered(id);
-        if id.seat != self.config.me || !self.open.contains(&id.number) {
+        if id.seat != self.config.me || !self.open.contains(id.number) {
             return;
         }
         let slot = self.slots.get(position);
@@ -99,7 +101,7 @@ impl Core {
 
     pub(crate) fn key_reused(&mut self, id: RequestId) {
         self.was_delivered(id);
-        if id.seat == self.config.me && self.open.contains(&id.number) {
+        if id.seat == self.config.me && self.open.contains(id.number) {
             self.refuse(id, Refusal::KeyReused);
         }
     }
@@ -131,7 +133,7 @@ impl Core {
         if planted(Bug::ReplyBeforeDelivery) {
             everywhere = self.group.ordered();
         }
-        while let Some(position) = self.answerable.first().copied() {
+        while let Some(position) = self.answerable.first() {
             if position > everywhere {
                 break;
             }
@@ -144,13 +146,13 @@ impl Core {
         let Some(slot) = self.slots.get(position) else {
             // Forgotten: its answer is in the log.
             for id in self.repeated.remove(&position).unwrap_or_default() {
-                if self.open.remove(&id.number) {
+                if self.open.remove(id.number) {
                     self.out.push(Output::AnswerAgain { id, position });
                 }
             }
             return;
         };
-        let Some((outcome, _)) = slot.agreed.clone() else {
+        let Some(outcome) = slot.agreed.as_ref().map(|(outcome, _)| outcome.clone()) else {
             return;
         };
         let (id, key) = (slot.id, slot.key);
@@ -164,7 +166,7 @@ impl Core {
             return;
         }
         for id in std::iter::once(id).chain(repeated) {
-            if id.seat == self.config.me && self.open.remove(&id.number) {
+            if id.seat == self.config.me && self.open.remove(id.number) {
                 self.out.push(Output::Answer {
                     id,
                     position,

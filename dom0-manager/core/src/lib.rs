@@ -13,6 +13,7 @@
 //! - `seat`: the local replicas; `timing`: silence, help, sleep
 
 mod agreement;
+mod ascending;
 mod buffer;
 #[cfg(feature = "seeded-bugs")]
 pub mod bugs;

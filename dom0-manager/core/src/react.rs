@@ -14,10 +14,12 @@ impl Core {
     /// Takes up everything that the group's state left to do.
     pub(crate) fn react(&mut self) {
         while self.group.has_events() {
-            let events: SmallVec<[Event; 8]> = self.group.take_events().collect();
-            for event in events {
-                self.on(event);
+            let mut events = std::mem::take(&mut self.events);
+            self.group.swap_events(&mut events);
+            for event in events.drain(..) {
+                self.on(event.0);
             }
+            self.events = events;
         }
     }
 

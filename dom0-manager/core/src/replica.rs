@@ -29,11 +29,12 @@
 //! As its own manager drives its virtual machine (`Vm`): created, loaded, then running or paused as
 //! its role and the work that waits for it demand.
 
+use crate::ascending::Ascending;
 use crate::Micros;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::GroupMessage;
 use spare_protocol::{Position, ReplicaId};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// What a local replica's virtual machine does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +58,7 @@ pub(crate) struct Local {
     /// It never executed a request.
     pub(crate) clean: bool,
     /// Requests sent to it and not answered.
-    pub(crate) executing: BTreeSet<Position>,
+    pub(crate) executing: Ascending<Position>,
     /// Batches of updates sent to it and not confirmed: position afterwards, number of updates.
     pub(crate) applying: VecDeque<(Position, usize)>,
     /// Since when it can work on the first of these.
@@ -80,7 +81,7 @@ impl Local {
             vm: Vm::Creating,
             sent: Position(0),
             clean: true,
-            executing: BTreeSet::new(),
+            executing: Ascending::default(),
             applying: VecDeque::new(),
             applying_since: Micros(0),
             announced: false,
@@ -106,7 +107,7 @@ impl Local {
 
     /// The last position that it is known to have reached.
     pub(crate) fn reached(&self) -> Position {
-        let first_open = self.executing.first().copied().into_iter();
+        let first_open = self.executing.first().into_iter();
         let first_apply = self.applying.front().map(|(p, _)| *p).into_iter();
         first_open
             .chain(first_apply)

@@ -158,7 +158,7 @@ impl Core {
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
-        if !local.executing.remove(&position) {
+        if !local.executing.remove(position) {
             let reason = format!("it answered request {position}, which it was not asked");
             return self.violated(replica, reason);
         }

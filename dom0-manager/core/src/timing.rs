@@ -298,7 +298,10 @@ impl Core {
         if !self.group.view.contains_key(&self.config.me) || !self.live {
             return;
         }
+        // The next message will be about as long.
+        let next = Vec::with_capacity(self.outbox.votes.len());
         let mut votes: Votes = std::mem::take(&mut self.outbox);
+        self.outbox.votes = next;
         votes.progress = spare_protocol::group::Progress {
             delivered: self.group.ordered(),
             agreed: self.agreed,
@@ -310,6 +313,7 @@ impl Core {
     }
 
     pub(crate) fn flush(&mut self) {
+        self.clear_watch();
         if self.config.batch_delay == Micros(0) {
             self.send_batch();
         }

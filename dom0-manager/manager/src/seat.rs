@@ -109,6 +109,8 @@ impl Queues {
 pub(crate) struct Seat {
     me: SeatId,
     core: Core,
+    /// Empty; kept for its memory.
+    outputs: Vec<Output>,
     group: LocalGroup,
     queues: Queues,
     peers: Vec<SeatHandle>,
@@ -137,6 +139,7 @@ impl Seat {
         Seat {
             me: queues.handle.seat,
             core,
+            outputs: Vec::new(),
             group,
             queues,
             peers,
@@ -288,9 +291,12 @@ impl Seat {
             monotonic: Micros(u64::try_from(elapsed).unwrap_or(u64::MAX)),
             clock_us: unix_us(),
         };
-        for output in self.core.step(now, input) {
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.core.step_into(now, input, &mut outputs);
+        for output in outputs.drain(..) {
             self.carry_out(output);
         }
+        self.outputs = outputs;
     }
 
     fn carry_out(&mut self, output: Output) {

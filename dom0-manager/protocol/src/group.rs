@@ -5,6 +5,7 @@ use crate::channel::Outcome;
 use crate::{Class, Hash, Position, ReplicaId, SeatId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
 pub const GROUP_VERSION: u16 = 1;
@@ -32,6 +33,7 @@ pub struct Request {
     /// unless it lies too far ahead of the other managers' clocks.
     pub proposed_time_us: i64,
     /// From a cryptographic generator at the gateway.
+    #[serde(with = "crate::bytes32")]
     pub seed: [u8; 32],
     /// The request as the replicas get it.
     pub request: Bytes,
@@ -45,8 +47,10 @@ pub struct Vote {
     /// Who executed it.
     pub replica: ReplicaId,
     /// Hash of the normalised reply ([`outcome_hash`]).
+    #[serde(with = "crate::bytes32")]
     pub reply: Hash,
     /// Hash of the canonical update; of no bytes for a read.
+    #[serde(with = "crate::bytes32")]
     pub update: Hash,
 }
 
@@ -62,7 +66,10 @@ pub fn outcome_hash(outcome: &Outcome) -> Hash {
 /// What replicas vote for a request of class read that tried to write.
 #[must_use]
 pub fn write_in_read_hash() -> Hash {
-    Hash::of(b"spare: a request of class read tried to write")
+    // Every decision is held against it.
+    static HASH: LazyLock<Hash> =
+        LazyLock::new(|| Hash::of(b"spare: a request of class read tried to write"));
+    *HASH
 }
 
 /// The reply hash in the record of a request that was aborted.

@@ -93,9 +93,19 @@ impl fmt::Display for Position {
 pub struct Hash(pub [u8; 32]);
 
 impl Hash {
+    /// The hash of no bytes: what every read has for an update.
+    pub const OF_NOTHING: Hash = Hash([
+        0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6, 0xa0, 0x40, 0x4d, 0xea, 0x36, 0xdc, 0xc9,
+        0x49, 0x9b, 0xcb, 0x25, 0xc9, 0xad, 0xc1, 0x12, 0xb7, 0xcc, 0x9a, 0x93, 0xca, 0xe4, 0x1f,
+        0x32, 0x62,
+    ]);
+
     /// The hash of `bytes`.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Hash {
+        if bytes.is_empty() {
+            return Hash::OF_NOTHING;
+        }
         Hash(*blake3::hash(bytes).as_bytes())
     }
 
@@ -103,6 +113,18 @@ impl Hash {
     #[must_use]
     pub fn short(&self) -> String {
         self.to_string()[..16].to_owned()
+    }
+}
+
+impl AsRef<[u8]> for Hash {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for Hash {
+    fn from(bytes: [u8; 32]) -> Hash {
+        Hash(bytes)
     }
 }
 
@@ -135,5 +157,15 @@ impl Class {
     #[must_use]
     pub fn is_exclusive(self) -> bool {
         !matches!(self, Class::Read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_nothing_is_known() {
+        assert_eq!(Hash::of(b"").0, *blake3::hash(b"").as_bytes());
     }
 }

@@ -5,6 +5,7 @@
 //! guest, a client or a peer cannot exhaust the trusted side by naming a large number.
 
 pub mod admin;
+mod bytes32;
 pub mod channel;
 mod codec;
 pub mod group;

@@ -28,7 +28,7 @@ impl From<&Vote> for Decision {
 /// each replica that executes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ballot {
-    votes: SmallVec<[(ReplicaId, Decision); 3]>,
+    votes: SmallVec<[(ReplicaId, Decision); 2]>,
 }
 
 impl Ballot {

@@ -218,7 +218,7 @@ pub(crate) struct Group {
 
 /// Events are no part of the state: they are taken out before anybody compares it.
 #[derive(Clone, Debug)]
-struct EventSlot(Event);
+pub(crate) struct EventSlot(pub(crate) Event);
 
 impl PartialEq for EventSlot {
     fn eq(&self, _: &EventSlot) -> bool {
@@ -278,9 +278,9 @@ impl Group {
         above.filter(|(_, e)| e.decision.is_none())
     }
 
-    /// Takes what happened since this was called last.
-    pub(crate) fn take_events(&mut self) -> impl Iterator<Item = Event> {
-        std::mem::take(&mut self.events).into_iter().map(|e| e.0)
+    /// Takes what happened since this was called last, in exchange for an empty list.
+    pub(crate) fn swap_events(&mut self, events: &mut Vec<EventSlot>) {
+        std::mem::swap(&mut self.events, events);
     }
 
     pub(crate) fn has_events(&self) -> bool {

@@ -105,8 +105,10 @@ impl Group {
     /// Forgets requests that nobody needs any more: every member has their agreed bytes.
     pub(super) fn prune(&mut self) {
         let everywhere = self.agreed_everywhere();
-        while let Some((position, entry)) = self.entries.first() {
-            let kept = position.0 + UNANSWERED_KEPT > self.ordered().0;
+        let ordered = self.ordered();
+        let mut forgotten = self.entries.before();
+        for (position, entry) in self.entries.iter_above(forgotten) {
+            let kept = position.0 + UNANSWERED_KEPT > ordered.0;
             let open = !entry.missing.is_empty() && kept;
             let Some(decision) = entry.decision.filter(|_| position <= everywhere && !open) else {
                 break;
@@ -115,8 +117,9 @@ impl Group {
             if self.late.len() > LATE_DECISIONS_MAX {
                 self.late.pop_front();
             }
-            self.entries.pop_first();
+            forgotten = position;
         }
+        self.entries.forget_upto(forgotten);
     }
 
     /// The decision on a request that was forgotten already, if that is not too long ago.

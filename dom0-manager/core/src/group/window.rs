@@ -43,19 +43,12 @@ impl<T> Window<T> {
         self.items.get_mut(index)
     }
 
-    pub(crate) fn first(&self) -> Option<(Position, &T)> {
-        self.items.front().map(|item| (self.before.next(), item))
-    }
-
-    pub(crate) fn pop_first(&mut self) -> Option<T> {
-        let item = self.items.pop_front()?;
-        self.before = self.before.next();
-        Some(item)
-    }
-
     /// Forgets everything up to `position`.
     pub(crate) fn forget_upto(&mut self, position: Position) {
-        while self.before < position && self.pop_first().is_some() {}
+        let passed = position.0.saturating_sub(self.before.0);
+        let passed = usize::try_from(passed).map_or(self.items.len(), |p| p.min(self.items.len()));
+        self.items.drain(..passed);
+        self.before = Position(self.before.0 + passed as u64);
     }
 
     /// Forgets everything above `position`.
@@ -105,7 +98,8 @@ mod tests {
         assert_eq!(window.get(Position(11)), Some(&"a"));
         assert_eq!(window.last(), Position(13));
         window.forget_upto(Position(11));
-        assert_eq!(window.first(), Some((Position(12), &"b")));
+        assert_eq!(window.before(), Position(11));
+        assert_eq!(window.get(Position(12)), Some(&"b"));
         let above: Vec<_> = window.iter_above(Position(12)).collect();
         assert_eq!(above, [(Position(13), &"c")]);
         assert_eq!(window.iter_above(Position(99)).count(), 0);
