@@ -291,11 +291,24 @@ impl World {
                 self.later(50 * MS, 1500 * MS, Event::Form { flap: false });
             }
             Fault::LagEnds(host) => self.ports[host].lag = 0,
-            Fault::SlowGuestsEnd(host) => self.hosts[host].slowness = 1,
+            Fault::SlowGuestsEnd(host) => self.hurry(host),
             Fault::BadCallsEnd(host) => self.hosts[host].call_trouble = 2,
             Fault::SlowDiskEnds(host) => self.hosts[host].disk_slowness = 1,
             Fault::LossyPeersEnd => self.network.loss = 5,
             _ => {}
+        }
+    }
+
+    fn hurry(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        h.slowness = 1;
+        let replicas: Vec<ReplicaId> = h.guests.keys().copied().collect();
+        for replica in replicas {
+            if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                guest.hurry(self.now);
+                guest.speech_scheduled = false;
+            }
+            self.speaks_soon(host, replica);
         }
     }
 
@@ -444,6 +457,7 @@ impl World {
         }
         let open = std::mem::take(&mut h.open);
         for (number, (client, _)) in open {
+            self.scrub_asked &= client != crate::gateways::SCRUB;
             let id = Some(spare_protocol::group::RequestId {
                 seat: seat(host),
                 number,
@@ -544,14 +558,14 @@ impl World {
         self.network.loss = 5;
         for host in 0..self.hosts.len() {
             let h: &mut Host = &mut self.hosts[host];
-            h.slowness = 1;
             h.disk_slowness = 1;
             h.call_trouble = 0;
             self.ports[host].lag = 0;
             for guest in h.guests.values_mut() {
                 guest.fault = None;
             }
-            if h.core.is_none() {
+            self.hurry(host);
+            if self.hosts[host].core.is_none() {
                 self.schedule(self.now + 100 * MS, Event::Start { host });
             }
         }
