@@ -247,8 +247,8 @@ impl Core {
         self.group.begin_anew(me, self.agreed, epoch);
         self.live = true;
         self.stand(Standing::Serving);
-        self.safe = self.agreed;
-        let position = self.agreed;
+        self.safe = self.safe.max(self.stored);
+        let position = self.safe;
         self.out.push(Output::Safe { position });
         self.forget_what_was_open(self.agreed);
         self.react();
