@@ -192,7 +192,8 @@ impl Core {
             .map_or(Position(u64::MAX), |p| p.previous());
         let upto = self.group.entries.before().min(self.agreed).min(kept);
         self.slots.forget_upto(upto);
-        let safe = self.group.agreed_everywhere().min(self.agreed);
+        // What is only in memory somewhere may be lost there, and then another history is agreed on.
+        let safe = self.group.stored_everywhere().min(self.agreed);
         if safe > self.safe && self.live {
             self.safe = safe;
             self.out.push(Output::Safe { position: safe });

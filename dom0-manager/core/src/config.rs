@@ -84,7 +84,8 @@ pub struct Resume {
     pub last: Option<DecidedRequest>,
     /// The log is never truncated below this.
     pub safe: Position,
-    /// Keys of clients in the log: key, hash of its request, position, agreed time.
+    /// Keys of clients in the log: key, hash of its request, position, agreed time. Not of reads that
+    /// tried to write: they are ordered again, and perhaps that was lost.
     pub keys: Vec<(Hash, Hash, Position, i64)>,
     /// The greatest request number of each gateway in the log.
     pub numbers: Vec<RequestId>,

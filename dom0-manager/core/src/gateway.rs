@@ -60,7 +60,13 @@ impl Core {
         }
         let earlier = |r: &Request| r.id.number <= id.number;
         while self.submitted.front().is_some_and(earlier) {
-            self.submitted.pop_front();
+            let overtaken = self.submitted.pop_front().map(|r| r.id);
+            // It was lost with another ring, and a later one was not: its number has passed.
+            if let Some(lost) = overtaken.filter(|o| o.number < id.number) {
+                if self.open.contains(&lost.number) {
+                    self.refuse(lost, Refusal::Interrupted);
+                }
+            }
         }
     }
 

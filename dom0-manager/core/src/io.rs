@@ -188,7 +188,8 @@ pub enum Output {
         /// The last one to keep.
         after: Position,
     },
-    /// Every member has the records up to here; they are never truncated.
+    /// Every member has the records up to here (on disk, unless `durable` is off); they are never
+    /// truncated.
     Safe {
         /// The last one.
         position: Position,

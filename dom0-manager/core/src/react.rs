@@ -118,6 +118,8 @@ impl Core {
                 local.sent = local.sent.previous();
             }
             local.clean = false;
+            // What it said before about having caught up was overtaken.
+            local.settling = false;
         }
     }
 

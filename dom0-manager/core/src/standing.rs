@@ -153,7 +153,10 @@ impl Core {
     /// Every member of the ring has said what it is and has: all draw the same conclusion.
     fn conclude(&mut self) {
         let me = self.config.me;
-        let live = self.syncs.values().filter(|s| s.live);
+        // One that was cut off without being told (its host hung) still takes itself for a member; a
+        // view on the disk of another tells that the group went on without it.
+        let stored = self.syncs.values().map(|s| s.view.0).max().unwrap_or(0);
+        let live = self.syncs.values().filter(|s| s.live && s.view.0 >= stored);
         let newest = live.map(|s| (s.view.0, s.delivered)).max();
         if let Some(newest) = newest {
             let live = self.syncs.iter().filter(|(_, s)| s.live);
@@ -244,8 +247,8 @@ impl Core {
         self.group.begin_anew(me, self.agreed, epoch);
         self.live = true;
         self.stand(Standing::Serving);
-        self.safe = self.agreed;
-        let position = self.agreed;
+        self.safe = self.safe.max(self.stored);
+        let position = self.safe;
         self.out.push(Output::Safe { position });
         self.forget_what_was_open(self.agreed);
         self.react();

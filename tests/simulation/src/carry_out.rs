@@ -515,7 +515,7 @@ impl World {
             Notice::CheckpointStable { .. } => self.coverage.count("checkpoint stable"),
             Notice::Scrubbed { .. } => {
                 self.coverage.count("scrub complete");
-                self.scrubs_open = false;
+                self.scrubbed |= self.phase == crate::world::Phase::Ending;
             }
             _ => {}
         }

@@ -22,7 +22,6 @@ pub(crate) enum End {
 #[derive(Clone, Debug)]
 pub(crate) struct Operated {
     pub(crate) operation: Operation,
-    pub(crate) client: usize,
     pub(crate) invoked: u64,
     pub(crate) completed: u64,
     pub(crate) end: End,
@@ -128,7 +127,6 @@ impl Client {
         }
         Some(Operated {
             operation: pending.operation,
-            client: self.number,
             invoked: pending.invoked,
             completed: now,
             end,

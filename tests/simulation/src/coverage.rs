@@ -1,5 +1,6 @@
 //! Which transitions of which state machine were taken, and how often.
 
+use crate::guest::Lie;
 use std::collections::BTreeMap;
 
 /// Every transition that is possible, by the diagrams of `spare_core::replica` and `standing` and by
@@ -12,6 +13,8 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "standing Syncing -> Waiting",
     "standing Syncing -> Apart",
     "standing Waiting -> Syncing",
+    "standing Waiting -> Serving",
+    "standing Waiting -> Joining",
     "standing Waiting -> Apart",
     "standing Joining -> CatchingUp",
     "standing Joining -> Syncing",
@@ -30,6 +33,7 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "replica Activating -> Passive",
     "replica Activating -> Active",
     "replica Activating -> Suspected",
+    "replica Activating -> Retiring",
     "replica Activating -> gone",
     "replica Active -> Suspected",
     "replica Active -> Retiring",
@@ -66,7 +70,6 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "lost: poisoned",
     "lost: recovered",
     "lost: surplus",
-    "lost: forgotten",
     // A recovery.
     "recovery began",
     "recovery handed over",
@@ -83,6 +86,8 @@ pub(crate) struct Coverage {
     counts: BTreeMap<&'static str, u64>,
     /// Taken, and not known to be possible.
     unknown: BTreeMap<String, u64>,
+    /// How often a replica misbehaved in a way while exactly f were faulty.
+    kinds: BTreeMap<(u16, Lie), u64>,
 }
 
 impl Coverage {
@@ -98,12 +103,20 @@ impl Coverage {
         }
     }
 
+    /// With this f, exactly f replicas are faulty, one of them in this way.
+    pub(crate) fn count_kind(&mut self, faults: u16, lie: Lie) {
+        *self.kinds.entry((faults, lie)).or_default() += 1;
+    }
+
     pub(crate) fn add(&mut self, other: &Coverage) {
         for (transition, count) in &other.counts {
             *self.counts.entry(transition).or_default() += count;
         }
         for (transition, count) in &other.unknown {
             *self.unknown.entry(transition.clone()).or_default() += count;
+        }
+        for (kind, count) in &other.kinds {
+            *self.kinds.entry(*kind).or_default() += count;
         }
     }
 
@@ -115,6 +128,11 @@ impl Coverage {
         for (transition, count) in &self.unknown {
             println!("{count:>10}  {transition} (in no diagram)");
         }
+        println!("exactly f faulty replicas, by f and kind:");
+        for lie in Lie::ALL {
+            let of = |f: u16| self.kinds.get(&(f, lie)).copied().unwrap_or(0);
+            println!("{:>10} {:>10} {:>10}  {lie:?}", of(1), of(2), of(3));
+        }
     }
 
     /// What was taken too rarely in a run of so many seeds.
@@ -125,6 +143,9 @@ impl Coverage {
             (count < least.max(1)).then(|| format!("{t}: {count} times"))
         });
         let unknown = self.unknown.keys().map(|t| format!("{t}: in no diagram"));
-        rare.chain(unknown).collect()
+        let never = (1..=3).flat_map(|f| Lie::ALL.map(|lie| (f, lie)));
+        let never = never.filter(|kind| !self.kinds.contains_key(kind));
+        let never = never.map(|(f, lie)| format!("f = {f} with f replicas faulty, one {lie:?}"));
+        rare.chain(unknown).chain(never).collect()
     }
 }

@@ -180,7 +180,9 @@ impl Disk {
         for record in self.durable.iter().map(|r| &r.record) {
             let number = numbers.entry(record.id.seat).or_default();
             *number = (*number).max(record.id.number);
-            if let Some(key) = record.key {
+            // A read that tried to write is ordered again: only then its key is used.
+            let moved = record.class == Class::Read && record.outcome == Some(Outcome::WriteInRead);
+            if let Some(key) = record.key.filter(|_| !moved) {
                 let digest = Hash::of(&record.request);
                 keys.push((key, digest, record.position, record.time_us));
             }

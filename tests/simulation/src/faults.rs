@@ -20,6 +20,8 @@ pub(crate) enum Fault {
     ManagerCrashes(usize),
     HostCrashes(usize),
     Partition,
+    /// One host is cut off, and the others notice at once.
+    CutOff(usize),
     OneWay,
     Mend,
     Flap,
@@ -158,7 +160,8 @@ impl World {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
             Notice::View { .. } | Notice::RecoveryBegan { .. } | Notice::HandedOver { .. } => 25,
             Notice::Convicted { .. } | Notice::Suspected { .. } => 20,
-            Notice::Standing { to: Standing::Joining | Standing::CatchingUp, .. } => 25,
+            Notice::Standing { to: Standing::Apart | Standing::Serving, .. } => 0,
+            Notice::Standing { .. } => 35,
             _ => 0,
         };
         if chance == 0 || !self.fault_random.permille(chance) {
@@ -167,7 +170,17 @@ impl World {
         let hosts = self.hosts.len();
         let r = &mut self.fault_random;
         let other = r.index(hosts);
+        let unsettled = matches!(notice, Notice::Standing { .. });
         let fault = match r.below(8) {
+            0..=5 if unsettled => {
+                let fault = match r.below(3) {
+                    0 => Fault::Flap,
+                    1 => Fault::CutOff(other),
+                    _ => Fault::CutOff(host),
+                };
+                let at = self.now + r.below(300);
+                return self.schedule(at, Event::Fault(fault));
+            }
             0 | 1 => Fault::Recover(other),
             2 => Fault::ManagerCrashes(host),
             3 => Fault::HostCrashes(other),
@@ -214,6 +227,7 @@ impl World {
             Fault::ManagerCrashes(host) => return self.crash(host, false),
             Fault::HostCrashes(host) => return self.crash(host, true),
             Fault::Partition => self.part(),
+            Fault::CutOff(host) => self.cut_off(host),
             Fault::OneWay => {
                 let a = self.fault_random.index(self.hosts.len());
                 let b = self.fault_random.index(self.hosts.len());
@@ -291,11 +305,24 @@ impl World {
                 self.later(50 * MS, 1500 * MS, Event::Form { flap: false });
             }
             Fault::LagEnds(host) => self.ports[host].lag = 0,
-            Fault::SlowGuestsEnd(host) => self.hosts[host].slowness = 1,
+            Fault::SlowGuestsEnd(host) => self.hurry(host),
             Fault::BadCallsEnd(host) => self.hosts[host].call_trouble = 2,
             Fault::SlowDiskEnds(host) => self.hosts[host].disk_slowness = 1,
             Fault::LossyPeersEnd => self.network.loss = 5,
             _ => {}
+        }
+    }
+
+    fn hurry(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        h.slowness = 1;
+        let replicas: Vec<ReplicaId> = h.guests.keys().copied().collect();
+        for replica in replicas {
+            if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                guest.hurry(self.now);
+                guest.speech_scheduled = false;
+            }
+            self.speaks_soon(host, replica);
         }
     }
 
@@ -331,6 +358,7 @@ impl World {
         };
         let late = if r.permille(250) { r.skewed(MS, 900 * MS) } else { 0 };
         let mut done = false;
+        let mut lies = Vec::new();
         for (host, replica) in victims.into_iter().take(count) {
             let r = &mut self.fault_random;
             let own = r.pick(&Lie::ALL).unwrap_or(common);
@@ -344,6 +372,12 @@ impl World {
                 guest.faulty = true;
                 guest.fault = Some(fault);
                 done = true;
+                lies.push(lie);
+            }
+        }
+        if self.budget.free() == 0 {
+            for lie in lies {
+                self.coverage.count_kind(self.plan.faults, lie);
             }
         }
         done
@@ -387,6 +421,18 @@ impl World {
             self.later(SECOND, 4 * SECOND, Event::Form { flap: false });
         }
         self.later(300 * MS, 15 * SECOND, Event::Fault(Fault::Mend));
+    }
+
+    fn cut_off(&mut self, host: usize) {
+        for other in 0..self.hosts.len() {
+            if other != host {
+                self.network.links[host][other] = false;
+                self.network.links[other][host] = false;
+            }
+        }
+        let at = self.now + self.fault_random.below(1500);
+        self.schedule(at, Event::Form { flap: false });
+        self.later(300 * MS, 4 * SECOND, Event::Fault(Fault::Mend));
     }
 
     /// Without durability, a request is in memory only: as few crash as such a service promises to bear.
@@ -444,6 +490,7 @@ impl World {
         }
         let open = std::mem::take(&mut h.open);
         for (number, (client, _)) in open {
+            self.scrub_asked &= client != crate::gateways::SCRUB;
             let id = Some(spare_protocol::group::RequestId {
                 seat: seat(host),
                 number,
@@ -544,14 +591,14 @@ impl World {
         self.network.loss = 5;
         for host in 0..self.hosts.len() {
             let h: &mut Host = &mut self.hosts[host];
-            h.slowness = 1;
             h.disk_slowness = 1;
             h.call_trouble = 0;
             self.ports[host].lag = 0;
             for guest in h.guests.values_mut() {
                 guest.fault = None;
             }
-            if h.core.is_none() {
+            self.hurry(host);
+            if self.hosts[host].core.is_none() {
                 self.schedule(self.now + 100 * MS, Event::Start { host });
             }
         }

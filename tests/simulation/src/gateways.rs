@@ -11,6 +11,9 @@ use spare_protocol::channel::Outcome;
 use spare_protocol::group::{Request, RequestId};
 use spare_protocol::{Class, Position};
 
+/// Stands for a client, where a scrub was asked for.
+pub(crate) const SCRUB: usize = usize::MAX;
+
 impl World {
     pub(crate) fn client_acts(&mut self, client: usize) {
         if let Some(pending) = &self.clients[client].pending {
@@ -93,7 +96,8 @@ impl World {
             seed: [0; 32],
             request: bytes::Bytes::new(),
         };
-        self.scrubs_open = true;
+        h.open.insert(request.id.number, (SCRUB, 0));
+        self.scrub_asked = true;
         self.input(host, Input::Submit(request));
     }
 
@@ -116,6 +120,10 @@ impl World {
         let Some((client, _)) = self.hosts[host].open.remove(&number) else {
             return;
         };
+        if client == SCRUB {
+            self.scrub_asked = false;
+            return;
+        }
         if !self.waiting(client, host, number) {
             return;
         }
@@ -162,6 +170,10 @@ impl World {
         let Some((client, _)) = self.hosts[host].open.remove(&number) else {
             return;
         };
+        if client == SCRUB {
+            self.scrub_asked = false;
+            return;
+        }
         if !self.waiting(client, host, number) {
             return;
         }

@@ -15,6 +15,7 @@ mod phases;
 mod plan;
 mod random;
 mod run;
+mod seeded_bugs;
 mod service;
 mod trace;
 mod world;
@@ -30,8 +31,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Lines of a failing seed's trace that are printed without being asked for.
 const TAIL_LINES: usize = 60;
+const NO_PANIC: &str = "no panic of the trusted part";
 /// With so many seeds, every transition must have been taken.
 const COVERAGE_SEEDS: u64 = 500;
+/// Of so many seeds one more is run with more than f faulty replicas.
+const BEYOND_SHARE: u64 = 50;
 /// Violations after which a run is given up.
 const VIOLATIONS_MAX: u64 = 10;
 
@@ -65,6 +69,10 @@ struct Options {
     /// Prints how often each transition was taken.
     #[arg(long)]
     coverage: bool,
+    /// Puts known bugs into the core, one after another, and shows that each is found (needs the feature
+    /// of the same name).
+    #[arg(long)]
+    seeded_bugs: bool,
 }
 
 #[derive(Default)]
@@ -155,6 +163,13 @@ fn main() -> ExitCode {
     };
     let count = options.seeds.unwrap_or(1);
     let first = options.seed.unwrap_or_else(clock_seed);
+    let threads = options
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
+        .unwrap_or(1);
+    if options.seeded_bugs {
+        return seeded_bugs::prove(threads);
+    }
     if options.trace {
         let report = run(first, fixed, true);
         println!("{}", report.trace);
@@ -162,16 +177,19 @@ fn main() -> ExitCode {
         return ExitCode::from(u8::from(report.violation.is_some()));
     }
     let mut seeds: Vec<(u64, Fixed)> = Vec::new();
-    if options.seed.is_none() {
+    if count > 1 {
         seeds.extend(regressions(options.beyond));
     }
     seeds.extend((first..first.saturating_add(count)).map(|seed| (seed, fixed)));
-    let threads = options
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
-        .unwrap_or(1);
     let sum = run_all(&seeds, threads, options.beyond);
-    finish(sum, &options, count)
+    let share = if options.beyond { 0 } else { count / BEYOND_SHARE };
+    let beyond = Fixed {
+        beyond: true,
+        ..fixed
+    };
+    let further: Vec<(u64, Fixed)> = (0..share).map(|i| (first ^ 0xFFFF ^ i, beyond)).collect();
+    let unprotected = run_all(&further, threads, true);
+    finish(sum, &unprotected, &options, count)
 }
 
 fn run_all(seeds: &[(u64, Fixed)], threads: usize, beyond: bool) -> Sum {
@@ -193,7 +211,7 @@ fn run_all(seeds: &[(u64, Fixed)], threads: usize, beyond: bool) -> Sum {
                     let panicked = report
                         .violation
                         .as_ref()
-                        .is_some_and(|v| v.rule == "no panic of the trusted part");
+                        .is_some_and(|v| v.rule == NO_PANIC);
                     if report.violation.is_some() && (!beyond || panicked) {
                         explain(&report, *fixed);
                         stop.store(sum.violations >= VIOLATIONS_MAX, Ordering::Relaxed);
@@ -219,23 +237,30 @@ fn print_summary(report: &Report) {
     );
 }
 
-fn finish(mut sum: Sum, options: &Options, count: u64) -> ExitCode {
+/// Says what is not promised with more than f faulty replicas. False if the trusted part crashed.
+fn show_unprotected(sum: &Sum) -> bool {
+    if sum.seeds > 0 {
+        println!("with f+1 faulty replicas these rules do not hold (of {} runs):", sum.seeds);
+    }
+    for (rule, runs) in &sum.broken {
+        println!("{runs:>10}  {rule}");
+    }
+    !sum.broken.contains_key(NO_PANIC)
+}
+
+fn finish(mut sum: Sum, unprotected: &Sum, options: &Options, count: u64) -> ExitCode {
     let (ordered, suffered) = (median(&mut sum.ordered), median(&mut sum.suffered));
     if options.coverage || count >= COVERAGE_SEEDS {
         sum.coverage.print();
     }
-    let mut failed = false;
+    let mut failed = !show_unprotected(unprotected);
     if options.beyond {
-        println!("with f+1 faulty replicas these rules do not hold (in so many runs):");
-        for (rule, runs) in &sum.broken {
-            println!("{runs:>10}  {rule}");
-            failed |= *rule == "no panic of the trusted part";
-        }
+        failed |= !show_unprotected(&sum);
     } else {
         failed |= sum.violations > 0;
     }
-    let whole = count >= COVERAGE_SEEDS && options.seed.is_none() && options.hosts.is_none();
-    if whole && !options.beyond {
+    let free = options.hosts.is_none() && options.faults.is_none();
+    if count >= COVERAGE_SEEDS && free && !options.beyond {
         for missing in sum.coverage.missing(count) {
             println!("too rare: {missing}");
             failed = true;

@@ -157,8 +157,13 @@ impl Network {
             if together && stays && !flap {
                 continue;
             }
-            // One that was cut off may notice nothing before it is back.
-            let unaware = !primary && !self.healed && current.is_some() && self.random.permille(200);
+            // A minority that was cut off may notice nothing before it is back. (Of two hosts one alone
+            // can become primary: an engine tells it first that it is cut off.)
+            let unaware = !primary
+                && seats > 2
+                && !self.healed
+                && current.is_some()
+                && self.random.permille(200);
             if !unaware {
                 plans.push((component, primary));
             }
@@ -241,11 +246,6 @@ impl Network {
                 }
             }
         }
-    }
-
-    /// The engine of a host stops.
-    pub(crate) fn stop(&mut self, port: &mut Port) {
-        *port = Port::default();
     }
 
     pub(crate) fn lag(&mut self, extra: u64) -> u64 {

@@ -54,11 +54,14 @@ impl World {
             Phase::Healing => {
                 if since > HEALING {
                     self.enter(Phase::Ending);
-                    let host = self.hosts.iter().position(|h| h.core.is_some());
-                    self.scrub(host.unwrap_or(0));
+                    self.scrub_asked = false;
                 }
             }
             Phase::Ending => {
+                if !self.scrubbed && !self.scrub_asked {
+                    let host = self.hosts.iter().position(|h| h.core.is_some());
+                    self.scrub(host.unwrap_or(0));
+                }
                 let unsettled = self.unsettled();
                 if unsettled.is_empty() && since > SECOND {
                     return self.enter(Phase::Over);
@@ -139,7 +142,7 @@ impl World {
         if ends.windows(2).any(|w| w[0] != w[1]) {
             unsettled.push(format!("the logs end at {ends:?}"));
         }
-        if self.scrubs_open {
+        if !self.scrubbed {
             unsettled.push("a scrub is not complete".to_owned());
         }
         unsettled

@@ -118,6 +118,7 @@ impl Group {
             self.activate(replica);
             self.remove_surplus_actives();
         }
+        self.remove_surplus_passives(seat);
         self.clear_other_seats();
         // Votes that were not enough may be enough with a new replica to ask.
         self.tally_all();
@@ -202,6 +203,25 @@ impl Group {
             let Some(replica) = surplus.max_by_key(|r| (!self.is_staffed_seat(r.seat), *r)) else {
                 return;
             };
+            self.lost(replica, LossReason::Surplus);
+        }
+    }
+
+    /// One passive is enough for a seat with an active. (More are built when a recovery that needs two
+    /// fresh replicas ends with one.)
+    fn remove_surplus_passives(&mut self, seat: SeatId) {
+        let complete = self.active_of(seat).is_some() && self.is_staffed_seat(seat);
+        let recovering = self.recovery.is_some_and(|r| r.seat == seat);
+        let of_seat = self.members.iter().filter(|(r, _)| r.seat == seat);
+        let waiting = |m: &Member| matches!(m.role, Role::Passive | Role::Helping);
+        let (awake, asleep): (Vec<_>, Vec<_>) = of_seat
+            .filter(|(_, m)| waiting(m))
+            .partition(|(_, m)| m.role == Role::Helping);
+        if !complete || recovering || awake.len() + asleep.len() < 2 {
+            return;
+        }
+        let least = asleep.into_iter().max_by_key(|(r, m)| (m.suspected, !m.clean, **r));
+        if let Some(replica) = least.map(|(r, _)| *r) {
             self.lost(replica, LossReason::Surplus);
         }
     }

@@ -169,7 +169,6 @@ mod tests {
                 value,
                 expected: 0,
             },
-            client: 0,
             invoked: times.0,
             completed: times.1,
             end,

@@ -1,0 +1,60 @@
+//! The proof of the harness: known bugs are put into the core, one after another, and each must be found.
+
+use std::process::ExitCode;
+
+/// Runs the proof, prints its table, and fails if a bug was not found.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) fn prove(_: usize) -> ExitCode {
+    println!("no bugs are built in; run with: cargo run --release -p simulation --features seeded-bugs -- --seeded-bugs");
+    ExitCode::from(2)
+}
+
+/// Runs the proof, prints its table, and fails if a bug was not found.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn prove(threads: usize) -> ExitCode {
+    use crate::plan::Fixed;
+    use crate::run::run;
+    use spare_core::bugs::{plant, Bug};
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Mutex, PoisonError};
+
+    /// Seeds that are tried for each bug.
+    const SEEDS_MAX: u64 = 500;
+
+    let next = AtomicUsize::new(0);
+    let found: Mutex<BTreeMap<usize, Option<(u64, &'static str)>>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some((index, bug)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    Bug::ALL.get(index).map(|bug| (index, *bug))
+                } {
+                    plant(Some(bug));
+                    let caught = (1..=SEEDS_MAX).find_map(|seed| {
+                        let report = run(seed, Fixed::default(), false);
+                        report.violation.map(|v| (seed, v.rule))
+                    });
+                    plant(None);
+                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                    found.insert(index, caught);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut caught = 0;
+    println!("{:>6}  {:<46}  rule that was broken", "seeds", "bug");
+    for (index, bug) in Bug::ALL.iter().enumerate() {
+        match found.get(&index).copied().flatten() {
+            Some((seeds, rule)) => {
+                caught += 1;
+                println!("{seeds:>6}  {bug:<46}  {rule}", bug = bug.to_string());
+            }
+            None => println!("{:>6}  {:<46}  NOT FOUND", "-", bug.to_string()),
+        }
+    }
+    println!("{{\"seeded_bugs\":{},\"caught\":{caught}}}", Bug::ALL.len());
+    ExitCode::from(u8::from(caught < Bug::ALL.len()))
+}
