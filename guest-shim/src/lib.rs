@@ -20,6 +20,7 @@ pub mod config;
 pub mod http;
 pub mod init;
 pub mod postgres;
+mod rehearsal;
 pub mod replica;
 pub mod replies;
 pub mod root;
