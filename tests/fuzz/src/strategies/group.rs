@@ -150,7 +150,7 @@ pub fn group_message() -> impl Strategy<Value = GroupMessage> {
         seat().prop_map(|seat| GroupMessage::Recover { seat }),
         seat().prop_map(|seat| GroupMessage::RecoveryEnded { seat }),
         sync().prop_map(GroupMessage::Sync),
-        position().prop_map(|agreed| GroupMessage::Joined { agreed }),
+        (any::<u64>(), position()).prop_map(|(ring, agreed)| GroupMessage::Joined { ring, agreed }),
         seats().prop_map(|seats| GroupMessage::AcceptLoss { seats }),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]
