@@ -447,7 +447,10 @@ fn summarise() -> Vec<Line> {
         let what = format!("{CLIENTS_USUAL} clients, after {after} requests");
         add(what, CLIENTS_USUAL, REQUEST_BYTES, after, cost);
     }
-    let cost = median(&mut Group::started(CLIENTS_USUAL, PAGE_BYTES), PART_REQUESTS);
+    let cost = median(
+        &mut Group::started(CLIENTS_USUAL, PAGE_BYTES),
+        PART_REQUESTS,
+    );
     let what = format!("{CLIENTS_USUAL} clients, replies of {PAGE_BYTES} bytes");
     add(what, CLIENTS_USUAL, PAGE_BYTES, PART_REQUESTS, cost);
     println!("{}", to_json(&lines));
