@@ -63,7 +63,7 @@ impl Core {
             let overtaken = self.submitted.pop_front().map(|r| r.id);
             // It was lost with another ring, and a later one was not: its number has passed.
             if let Some(lost) = overtaken.filter(|o| o.number < id.number) {
-                if self.open.contains(&lost.number) {
+                if self.open.contains(lost.number) {
                     self.refuse(lost, Refusal::Interrupted);
                 }
             }
