@@ -32,7 +32,8 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The guest's end of the channel.
 #[derive(Debug)]
 pub struct Port {
-    transport: Transport,
+    /// None for a channel within this program.
+    transport: Option<Transport>,
     link: Link,
     buffer: Box<[u8]>,
     unsent: Vec<u8>,
@@ -67,13 +68,26 @@ impl Port {
     /// When it is there but can't be opened.
     pub async fn open(transport: Transport) -> Result<Port> {
         let link = Link::open(&transport).await?;
-        Ok(Port {
+        Ok(Port::over(Some(transport), link))
+    }
+
+    /// A channel that does not leave this program, and the manager's end of it.
+    ///
+    /// # Errors
+    /// When sockets can't be created.
+    pub fn pair() -> Result<(Port, UnixStream)> {
+        let (guest, manager) = UnixStream::pair().context("cannot create a pair of sockets")?;
+        Ok((Port::over(None, Link::over(nonblocking(guest)?)?), manager))
+    }
+
+    fn over(transport: Option<Transport>, link: Link) -> Port {
+        Port {
             transport,
             link,
             buffer: vec![0; READ_BYTES].into(),
             unsent: Vec::new(),
             unsent_from: 0,
-        })
+        }
     }
 
     /// Waits for bytes and returns them. Meanwhile sends what could not be sent before. May be
@@ -119,12 +133,12 @@ impl Port {
     /// A socket is connected anew; a virtio port stays open and reports when somebody is there.
     async fn hung_up(&mut self) -> Result<()> {
         self.link.readable = false;
-        if matches!(self.transport, Transport::UnixSocket(_)) {
+        if let Some(transport @ Transport::UnixSocket(_)) = &self.transport {
             self.unsent.clear();
             self.unsent_from = 0;
             // Not at once: a manager that accepts and hangs up must not make the guest spin.
             tokio::time::sleep(RETRY).await;
-            self.link = Link::open(&self.transport).await?;
+            self.link = Link::open(transport).await?;
         }
         Ok(())
     }
@@ -153,6 +167,10 @@ impl Link {
             Transport::VirtioPort(name) => open_port(name).await?,
             Transport::UnixSocket(path) => connect(path).await?,
         };
+        Link::over(file)
+    }
+
+    fn over(file: File) -> Result<Link> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot create epoll")?;
         epoll
             .add(&file, EpollEvent::new(watched(false), 0))
@@ -256,18 +274,20 @@ fn find_port(ports: &Path, name: &str) -> Result<Option<PathBuf>> {
 async fn connect(path: &Path) -> Result<File> {
     loop {
         match UnixStream::connect(path) {
-            Ok(stream) => {
-                stream
-                    .set_nonblocking(true)
-                    .context("cannot set up the channel")?;
-                return Ok(File::from(OwnedFd::from(stream)));
-            }
+            Ok(stream) => return nonblocking(stream),
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
                 bail!("cannot connect to {}: {e}", path.display())
             }
             Err(_) => tokio::time::sleep(RETRY).await,
         }
     }
+}
+
+fn nonblocking(stream: UnixStream) -> Result<File> {
+    stream
+        .set_nonblocking(true)
+        .context("cannot set up the channel")?;
+    Ok(File::from(OwnedFd::from(stream)))
 }
 
 #[cfg(test)]

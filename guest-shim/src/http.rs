@@ -6,7 +6,7 @@
 
 use crate::config::{Address, Service};
 use bytes::Bytes;
-use futures_util::future::{select, Either};
+use futures_util::future::{select, Either, FutureExt};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{HeaderName, HeaderValue, CONNECTION, HOST};
@@ -71,7 +71,8 @@ impl HttpService {
         let Some(request) = build(execute) else {
             return Ok(reply(&own_answer(400, "The request is not valid HTTP.\n")));
         };
-        let exchange = self.exchange(request);
+        // Boxed, so that all callers run the same code: the warm-up's requests would leave a copy cold.
+        let exchange = self.exchange(request).boxed();
         let answer = tokio::time::timeout(self.timeout, exchange)
             .await
             .map_err(|_| ServiceError::TimedOut(self.timeout))??;

@@ -21,6 +21,7 @@ pub mod decoders;
 pub mod http;
 pub mod init;
 pub mod postgres;
+mod rehearsal;
 pub mod replica;
 pub mod replies;
 pub mod root;

@@ -9,6 +9,7 @@ use crate::channel::Port;
 use crate::config::{Config, WarmUp};
 use crate::http::{HttpService, ServiceError};
 use crate::postgres::Database;
+use crate::rehearsal;
 use crate::replies::Replies;
 use crate::scheduler::{Mode, Scheduler};
 use crate::session::{payload, version_conflict, Arrived, Session};
@@ -80,14 +81,7 @@ pub async fn run(config: &Config) -> Result<()> {
                 "spare-shim: ready after {} ms",
                 started.elapsed().as_millis()
             );
-            let mut replica = Replica {
-                port,
-                session: Session::new(),
-                scheduler: Scheduler::default(),
-                reads: FuturesUnordered::new(),
-                reading: BTreeSet::new(),
-                state,
-            };
+            let mut replica = Replica::new(port, state);
             let Err(reason) = replica.serve().await else {
                 return Ok(());
             };
@@ -121,6 +115,17 @@ async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> 
 }
 
 impl Replica {
+    fn new(port: Port, state: State) -> Replica {
+        Replica {
+            port,
+            session: Session::new(),
+            scheduler: Scheduler::default(),
+            reads: FuturesUnordered::new(),
+            reading: BTreeSet::new(),
+            state,
+        }
+    }
+
     /// Serves the manager until the replica is of no use any more; the error says why.
     async fn serve(&mut self) -> Result<()> {
         loop {
@@ -262,15 +267,36 @@ impl State {
         database.warm_up().await?;
         let service = HttpService::new(&config.service);
         await_service(&service, config).await?;
-        make_warm_up_requests(&service, &mut database, &config.service.warm_up).await?;
+        let (pages, forms): (Vec<_>, Vec<_>) =
+            (config.service.warm_up.iter()).partition(|warm_up| warm_up.method == "GET");
+        make_warm_up_forms(&service, &mut database, &forms).await?;
         // Once more, as starting the service has pushed code and pages out of the caches.
         database.warm_up().await?;
-        Ok(State {
+        let state = State {
             service,
             database,
             replies: Replies::default(),
             position: Position(0),
             loading: false,
+        };
+        state.rehearse(&pages).await
+    }
+
+    /// Makes the pages of the warm-up as the manager will ask for them, through a channel, so that
+    /// everything between the channel and the service has run.
+    async fn rehearse(self, pages: &[&WarmUp]) -> Result<State> {
+        let requests = pages.iter().cycle().take(pages.len() * WARM_UP_ROUNDS);
+        let requests = requests.map(|page| warm_up_request(page)).collect();
+        let (port, manager) = Port::pair()?;
+        let mut replica = Replica::new(port, self);
+        tokio::select! {
+            served = replica.serve() => served.context("in the rehearsal")?,
+            rehearsed = rehearsal::conduct(manager, requests) => rehearsed?,
+        }
+        Ok(State {
+            replies: Replies::default(),
+            position: Position(0),
+            ..replica.state
         })
     }
 
@@ -416,23 +442,17 @@ async fn await_service(service: &HttpService, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Pages as reads; forms as writes, which are undone.
-async fn make_warm_up_requests(
+/// Forms are writes, and undone.
+async fn make_warm_up_forms(
     service: &HttpService,
     database: &mut Database,
-    requests: &[WarmUp],
+    forms: &[&WarmUp],
 ) -> Result<()> {
-    for warm_up in requests
-        .iter()
-        .cycle()
-        .take(requests.len() * WARM_UP_ROUNDS)
-    {
-        let execute = warm_up_request(warm_up);
-        let name = || format!("{} {} of service.warm_up", warm_up.method, warm_up.target);
+    for form in forms.iter().cycle().take(forms.len() * WARM_UP_ROUNDS) {
+        let name = || format!("{} {} of service.warm_up", form.method, form.target);
+        let execute = warm_up_request(form);
         service.execute(&execute).await.with_context(name)?;
-        if execute.class == Class::Write {
-            database.undo().await.with_context(name)?;
-        }
+        database.undo().await.with_context(name)?;
     }
     Ok(())
 }

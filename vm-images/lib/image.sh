@@ -10,9 +10,11 @@ readonly ROOM_MIB=1024
 #   mitigations=off          nobody shares a guest with anybody else
 #   cryptomgr.notests        saves 0.25 s of self-tests under emulation
 #   tsc=reliable, no_timer_check, nowatchdog, rcu stalls   a pause of hours is no fault of the clock
+#   noautogroup              priorities count among all processes: each of PostgreSQL's has a session of
+#                            its own, and sessions would share the processor equally
 #   audit, apparmor, ipv6    not used
 readonly CMDLINE="console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr cryptomgr.notests \
-tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 audit=0 apparmor=0 \
+tsc=reliable no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1 noautogroup audit=0 apparmor=0 \
 ipv6.disable=1"
 
 # check_binaries: the programs that go into the image exist.

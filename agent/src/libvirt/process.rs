@@ -50,7 +50,7 @@ fn wait(process: &OwnedFd) -> nix::Result<()> {
     }
 }
 
-/// Sets the priority of every thread of the process of `domain`.
+/// Sets the priority of every thread of the process of `domain`, and of its session.
 pub(super) fn set_nice(domain: &str, nice: i32) -> Result<()> {
     let what = format!("cannot set the priority of {domain}");
     let pid = find(domain).map_err(|e| Error::failed(&what, e))?;
@@ -68,7 +68,31 @@ pub(super) fn set_nice(domain: &str, nice: i32) -> Result<()> {
             return Err(Error::failed(what, error));
         }
     }
-    Ok(())
+    set_group_nice(pid, nice).map_err(|e| Error::failed(&what, e))
+}
+
+/// Sets the priority of the process's session. Where the kernel groups processes by session
+/// (`sched_autogroup_enabled`), all sessions otherwise get the same, and the priority of a thread
+/// counts against its own session's alone. libvirt gives each QEMU a session.
+fn set_group_nice(pid: u32, nice: i32) -> std::io::Result<()> {
+    let path = format!("/proc/{pid}/autogroup");
+    let Some(group) = group_in(&std::fs::read_to_string(&path)) else {
+        return Ok(());
+    };
+    // A QEMU that was started in another way may share its session with us, or with the machine's init.
+    for other in ["/proc/self/autogroup", "/proc/1/autogroup"] {
+        if group_in(&std::fs::read_to_string(other)).as_ref() == Some(&group) {
+            return Ok(());
+        }
+    }
+    std::fs::write(&path, nice.to_string())
+}
+
+/// The name in a file such as `/proc/self/autogroup`, which reads `/autogroup-12 nice 0`; `None` if
+/// there is none, as in a kernel without such groups.
+fn group_in(text: &std::io::Result<String>) -> Option<String> {
+    let text = text.as_ref().ok()?;
+    text.split_whitespace().next().map(str::to_owned)
 }
 
 /// The process of `domain`.
@@ -113,6 +137,37 @@ mod tests {
         wait(&process).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5));
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_session_of_a_process_is_prioritised_and_ours_never() {
+        use std::os::unix::process::CommandExt;
+        let nice = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/autogroup"));
+        let ours = nice(std::process::id());
+        let mut command = std::process::Command::new("sleep");
+        command.arg("60");
+        for own_session in [true, false] {
+            if own_session {
+                // SAFETY: setsid is async-signal-safe.
+                unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+            } else {
+                command = std::process::Command::new("sleep");
+                command.arg("60");
+            }
+            let mut child = command.spawn().unwrap();
+            set_group_nice(child.id(), 7).unwrap();
+            let group = nice(child.id());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            match group {
+                // A kernel without such groups.
+                Err(_) => return,
+                Ok(group) => {
+                    assert_eq!(group.trim_end().ends_with("nice 7"), own_session, "{group}")
+                }
+            }
+        }
+        assert_eq!(nice(std::process::id()).ok(), ours.ok());
     }
 
     #[test]

@@ -120,6 +120,12 @@ impl Core {
     /// An ordered message takes effect.
     fn apply(&mut self, from: SeatId, envelope: Envelope) {
         self.seen += 1;
+        // Its sender was with the group in another ring; in this one it has to catch up again.
+        let stale =
+            |m: &GroupMessage| matches!(m, GroupMessage::Joined { ring, .. } if *ring != self.ring);
+        if stale(&envelope.message) {
+            return;
+        }
         self.group.deliver(from, envelope.epoch, envelope.message);
         self.react();
         self.advance();
@@ -422,7 +428,8 @@ impl Core {
         if self.standing == Standing::CatchingUp && caught_up && !self.joined_sent {
             self.joined_sent = true;
             let agreed = self.agreed;
-            self.multicast(GroupMessage::Joined { agreed });
+            let ring = self.ring;
+            self.multicast(GroupMessage::Joined { ring, agreed });
         }
     }
 

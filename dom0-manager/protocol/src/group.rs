@@ -280,6 +280,8 @@ pub enum GroupMessage {
     Sync(Sync),
     /// The sender has caught up: it is a member of the primary view from here on.
     Joined {
+        /// The ring in which this was sent; in another it means nothing.
+        ring: u64,
         /// It has the agreed bytes of every request up to here.
         agreed: Position,
     },

@@ -4,7 +4,7 @@ use crate::meter::{within, Limit, KIB};
 use crate::script::{parts, records};
 use bytes::Bytes;
 use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest};
-use spare_protocol::group::{GroupMessage, PeerMessage};
+use spare_protocol::group::{Envelope, GroupMessage, PeerMessage};
 use spare_protocol::http::{HttpReply, HttpRequest, HEADERS_MAX};
 use spare_protocol::update::Update;
 use spare_protocol::{decode, encode, Position};
@@ -24,9 +24,9 @@ pub const FROM_GUEST: Limit = Limit::new(2, KIB);
 /// A position of one byte and an update of none take 40 bytes, twice while the list moves.
 pub const TO_GUEST: Limit = Limit::new(80, KIB);
 /// Of messages between managers, which trust each other: the densest list is that of a view's members.
-pub const GROUP_MESSAGE: Limit = Limit::new(16, KIB);
-/// Like [`FROM_GUEST`].
-pub const PEER_MESSAGE: Limit = Limit::new(2, KIB);
+pub const GROUP_MESSAGE: Limit = Limit::new(16, 2 * KIB);
+/// Room for a first few records of the log, whose bytes then count once.
+pub const PEER_MESSAGE: Limit = Limit::new(4, 4 * KIB);
 /// Of requests and replies: [`HEADERS_MAX`] headers are as many empty ones at most.
 pub const HTTP: Limit = Limit::new(3, 16 * KIB);
 /// A NULL is one byte in an update and 32 in memory, three times that while its row moves.
@@ -120,6 +120,7 @@ pub fn manager_frames(bytes: &[u8]) {
 
 /// A message in total order.
 pub fn group_message(bytes: &[u8]) {
+    message::<Envelope>(GROUP_MESSAGE, bytes);
     message::<GroupMessage>(GROUP_MESSAGE, bytes);
 }
 

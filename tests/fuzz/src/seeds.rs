@@ -46,7 +46,7 @@ pub fn of(target: &str) -> Vec<Seed> {
             "all",
             format!("1700000000000000\n{}\nwrite", "ab".repeat(32)).into_bytes(),
         )]),
-        "group_message" => generated(&group::group_message(), 16),
+        "group_message" => generated(&group::envelope(), 16),
         "peer_message" => generated(&group::peer_message(), 6),
         "manager_frames" => manager_frames(),
         "update" => updates(),

@@ -56,7 +56,7 @@ proptest! {
     }
 
     #[test]
-    fn messages_between_managers(group in group::group_message(), peer in group::peer_message()) {
+    fn messages_between_managers(group in group::envelope(), peer in group::peer_message()) {
         survives(group);
         survives(peer);
     }

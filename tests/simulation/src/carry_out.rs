@@ -52,6 +52,7 @@ impl World {
             }
             Output::Safe { position } => self.safe(host, position),
             Output::Decided(record) => {
+                self.decides(host, record.epoch);
                 let h = &mut self.hosts[host];
                 let before = h.disk.log().last().cloned();
                 let expected = h.disk.last().next();
@@ -460,7 +461,6 @@ impl World {
     }
 
     fn noticed(&mut self, host: usize, notice: Notice) {
-        let quorum = self.plan.config.quorum();
         match &notice {
             Notice::Replica { replica, from, to } => self.count_replica(*replica, *from, *to),
             Notice::Standing { from, to } => {
@@ -468,10 +468,6 @@ impl World {
                 if *to == Standing::Serving {
                     self.begins_to_serve(host);
                 }
-            }
-            Notice::View { epoch, members } => {
-                let verdict = self.checks.views.entered(host, *epoch, members);
-                self.hold(verdict);
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
             Notice::Aborted { .. } => self.coverage.count("request helped -> aborted"),
@@ -486,7 +482,7 @@ impl World {
                 let verdict = correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
             }
-            Notice::Lost { replica, reason } => {
+            Notice::Lost { reason, .. } => {
                 self.coverage.count(match reason {
                     LossReason::VmStopped(_) => "lost: VM stopped",
                     LossReason::Broken(_) | LossReason::ChannelStalled => "lost: broken",
@@ -498,11 +494,6 @@ impl World {
                     LossReason::Surplus => "lost: surplus",
                     LossReason::Forgotten => "lost: forgotten",
                 });
-                if *reason == LossReason::Recovered {
-                    let usable = self.usable(host);
-                    let verdict = recovery_keeps_quorum::replaced(*replica, usable, quorum);
-                    self.hold(verdict);
-                }
             }
             Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
             Notice::RecoveryGivenUp { .. } => self.coverage.count("recovery given up"),
@@ -528,11 +519,48 @@ impl World {
         self.coverage.count_named(&format!("replica {from} -> {to}"));
     }
 
+    /// Replicas that left because of a recovery, in a step with these outputs: enough others are left at
+    /// that point of it.
+    pub(crate) fn check_replaced(&mut self, host: usize, outputs: &[Output]) {
+        let quorum = self.plan.config.quorum();
+        for (at, output) in outputs.iter().enumerate() {
+            let Output::Notice(Notice::Lost { replica, reason: LossReason::Recovered }) = output else {
+                continue;
+            };
+            let mut usable = self.usable(host);
+            let mut later = outputs[at..].iter().skip_while(|o| {
+                !matches!(o, Output::Notice(Notice::Replica { replica: r, to: None, .. }) if r == replica)
+            });
+            later.next();
+            for output in later {
+                if let Output::Notice(Notice::Replica { from, to, .. }) = output {
+                    usable += usize::from(to.is_none());
+                    usable -= usize::from(*from == Some(ReplicaState::Building)).min(usable);
+                }
+            }
+            let verdict = recovery_keeps_quorum::replaced(*replica, usable, quorum);
+            self.hold(verdict);
+        }
+    }
+
     fn usable(&self, host: usize) -> usize {
         let replicas = self.hosts[host].core.as_ref().map(spare_core::Core::replicas);
         let replicas = replicas.unwrap_or_default();
         let usable = replicas.iter().filter(|r| r.state != ReplicaState::Building);
         usable.count()
+    }
+
+    /// A manager records a decision of its view.
+    fn decides(&mut self, host: usize, epoch: u64) {
+        let h = &mut self.hosts[host];
+        let Some(core) = &h.core else {
+            return;
+        };
+        if epoch == core.epoch() && h.decides_in != epoch {
+            h.decides_in = epoch;
+            let verdict = self.checks.views.decides(host, epoch, &core.view());
+            self.hold(verdict);
+        }
     }
 
     fn handed_over(&mut self, host: usize) {

@@ -49,6 +49,8 @@ pub(crate) struct Host {
     /// The most that was ever ordered here.
     pub(crate) ordered_max: Position,
     pub(crate) safe: Position,
+    /// The view in which it recorded a decision last.
+    pub(crate) decides_in: u64,
     /// Its disk is gone for good.
     pub(crate) gone: bool,
     pub(crate) random: Random,
@@ -79,6 +81,7 @@ impl Host {
             told_ring: None,
             ordered_max: Position(0),
             safe: Position(0),
+            decides_in: 0,
             gone: false,
             random,
             lease: None,

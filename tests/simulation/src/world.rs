@@ -283,6 +283,7 @@ impl World {
         self.steps += 1;
         core.step_into(now, input, &mut outputs);
         let deadline = core.next_deadline();
+        self.check_replaced(host, &outputs);
         for output in outputs.drain(..) {
             self.carry_out(host, output);
         }

@@ -299,7 +299,7 @@ impl Group {
     /// stop a manager.
     pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
         self.delivered += 1;
-        if let GroupMessage::Joined { agreed } = message {
+        if let GroupMessage::Joined { agreed, .. } = message {
             return self.joined(from, agreed);
         }
         let heard = self

@@ -3,18 +3,31 @@
 
 use super::{bytes, class, hash, outcome, position, replica, text};
 use proptest::prelude::*;
-use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Request, RequestId, Vote};
+use spare_protocol::group::{
+    DecidedRequest, Envelope, GroupMessage, LossReason, PeerMessage, Progress, Request, RequestId,
+    RootVote, Sync, Vote, Votes,
+};
 use spare_protocol::SeatId;
 
+fn seat() -> impl Strategy<Value = SeatId> {
+    any::<u16>().prop_map(SeatId)
+}
+
+fn seats() -> impl Strategy<Value = Vec<SeatId>> {
+    prop::collection::vec(seat(), 0..5)
+}
+
+fn id() -> impl Strategy<Value = RequestId> {
+    (seat(), any::<u64>()).prop_map(|(seat, number)| RequestId { seat, number })
+}
+
 fn request() -> impl Strategy<Value = Request> {
-    let id = (any::<u16>(), any::<u64>()).prop_map(|(seat, number)| RequestId {
-        seat: SeatId(seat),
-        number,
-    });
-    (id, class(), any::<i64>(), any::<[u8; 32]>(), bytes()).prop_map(
-        |(id, class, proposed_time_us, seed, request)| Request {
+    let key = prop::option::of(hash());
+    (id(), class(), key, any::<i64>(), any::<[u8; 32]>(), bytes()).prop_map(
+        |(id, class, key, proposed_time_us, seed, request)| Request {
             id,
             class,
+            key,
             proposed_time_us,
             seed,
             request,
@@ -31,6 +44,43 @@ fn vote() -> impl Strategy<Value = Vote> {
     })
 }
 
+fn root_vote() -> impl Strategy<Value = RootVote> {
+    (position(), replica(), hash()).prop_map(|(position, replica, root)| RootVote {
+        position,
+        replica,
+        root,
+    })
+}
+
+fn progress() -> impl Strategy<Value = Progress> {
+    let positions = (position(), position(), position());
+    (positions, any::<u64>(), any::<i64>()).prop_map(
+        |((delivered, agreed, stored), view_stored, clock_us)| Progress {
+            delivered,
+            agreed,
+            stored,
+            view_stored,
+            clock_us,
+        },
+    )
+}
+
+fn votes() -> impl Strategy<Value = Votes> {
+    let suspected = prop::collection::vec((replica(), position()), 0..3);
+    (
+        prop::collection::vec(vote(), 0..4),
+        prop::collection::vec(root_vote(), 0..3),
+        suspected,
+        progress(),
+    )
+        .prop_map(|(votes, roots, suspected, progress)| Votes {
+            votes,
+            roots,
+            suspected,
+            progress,
+        })
+}
+
 fn loss() -> impl Strategy<Value = LossReason> {
     prop_oneof![
         text().prop_map(LossReason::VmStopped),
@@ -38,19 +88,34 @@ fn loss() -> impl Strategy<Value = LossReason> {
         Just(LossReason::ApplyTimeout),
         Just(LossReason::ChannelStalled),
         text().prop_map(LossReason::Hypervisor),
+        Just(LossReason::SeatLost),
+        position().prop_map(LossReason::Poisoned),
+        Just(LossReason::Recovered),
+        Just(LossReason::Surplus),
+        Just(LossReason::Forgotten),
     ]
+}
+
+fn sync() -> impl Strategy<Value = Sync> {
+    let view = (any::<u64>(), seats());
+    let log = (any::<u64>(), position());
+    (any::<u64>(), any::<bool>(), view, log, any::<u64>(), any::<u16>()).prop_map(
+        |(ring, live, view, log, delivered, version)| Sync {
+            ring,
+            live,
+            view,
+            log,
+            delivered,
+            version,
+        },
+    )
 }
 
 /// A message in total order.
 pub fn group_message() -> impl Strategy<Value = GroupMessage> {
-    let votes = (prop::collection::vec(vote(), 0..4), position(), position());
-    prop_oneof![
-        request().prop_map(GroupMessage::Request),
-        votes.prop_map(|(votes, delivered, agreed)| GroupMessage::Votes {
-            votes,
-            delivered,
-            agreed,
-        }),
+    let of_requests = prop_oneof![
+        prop::collection::vec(request(), 0..3).prop_map(GroupMessage::Requests),
+        votes().prop_map(GroupMessage::Votes),
         (position(), any::<u32>(), any::<u16>()).prop_map(|(position, attempt, needed)| {
             GroupMessage::HelpMe {
                 position,
@@ -65,32 +130,78 @@ pub fn group_message() -> impl Strategy<Value = GroupMessage> {
                 replica,
             }
         }),
-        (replica(), position())
-            .prop_map(|(replica, position)| GroupMessage::Suspected { replica, position }),
+        position().prop_map(|position| GroupMessage::Abort { position }),
+    ];
+    let of_replicas = prop_oneof![
         (replica(), text())
             .prop_map(|(replica, reason)| GroupMessage::Convicted { replica, reason }),
-        (replica(), position())
-            .prop_map(|(replica, position)| GroupMessage::Built { replica, position }),
+        (replica(), position(), any::<bool>()).prop_map(|(replica, position, clean)| {
+            GroupMessage::Built {
+                replica,
+                position,
+                clean,
+            }
+        }),
         (replica(), loss()).prop_map(|(replica, reason)| GroupMessage::Lost { replica, reason }),
         replica().prop_map(|replica| GroupMessage::Slept { replica }),
-        (position(), replica(), hash()).prop_map(|(position, replica, root)| GroupMessage::Root {
+        replica().prop_map(|replica| GroupMessage::Compensate { replica }),
+    ];
+    let of_seats = prop_oneof![
+        seat().prop_map(|seat| GroupMessage::Recover { seat }),
+        seat().prop_map(|seat| GroupMessage::RecoveryEnded { seat }),
+        sync().prop_map(GroupMessage::Sync),
+        (any::<u64>(), position()).prop_map(|(ring, agreed)| GroupMessage::Joined { ring, agreed }),
+        seats().prop_map(|seats| GroupMessage::AcceptLoss { seats }),
+    ];
+    prop_oneof![of_requests, of_replicas, of_seats]
+}
+
+/// A message in total order as it travels.
+pub fn envelope() -> impl Strategy<Value = Envelope> {
+    (any::<u64>(), group_message()).prop_map(|(epoch, message)| Envelope { epoch, message })
+}
+
+fn record() -> impl Strategy<Value = DecidedRequest> {
+    let what = (id(), class(), prop::option::of(hash()), bytes());
+    let agreed = (hash(), hash(), prop::option::of(outcome()), bytes());
+    let when = (position(), any::<u64>(), any::<i64>(), any::<[u8; 32]>());
+    (what, agreed, when).prop_map(
+        |(
+            (id, class, key, request),
+            (reply_hash, update_hash, outcome, update),
+            (position, epoch, time_us, seed),
+        )| DecidedRequest {
             position,
-            replica,
-            root,
-        }),
-    ]
+            epoch,
+            id,
+            class,
+            key,
+            time_us,
+            seed,
+            request,
+            reply_hash,
+            update_hash,
+            outcome,
+            update,
+        },
+    )
 }
 
 /// A message from one manager to another.
 pub fn peer_message() -> impl Strategy<Value = PeerMessage> {
     prop_oneof![
         position().prop_map(|position| PeerMessage::Fetch { position }),
-        (position(), outcome(), bytes()).prop_map(|(position, outcome, update)| {
-            PeerMessage::Agreed {
+        (position(), prop::option::of(outcome()), bytes()).prop_map(
+            |(position, outcome, update)| PeerMessage::Agreed {
                 position,
                 outcome,
                 update,
             }
-        }),
+        ),
+        any::<u64>().prop_map(|ring| PeerMessage::WantState { ring }),
+        (any::<u64>(), any::<u64>(), bytes())
+            .prop_map(|(ring, seen, state)| PeerMessage::State { ring, seen, state }),
+        position().prop_map(|after| PeerMessage::WantLog { after }),
+        prop::collection::vec(record(), 0..3).prop_map(|records| PeerMessage::Log { records }),
     ]
 }

@@ -1,5 +1,5 @@
-//! Two views never decide at the same time: a number stands for one view, and who decides was told last
-//! that its ring is primary.
+//! Two views never decide at the same time: all who decide in the view of a number mean the same members,
+//! and who releases a reply was told last that its ring is primary.
 
 use super::{hold, Verdict};
 use spare_protocol::SeatId;
@@ -13,8 +13,8 @@ pub(crate) struct OneDecidingView {
 }
 
 impl OneDecidingView {
-    /// A manager enters a view.
-    pub(crate) fn entered(&mut self, host: usize, epoch: u64, members: &[SeatId]) -> Verdict {
+    /// A manager records the first decision in a view.
+    pub(crate) fn decides(&mut self, host: usize, epoch: u64, members: &[SeatId]) -> Verdict {
         let known = self.views.entry(epoch).or_insert_with(|| members.to_vec());
         hold(RULE, known == members, || {
             format!("view {epoch} has the members {members:?} at host {host} and {known:?} elsewhere")

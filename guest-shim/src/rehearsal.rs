@@ -1,0 +1,78 @@
+//! The manager's part in a rehearsal: requests go to the shim through a channel within this program
+//! before the real one is opened.
+
+use anyhow::{Context, Result};
+use spare_protocol::channel::{
+    Decoded, Execute, Frame, FrameDecoder, RootRequest, ToGuest, CHANNEL_VERSION,
+};
+use spare_protocol::{encode, Position};
+use std::os::unix::net::UnixStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Any but 0.
+const SESSION: u32 = 1;
+/// Bytes asked for in one read.
+const READ_BYTES: usize = 64 << 10;
+
+/// Asks for each of `requests` as soon as the one before is answered. The answers are not looked at:
+/// what the service makes of them is its own affair.
+///
+/// # Errors
+/// When the channel fails.
+pub(crate) async fn conduct(stream: UnixStream, requests: Vec<Execute>) -> Result<()> {
+    let mut manager = Manager::new(stream)?;
+    let version = CHANNEL_VERSION;
+    manager.ask(&ToGuest::Hello { version }).await?;
+    let mut position = Position(0);
+    for mut execute in requests {
+        position.0 += 1;
+        execute.position = position;
+        manager.ask(&ToGuest::Execute(execute)).await?;
+    }
+    let nothing = ToGuest::Apply {
+        updates: vec![],
+        upto: position,
+        root: RootRequest::Incremental,
+    };
+    manager.ask(&nothing).await
+}
+
+struct Manager {
+    stream: tokio::net::UnixStream,
+    decoder: FrameDecoder,
+    buffer: Vec<u8>,
+    sent: u64,
+}
+
+impl Manager {
+    fn new(stream: UnixStream) -> Result<Manager> {
+        let stream = stream.set_nonblocking(true).map(|()| stream);
+        Ok(Manager {
+            stream: stream
+                .and_then(tokio::net::UnixStream::from_std)
+                .context("cannot set up the rehearsal's channel")?,
+            decoder: FrameDecoder::new(),
+            buffer: vec![0; READ_BYTES],
+            sent: 0,
+        })
+    }
+
+    /// Sends a message and waits for a frame.
+    async fn ask(&mut self, message: &ToGuest) -> Result<()> {
+        self.sent += 1;
+        let frame = Frame {
+            session: SESSION,
+            sequence: self.sent,
+            payload: encode(message).into(),
+        };
+        self.stream.write_all(&frame.to_bytes()).await?;
+        loop {
+            if let Some(Decoded::Frame(_)) = self.decoder.next() {
+                return Ok(());
+            }
+            let n = self.stream.read(&mut self.buffer).await?;
+            anyhow::ensure!(n > 0, "the rehearsal's channel was closed");
+            self.decoder.push(&self.buffer[..n]);
+        }
+    }
+}
