@@ -15,7 +15,7 @@
 //! program fails if the summary shows fewer than [`REQUESTS_PER_S_LEAST`], or a cost that grows.
 
 use bytes::Bytes;
-use criterion::{BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{Envelope, Request, RequestId};
@@ -389,15 +389,21 @@ fn root_at(position: u64) -> Hash {
     Hash(seed(position))
 }
 
+/// Requests in one of criterion's iterations: several times as many as are ever under way, because with many
+/// clients answers come in bursts.
+const ITERATION_REQUESTS: u64 = 50_000;
+
 fn measure_with_criterion(criterion: &mut Criterion) {
     let mut benches = criterion.benchmark_group("one_manager");
-    benches.throughput(Throughput::Elements(1));
+    benches.throughput(Throughput::Elements(ITERATION_REQUESTS));
+    benches.sampling_mode(SamplingMode::Flat);
     let of_clients = CLIENTS.map(|clients| (clients, REQUEST_BYTES));
     for (clients, reply_bytes) in of_clients.into_iter().chain([(CLIENTS_USUAL, PAGE_BYTES)]) {
         let name = format!("reply of {reply_bytes} bytes");
         benches.bench_function(BenchmarkId::new(name, clients), |bencher| {
             let mut group = Group::started(clients, reply_bytes);
-            bencher.iter_custom(|requests| {
+            bencher.iter_custom(|iterations| {
+                let requests = iterations * ITERATION_REQUESTS;
                 let cost = group.run(requests);
                 // A turn may answer more than were asked for.
                 cost.elapsed.mul_f64(requests as f64 / cost.requests as f64)
