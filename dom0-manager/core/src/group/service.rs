@@ -220,7 +220,9 @@ impl Group {
         if !complete || recovering || awake.len() + asleep.len() < 2 {
             return;
         }
-        let least = asleep.into_iter().max_by_key(|(r, m)| (m.suspected, !m.clean, **r));
+        let least = asleep
+            .into_iter()
+            .max_by_key(|(r, m)| (m.suspected, !m.clean, **r));
         if let Some(replica) = least.map(|(r, _)| *r) {
             self.lost(replica, LossReason::Surplus);
         }

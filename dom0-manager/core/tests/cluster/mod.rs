@@ -1,6 +1,6 @@
 //! A whole group in one thread: real cores, a group channel that delivers at once, and replicas that
 //! behave as a test tells them to. Time moves only when nothing else is left to do.
-#![allow(unreachable_pub)] // a module of several test programs
+#![allow(unreachable_pub, dead_code)] // a module of several test programs, each of which uses a part
 
 use bytes::Bytes;
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};

@@ -99,16 +99,22 @@ fn loss() -> impl Strategy<Value = LossReason> {
 fn sync() -> impl Strategy<Value = Sync> {
     let view = (any::<u64>(), seats());
     let log = (any::<u64>(), position());
-    (any::<u64>(), any::<bool>(), view, log, any::<u64>(), any::<u16>()).prop_map(
-        |(ring, live, view, log, delivered, version)| Sync {
+    (
+        any::<u64>(),
+        any::<bool>(),
+        view,
+        log,
+        any::<u64>(),
+        any::<u16>(),
+    )
+        .prop_map(|(ring, live, view, log, delivered, version)| Sync {
             ring,
             live,
             view,
             log,
             delivered,
             version,
-        },
-    )
+        })
 }
 
 /// A message in total order.
@@ -199,8 +205,11 @@ pub fn peer_message() -> impl Strategy<Value = PeerMessage> {
             }
         ),
         any::<u64>().prop_map(|ring| PeerMessage::WantState { ring }),
-        (any::<u64>(), any::<u64>(), bytes())
-            .prop_map(|(ring, seen, state)| PeerMessage::State { ring, seen, state }),
+        (any::<u64>(), any::<u64>(), bytes()).prop_map(|(ring, seen, state)| PeerMessage::State {
+            ring,
+            seen,
+            state
+        }),
         position().prop_map(|after| PeerMessage::WantLog { after }),
         prop::collection::vec(record(), 0..3).prop_map(|records| PeerMessage::Log { records }),
     ]
