@@ -303,9 +303,7 @@ impl Seat {
         match output {
             Output::Multicast(envelope) => {
                 // The group is closed only when the daemon ends.
-                let _ = self
-                    .group
-                    .multicast(Bytes::from(spare_protocol::encode(&envelope)));
+                let _ = self.group.multicast(Bytes::from(envelope.to_bytes()));
             }
             Output::SendPeer { to, message } => self.send_peer(to, message),
             Output::SendLog { to, after } => {

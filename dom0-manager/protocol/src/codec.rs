@@ -1,5 +1,6 @@
 //! The one encoding of all messages: postcard, with nothing left over.
 
+use postcard::ser_flavors::Flavor;
 use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -21,9 +22,35 @@ pub enum DecodeError {
 
 /// The encoding of `value`. The same value always gives the same bytes.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    encode_into(Vec::new(), value)
+}
+
+/// Appends the encoding of `value`.
+pub(crate) fn encode_into<T: Serialize + ?Sized>(bytes: Vec<u8>, value: &T) -> Vec<u8> {
     // Serialising into a growing vector fails only for types that refuse to be serialised
     // (a map of unknown length); none of ours does, which the round-trip tests show.
-    postcard::to_stdvec(value).unwrap_or_default()
+    postcard::serialize_with_flavor(value, Growing(bytes)).unwrap_or_default()
+}
+
+/// A vector that is appended to. (Postcard's own begins empty, or takes bytes one by one.)
+struct Growing(Vec<u8>);
+
+impl Flavor for Growing {
+    type Output = Vec<u8>;
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.0.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<Vec<u8>> {
+        Ok(self.0)
+    }
 }
 
 /// The value that `bytes` encode.

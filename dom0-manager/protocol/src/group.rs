@@ -180,6 +180,28 @@ pub struct Envelope {
     pub message: GroupMessage,
 }
 
+impl Envelope {
+    /// Its encoding.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        crate::codec::encode_into(Vec::with_capacity(self.bytes_about()), self)
+    }
+
+    /// About as long as its encoding, rather more.
+    fn bytes_about(&self) -> usize {
+        /// Everything of a request but its text, and a vote, are not longer.
+        const OF_REQUEST: usize = 112;
+        const OF_VOTE: usize = 88;
+        const OF_REST: usize = 128;
+        let of_content = match &self.message {
+            GroupMessage::Requests(all) => all.iter().map(|r| r.request.len() + OF_REQUEST).sum(),
+            GroupMessage::Votes(votes) => votes.votes.len() * OF_VOTE,
+            _ => 0,
+        };
+        of_content + OF_REST
+    }
+}
+
 /// Multicast in total order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupMessage {
