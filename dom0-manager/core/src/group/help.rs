@@ -148,7 +148,8 @@ impl Group {
             return;
         };
         let awake = member.role == Role::Helping;
-        if !awake && !(member.role == Role::Passive && member.suspected) {
+        let settles = member.role == Role::Passive && member.suspected;
+        if !awake && !settles {
             return;
         }
         let before = member.state();
