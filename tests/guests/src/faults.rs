@@ -11,7 +11,7 @@ use spare_rig::{Closed, Door};
 use std::time::{Duration, Instant};
 
 /// Longer than the vote timeout: the slow replica's vote is missed.
-const STALL: Duration = Duration::from_millis(2500);
+const STALL: Duration = Duration::from_millis(4000);
 /// How often a passive is given a reason to be woken, until it is.
 const WAKES_MAX: u16 = 10;
 const ATTACKER: &str = "/usr/lib/spare/spare-attacker";
