@@ -148,7 +148,7 @@ impl Core {
             };
             let record = DecidedRequest {
                 position,
-                epoch: self.group.epoch,
+                epoch: entry.decided_in,
                 id: entry.request.id,
                 class: entry.request.class,
                 key: entry.request.key,
@@ -204,13 +204,6 @@ impl Core {
         self.stored = self.stored.max(position.min(self.agreed));
         if self.config.durable {
             self.announce_soon();
-        }
-    }
-
-    pub(crate) fn view_is_stored(&mut self, epoch: u64) {
-        if epoch == self.group.epoch && epoch > self.view_stored.0 {
-            self.view_stored = (epoch, self.view());
-            self.announce();
         }
     }
 }

@@ -308,6 +308,21 @@ impl Core {
         }
     }
 
+    /// The farewell of a local replica was delivered. If `Built` was lost with its ring the group never
+    /// knew it, and it goes without more ado.
+    pub(crate) fn never_known(&mut self, replica: ReplicaId) {
+        let leaves = self
+            .local
+            .get(&replica)
+            .is_some_and(|l| l.leaving.is_some());
+        if leaves && !self.group.members.contains_key(&replica) {
+            self.local.remove(&replica);
+            self.forget_timers(replica);
+            self.out.push(Output::Destroy(replica));
+            self.staff();
+        }
+    }
+
     pub(crate) fn forget_timers(&mut self, replica: ReplicaId) {
         for timer in [
             Timer::Work(replica),

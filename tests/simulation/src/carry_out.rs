@@ -42,8 +42,8 @@ impl World {
                     self.send_peer(host, usize::from(to.0), PeerMessage::Log { records });
                 }
             }
-            Output::StoreView { epoch, members } => {
-                self.hosts[host].disk.store_view(epoch, members);
+            Output::StoreView(view) => {
+                self.hosts[host].disk.store_view(view);
                 self.sync_soon(host);
             }
             Output::Truncate { after } => {
@@ -52,7 +52,7 @@ impl World {
             }
             Output::Safe { position } => self.safe(host, position),
             Output::Decided(record) => {
-                self.decides(host, record.epoch);
+                self.decides(host);
                 let h = &mut self.hosts[host];
                 let before = h.disk.log().last().cloned();
                 let expected = h.disk.last().next();
@@ -331,8 +331,8 @@ impl World {
         if let Some(position) = synced.records {
             self.input(host, Input::Stored { position });
         }
-        if let Some(epoch) = synced.view {
-            self.input(host, Input::ViewStored { epoch });
+        if let Some(view) = synced.view {
+            self.input(host, Input::ViewStored(view));
         }
         self.sync_soon(host);
     }
@@ -412,6 +412,7 @@ impl World {
         let h = &mut self.hosts[host];
         h.ring_is_primary = primary;
         h.told_ring = Some(ring);
+        h.told_next = Some(0);
         self.renew_lease(host);
         let ring = ring as u64 + 1;
         self.input(
@@ -435,11 +436,14 @@ impl World {
         }
         self.input(host, Input::Delivered { from, envelope });
         let h = &mut self.hosts[host];
+        // Who is cut off delivers what its own group sent and the others cannot: no more to compare.
+        let whole = h.told_next == Some(index);
+        h.told_next = whole.then_some(index + 1);
         let Some(core) = &h.core else {
             return;
         };
         h.ordered_max = h.ordered_max.max(core.ordered());
-        let told = h.told_ring == Some(ring);
+        let told = h.told_ring == Some(ring) && whole;
         let member = matches!(core.standing(), Standing::Serving | Standing::CatchingUp);
         if told && member && index % 251 == 250 {
             let print = core.fingerprint();
@@ -626,12 +630,17 @@ impl World {
     }
 
     /// A manager records a decision of its view.
-    fn decides(&mut self, host: usize, epoch: u64) {
+    fn decides(&mut self, host: usize) {
         let h = &mut self.hosts[host];
-        let Some(core) = &h.core else {
+        let Some(core) = h
+            .core
+            .as_ref()
+            .filter(|c| c.standing() == Standing::Serving)
+        else {
             return;
         };
-        if epoch == core.epoch() && h.decides_in != epoch {
+        let epoch = core.epoch();
+        if h.decides_in != epoch {
             h.decides_in = epoch;
             let verdict = self.checks.views.decides(host, epoch, &core.view());
             self.hold(verdict);

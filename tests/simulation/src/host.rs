@@ -46,6 +46,8 @@ pub(crate) struct Host {
     pub(crate) ring_is_primary: bool,
     /// The ring that its manager was told of last.
     pub(crate) told_ring: Option<usize>,
+    /// The next message of that ring, unless some were left out.
+    pub(crate) told_next: Option<usize>,
     /// The most that was ever ordered here.
     pub(crate) ordered_max: Position,
     pub(crate) safe: Position,
@@ -79,6 +81,7 @@ impl Host {
             call_trouble: 2,
             ring_is_primary: false,
             told_ring: None,
+            told_next: None,
             ordered_max: Position(0),
             safe: Position(0),
             decides_in: 0,

@@ -59,6 +59,7 @@ impl Group {
             missing: self.executing.clone(),
             held: SmallVec::new(),
             decision: None,
+            decided_in: 0,
             aborted: false,
             help: None,
             fallen: SmallVec::new(),
@@ -146,11 +147,11 @@ impl Group {
         self.least(|p| p.stored)
     }
 
-    /// Every member has the primary view on disk: decisions in it may be recorded and released.
+    /// Every member has the primary view on disk, and who else is in the ring the one that formed in it:
+    /// decisions in it may be recorded and released.
     pub(crate) fn is_established(&self) -> bool {
-        self.view
-            .values()
-            .all(|s| s.progress.view_stored >= self.epoch)
+        let mut members = self.view.values();
+        self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)
     }
 
     fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {
