@@ -214,6 +214,8 @@ pub(crate) struct Group {
     pub(crate) members: BTreeMap<ReplicaId, Member>,
     /// Who votes on what is ordered next.
     executing: SmallVec<[ReplicaId; 4]>,
+    /// Who votes on it as soon as somebody else has.
+    following: SmallVec<[ReplicaId; 1]>,
     pub(crate) checkpoints: Checkpoints,
     keys: Keys,
     /// The greatest request number of each gateway.
@@ -260,6 +262,7 @@ impl Group {
             late: VecDeque::new(),
             members: BTreeMap::new(),
             executing: SmallVec::new(),
+            following: SmallVec::new(),
             checkpoints: Checkpoints::default(),
             keys,
             numbers: resume

@@ -57,7 +57,7 @@ impl Group {
             request,
             ballot: Ballot::default(),
             missing: self.executing.clone(),
-            held: SmallVec::new(),
+            held: self.following.clone(),
             decision: None,
             decided_in: 0,
             aborted: false,
@@ -65,6 +65,9 @@ impl Group {
             fallen: SmallVec::new(),
             silent: SmallVec::new(),
         });
+        if !self.following.is_empty() {
+            self.held.insert(position);
+        }
         self.event(Event::Ordered(position));
         self.tally(position);
     }
