@@ -84,11 +84,6 @@ impl Core {
 
     /// Another manager asks for agreed bytes.
     pub(crate) fn give_bytes(&mut self, to: SeatId, position: Position) {
-        if position <= self.agreed && self.slots.get(position).is_none() {
-            let after = position.previous();
-            self.out.push(Output::SendLog { to, after });
-            return;
-        }
         let agreed = self.slots.get(position).and_then(|s| s.agreed.clone());
         if let Some((outcome, update)) = agreed {
             let message = PeerMessage::Agreed {
@@ -97,6 +92,9 @@ impl Core {
                 update,
             };
             self.out.push(Output::SendPeer { to, message });
+        } else if position <= self.agreed {
+            let after = position.previous();
+            self.out.push(Output::SendLog { to, after });
         }
     }
 

@@ -323,6 +323,12 @@ impl Core {
         self.agreed
     }
 
+    /// The group's state was taken over from a manager that had delivered more than this one has yet.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.ahead > 0
+    }
+
     /// A number that is the same at two managers if and only if the group's state is, and how many
     /// ordered messages that state comes from. For tests.
     #[must_use]

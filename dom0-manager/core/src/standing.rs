@@ -215,11 +215,13 @@ impl Core {
             )));
             return self.stand(Standing::Waiting);
         }
-        let candidates = self.syncs.iter().filter(|(s, _)| last.members.contains(s));
+        // Should all its members be given up, the best log of the others is what is left.
+        let a_member = |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat);
+        let any_member = self.syncs.iter().any(|s| a_member(&s));
+        let candidates = self.syncs.iter().filter(|s| a_member(s) || !any_member);
         let base = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
-        match base.map(|(seat, _)| *seat) {
-            Some(base) => self.begin(self.next_view(last.id), vec![base]),
-            None => self.stand(Standing::Waiting),
+        if let Some(base) = base.map(|(seat, _)| *seat) {
+            self.begin(self.next_view(last.id), vec![base]);
         }
     }
 
@@ -247,8 +249,12 @@ impl Core {
         }
     }
 
-    /// Who is in this ring and no member of the view.
-    fn others_in_ring(&self, members: &[SeatId]) -> Vec<SeatId> {
+    /// Who is in this ring and no member of the view, if its members need them to know of it: where they
+    /// are a majority of all seats, one of them is in every later ring that is primary.
+    fn outsiders(&self, members: &[SeatId]) -> Vec<SeatId> {
+        if members.len() * 2 > self.config.seats.len() {
+            return Vec::new();
+        }
         let ring = self.ring_members.iter().copied();
         ring.filter(|s| !members.contains(s)).collect()
     }
@@ -309,8 +315,8 @@ impl Core {
     /// This manager and these others go on where the last primary view ended.
     fn go_on(&mut self, members: &[SeatId]) {
         self.stand(Standing::Serving);
-        let others = self.others_in_ring(members);
-        self.group.keep_members(self.ring, members, &others);
+        let outsiders = self.outsiders(members);
+        self.group.keep_members(self.ring, members, &outsiders);
         self.react();
         self.advance();
         self.say_again();
@@ -351,8 +357,8 @@ impl Core {
     /// Nobody has the state of the newest primary view; this manager's log is the one to go on from.
     fn begin_anew(&mut self, view: ViewId) {
         let me = self.config.me;
-        let others = self.others_in_ring(&[me]);
-        self.group.begin_anew(me, self.agreed, view, &others);
+        let outsiders = self.outsiders(&[me]);
+        self.group.begin_anew(me, self.agreed, view, &outsiders);
         self.live = true;
         self.stand(Standing::Serving);
         self.safe = self.safe.max(self.stored);

@@ -383,3 +383,35 @@ fn a_replica_that_dies_before_the_group_knew_it_is_forgotten() {
         assert!(!replicas.iter().any(building), "{replicas:?}");
     }
 }
+
+/// Those who only know that it went on have the older part of its history.
+#[test]
+fn an_operator_can_give_up_the_only_member_of_the_last_view() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    cluster.form_ring(&[1], false);
+    cluster.form_ring(&[2], false);
+    cluster.run_for(10);
+    cluster.deaf = vec![1];
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    cluster.crash(0);
+    cluster.deaf.clear();
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.input(
+        1,
+        Input::AcceptLoss {
+            seats: vec![SeatId(0)],
+        },
+    );
+    cluster.run_for(5000);
+    for seat in [1, 2] {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.logs[seat].len(), 31);
+    }
+    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
+    cluster.run_for(5000);
+    assert!(answered(&cluster, number));
+}

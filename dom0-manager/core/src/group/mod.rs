@@ -193,8 +193,8 @@ pub(crate) struct Group {
     pub(crate) epoch: u64,
     /// The ring in which the primary view formed.
     pub(crate) view_ring: u64,
-    /// Seats in the present ring that are no members of the view, and have yet to write it to disk: if
-    /// its members are cut off from them, they must know of it.
+    /// Seats in the present ring that are no members of the view and have yet to write it to disk: if its
+    /// members are cut off from them, they must know that it decides.
     pub(crate) outsiders: BTreeSet<SeatId>,
     /// The seats of the primary view.
     pub(crate) view: BTreeMap<SeatId, Seat>,

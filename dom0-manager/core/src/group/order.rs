@@ -117,7 +117,10 @@ impl Group {
             let Some(decision) = entry.decision.filter(|_| position <= everywhere && !open) else {
                 break;
             };
-            self.late.push_back((position, decision));
+            // Who votes on an aborted request is no liar.
+            if !entry.aborted {
+                self.late.push_back((position, decision));
+            }
             if self.late.len() > LATE_DECISIONS_MAX {
                 self.late.pop_front();
             }
@@ -150,8 +153,8 @@ impl Group {
         self.least(|p| p.stored)
     }
 
-    /// Every member has the primary view on disk, and who else is in the ring the one that formed in it:
-    /// decisions in it may be recorded and released.
+    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
+    /// may be recorded and released.
     pub(crate) fn is_established(&self) -> bool {
         let mut members = self.view.values();
         self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)

@@ -14,10 +14,10 @@ impl Group {
         }
     }
 
-    /// Of the members only these are left in `ring`; in it are these others too. Their replicas go with
-    /// those members that are not left.
-    pub(crate) fn keep_members(&mut self, ring: u64, members: &[SeatId], others: &[SeatId]) {
-        self.outsiders = others.iter().copied().collect();
+    /// Of the members only these are left in `ring`; these outsiders have yet to know of the view. The
+    /// replicas of members that are not left go with them.
+    pub(crate) fn keep_members(&mut self, ring: u64, members: &[SeatId], outsiders: &[SeatId]) {
+        self.outsiders = outsiders.iter().copied().collect();
         let gone: Vec<SeatId> = self
             .view
             .keys()
@@ -71,15 +71,15 @@ impl Group {
     }
 
     /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
-    /// this manager's log, with this manager as its only member; in the ring are these others too.
+    /// this manager's log, with this manager as its only member; these outsiders have yet to know of it.
     pub(crate) fn begin_anew(
         &mut self,
         me: SeatId,
         agreed: Position,
         view: ViewId,
-        others: &[SeatId],
+        outsiders: &[SeatId],
     ) {
-        self.outsiders = others.iter().copied().collect();
+        self.outsiders = outsiders.iter().copied().collect();
         self.entries.truncate(agreed);
         if self.entries.before() < agreed {
             self.entries = super::Window::above(agreed);
