@@ -114,6 +114,10 @@ impl Disk {
         self.written.push_back(Written::View(view));
     }
 
+    pub(crate) fn view(&self) -> &PrimaryView {
+        &self.view
+    }
+
     pub(crate) fn log(&self) -> &[Rc<Record>] {
         &self.log
     }
