@@ -302,7 +302,7 @@ impl Group {
                 Output::Create(replica) => Input::Booted(replica),
                 Output::Pause(replica) => Input::Paused(replica),
                 Output::Unpause(replica) => Input::Unpaused(replica),
-                Output::StoreView { epoch, .. } => Input::ViewStored { epoch },
+                Output::StoreView(view) => Input::ViewStored(view.id),
                 Output::SendPeer { to, message } => {
                     let input = Input::Peer { from, message };
                     self.seats[usize::from(to.0)].inputs.push_back(input);

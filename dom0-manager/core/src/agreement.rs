@@ -84,11 +84,6 @@ impl Core {
 
     /// Another manager asks for agreed bytes.
     pub(crate) fn give_bytes(&mut self, to: SeatId, position: Position) {
-        if position <= self.agreed && self.slots.get(position).is_none() {
-            let after = position.previous();
-            self.out.push(Output::SendLog { to, after });
-            return;
-        }
         let agreed = self.slots.get(position).and_then(|s| s.agreed.clone());
         if let Some((outcome, update)) = agreed {
             let message = PeerMessage::Agreed {
@@ -97,6 +92,9 @@ impl Core {
                 update,
             };
             self.out.push(Output::SendPeer { to, message });
+        } else if position <= self.agreed {
+            let after = position.previous();
+            self.out.push(Output::SendLog { to, after });
         }
     }
 
@@ -148,7 +146,7 @@ impl Core {
             };
             let record = DecidedRequest {
                 position,
-                epoch: self.group.epoch,
+                epoch: entry.decided_in,
                 id: entry.request.id,
                 class: entry.request.class,
                 key: entry.request.key,
@@ -204,13 +202,6 @@ impl Core {
         self.stored = self.stored.max(position.min(self.agreed));
         if self.config.durable {
             self.announce_soon();
-        }
-    }
-
-    pub(crate) fn view_is_stored(&mut self, epoch: u64) {
-        if epoch == self.group.epoch && epoch > self.view_stored.0 {
-            self.view_stored = (epoch, self.view());
-            self.announce();
         }
     }
 }

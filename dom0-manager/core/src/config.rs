@@ -1,7 +1,7 @@
 //! What a core is told once, at its start.
 
 use crate::Micros;
-use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
@@ -78,8 +78,8 @@ pub struct Config {
 /// What a manager has on disk from an earlier run.
 #[derive(Clone, Debug, Default)]
 pub struct Resume {
-    /// The newest primary view: number and members; (0, all seats) for a group that never ran.
-    pub view: (u64, Vec<SeatId>),
+    /// The newest primary view; without members for a group that never ran.
+    pub view: PrimaryView,
     /// The last record of the log.
     pub last: Option<DecidedRequest>,
     /// The log is never truncated below this.

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
-use spare_protocol::group::{Envelope, GroupMessage, PeerMessage, Request, RequestId, Sync, Votes};
+use spare_protocol::group::{
+    Envelope, GroupMessage, PeerMessage, PrimaryView, Request, RequestId, Sync, ViewId, Votes,
+};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -73,7 +75,14 @@ pub struct Core {
     pub(crate) agreed: Position,
     pub(crate) agreed_epoch: u64,
     pub(crate) stored: Position,
-    pub(crate) view_stored: (u64, Vec<SeatId>),
+    /// The newest primary view that this manager knows of.
+    pub(crate) view_known: PrimaryView,
+    /// Views on their way to the disk end with this one; this one is there.
+    pub(crate) view_written: ViewId,
+    pub(crate) view_stored: ViewId,
+    /// This manager is no member of the view that formed in this ring; the members wait until it has this
+    /// one on disk.
+    pub(crate) view_promised: Option<ViewId>,
     pub(crate) safe: Position,
     /// Their bytes are here and a client of this gateway waits for them.
     pub(crate) answerable: Ascending<Position>,
@@ -117,8 +126,8 @@ impl Core {
     pub fn new(config: Config, resume: Resume) -> Result<Core, ConfigError> {
         config.check()?;
         let mut resume = resume;
-        if resume.view.1.is_empty() {
-            resume.view.1.clone_from(&config.seats);
+        if resume.view.members.is_empty() {
+            resume.view.members.clone_from(&config.seats);
         }
         let group = Group::resumed(Rules::from(&config), &resume);
         let agreed = group.decided;
@@ -141,7 +150,10 @@ impl Core {
             agreed,
             agreed_epoch: resume.last.as_ref().map_or(0, |r| r.epoch),
             stored: agreed,
-            view_stored: resume.view,
+            view_written: resume.view.id,
+            view_stored: resume.view.id,
+            view_known: resume.view,
+            view_promised: None,
             safe: resume.safe.min(agreed),
             answerable: Ascending::default(),
             repeated: BTreeMap::new(),
@@ -214,7 +226,7 @@ impl Core {
                 primary,
             } => self.enter_ring(ring, members, primary),
             Input::Peer { from, message } => self.peer(from, message),
-            Input::ViewStored { epoch } => self.view_is_stored(epoch),
+            Input::ViewStored(view) => self.view_is_stored(view),
             Input::Stored { position } => self.is_stored(position),
             Input::Lease { until } => {
                 self.lease = self.lease.max(Some(until));
@@ -309,6 +321,12 @@ impl Core {
     #[must_use]
     pub fn agreed(&self) -> Position {
         self.agreed
+    }
+
+    /// The group's state was taken over from a manager that had delivered more than this one has yet.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.ahead > 0
     }
 
     /// A number that is the same at two managers if and only if the group's state is, and how many

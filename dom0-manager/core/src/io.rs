@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{
-    DecidedRequest, Envelope, LossReason, PeerMessage, Request, RequestId, Vote,
+    DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId, ViewId,
+    Vote,
 };
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
@@ -72,11 +73,14 @@ pub enum Input {
     },
     /// Delivered in total order: from here on these seats hear each other.
     View {
-        /// Names this membership; the same at every member, never used again.
+        /// Names this membership; the same at every member, never used again, and greater than the
+        /// name of every ring that one of its members was in before.
         ring: u64,
         /// The seats.
         members: Vec<SeatId>,
-        /// Quorum, or a completed fencing, was reported for this very membership.
+        /// Quorum, or a completed fencing, was reported for this very membership. Two rings in a row
+        /// that were primary have a member in common, or else (a witness decided) this manager is told
+        /// first of a ring that is not primary if the other one was not its own.
         primary: bool,
     },
     /// From another manager, outside the order.
@@ -86,11 +90,8 @@ pub enum Input {
         /// What.
         message: PeerMessage,
     },
-    /// A view that [`Output::StoreView`] named is on disk.
-    ViewStored {
-        /// Its number.
-        epoch: u64,
-    },
+    /// The view with this name, from an [`Output::StoreView`], is on disk, and so are all before it.
+    ViewStored(ViewId),
     /// All records up to here are on disk.
     Stored {
         /// The last one.
@@ -176,13 +177,8 @@ pub enum Output {
         /// The last one that is there.
         after: Position,
     },
-    /// Write this primary view to disk; ends in [`Input::ViewStored`].
-    StoreView {
-        /// Its number.
-        epoch: u64,
-        /// Its members.
-        members: Vec<SeatId>,
-    },
+    /// Write this primary view to disk in the place of the last one; ends in [`Input::ViewStored`].
+    StoreView(PrimaryView),
     /// Remove all records above this position from the log: another history was agreed on.
     Truncate {
         /// The last one to keep.

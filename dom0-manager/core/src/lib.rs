@@ -35,4 +35,4 @@ mod timing;
 pub use config::{Config, ConfigError, Resume};
 pub use engine::Core;
 pub use io::{ConvictionBasis, Evidence, Input, Micros, Notice, Now, Output, Refusal, Standing};
-pub use spare_protocol::group::DecidedRequest;
+pub use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};

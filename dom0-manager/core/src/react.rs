@@ -166,8 +166,8 @@ impl Core {
 
     /// The primary view changed: it goes to disk before anything is recorded or released in it.
     fn view_changed(&mut self) {
-        let members = self.view();
-        if !members.contains(&self.config.me) {
+        self.know_view();
+        if !self.group.view.contains_key(&self.config.me) {
             return;
         }
         if self.standing == Standing::CatchingUp {
@@ -179,8 +179,8 @@ impl Core {
             }
             self.announce_built_replicas();
         }
-        let epoch = self.group.epoch;
-        self.out.push(Output::StoreView { epoch, members });
+        let view = self.primary_view();
+        self.store_view(view);
         self.announce_soon();
         self.staff();
     }

@@ -308,6 +308,21 @@ impl Core {
         }
     }
 
+    /// The farewell of a local replica was delivered. If `Built` was lost with its ring the group never
+    /// knew it, and it goes without more ado.
+    pub(crate) fn never_known(&mut self, replica: ReplicaId) {
+        let leaves = self
+            .local
+            .get(&replica)
+            .is_some_and(|l| l.leaving.is_some());
+        if leaves && !self.group.members.contains_key(&replica) {
+            self.local.remove(&replica);
+            self.forget_timers(replica);
+            self.out.push(Output::Destroy(replica));
+            self.staff();
+        }
+    }
+
     pub(crate) fn forget_timers(&mut self, replica: ReplicaId) {
         for timer in [
             Timer::Work(replica),
@@ -410,12 +425,19 @@ impl Core {
             let executes = execute_upto.is_some_and(|upto| sent < upto);
             if sent < self.agreed && (executes || work_waits) {
                 self.send_updates(replica, sent);
-            } else if executes && self.group.entries.get(sent.next()).is_some() {
+            } else if executes && self.is_executed(sent.next()) {
                 self.send_request(replica, sent.next());
             } else {
                 return;
             }
         }
+    }
+
+    /// Whether a request is known and not aborted. One that was aborted has no effect: who comes to it later
+    /// waits until all before it is agreed on, and passes it with the updates.
+    fn is_executed(&self, position: Position) -> bool {
+        let entry = self.group.entries.get(position);
+        entry.is_some_and(|e| !e.aborted)
     }
 
     /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is

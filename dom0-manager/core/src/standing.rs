@@ -28,7 +28,7 @@ use crate::io::{Notice, Output, Standing};
 use crate::replica::Vm;
 use bytes::Bytes;
 use spare_protocol::group::{
-    DecidedRequest, Envelope, GroupMessage, PeerMessage, Sync, GROUP_VERSION,
+    DecidedRequest, Envelope, GroupMessage, PeerMessage, PrimaryView, Sync, ViewId, GROUP_VERSION,
 };
 use spare_protocol::{Position, ReplicaId, SeatId};
 
@@ -55,7 +55,8 @@ impl Core {
         self.seen = 0;
         self.ahead = 0;
         self.syncs.clear();
-        self.ring = ring;
+        self.view_promised = None;
+        let came_from = std::mem::replace(&mut self.ring, ring);
         self.ring_members = members;
         self.joined_sent = false;
         self.deadlines.cancel(Timer::CatchUp);
@@ -68,13 +69,14 @@ impl Core {
             self.leave();
         }
         let view = if self.live {
-            (self.group.epoch, self.view())
+            self.primary_view()
         } else {
-            self.view_stored.clone()
+            self.view_known.clone()
         };
         self.multicast(GroupMessage::Sync(Sync {
             ring,
             live: self.live,
+            came_from,
             view,
             log: (self.agreed_epoch, self.agreed),
             delivered: self.group.delivered,
@@ -121,13 +123,26 @@ impl Core {
     fn apply(&mut self, from: SeatId, envelope: Envelope) {
         self.seen += 1;
         // Its sender was with the group in another ring; in this one it has to catch up again.
-        let stale =
-            |m: &GroupMessage| matches!(m, GroupMessage::Joined { ring, .. } if *ring != self.ring);
+        let stale = |m: &GroupMessage| match m {
+            GroupMessage::Joined { ring, .. } | GroupMessage::ViewStored { ring } => {
+                *ring != self.ring
+            }
+            _ => false,
+        };
         if stale(&envelope.message) {
             return;
         }
+        let farewell = match &envelope.message {
+            GroupMessage::Lost { replica, .. } | GroupMessage::Convicted { replica, .. } => {
+                Some(*replica).filter(|_| from == self.config.me)
+            }
+            _ => None,
+        };
         self.group.deliver(from, envelope.epoch, envelope.message);
         self.react();
+        if let Some(replica) = farewell {
+            self.never_known(replica);
+        }
         self.advance();
     }
 
@@ -158,27 +173,35 @@ impl Core {
 
     /// Every member of the ring has said what it is and has: all draw the same conclusion.
     fn conclude(&mut self) {
-        let me = self.config.me;
-        // One that was cut off without being told (its host hung) still takes itself for a member; a
-        // view on the disk of another tells that the group went on without it.
-        let stored = self.syncs.values().map(|s| s.view.0).max().unwrap_or(0);
-        let live = self.syncs.values().filter(|s| s.live && s.view.0 >= stored);
-        let newest = live.map(|s| (s.view.0, s.delivered)).max();
+        // One that was cut off without being told (its host hung) still takes itself for a member; that
+        // another knows of a newer view tells that the group went on without it.
+        let known = self.syncs.values().map(|s| s.view.id).max();
+        let known = known.unwrap_or_default();
+        let live = self.syncs.values().filter(|s| s.live && s.view.id >= known);
+        // Those that come from one ring delivered the same in it; of those that come from several, the ones
+        // that saw the last ring go on.
+        let newest = live.map(|s| (s.came_from, s.delivered)).max();
         if let Some(newest) = newest {
-            let live = self.syncs.iter().filter(|(_, s)| s.live);
-            let same = live.filter(|(_, s)| (s.view.0, s.delivered) == newest);
-            let members: Vec<SeatId> = same.map(|(seat, _)| *seat).collect();
-            if members.contains(&me) {
-                self.go_on(&members);
-            } else {
-                self.join(members[0]);
+            let goes_on =
+                |s: &Sync| s.live && s.view.id == known && (s.came_from, s.delivered) == newest;
+            let mut members: Vec<SeatId> = Vec::new();
+            let mut last: &[SeatId] = &[];
+            for (seat, sync) in self.syncs.iter().filter(|(_, s)| goes_on(s)) {
+                members.push(*seat);
+                last = &sync.view.members;
             }
-            return;
+            let view = if last == members {
+                known
+            } else {
+                self.next_view(known)
+            };
+            return self.begin(view, members);
         }
-        let Some((epoch, last_members)) = self.syncs.values().map(|s| s.view.clone()).max() else {
+        let Some(last) = self.syncs.values().map(|s| s.view.clone()).max() else {
             return;
         };
-        let absent: Vec<SeatId> = last_members
+        let absent: Vec<SeatId> = last
+            .members
             .iter()
             .filter(|s| !self.syncs.contains_key(s) && !self.given_up.contains(s))
             .copied()
@@ -192,19 +215,108 @@ impl Core {
             )));
             return self.stand(Standing::Waiting);
         }
-        let candidates = self.syncs.iter().filter(|(s, _)| last_members.contains(s));
+        // Should all its members be given up, the best log of the others is what is left.
+        let a_member = |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat);
+        let any_member = self.syncs.iter().any(|s| a_member(&s));
+        let candidates = self.syncs.iter().filter(|s| a_member(s) || !any_member);
         let base = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
-        match base.map(|(seat, _)| *seat) {
-            Some(base) if base == me => self.begin_anew(epoch + 1),
-            Some(base) => self.join(base),
-            None => self.stand(Standing::Waiting),
+        if let Some(base) = base.map(|(seat, _)| *seat) {
+            self.begin(self.next_view(last.id), vec![base]);
+        }
+    }
+
+    fn next_view(&self, last: ViewId) -> ViewId {
+        ViewId {
+            epoch: last.epoch + 1,
+            ring: self.ring,
+        }
+    }
+
+    /// The primary view of this ring. Who is no member of it takes over the state of one, and writes the
+    /// view to disk too: should all members be cut off from it, it knows that they went on.
+    fn begin(&mut self, id: ViewId, members: Vec<SeatId>) {
+        let me = self.config.me;
+        if !members.contains(&me) {
+            self.view_promised = Some(id);
+            let source = members[0];
+            self.store_view(PrimaryView { id, members });
+            self.keep_promise();
+            self.join(source);
+        } else if self.live {
+            self.go_on(&members);
+        } else {
+            self.begin_anew(id);
+        }
+    }
+
+    /// Who is in this ring and no member of the view, if its members need them to know of it: where they
+    /// are a majority of all seats, one of them is in every later ring that is primary.
+    fn outsiders(&self, members: &[SeatId]) -> Vec<SeatId> {
+        if members.len() * 2 > self.config.seats.len() {
+            return Vec::new();
+        }
+        let ring = self.ring_members.iter().copied();
+        ring.filter(|s| !members.contains(s)).collect()
+    }
+
+    pub(crate) fn primary_view(&self) -> PrimaryView {
+        PrimaryView {
+            id: self.group.view_id(),
+            members: self.view(),
+        }
+    }
+
+    /// The group's view will be told of in later rings, whether this manager is a member of it or not.
+    pub(crate) fn know_view(&mut self) {
+        if self.group.view_id() > self.view_known.id {
+            self.view_known = self.primary_view();
+        }
+    }
+
+    /// A view that is newer than what is on disk goes there.
+    pub(crate) fn store_view(&mut self, view: PrimaryView) {
+        if view.id > self.view_written {
+            self.view_written = view.id;
+            self.out.push(Output::StoreView(view.clone()));
+        }
+        if view.id > self.view_known.id {
+            self.view_known = view;
+        }
+    }
+
+    pub(crate) fn view_is_stored(&mut self, view: ViewId) {
+        if view > self.view_stored {
+            self.view_stored = view;
+            self.keep_promise();
+            self.announce();
+        }
+    }
+
+    /// Tells the members of the view that this manager, who is none, knows of it for good.
+    fn keep_promise(&mut self) {
+        let kept = self.view_promised.is_some_and(|v| v <= self.view_stored);
+        if kept {
+            self.view_promised = None;
+            let ring = self.ring;
+            self.multicast(GroupMessage::ViewStored { ring });
+        }
+    }
+
+    /// The number of the group's view, if this one is on disk.
+    pub(crate) fn view_stored_of_group(&self) -> u64 {
+        let there = self.group.view_id() <= self.view_stored;
+        if there {
+            self.group.epoch
+        } else {
+            0
         }
     }
 
     /// This manager and these others go on where the last primary view ended.
     fn go_on(&mut self, members: &[SeatId]) {
         self.stand(Standing::Serving);
-        self.group.keep_members(members);
+        let outsiders = self.outsiders(members);
+        self.group.keep_members(self.ring, members, &outsiders);
         self.react();
         self.advance();
         self.say_again();
@@ -217,11 +329,6 @@ impl Core {
     fn say_again(&mut self) {
         self.submit_again();
         self.send_batch();
-        let epoch = self.group.epoch;
-        if self.view_stored.0 < epoch {
-            let members = self.view();
-            self.out.push(Output::StoreView { epoch, members });
-        }
         let decided = self.group.decided;
         for (position, slot) in self.slots.iter_above(decided) {
             for answer in &slot.answers {
@@ -248,9 +355,10 @@ impl Core {
     }
 
     /// Nobody has the state of the newest primary view; this manager's log is the one to go on from.
-    fn begin_anew(&mut self, epoch: u64) {
+    fn begin_anew(&mut self, view: ViewId) {
         let me = self.config.me;
-        self.group.begin_anew(me, self.agreed, epoch);
+        let outsiders = self.outsiders(&[me]);
+        self.group.begin_anew(me, self.agreed, view, &outsiders);
         self.live = true;
         self.stand(Standing::Serving);
         self.safe = self.safe.max(self.stored);
@@ -328,6 +436,7 @@ impl Core {
             )));
         }
         std::mem::swap(&mut self.group, &mut group);
+        self.know_view();
         // Beyond what every member had, another history may have been agreed on.
         let mut keep = self.safe.min(self.agreed);
         if planted(Bug::JoinerKeepsItsTail) {

@@ -306,7 +306,7 @@ impl Core {
             delivered: self.group.ordered(),
             agreed: self.agreed,
             stored: self.stored,
-            view_stored: self.view_stored.0,
+            view_stored: self.view_stored_of_group(),
             clock_us: self.now.clock_us,
         };
         self.multicast(GroupMessage::Votes(votes));

@@ -113,6 +113,42 @@ fn a_request_on_which_everybody_falls_silent_is_aborted_in_the_end() {
     assert!(cluster.convicted().is_empty());
 }
 
+/// Seed 500316: a replica that came later executed it after all, was held against the abort, and convicted.
+#[test]
+fn a_replica_that_is_built_after_an_abort_does_not_execute_the_aborted_request() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    // Only the actives are left, and one of them is silent.
+    cluster.hypervisor_fails = true;
+    cluster.kill(0, 2);
+    cluster.kill(1, 2);
+    cluster.run_for(100);
+    cluster.corrupt(1, 1, Fault::Silent);
+    let undecided = cluster.submit(Class::Write);
+    cluster.run_for(10);
+    let aborted = cluster.submit_at(0, Class::Write, None, "hang");
+    cluster.run_for(60_000);
+    assert!(!cluster.answers.contains_key(&undecided));
+    let abort = |n: &Notice| matches!(n, Notice::Aborted { .. });
+    assert!(cluster.notices.iter().any(|(_, n)| abort(n)));
+    let handed_out = |cluster: &Cluster| {
+        let lines = cluster.trace.lines();
+        let executes = |l: &&str| l.contains(" Execute {") && l.contains("b\"hang\"");
+        lines.filter(executes).count()
+    };
+    let before = handed_out(&cluster);
+    assert!(before > 0);
+    cluster.hypervisor_fails = false;
+    cluster.run_for(60_000);
+    assert_eq!(handed_out(&cluster), before);
+    assert!(cluster.answers[&undecided].1.is_some());
+    assert_eq!(cluster.answers[&aborted].1, None);
+    cluster.load(60);
+    cluster.run_for(10_000);
+    assert!(cluster.convicted().is_empty());
+    assert_eq!(cluster.answers.len(), 93);
+}
+
 #[test]
 fn a_read_that_tries_to_write_is_ordered_again_as_a_write() {
     let mut cluster = Cluster::started(1);

@@ -214,3 +214,204 @@ fn a_lease_that_ended_holds_replies_back_until_it_is_renewed() {
     cluster.run_for(10);
     assert!(answered(&cluster, late));
 }
+
+fn seats(count: u16) -> Config {
+    Config {
+        seats: (0..count).map(SeatId).collect(),
+        ..config(0, 1)
+    }
+}
+
+/// Seed 31416092: where the bytes came late, the record carried a later epoch than elsewhere, and after a
+/// power failure the shorter log counted as the newer one.
+#[test]
+fn a_record_has_the_epoch_of_its_decision_wherever_and_whenever_its_bytes_arrive() {
+    let mut cluster = Cluster::with(seats(4));
+    cluster.load(10);
+    cluster.deaf = vec![2];
+    cluster.load(1);
+    let last = cluster.logs[0].len();
+    assert!(cluster.logs[2].len() < last, "seat 2 has no bytes yet");
+    cluster.crash(3);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(100);
+    cluster.deaf.clear();
+    cluster.run_for(1000);
+    assert_eq!(cluster.logs[2], cluster.logs[0]);
+    for seat in 0..3 {
+        cluster.crash(seat);
+    }
+    cluster.logs[2].truncate(last - 1);
+    for seat in 0..4 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1, 2, 3], true);
+    cluster.run_for(10_000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.agreed().0, last as u64);
+    }
+}
+
+/// A member that alone learnt all of a ring counted its view on, and so did the others in the next ring:
+/// two views with one number.
+#[test]
+fn a_view_that_one_member_formed_before_it_was_cut_off_is_not_the_one_of_the_others() {
+    let mut cluster = Cluster::with(seats(4));
+    cluster.load(10);
+    cluster.hung = vec![0, 1, 2, 3];
+    cluster.form_ring(&[1, 2, 3], true);
+    for seat in [1, 2, 3] {
+        cluster.one(seat);
+    }
+    for _ in 0..3 {
+        cluster.one(3);
+    }
+    assert_eq!(cluster.cores[3].standing(), Standing::Serving);
+    let seats: Vec<u16> = cluster.cores[3].view().iter().map(|s| s.0).collect();
+    assert_eq!(seats, [1, 2, 3]);
+    // It hangs; the others come together without it, and then all do.
+    for seat in 0..3 {
+        cluster.forget_queue(seat);
+    }
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.hung = vec![3];
+    cluster.run_for(1);
+    cluster.hung.clear();
+    cluster.form_ring(&[0, 1, 2, 3], true);
+    cluster.run_for(10_000);
+    let print = cluster.cores[0].fingerprint();
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.fingerprint(), print);
+    }
+    cluster.load(10);
+    assert_eq!(cluster.answers.len(), 20);
+}
+
+/// Members that come from different rings did not deliver the same in the older one.
+#[test]
+fn a_member_that_missed_a_ring_takes_over_the_state_of_those_that_did_not() {
+    let mut cluster = Cluster::with(seats(4));
+    cluster.load(10);
+    cluster.hung = vec![2];
+    cluster.form_ring(&[0, 1, 3], true);
+    for seat in [0, 1, 3] {
+        cluster.one(seat);
+        cluster.forget_queue(seat);
+    }
+    cluster.hung.clear();
+    cluster.form_ring(&[0, 1, 2, 3], true);
+    cluster.run_for(10_000);
+    let joined = |n: &Notice| {
+        matches!(
+            n,
+            Notice::Standing {
+                to: Standing::Joining,
+                ..
+            }
+        )
+    };
+    let joiners: Vec<u16> = cluster
+        .notices
+        .iter()
+        .filter(|(_, n)| joined(n))
+        .map(|(s, _)| s.0)
+        .collect();
+    assert_eq!(joiners[joiners.len() - 1], 2);
+    let print = cluster.cores[0].fingerprint();
+    assert!(cluster.cores.iter().all(|c| c.fingerprint() == print));
+}
+
+/// A member goes on alone, seen only by seats that have no state yet. Then it is gone, and members that
+/// hung all the while come back and still take themselves for the group.
+#[test]
+fn who_saw_others_go_on_holds_back_members_that_missed_it() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..seats(5)
+    });
+    cluster.form_ring(&[3], false);
+    cluster.form_ring(&[4], false);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(1000);
+    cluster.load(10);
+    cluster.hung = vec![1, 2];
+    cluster.deaf = vec![3, 4];
+    cluster.form_ring(&[0, 3, 4], true);
+    cluster.run_for(5000);
+    let alone = cluster.submit(Class::Write);
+    cluster.run_for(5000);
+    assert!(answered(&cluster, alone));
+    assert_eq!(cluster.cores[3].standing(), Standing::Joining);
+    cluster.crash(0);
+    // Their memory is gone too; what they know is on their disks.
+    cluster.crash(3);
+    cluster.restart(3);
+    cluster.hung.clear();
+    cluster.deaf.clear();
+    cluster.form_ring(&[1, 2, 3], true);
+    cluster.run_for(5000);
+    for seat in [1, 2, 3] {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Waiting);
+    }
+    cluster.restart(0);
+    cluster.form_ring(&[0, 1, 2, 3], true);
+    cluster.run_for(10_000);
+    assert_eq!(cluster.logs[1].len(), 11);
+    assert_eq!(cluster.logs[1], cluster.logs[0]);
+}
+
+/// Seed 9: it stayed on the list for ever.
+#[test]
+fn a_replica_that_dies_before_the_group_knew_it_is_forgotten() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(10);
+    cluster.kill(0, 2);
+    cluster.run_for(100);
+    cluster.multicasts_lost = true;
+    cluster.run_for(500);
+    cluster.kill(0, 3);
+    cluster.run_for(10);
+    cluster.multicasts_lost = false;
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    for core in &cluster.cores {
+        let replicas = core.replicas();
+        assert_eq!(replicas.len(), 4, "{replicas:?}");
+        let building = |r: &spare_core::replica::ReplicaView| r.state == ReplicaState::Building;
+        assert!(!replicas.iter().any(building), "{replicas:?}");
+    }
+}
+
+/// Those who only know that it went on have the older part of its history.
+#[test]
+fn an_operator_can_give_up_the_only_member_of_the_last_view() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    cluster.form_ring(&[1], false);
+    cluster.form_ring(&[2], false);
+    cluster.run_for(10);
+    cluster.deaf = vec![1];
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    cluster.crash(0);
+    cluster.deaf.clear();
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.input(
+        1,
+        Input::AcceptLoss {
+            seats: vec![SeatId(0)],
+        },
+    );
+    cluster.run_for(5000);
+    for seat in [1, 2] {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.logs[seat].len(), 31);
+    }
+    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
+    cluster.run_for(5000);
+    assert!(answered(&cluster, number));
+}

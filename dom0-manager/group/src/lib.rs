@@ -23,11 +23,14 @@ pub enum Delivery {
     },
     /// From here on these members hear each other.
     View {
-        /// Names this membership; the same at every member, never used again.
+        /// Names this membership; the same at every member, never used again, and greater than the name of
+        /// every membership that one of its members was in before.
         ring: u64,
         /// In ascending order.
         members: Vec<MemberId>,
-        /// No other membership may decide anything now.
+        /// No other membership may decide anything now. Where two memberships in a row that may decide need
+        /// not have a member in common (a witness or a fence chooses), a member that was cut off is told
+        /// first of one that may not.
         primary: bool,
     },
 }

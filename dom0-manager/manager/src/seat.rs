@@ -313,7 +313,7 @@ impl Seat {
                 }
             }
             // Without durability a view is as good as written.
-            Output::StoreView { epoch, .. } => self.later(Input::ViewStored { epoch }),
+            Output::StoreView(view) => self.later(Input::ViewStored(view.id)),
             Output::Truncate { after } => {
                 let text =
                     format!("the records above {after} are given up for the other managers'");

@@ -153,6 +153,27 @@ impl LossReason {
     }
 }
 
+/// Names a primary view. A later one has a greater name: a member that was cut off may have counted on
+/// to a number which the others use too, but not in the same ring.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct ViewId {
+    /// Its number.
+    pub epoch: u64,
+    /// The ring in which it formed.
+    pub ring: u64,
+}
+
+/// The managers that may decide together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PrimaryView {
+    /// Its name.
+    pub id: ViewId,
+    /// Its members, ascending.
+    pub members: Vec<SeatId>,
+}
+
 /// What a manager is and has when a primary view forms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sync {
@@ -160,8 +181,10 @@ pub struct Sync {
     pub ring: u64,
     /// It comes straight from a primary view in which it took part, so its state is the group's.
     pub live: bool,
-    /// The newest primary view that it has on disk: number and members.
-    pub view: (u64, Vec<SeatId>),
+    /// The ring that it was in before: live managers that come from the same one delivered the same in it.
+    pub came_from: u64,
+    /// The primary view that it is a member of; if it is not live, the newest that it knows of.
+    pub view: PrimaryView,
     /// The epoch and position of the last record in its log.
     pub log: (u64, Position),
     /// Ordered messages that its state comes from: live managers that come together have the same.
@@ -284,6 +307,11 @@ pub enum GroupMessage {
         ring: u64,
         /// It has the agreed bytes of every request up to here.
         agreed: Position,
+    },
+    /// The sender, who is no member of the primary view, has the view that formed in this ring on disk.
+    ViewStored {
+        /// The ring; in another this means nothing.
+        ring: u64,
     },
     /// An operator accepts that these seats' disks are gone for good.
     AcceptLoss {

@@ -14,12 +14,18 @@ use crate::world::{Event, World};
 use spare_core::{ConvictionBasis, Input, Notice, Output, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{LossReason, PeerMessage};
+use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
 use spare_protocol::{Class, Position, ReplicaId};
 use std::rc::Rc;
 
 /// Records in one message.
 const LOG_RECORDS_MAX: usize = 100;
+
+/// A manager begins to look at the group's state.
+fn looks_anew(from: Standing, to: Standing) -> bool {
+    to == Standing::CatchingUp
+        || to == Standing::Serving && matches!(from, Standing::Syncing | Standing::Waiting)
+}
 
 impl World {
     pub(crate) fn carry_out(&mut self, host: usize, output: Output) {
@@ -42,8 +48,8 @@ impl World {
                     self.send_peer(host, usize::from(to.0), PeerMessage::Log { records });
                 }
             }
-            Output::StoreView { epoch, members } => {
-                self.hosts[host].disk.store_view(epoch, members);
+            Output::StoreView(view) => {
+                self.hosts[host].disk.store_view(view);
                 self.sync_soon(host);
             }
             Output::Truncate { after } => {
@@ -52,7 +58,7 @@ impl World {
             }
             Output::Safe { position } => self.safe(host, position),
             Output::Decided(record) => {
-                self.decides(host, record.epoch);
+                self.decides(host);
                 let h = &mut self.hosts[host];
                 let before = h.disk.log().last().cloned();
                 let expected = h.disk.last().next();
@@ -64,8 +70,16 @@ impl World {
                             expected.previous()
                         )
                     });
+                let votes = h.votes.remove(&record.position).unwrap_or_default();
+                let enough = if record.position > h.watches_from {
+                    h.lies.decided(&record);
+                    ReplyNeedsVotes::decided(&record, &votes, self.plan.config.quorum())
+                } else {
+                    Ok(())
+                };
                 let next = h.disk.append(record);
                 self.hold(verdict);
+                self.hold(enough);
                 let verdict = correct_pages::recorded(before.as_deref(), &next);
                 self.hold(verdict);
                 self.coverage.count("request ordered -> decided");
@@ -331,8 +345,8 @@ impl World {
         if let Some(position) = synced.records {
             self.input(host, Input::Stored { position });
         }
-        if let Some(epoch) = synced.view {
-            self.input(host, Input::ViewStored { epoch });
+        if let Some(view) = synced.view {
+            self.input(host, Input::ViewStored(view));
         }
         self.sync_soon(host);
     }
@@ -412,6 +426,7 @@ impl World {
         let h = &mut self.hosts[host];
         h.ring_is_primary = primary;
         h.told_ring = Some(ring);
+        h.told_next = Some(0);
         self.renew_lease(host);
         let ring = ring as u64 + 1;
         self.input(
@@ -433,19 +448,80 @@ impl World {
         if port.ring == Some(ring) {
             port.consumed = index + 1;
         }
+        if let GroupMessage::Votes(votes) = &envelope.message {
+            self.watch_votes(host, votes);
+        }
         self.input(host, Input::Delivered { from, envelope });
         let h = &mut self.hosts[host];
+        // Who is cut off delivers what its own group sent and the others cannot: no more to compare.
+        let whole = h.told_next == Some(index);
+        h.told_next = whole.then_some(index + 1);
         let Some(core) = &h.core else {
             return;
         };
         h.ordered_max = h.ordered_max.max(core.ordered());
-        let told = h.told_ring == Some(ring);
+        let told = h.told_ring == Some(ring) && whole;
         let member = matches!(core.standing(), Standing::Serving | Standing::CatchingUp);
-        if told && member && index % 251 == 250 {
+        if told && member && !core.is_ahead() && index % 251 == 250 {
             let print = core.fingerprint();
             let verdict = self.checks.order.state(host, (ring, index), print);
             self.hold(verdict);
         }
+    }
+
+    /// Votes are delivered at a member: those of replicas in service count.
+    fn watch_votes(&mut self, host: usize, votes: &Votes) {
+        let h = &mut self.hosts[host];
+        let watches = h
+            .core
+            .as_ref()
+            .is_some_and(|c| matches!(c.standing(), Standing::Serving | Standing::CatchingUp));
+        if !watches {
+            // They wait for the state, or count for nothing: either way nothing can be said of them.
+            return;
+        }
+        for vote in votes
+            .votes
+            .iter()
+            .filter(|v| h.in_service.contains(&v.replica))
+        {
+            let record = h.disk.record(vote.position);
+            if record.is_none() && vote.position > h.watches_from {
+                h.votes.entry(vote.position).or_default().push(*vote);
+            }
+            if self.budget.was_faulty(vote.replica) && vote.position > h.watches_from {
+                h.lies.voted(vote, record.map(|r| &r.record));
+            }
+        }
+        for root in votes
+            .roots
+            .iter()
+            .filter(|r| h.in_service.contains(&r.replica))
+        {
+            if self.budget.was_faulty(root.replica) && root.position > h.watches_from {
+                h.lies.reported(root);
+            }
+        }
+    }
+
+    /// At the end of a step.
+    pub(crate) fn judge_step(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if !h.lies.is_due() {
+            return;
+        }
+        let replicas = h
+            .core
+            .as_ref()
+            .map(spare_core::Core::replicas)
+            .unwrap_or_default();
+        let serves = |r| {
+            replicas
+                .iter()
+                .any(|v| v.replica == r && v.state != ReplicaState::Building)
+        };
+        let verdict = h.lies.after_step(serves);
+        self.hold(verdict);
     }
 
     pub(crate) fn drain_soon(&mut self, host: usize) {
@@ -515,10 +591,29 @@ impl World {
 
     fn noticed(&mut self, host: usize, notice: Notice) {
         match &notice {
-            Notice::Replica { replica, from, to } => self.count_replica(*replica, *from, *to),
+            Notice::Replica { replica, from, to } => {
+                let h = &mut self.hosts[host];
+                if to.is_some() {
+                    h.in_service.insert(*replica);
+                } else {
+                    h.in_service.remove(replica);
+                }
+                if *to == Some(ReplicaState::Successor) {
+                    h.successors.insert(*replica);
+                }
+                self.count_replica(*from, *to);
+            }
             Notice::Standing { from, to } => {
                 self.coverage
                     .count_named(&format!("standing {from:?} -> {to:?}"));
+                if looks_anew(*from, *to) {
+                    self.hosts[host].watch_anew();
+                }
+                if *to == Standing::CatchingUp {
+                    let h = &self.hosts[host];
+                    let verdict = no_stale_state::joins(host, h.disk.last(), h.safe);
+                    self.hold(verdict);
+                }
                 if *to == Standing::Serving {
                     self.begins_to_serve(host);
                 }
@@ -563,7 +658,10 @@ impl World {
                     self.handed_over(host);
                 }
             }
-            Notice::CheckpointStable { .. } => self.coverage.count("checkpoint stable"),
+            Notice::CheckpointStable { position, root } => {
+                self.hosts[host].lies.stable(*position, *root);
+                self.coverage.count("checkpoint stable");
+            }
             Notice::Scrubbed { .. } => {
                 self.coverage.count("scrub complete");
                 self.scrubbed |= self.phase == crate::world::Phase::Ending;
@@ -573,12 +671,7 @@ impl World {
         self.provoke(host, &notice);
     }
 
-    fn count_replica(
-        &mut self,
-        _: ReplicaId,
-        from: Option<ReplicaState>,
-        to: Option<ReplicaState>,
-    ) {
+    fn count_replica(&mut self, from: Option<ReplicaState>, to: Option<ReplicaState>) {
         let from = from.map_or_else(|| "nothing".to_owned(), |s| format!("{s:?}"));
         let to = to.map_or_else(|| "gone".to_owned(), |s| format!("{s:?}"));
         self.coverage
@@ -626,12 +719,17 @@ impl World {
     }
 
     /// A manager records a decision of its view.
-    fn decides(&mut self, host: usize, epoch: u64) {
+    fn decides(&mut self, host: usize) {
         let h = &mut self.hosts[host];
-        let Some(core) = &h.core else {
+        let Some(core) = h
+            .core
+            .as_ref()
+            .filter(|c| c.standing() == Standing::Serving)
+        else {
             return;
         };
-        if epoch == core.epoch() && h.decides_in != epoch {
+        let epoch = core.epoch();
+        if h.decides_in != epoch {
             h.decides_in = epoch;
             let verdict = self.checks.views.decides(host, epoch, &core.view());
             self.hold(verdict);
@@ -649,7 +747,10 @@ impl World {
         });
         let verdicts: Vec<_> = fresh
             .filter_map(|r| h.guests.get(&r.replica))
-            .map(|g| fresh_base::handed_over(g.replica, g.executions))
+            .map(|g| {
+                let unverified = h.successors.contains(&g.replica) && g.roots == 0;
+                fresh_base::handed_over(g.replica, g.executions, unverified)
+            })
             .collect();
         for verdict in verdicts {
             self.hold(verdict);

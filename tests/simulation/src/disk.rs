@@ -3,7 +3,7 @@
 
 use crate::random::Random;
 use crate::service::State;
-use spare_core::{DecidedRequest, Resume};
+use spare_core::{DecidedRequest, PrimaryView, Resume, ViewId};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::RequestId;
 use spare_protocol::{Class, Hash, Position, SeatId};
@@ -15,8 +15,7 @@ use std::rc::Rc;
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) record: DecidedRequest,
-    /// Digest of this record and all before it. (Not of their epochs: members may record the same
-    /// request before and after a change of the view.)
+    /// Digest of this record and all before it.
     pub(crate) digest: u64,
     /// The service's state after it.
     pub(crate) state: State,
@@ -28,6 +27,7 @@ impl Record {
         let mut hasher = DefaultHasher::new();
         before.map_or(0, |b| b.digest).hash(&mut hasher);
         record.position.hash(&mut hasher);
+        record.epoch.hash(&mut hasher);
         record.id.hash(&mut hasher);
         record.class.hash(&mut hasher);
         record.key.hash(&mut hasher);
@@ -60,14 +60,14 @@ enum Written {
     Record(Rc<Record>),
     Truncate(Position),
     Safe(Position),
-    View(u64, Vec<SeatId>),
+    View(PrimaryView),
 }
 
 /// What became durable.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Synced {
     pub(crate) records: Option<Position>,
-    pub(crate) view: Option<u64>,
+    pub(crate) view: Option<ViewId>,
 }
 
 /// A disk, and the log as its manager reads it.
@@ -77,7 +77,7 @@ pub(crate) struct Disk {
     pub(crate) generation: u32,
     /// Written through at once.
     pub(crate) starts: u64,
-    view: (u64, Vec<SeatId>),
+    view: PrimaryView,
     safe: Position,
     durable: Vec<Rc<Record>>,
     written: VecDeque<Written>,
@@ -110,8 +110,12 @@ impl Disk {
         self.written.push_back(Written::Safe(position));
     }
 
-    pub(crate) fn store_view(&mut self, epoch: u64, members: Vec<SeatId>) {
-        self.written.push_back(Written::View(epoch, members));
+    pub(crate) fn store_view(&mut self, view: PrimaryView) {
+        self.written.push_back(Written::View(view));
+    }
+
+    pub(crate) fn view(&self) -> &PrimaryView {
+        &self.view
     }
 
     pub(crate) fn log(&self) -> &[Rc<Record>] {
@@ -145,9 +149,9 @@ impl Disk {
                 }
                 Some(Written::Truncate(after)) => keep(&mut self.durable, after),
                 Some(Written::Safe(position)) => self.safe = self.safe.max(position),
-                Some(Written::View(epoch, members)) => {
-                    self.view = (epoch, members);
-                    synced.view = Some(epoch);
+                Some(Written::View(view)) => {
+                    synced.view = Some(view.id);
+                    self.view = view;
                 }
                 None => break,
             }

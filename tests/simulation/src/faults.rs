@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::network::{seat, Port};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Core, Input, Micros, Notice, Standing};
+use spare_core::{Core, Input, Notice, Standing};
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,22 +135,22 @@ impl World {
         let r = &mut self.fault_random;
         let host = r.index(hosts);
         let fault = match r.below(100) {
-            0..=27 => Fault::Guests,
-            28..=33 => Fault::VmDies,
-            34..=39 => Fault::ManagerCrashes(host),
-            40..=44 => Fault::HostCrashes(host),
-            45..=53 => Fault::Partition,
-            54..=57 => Fault::OneWay,
-            58..=59 => Fault::Flap,
-            60..=63 => Fault::Lag(host),
-            64..=67 => Fault::Freeze(host),
-            68..=71 => Fault::SlowGuests(host),
-            72..=74 => Fault::BadCalls(host),
-            75..=77 => Fault::ClockJump(host),
-            78..=86 => Fault::Recover(host),
-            87..=88 => Fault::SlowDisk(host),
-            89..=90 => Fault::LossyPeers,
-            91..=92 => Fault::Poison,
+            0..=25 => Fault::Guests,
+            26..=31 => Fault::VmDies,
+            32..=37 => Fault::ManagerCrashes(host),
+            38..=42 => Fault::HostCrashes(host),
+            43..=51 => Fault::Partition,
+            52..=55 => Fault::OneWay,
+            56..=57 => Fault::Flap,
+            58..=61 => Fault::Lag(host),
+            62..=65 => Fault::Freeze(host),
+            66..=69 => Fault::SlowGuests(host),
+            70..=72 => Fault::BadCalls(host),
+            73..=75 => Fault::ClockJump(host),
+            76..=84 => Fault::Recover(host),
+            85..=86 => Fault::SlowDisk(host),
+            87..=88 => Fault::LossyPeers,
+            89..=92 => Fault::Poison,
             93..=96 => Fault::Scrub,
             _ => Fault::AllRestart,
         };
@@ -374,12 +374,22 @@ impl World {
         } else {
             0
         };
+        let pair = count > 1 && self.fault_random.permille(400);
+        if pair {
+            self.an_active_and_a_passive_first(&mut victims);
+        }
         let mut done = false;
         let mut lies = Vec::new();
         for (host, replica) in victims.into_iter().take(count) {
             let r = &mut self.fault_random;
             let own = r.pick(&Lie::ALL).unwrap_or(common);
-            let lie = if colludes { common } else { own };
+            let lie = match (pair, lies.len()) {
+                (true, 0) => Lie::Reply,
+                (true, 1) if r.permille(500) => Lie::Silent,
+                (true, 1) => Lie::Reply,
+                _ if colludes => common,
+                _ => own,
+            };
             let late = if lie == Lie::Slow {
                 r.range(5 * MS, 500 * MS)
             } else {
@@ -411,6 +421,21 @@ impl World {
             }
         }
         done
+    }
+
+    /// Liars among the actives need help, and others among the passives betray it.
+    fn an_active_and_a_passive_first(&self, victims: &mut [(usize, ReplicaId)]) {
+        let runs = |(host, replica): &(usize, ReplicaId)| {
+            let guest = self.hosts[*host].guests.get(replica);
+            guest.is_some_and(|g| g.running)
+        };
+        if let Some(active) = victims.iter().position(runs) {
+            victims.swap(0, active);
+        }
+        let passive = victims.iter().skip(1).position(|v| !runs(v));
+        if let Some(passive) = passive {
+            victims.swap(1, passive + 1);
+        }
     }
 
     fn vm_dies(&mut self) -> bool {
@@ -502,12 +527,14 @@ impl World {
         h.disk.crash(&mut random);
         let guests: Vec<ReplicaId> = std::mem::take(&mut h.guests).into_keys().collect();
         h.sent.clear();
+        h.in_service.clear();
+        h.votes.clear();
+        h.lies = crate::invariants::lies_are_convicted::LiesAreConvicted::default();
         h.tick_at = u64::MAX;
         h.flush_scheduled = false;
         h.sync_scheduled = false;
         h.ring_is_primary = false;
         h.told_ring = None;
-        h.lease = None;
         h.safe = Position(0);
         let lag = self.ports[host].lag;
         self.ports[host] = Port {
@@ -552,7 +579,10 @@ impl World {
     fn lose_disk(&mut self, host: usize) -> bool {
         let others: Vec<usize> = self.running().into_iter().filter(|h| *h != host).collect();
         let rest_is_majority = (self.hosts.len() - 1) * 2 > self.hosts.len();
-        if self.hosts.iter().any(|h| h.gone) || !rest_is_majority {
+        // What only this host has on disk cannot survive.
+        let newest = self.hosts.iter().map(|h| h.disk.view()).max();
+        let alone = newest.is_none_or(|v| v.members == [seat(host)]);
+        if self.hosts.iter().any(|h| h.gone) || !rest_is_majority || alone {
             return false;
         }
         self.crash_now(host, true);
@@ -612,13 +642,7 @@ impl World {
             return;
         }
         let until = self.hosts[host].now(self.now + 3 * SECOND).monotonic;
-        self.hosts[host].lease = Some(until.0);
-        self.input(
-            host,
-            Input::Lease {
-                until: Micros(until.0),
-            },
-        );
+        self.input(host, Input::Lease { until });
     }
 
     /// All faults end.

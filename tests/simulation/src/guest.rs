@@ -106,6 +106,8 @@ pub(crate) struct Guest {
     pub(crate) state: State,
     /// How many requests it executed.
     pub(crate) executions: u64,
+    /// How many roots it reported.
+    pub(crate) roots: u64,
     pub(crate) fault: Option<Fault>,
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
@@ -131,6 +133,7 @@ impl Guest {
             position: Position(0),
             state: State::default(),
             executions: 0,
+            roots: 0,
             fault: None,
             faulty: false,
             work: VecDeque::new(),
@@ -270,6 +273,7 @@ impl Guest {
         if wanted == RootRequest::No {
             return None;
         }
+        self.roots += 1;
         if let Some(fault) = self.lies(&[Lie::Root], random) {
             let wrong = self.wrong(&self.state.root().0, fault);
             return Some(Hash::of(&wrong));

@@ -2,10 +2,13 @@
 
 use crate::disk::Disk;
 use crate::guest::{Guest, Speed};
+use crate::invariants::lies_are_convicted::LiesAreConvicted;
 use crate::random::Random;
 use spare_core::{Core, Micros, Now};
+use spare_protocol::admin::ReplicaState;
+use spare_protocol::group::Vote;
 use spare_protocol::{Position, ReplicaId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a hypervisor is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,16 +49,25 @@ pub(crate) struct Host {
     pub(crate) ring_is_primary: bool,
     /// The ring that its manager was told of last.
     pub(crate) told_ring: Option<usize>,
+    /// The next message of that ring, unless some were left out.
+    pub(crate) told_next: Option<usize>,
     /// The most that was ever ordered here.
     pub(crate) ordered_max: Position,
     pub(crate) safe: Position,
     /// The view in which it recorded a decision last.
     pub(crate) decides_in: u64,
+    /// The replicas in service, as its manager noticed them come and go.
+    pub(crate) in_service: BTreeSet<ReplicaId>,
+    /// Everything ordered after this was voted on under its eyes.
+    pub(crate) watches_from: Position,
+    /// The votes of replicas in service on what is not recorded yet.
+    pub(crate) votes: BTreeMap<Position, Vec<Vote>>,
+    pub(crate) lies: LiesAreConvicted,
+    /// Replicas that were built for a recovery.
+    pub(crate) successors: BTreeSet<ReplicaId>,
     /// Its disk is gone for good.
     pub(crate) gone: bool,
     pub(crate) random: Random,
-    /// Its lease ends then.
-    pub(crate) lease: Option<u64>,
 }
 
 impl Host {
@@ -79,12 +91,17 @@ impl Host {
             call_trouble: 2,
             ring_is_primary: false,
             told_ring: None,
+            told_next: None,
             ordered_max: Position(0),
             safe: Position(0),
             decides_in: 0,
+            in_service: BTreeSet::new(),
+            watches_from: Position(0),
+            votes: BTreeMap::new(),
+            lies: LiesAreConvicted::default(),
+            successors: BTreeSet::new(),
             gone: false,
             random,
-            lease: None,
         }
     }
 
@@ -101,5 +118,18 @@ impl Host {
         Speed {
             factor: self.slowness,
         }
+    }
+
+    /// Its manager took over the group's state, or begins anew: what was seen before does not count.
+    pub(crate) fn watch_anew(&mut self) {
+        let Some(core) = &self.core else {
+            return;
+        };
+        let known = core.replicas().into_iter();
+        let known = known.filter(|r| r.state != ReplicaState::Building);
+        self.in_service = known.map(|r| r.replica).collect();
+        self.watches_from = core.ordered();
+        self.votes.clear();
+        self.lies = LiesAreConvicted::default();
     }
 }

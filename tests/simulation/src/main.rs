@@ -73,6 +73,9 @@ struct Options {
     /// of the same name).
     #[arg(long)]
     seeded_bugs: bool,
+    /// Puts this one known bug into the core, by its name in the table of --seeded-bugs.
+    #[arg(long)]
+    bug: Option<String>,
 }
 
 #[derive(Default)]
@@ -123,6 +126,7 @@ fn regressions(beyond: bool) -> Vec<(u64, Fixed)> {
             hosts,
             faults,
             beyond,
+            bug: None,
         };
         Some((seed, fixed))
     };
@@ -158,10 +162,19 @@ fn clock_seed() -> u64 {
 fn main() -> ExitCode {
     let options = Options::parse();
     std::panic::set_hook(Box::new(|_| {}));
+    let bug = match options.bug.as_deref().map(seeded_bugs::named) {
+        Some(None) => {
+            println!("no bug of this name is built in; see --seeded-bugs");
+            return ExitCode::from(2);
+        }
+        Some(bug) => bug,
+        None => None,
+    };
     let fixed = Fixed {
         hosts: options.hosts,
         faults: options.faults,
         beyond: options.beyond,
+        bug,
     };
     let count = options.seeds.unwrap_or(1);
     let first = options.seed.unwrap_or_else(clock_seed);

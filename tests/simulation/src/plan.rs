@@ -39,6 +39,8 @@ pub(crate) struct Fixed {
     pub(crate) hosts: Option<usize>,
     pub(crate) faults: Option<u16>,
     pub(crate) beyond: bool,
+    /// A known bug that is in the core.
+    pub(crate) bug: Option<crate::seeded_bugs::Known>,
 }
 
 impl Plan {
@@ -96,13 +98,13 @@ impl Plan {
             beyond: fixed.beyond,
             config,
             clients,
-            requests: random.range(1100, 1400),
+            requests: random.range(750, 1050),
             longest: 400 * SECOND,
             fault_every: random.range(1500, 8000) * MS,
             burst: random.range(1, 12),
             pause: random.range(500, 4000) * MS,
             leases: hosts == 2 && random.permille(300),
-            disk_loss: hosts > 2 && durable && random.permille(150),
+            disk_loss: hosts > 2 && durable && random.permille(300),
             random,
         }
     }

@@ -26,6 +26,7 @@ pub(crate) struct Report {
 /// Runs a seed.
 pub(crate) fn run(seed: u64, fixed: Fixed, trace: bool) -> Report {
     let plan = Plan::new(seed, fixed);
+    crate::seeded_bugs::put_in(fixed.bug);
     let mut world = World::new(plan, trace);
     let ended = catch_unwind(AssertUnwindSafe(|| world.run()));
     if let Err(panic) = ended {

@@ -2,6 +2,35 @@
 
 use std::process::ExitCode;
 
+#[cfg(feature = "seeded-bugs")]
+pub(crate) use spare_core::bugs::Bug as Known;
+
+/// None is built in.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) type Known = std::convert::Infallible;
+
+/// The bug that the table calls so.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn named(name: &str) -> Option<Known> {
+    Known::ALL.into_iter().find(|b| b.to_string() == name)
+}
+
+/// The bug that the table calls so.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) fn named(_: &str) -> Option<Known> {
+    None
+}
+
+/// Puts a bug into every core that this thread runs from here on, or takes it out.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn put_in(bug: Option<Known>) {
+    spare_core::bugs::plant(bug);
+}
+
+/// There is none to put in.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) fn put_in(_: Option<Known>) {}
+
 /// Runs the proof, prints its table, and fails if a bug was not found.
 #[cfg(not(feature = "seeded-bugs"))]
 pub(crate) fn prove(_: usize) -> ExitCode {
@@ -14,7 +43,7 @@ pub(crate) fn prove(_: usize) -> ExitCode {
 pub(crate) fn prove(threads: usize) -> ExitCode {
     use crate::plan::Fixed;
     use crate::run::run;
-    use spare_core::bugs::{plant, Bug};
+    use spare_core::bugs::Bug;
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Mutex, PoisonError};
@@ -31,12 +60,14 @@ pub(crate) fn prove(threads: usize) -> ExitCode {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     Bug::ALL.get(index).map(|bug| (index, *bug))
                 } {
-                    plant(Some(bug));
+                    let fixed = Fixed {
+                        bug: Some(bug),
+                        ..Fixed::default()
+                    };
                     let caught = (1..=SEEDS_MAX).find_map(|seed| {
-                        let report = run(seed, Fixed::default(), false);
+                        let report = run(seed, fixed, false);
                         report.violation.map(|v| (seed, v.rule))
                     });
-                    plant(None);
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                     found.insert(index, caught);
                 }

@@ -178,7 +178,7 @@ impl World {
             violation: None,
             fault_random: random.fork(),
             guest_random: random.fork(),
-            poisons_left: 2,
+            poisons_left: 4,
             poison_next: false,
             scrub_asked: false,
             scrubbed: false,
@@ -329,6 +329,7 @@ impl World {
         for output in outputs.drain(..) {
             self.carry_out(host, output);
         }
+        self.judge_step(host);
         self.outputs = outputs;
         let h = &mut self.hosts[host];
         let life = h.life;

@@ -89,6 +89,8 @@ pub(crate) struct Entry {
     /// Who executes it only once somebody has: a replica died of it, perhaps.
     pub(crate) held: SmallVec<[ReplicaId; 1]>,
     pub(crate) decision: Option<Decision>,
+    /// The epoch in which it and all before it were decided; grows along the order.
+    pub(crate) decided_in: u64,
     /// It was decided that it gets an error for an answer.
     pub(crate) aborted: bool,
     pub(crate) help: Option<Box<Help>>,
@@ -189,6 +191,11 @@ const UNANSWERED_KEPT: u64 = 512;
 pub(crate) struct Group {
     pub(crate) rules: Rules,
     pub(crate) epoch: u64,
+    /// The ring in which the primary view formed.
+    pub(crate) view_ring: u64,
+    /// Seats in the present ring that are no members of the view and have yet to write it to disk: if its
+    /// members are cut off from them, they must know that it decides.
+    pub(crate) outsiders: BTreeSet<SeatId>,
     /// The seats of the primary view.
     pub(crate) view: BTreeMap<SeatId, Seat>,
     /// Ordered messages that this state comes from.
@@ -241,7 +248,9 @@ impl Group {
         }
         Group {
             rules,
-            epoch: resume.view.0,
+            epoch: resume.view.id.epoch,
+            view_ring: resume.view.id.ring,
+            outsiders: BTreeSet::new(),
             view: BTreeMap::new(),
             delivered: 0,
             time_last_us: last.map_or(0, |r| r.time_us),
@@ -302,8 +311,13 @@ impl Group {
     /// stop a manager.
     pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
         self.delivered += 1;
-        if let GroupMessage::Joined { agreed, .. } = message {
-            return self.joined(from, agreed);
+        match message {
+            GroupMessage::Joined { ring, agreed } => return self.joined(from, ring, agreed),
+            GroupMessage::ViewStored { .. } => {
+                self.outsiders.remove(&from);
+                return;
+            }
+            _ => {}
         }
         let heard = self
             .view
@@ -358,6 +372,7 @@ impl Group {
             | GroupMessage::RecoveryEnded { .. }
             | GroupMessage::Sync(_)
             | GroupMessage::Joined { .. }
+            | GroupMessage::ViewStored { .. }
             | GroupMessage::AcceptLoss { .. } => {}
         }
     }

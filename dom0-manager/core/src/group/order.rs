@@ -59,6 +59,7 @@ impl Group {
             missing: self.executing.clone(),
             held: self.following.clone(),
             decision: None,
+            decided_in: 0,
             aborted: false,
             help: None,
             fallen: SmallVec::new(),
@@ -116,7 +117,10 @@ impl Group {
             let Some(decision) = entry.decision.filter(|_| position <= everywhere && !open) else {
                 break;
             };
-            self.late.push_back((position, decision));
+            // Who votes on an aborted request is no liar.
+            if !entry.aborted {
+                self.late.push_back((position, decision));
+            }
             if self.late.len() > LATE_DECISIONS_MAX {
                 self.late.pop_front();
             }
@@ -149,11 +153,11 @@ impl Group {
         self.least(|p| p.stored)
     }
 
-    /// Every member has the primary view on disk: decisions in it may be recorded and released.
+    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
+    /// may be recorded and released.
     pub(crate) fn is_established(&self) -> bool {
-        self.view
-            .values()
-            .all(|s| s.progress.view_stored >= self.epoch)
+        let mut members = self.view.values();
+        self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)
     }
 
     fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {

@@ -2,12 +2,22 @@
 
 use super::{Event, Group, Seat};
 use crate::io::Notice;
-use spare_protocol::group::{LossReason, Progress};
+use spare_protocol::group::{LossReason, Progress, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
 
 impl Group {
-    /// Of the members only these are left. Their replicas go with those that are not.
-    pub(crate) fn keep_members(&mut self, members: &[SeatId]) {
+    /// Names the primary view.
+    pub(crate) fn view_id(&self) -> ViewId {
+        ViewId {
+            epoch: self.epoch,
+            ring: self.view_ring,
+        }
+    }
+
+    /// Of the members only these are left in `ring`; these outsiders have yet to know of the view. The
+    /// replicas of members that are not left go with them.
+    pub(crate) fn keep_members(&mut self, ring: u64, members: &[SeatId], outsiders: &[SeatId]) {
+        self.outsiders = outsiders.iter().copied().collect();
         let gone: Vec<SeatId> = self
             .view
             .keys()
@@ -18,6 +28,7 @@ impl Group {
             return;
         }
         self.epoch += 1;
+        self.view_ring = ring;
         for seat in &gone {
             self.view.remove(seat);
             if self.recovery.is_some_and(|r| r.seat == *seat) {
@@ -39,11 +50,12 @@ impl Group {
     }
 
     /// `Joined` was delivered: its sender has caught up and is a member from here on.
-    pub(super) fn joined(&mut self, seat: SeatId, agreed: Position) {
+    pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position) {
         if self.view.contains_key(&seat) || !self.rules.seats.contains(&seat) {
             return;
         }
         self.epoch += 1;
+        self.view_ring = ring;
         let member = Seat {
             progress: Progress {
                 // It reports more with its next message. What was forgotten since it sent this, it
@@ -59,8 +71,15 @@ impl Group {
     }
 
     /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
-    /// this manager's log, with this manager as its only member.
-    pub(crate) fn begin_anew(&mut self, me: SeatId, agreed: Position, epoch: u64) {
+    /// this manager's log, with this manager as its only member; these outsiders have yet to know of it.
+    pub(crate) fn begin_anew(
+        &mut self,
+        me: SeatId,
+        agreed: Position,
+        view: ViewId,
+        outsiders: &[SeatId],
+    ) {
+        self.outsiders = outsiders.iter().copied().collect();
         self.entries.truncate(agreed);
         if self.entries.before() < agreed {
             self.entries = super::Window::above(agreed);
@@ -79,14 +98,15 @@ impl Group {
         self.recovery = None;
         self.checkpoints.truncate(agreed);
         self.keys.truncate(agreed);
-        self.epoch = epoch;
+        self.epoch = view.epoch;
+        self.view_ring = view.ring;
         let seat = Seat {
             progress: Progress {
                 delivered: agreed,
                 agreed,
                 ..Progress::default()
             },
-            joined: epoch,
+            joined: view.epoch,
         };
         self.view = [(me, seat)].into();
         self.view_changed();

@@ -168,6 +168,9 @@ impl Group {
             .is_some_and(|e| e.decision.is_some())
         {
             self.decided = self.decided.next();
+            if let Some(entry) = self.entries.get_mut(self.decided) {
+                entry.decided_in = self.epoch;
+            }
         }
         self.retire();
     }

@@ -59,6 +59,12 @@ pub struct Cluster {
     pub apply_cost_ms: u64,
     /// No virtual machine can be created.
     pub hypervisor_fails: bool,
+    /// Whatever is multicast gets lost.
+    pub multicasts_lost: bool,
+    /// Messages beside the order do not reach these seats.
+    pub deaf: Vec<u16>,
+    /// Nothing moves on the hosts of these seats.
+    pub hung: Vec<u16>,
     pub now: Micros,
     /// The agreed state after each position, as each seat's log tells.
     pub agreed: BTreeMap<(SeatId, Position), Hash>,
@@ -146,6 +152,9 @@ impl Cluster {
             clock_ahead_us: 0,
             apply_cost_ms: 0,
             hypervisor_fails: false,
+            multicasts_lost: false,
+            deaf: Vec::new(),
+            hung: Vec::new(),
             now: Micros(1_000_000),
             agreed: BTreeMap::new(),
             later: BinaryHeap::new(),
@@ -171,6 +180,22 @@ impl Cluster {
                 primary,
             });
         }
+    }
+
+    /// Hands a core the next of what waits for it, and nothing more.
+    pub fn one(&mut self, seat: u16) {
+        if let Some(input) = self.queues[usize::from(seat)].pop_front() {
+            self.step(usize::from(seat), input);
+        }
+    }
+
+    /// What waits for a seat in the order gets lost with its ring.
+    pub fn forget_queue(&mut self, seat: u16) {
+        self.queues[usize::from(seat)].clear();
+    }
+
+    fn hangs(&self, seat: usize) -> bool {
+        self.hung.iter().any(|s| usize::from(*s) == seat)
     }
 
     /// Hands an input to the core of a seat.
@@ -315,9 +340,9 @@ impl Cluster {
             let up = self
                 .cores
                 .iter()
-                .zip(&self.rings)
-                .filter(|(_, r)| r.is_some());
-            let ticks = up.filter_map(|(c, _)| c.next_deadline()).min();
+                .enumerate()
+                .filter(|(seat, _)| self.rings[*seat].is_some() && !self.hangs(*seat));
+            let ticks = up.filter_map(|(_, c)| c.next_deadline()).min();
             let parked = self.later.peek().map(|r| r.0 .0);
             let Some(next) = ticks.into_iter().chain(parked).min().filter(|t| *t <= end) else {
                 break;
@@ -333,7 +358,7 @@ impl Cluster {
                 }
             }
             for seat in 0..self.cores.len() {
-                if self.rings[seat].is_none() {
+                if self.rings[seat].is_none() || self.hangs(seat) {
                     continue; // it crashed
                 }
                 if self.cores[seat]
@@ -348,7 +373,9 @@ impl Cluster {
     }
 
     fn settle(&mut self) {
-        while let Some(seat) = (0..self.queues.len()).find(|s| !self.queues[*s].is_empty()) {
+        while let Some(seat) =
+            (0..self.queues.len()).find(|s| !self.queues[*s].is_empty() && !self.hangs(*s))
+        {
             while let Some(input) = self.queues[seat].pop_front() {
                 self.step(seat, input);
             }
@@ -387,9 +414,9 @@ impl Cluster {
                 let message = PeerMessage::Log { records };
                 self.send_peer(from, to, message);
             }
-            Output::StoreView { epoch, members } => {
-                self.disks[seat].view = (epoch, members);
-                self.queues[seat].push_back(Input::ViewStored { epoch });
+            Output::StoreView(view) => {
+                self.queues[seat].push_back(Input::ViewStored(view.id));
+                self.disks[seat].view = view;
             }
             Output::Truncate { after } => self.logs[seat].retain(|r| r.position <= after),
             Output::Safe { position } => self.disks[seat].safe = position,
@@ -487,7 +514,7 @@ impl Cluster {
     }
 
     fn multicast(&mut self, from: SeatId, envelope: &Envelope) {
-        let ring = self.rings[usize::from(from.0)];
+        let ring = self.rings[usize::from(from.0)].filter(|_| !self.multicasts_lost);
         for (queue, of_queue) in self.queues.iter_mut().zip(&self.rings) {
             if ring.is_some() && *of_queue == ring {
                 queue.push_back(Input::Delivered {
@@ -500,7 +527,8 @@ impl Cluster {
 
     fn send_peer(&mut self, from: SeatId, to: SeatId, message: PeerMessage) {
         let ring = |s: SeatId| self.rings[usize::from(s.0)];
-        if ring(from).is_some() && ring(from) == ring(to) {
+        let heard = !self.deaf.contains(&to.0);
+        if heard && ring(from).is_some() && ring(from) == ring(to) {
             self.queues[usize::from(to.0)].push_back(Input::Peer { from, message });
         }
     }

@@ -4,8 +4,8 @@
 use super::{bytes, class, hash, outcome, position, replica, text};
 use proptest::prelude::*;
 use spare_protocol::group::{
-    DecidedRequest, Envelope, GroupMessage, LossReason, PeerMessage, Progress, Request, RequestId,
-    RootVote, Sync, Vote, Votes,
+    DecidedRequest, Envelope, GroupMessage, LossReason, PeerMessage, PrimaryView, Progress,
+    Request, RequestId, RootVote, Sync, ViewId, Vote, Votes,
 };
 use spare_protocol::SeatId;
 
@@ -97,24 +97,24 @@ fn loss() -> impl Strategy<Value = LossReason> {
 }
 
 fn sync() -> impl Strategy<Value = Sync> {
-    let view = (any::<u64>(), seats());
+    let view = (any::<u64>(), any::<u64>(), seats());
+    let view = view.prop_map(|(epoch, ring, members)| PrimaryView {
+        id: ViewId { epoch, ring },
+        members,
+    });
     let log = (any::<u64>(), position());
-    (
-        any::<u64>(),
-        any::<bool>(),
-        view,
-        log,
-        any::<u64>(),
-        any::<u16>(),
-    )
-        .prop_map(|(ring, live, view, log, delivered, version)| Sync {
+    let rings = (any::<u64>(), any::<u64>());
+    (rings, any::<bool>(), view, log, any::<u64>(), any::<u16>()).prop_map(
+        |((ring, came_from), live, view, log, delivered, version)| Sync {
             ring,
             live,
+            came_from,
             view,
             log,
             delivered,
             version,
-        })
+        },
+    )
 }
 
 /// A message in total order.
@@ -157,6 +157,7 @@ pub fn group_message() -> impl Strategy<Value = GroupMessage> {
         seat().prop_map(|seat| GroupMessage::RecoveryEnded { seat }),
         sync().prop_map(GroupMessage::Sync),
         (any::<u64>(), position()).prop_map(|(ring, agreed)| GroupMessage::Joined { ring, agreed }),
+        any::<u64>().prop_map(|ring| GroupMessage::ViewStored { ring }),
         seats().prop_map(|seats| GroupMessage::AcceptLoss { seats }),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]

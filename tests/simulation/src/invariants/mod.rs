@@ -6,6 +6,7 @@ pub(crate) mod correct_never_convicted;
 pub(crate) mod correct_pages;
 pub(crate) mod everything_ends;
 pub(crate) mod fresh_base;
+pub(crate) mod lies_are_convicted;
 pub(crate) mod linearizable;
 pub(crate) mod no_stale_state;
 pub(crate) mod one_deciding_view;

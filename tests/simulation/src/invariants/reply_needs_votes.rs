@@ -4,6 +4,7 @@
 use super::{hold, Verdict};
 use crate::disk::Record;
 use spare_protocol::channel::Outcome;
+use spare_protocol::group::{DecidedRequest, Vote};
 use spare_protocol::{Position, ReplicaId};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -56,6 +57,29 @@ impl ReplyNeedsVotes {
         hold(RULE, equal >= quorum, || {
             format!(
                 "{position} is released with the result of {equal} replicas, {quorum} are needed"
+            )
+        })
+    }
+
+    /// A request is decided: enough replicas that were in service voted for it, as far as this manager
+    /// delivered all votes on it.
+    pub(crate) fn decided(record: &DecidedRequest, votes: &[Vote], quorum: usize) -> Verdict {
+        if record.outcome.is_none() {
+            return Ok(());
+        }
+        let right = (record.reply_hash, record.update_hash);
+        let mut voters: Vec<ReplicaId> = votes
+            .iter()
+            .filter(|v| (v.reply, v.update) == right)
+            .map(|v| v.replica)
+            .collect();
+        voters.sort_unstable();
+        voters.dedup();
+        hold(RULE, voters.len() >= quorum, || {
+            format!(
+                "{} is decided by the votes of {} replicas in service, {quorum} are needed",
+                record.position,
+                voters.len()
             )
         })
     }
