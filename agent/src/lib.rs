@@ -13,6 +13,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test may panic
 
 pub mod config;
+pub mod daemon;
 pub mod dbus;
 pub mod decoders;
 pub mod domain_xml;

@@ -16,6 +16,7 @@
 //! root, and a plain [`spare_protocol::channel::FromGuest::Broken`] as soon as its position is in doubt.
 
 pub mod channel;
+pub mod commands;
 pub mod config;
 pub mod decoders;
 pub mod http;

@@ -2,7 +2,7 @@
 
 use anyhow::{bail, Context, Result};
 use spare_shim::config::{Config, DEFAULT_PATH};
-use spare_shim::{init, postgres, replica};
+use spare_shim::{commands, init};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,23 +75,10 @@ fn execute(command: Command, config: PathBuf) -> Result<()> {
             Ok(())
         }
         Command::Init => init::run(&config),
-        Command::Run => block_on(async { replica::run(&Config::read(&config)?).await }),
-        Command::Prepare => {
-            block_on(async { postgres::prepare(&Config::read(&config)?.postgresql).await })
-        }
-        Command::WriteLeaves => block_on(async {
-            postgres::write_pristine_leaves(&Config::read(&config)?.postgresql).await
-        }),
+        Command::Run => commands::run(&Config::read(&config)?),
+        Command::Prepare => commands::prepare(&Config::read(&config)?),
+        Command::WriteLeaves => commands::write_leaves(&Config::read(&config)?),
     }
-}
-
-/// One thread: a guest has one CPU, and every switch between threads costs.
-fn block_on(task: impl std::future::Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(task)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod bench;
+pub mod command_line;
 pub mod decoders;
 pub mod http;
 pub mod pages;

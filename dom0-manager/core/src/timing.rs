@@ -217,7 +217,7 @@ impl Core {
         let Some(entry) = self.group.entries.get(position) else {
             return;
         };
-        if entry.help.is_none() {
+        if entry.help.is_none() && !self.group.is_followed() {
             return;
         }
         let helped: Vec<ReplicaId> = entry.ballot.iter().map(|(r, _)| r).collect();

@@ -163,6 +163,29 @@ fn a_replica_that_was_slow_for_a_while_is_a_passive_like_any_other_again() {
     assert_full_number(&cluster);
 }
 
+/// Else every request would wait for the votes of the silent one as long as the first did, until there
+/// are enough of them for a suspicion.
+#[test]
+fn while_an_active_is_late_only_the_first_requests_wait() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.corrupt(1, 1, Fault::Silent);
+    cluster.submit(Class::Write);
+    cluster.run_for(600); // more than the vote timeout: a passive was woken and has voted
+    let before = cluster.answers.len();
+    for n in 0..5 {
+        cluster.submit(if n == 2 { Class::Read } else { Class::Write });
+        cluster.run_for(50);
+    }
+    assert_eq!(cluster.answers.len(), before + 5);
+    cluster.recover(1, 1);
+    cluster.load(40);
+    cluster.run_for(20_000);
+    assert!(cluster.convicted().is_empty());
+    assert_full_number(&cluster);
+    assert_correct_states(&mut cluster);
+}
+
 #[test]
 fn a_replica_whose_machine_died_is_replaced_and_nobody_is_convicted() {
     for (seat, generation) in [(0, 1), (1, 1), (0, 2), (1, 2)] {

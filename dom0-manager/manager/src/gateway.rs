@@ -57,11 +57,13 @@ impl Default for Pending {
 }
 
 impl Pending {
-    fn enter(&self) -> (u64, oneshot::Receiver<Answer>) {
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+    /// Gives a request its number and hands it on, one at a time: numbers arrive in order.
+    fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         waiting.insert(number, sender);
+        hand_on(number);
         (number, receiver)
     }
 
@@ -99,19 +101,20 @@ impl Clients {
         key: Option<Hash>,
         request: Bytes,
     ) -> Option<Answer> {
-        let (number, answer) = self.pending.enter();
-        let ordered = Ordered {
-            id: RequestId {
-                seat: self.seat,
-                number,
-            },
-            class,
-            key,
-            proposed_time_us: unix_us(),
-            seed: rand::random(),
-            request,
-        };
-        self.inputs.send(Input::Submit(ordered)).await.ok()?;
+        let place = self.inputs.reserve().await.ok()?;
+        let (number, answer) = self.pending.enter(|number| {
+            place.send(Input::Submit(Ordered {
+                id: RequestId {
+                    seat: self.seat,
+                    number,
+                },
+                class,
+                key,
+                proposed_time_us: unix_us(),
+                seed: rand::random(),
+                request,
+            }));
+        });
         let limit = Duration::from_millis(self.limits.reply_timeout_ms);
         let answer = tokio::time::timeout(limit, answer).await;
         self.pending.take(number);

@@ -20,8 +20,8 @@
 //! | `http_messages` | `HttpRequest`, `HttpReply`, the shim's request to the service, evidence | client, guest | 3 × + 16 KiB | round trip; the agreed headers once, no header of the connection |
 //! | `auction_form` | the demo's queries, forms, amounts, routes | client | 128 × + 4 KiB | values within their bounds; text never becomes markup |
 //! | `agreed_headers` | the demo's agreed time, seed and class | shim | 16 × + 4 KiB | a time that is read can be shown |
-//! | `group_message` | `Envelope`, `GroupMessage` | peer | 16 × + 2 KiB | round trip |
-//! | `peer_message` | `PeerMessage` | peer | 4 × + 4 KiB | round trip |
+//! | `group_message` | `Envelope`, `GroupMessage` | peer | 16 × + 4 MiB | round trip |
+//! | `peer_message` | `PeerMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `manager_frames` | `ToGuest`, the shim's `Session` | manager | 80 × + 1 KiB | same arrivals however bytes arrive; round trip |
 //! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 128 × + 1 KiB | round trip; merged with itself canonical; one root |
 //! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |

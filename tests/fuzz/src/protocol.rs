@@ -1,6 +1,6 @@
 //! Decoders of `spare-protocol`, of the guest's end of the channel, and of what is kept on disk.
 
-use crate::meter::{within, Limit, KIB};
+use crate::meter::{within, Limit, KIB, MIB};
 use crate::script::{parts, records};
 use bytes::Bytes;
 use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest};
@@ -23,10 +23,11 @@ pub const STREAM: Limit = Limit::new(12, 4 * KIB);
 pub const FROM_GUEST: Limit = Limit::new(2, KIB);
 /// A position of one byte and an update of none take 40 bytes, twice while the list moves.
 pub const TO_GUEST: Limit = Limit::new(80, KIB);
-/// Of messages between managers, which trust each other: the densest list is that of a view's members.
-pub const GROUP_MESSAGE: Limit = Limit::new(16, 2 * KIB);
-/// Room for a first few records of the log, whose bytes then count once.
-pub const PEER_MESSAGE: Limit = Limit::new(4, 4 * KIB);
+/// Of messages between managers, which trust each other. What a list claims to have is taken at once if
+/// there are as many bytes, up to a MiB a level; what follows is then about as large as it says.
+pub const GROUP_MESSAGE: Limit = Limit::new(16, 4 * MIB);
+/// Like [`GROUP_MESSAGE`].
+pub const PEER_MESSAGE: Limit = Limit::new(16, 4 * MIB);
 /// Of requests and replies: [`HEADERS_MAX`] headers are as many empty ones at most.
 pub const HTTP: Limit = Limit::new(3, 16 * KIB);
 /// A NULL is one byte in an update and 32 in memory, three times that while its row moves.

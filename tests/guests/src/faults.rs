@@ -11,7 +11,7 @@ use spare_rig::{Closed, Door};
 use std::time::{Duration, Instant};
 
 /// Longer than the vote timeout: the slow replica's vote is missed.
-const STALL: Duration = Duration::from_millis(2500);
+const STALL: Duration = Duration::from_millis(4000);
 /// How often a passive is given a reason to be woken, until it is.
 const WAKES_MAX: u16 = 10;
 const ATTACKER: &str = "/usr/lib/spare/spare-attacker";
@@ -109,14 +109,26 @@ pub(crate) fn trials(scale: Scale) -> Vec<Trial> {
     for misbehaviour in MISBEHAVIOURS {
         trials.push(trial(
             format!("an_active_that_{}_is_masked", misbehaviour.name),
-            move |s| active(s, misbehaviour, scale),
+            move |s| told(s, |s| active(s, misbehaviour, scale)),
         ));
         trials.push(trial(
             format!("a_passive_that_{}_is_masked", misbehaviour.name),
-            move |s| passive(s, misbehaviour, scale),
+            move |s| told(s, |s| passive(s, misbehaviour, scale)),
         ));
     }
     trials
+}
+
+/// Runs `test`; when it fails, what the group noted meanwhile is shown.
+fn told(suite: &mut Suite, test: impl FnOnce(&mut Suite) -> Result<()>) -> Result<()> {
+    let seen = suite.newest_event().unwrap_or(0);
+    let result = test(suite);
+    if result.is_err() {
+        for event in suite.events_after(seen).unwrap_or_default() {
+            println!("{} {:?}: {}", event.at_us / 1000, event.kind, event.text);
+        }
+    }
+    result
 }
 
 fn active(suite: &mut Suite, misbehaviour: Misbehaviour, scale: Scale) -> Result<()> {
@@ -141,7 +153,7 @@ fn passive(suite: &mut Suite, misbehaviour: Misbehaviour, scale: Scale) -> Resul
         // Mostly the passive of the slow replica's own seat is the first to say `I_DO`.
         let slow = suite.replica(wake % 2, Part::Active)?;
         let loading = suite.begin_load(scale.choose(200, 1_000), Some(0.3));
-        let stalled = suite.stall(&slow, STALL);
+        let stalled = suite.stall(&slow, STALL, &loading);
         let report = suite.end_load(loading)?;
         stalled?;
         ensure_clean(&report)?;

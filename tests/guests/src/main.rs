@@ -12,6 +12,7 @@ mod suite;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
+use std::time::Instant;
 use suite::{with_suite, Scale};
 
 fn main() -> ExitCode {
@@ -62,6 +63,9 @@ fn trial(
     test: impl FnOnce(&mut suite::Suite) -> anyhow::Result<()> + Send + 'static,
 ) -> Trial {
     Trial::test(name, move || {
-        with_suite(test).map_err(|e| format!("{e:#}").into())
+        let begun = Instant::now();
+        let result = with_suite(test);
+        print!("{:4} s ", begun.elapsed().as_secs());
+        result.map_err(|e| format!("{e:#}").into())
     })
 }

@@ -12,6 +12,9 @@ use tokio::runtime::Runtime;
 /// For a replica to be replaced: a boot that competes with three guests for two cores.
 pub(crate) const REPLACED_LIMIT: Duration = Duration::from_secs(180);
 
+/// Requests after which every client of a load is at work.
+const UNDER_WAY: u64 = 32;
+
 /// How long the tests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scale {
@@ -40,6 +43,12 @@ pub(crate) struct Suite {
     pub(crate) runtime: Runtime,
     pub(crate) deployment: Deployment,
     pub(crate) records: Vec<PathBuf>,
+}
+
+/// A load that runs in the background.
+pub(crate) struct Loading {
+    run: tokio::task::JoinHandle<Result<BenchReport, bench::BenchError>>,
+    monitor: Arc<Monitor>,
 }
 
 static SUITE: Mutex<Option<Suite>> = Mutex::new(None);
@@ -113,11 +122,7 @@ impl Suite {
     }
 
     /// Begins a load in the background.
-    pub(crate) fn begin_load(
-        &mut self,
-        requests: u64,
-        write_share: Option<f64>,
-    ) -> tokio::task::JoinHandle<Result<BenchReport, bench::BenchError>> {
+    pub(crate) fn begin_load(&mut self, requests: u64, write_share: Option<f64>) -> Loading {
         let number = self.records.len() + 1;
         let record = self.deployment.folder().join(format!("{number}.pages"));
         self.records.push(record.clone());
@@ -131,15 +136,13 @@ impl Suite {
             timeout: 120,
             ..BenchOptions::default()
         };
-        self.runtime
-            .spawn(bench::run(options, Arc::new(Monitor::default())))
+        let monitor = Arc::<Monitor>::default();
+        let run = self.runtime.spawn(bench::run(options, monitor.clone()));
+        Loading { run, monitor }
     }
 
-    pub(crate) fn end_load(
-        &mut self,
-        loading: tokio::task::JoinHandle<Result<BenchReport, bench::BenchError>>,
-    ) -> Result<BenchReport> {
-        Ok(self.runtime.block_on(loading)??)
+    pub(crate) fn end_load(&mut self, loading: Loading) -> Result<BenchReport> {
+        Ok(self.runtime.block_on(loading.run)??)
     }
 
     pub(crate) fn status(&self) -> Result<Status> {
@@ -198,10 +201,14 @@ impl Suite {
         })
     }
 
-    /// A correct replica's machine stands still for a while: slow, not faulty.
-    pub(crate) fn stall(&self, replica: &str, time: Duration) -> Result<()> {
+    /// A correct replica's machine stands still for a while, once the load is under way: slow, not
+    /// faulty.
+    pub(crate) fn stall(&self, replica: &str, time: Duration, load: &Loading) -> Result<()> {
         self.runtime.block_on(async {
             let agent = self.deployment.agent().await?;
+            while load.monitor.answered() < UNDER_WAY && !load.run.is_finished() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             agent.pause(replica).await?;
             tokio::time::sleep(time).await;
             agent.unpause(replica).await?;

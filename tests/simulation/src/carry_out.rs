@@ -1,12 +1,12 @@
 //! What the outputs of a core lead to.
 
-use crate::host::Call;
 use crate::guest::{Guest, Work};
+use crate::host::Call;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
-    acknowledged_survives::AcknowledgedSurvives, applied_once, correct_never_convicted, correct_pages,
-    fresh_base, no_stale_state, recovery_keeps_quorum, updates_agreed,
+    acknowledged_survives::AcknowledgedSurvives, applied_once, correct_never_convicted,
+    correct_pages, fresh_base, no_stale_state, recovery_keeps_quorum, updates_agreed,
 };
 use crate::network::{seat, Item};
 use crate::plan::{MS, SECOND};
@@ -56,18 +56,24 @@ impl World {
                 let h = &mut self.hosts[host];
                 let before = h.disk.log().last().cloned();
                 let expected = h.disk.last().next();
-                let verdict = crate::invariants::hold(
-                    "one total order",
-                    record.position == expected,
-                    || format!("host {host} records {} after {}", record.position, expected.previous()),
-                );
+                let verdict =
+                    crate::invariants::hold("one total order", record.position == expected, || {
+                        format!(
+                            "host {host} records {} after {}",
+                            record.position,
+                            expected.previous()
+                        )
+                    });
                 let next = h.disk.append(record);
                 self.hold(verdict);
                 let verdict = correct_pages::recorded(before.as_deref(), &next);
                 self.hold(verdict);
                 self.coverage.count("request ordered -> decided");
-                if next.record.outcome == Some(Outcome::WriteInRead) && next.record.class == Class::Read {
-                    self.coverage.count("request read -> ordered again as a write");
+                if next.record.outcome == Some(Outcome::WriteInRead)
+                    && next.record.class == Class::Read
+                {
+                    self.coverage
+                        .count("request read -> ordered again as a write");
                 }
                 self.sync_soon(host);
             }
@@ -137,7 +143,12 @@ impl World {
                 self.hosts[host].sent.insert(replica, request.position);
                 self.give(host, replica, Work::Execute(request));
             }
-            Output::Apply { replica, updates, upto, root } => {
+            Output::Apply {
+                replica,
+                updates,
+                upto,
+                root,
+            } => {
                 let sent = self.sent(host, replica);
                 let verdict = applied_once::apply(replica, sent, &updates, upto);
                 self.hold(verdict);
@@ -146,7 +157,15 @@ impl World {
                     .and_then(|()| updates_agreed::complete(replica, disk, &updates, sent, upto));
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, upto);
-                self.give(host, replica, Work::Apply { updates, upto, root });
+                self.give(
+                    host,
+                    replica,
+                    Work::Apply {
+                        updates,
+                        upto,
+                        root,
+                    },
+                );
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
             Output::Pause(replica) => self.call(host, replica, Call::Pause),
@@ -160,7 +179,11 @@ impl World {
     }
 
     fn sent(&self, host: usize, replica: ReplicaId) -> Position {
-        self.hosts[host].sent.get(&replica).copied().unwrap_or_default()
+        self.hosts[host]
+            .sent
+            .get(&replica)
+            .copied()
+            .unwrap_or_default()
     }
 
     fn give(&mut self, host: usize, replica: ReplicaId, work: Work) {
@@ -183,7 +206,14 @@ impl World {
         };
         guest.speech_scheduled = true;
         let at = at.max(self.now);
-        self.schedule(at, Event::Speaks { host, life, replica });
+        self.schedule(
+            at,
+            Event::Speaks {
+                host,
+                life,
+                replica,
+            },
+        );
     }
 
     pub(crate) fn speaks(&mut self, host: usize, replica: ReplicaId) {
@@ -194,7 +224,14 @@ impl World {
         let Some(input) = guest.next_answer(self.now) else {
             return self.speaks_soon(host, replica);
         };
-        if let Input::Executed { replica, position, outcome, update, .. } = &input {
+        if let Input::Executed {
+            replica,
+            position,
+            outcome,
+            update,
+            ..
+        } = &input
+        {
             self.checks.votes.said(*position, *replica, outcome, update);
         }
         self.input(host, input);
@@ -220,7 +257,16 @@ impl World {
                 _ => at += h.random.below(8 * SECOND),
             }
         }
-        self.schedule(at, Event::Called { host, life, replica, call, works });
+        self.schedule(
+            at,
+            Event::Called {
+                host,
+                life,
+                replica,
+                call,
+                works,
+            },
+        );
     }
 
     pub(crate) fn called(&mut self, host: usize, replica: ReplicaId, call: Call, works: bool) {
@@ -368,7 +414,14 @@ impl World {
         h.told_ring = Some(ring);
         self.renew_lease(host);
         let ring = ring as u64 + 1;
-        self.input(host, Input::View { ring, members, primary });
+        self.input(
+            host,
+            Input::View {
+                ring,
+                members,
+                primary,
+            },
+        );
     }
 
     fn tell_message(&mut self, host: usize, ring: usize, index: usize) {
@@ -464,14 +517,20 @@ impl World {
         match &notice {
             Notice::Replica { replica, from, to } => self.count_replica(*replica, *from, *to),
             Notice::Standing { from, to } => {
-                self.coverage.count_named(&format!("standing {from:?} -> {to:?}"));
+                self.coverage
+                    .count_named(&format!("standing {from:?} -> {to:?}"));
                 if *to == Standing::Serving {
                     self.begins_to_serve(host);
                 }
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
             Notice::Aborted { .. } => self.coverage.count("request helped -> aborted"),
-            Notice::Convicted { replica, position, basis, .. } => {
+            Notice::Convicted {
+                replica,
+                position,
+                basis,
+                ..
+            } => {
                 let faulty = self.budget.was_faulty(*replica);
                 self.coverage.count(match basis {
                     ConvictionBasis::Reply => "convicted: reply",
@@ -479,7 +538,8 @@ impl World {
                     ConvictionBasis::Root { .. } => "convicted: root",
                     ConvictionBasis::Channel(_) => "convicted: channel",
                 });
-                let verdict = correct_never_convicted::convicted(*replica, *position, basis, faulty);
+                let verdict =
+                    correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
             }
             Notice::Lost { reason, .. } => {
@@ -513,10 +573,16 @@ impl World {
         self.provoke(host, &notice);
     }
 
-    fn count_replica(&mut self, _: ReplicaId, from: Option<ReplicaState>, to: Option<ReplicaState>) {
+    fn count_replica(
+        &mut self,
+        _: ReplicaId,
+        from: Option<ReplicaState>,
+        to: Option<ReplicaState>,
+    ) {
         let from = from.map_or_else(|| "nothing".to_owned(), |s| format!("{s:?}"));
         let to = to.map_or_else(|| "gone".to_owned(), |s| format!("{s:?}"));
-        self.coverage.count_named(&format!("replica {from} -> {to}"));
+        self.coverage
+            .count_named(&format!("replica {from} -> {to}"));
     }
 
     /// Replicas that left because of a recovery, in a step with these outputs: enough others are left at
@@ -524,7 +590,11 @@ impl World {
     pub(crate) fn check_replaced(&mut self, host: usize, outputs: &[Output]) {
         let quorum = self.plan.config.quorum();
         for (at, output) in outputs.iter().enumerate() {
-            let Output::Notice(Notice::Lost { replica, reason: LossReason::Recovered }) = output else {
+            let Output::Notice(Notice::Lost {
+                replica,
+                reason: LossReason::Recovered,
+            }) = output
+            else {
                 continue;
             };
             let mut usable = self.usable(host);
@@ -544,9 +614,14 @@ impl World {
     }
 
     fn usable(&self, host: usize) -> usize {
-        let replicas = self.hosts[host].core.as_ref().map(spare_core::Core::replicas);
+        let replicas = self.hosts[host]
+            .core
+            .as_ref()
+            .map(spare_core::Core::replicas);
         let replicas = replicas.unwrap_or_default();
-        let usable = replicas.iter().filter(|r| r.state != ReplicaState::Building);
+        let usable = replicas
+            .iter()
+            .filter(|r| r.state != ReplicaState::Building);
         usable.count()
     }
 

@@ -117,7 +117,11 @@ impl Client {
         let pending = self.pending.take()?;
         if let End::Done { held, before } = &end {
             let changed = pending.operation.kind != Kind::Read && *held;
-            let now_there = if changed { pending.operation.value } else { *before };
+            let now_there = if changed {
+                pending.operation.value
+            } else {
+                *before
+            };
             if let Some(seen) = self.seen.get_mut(usize::from(pending.operation.register)) {
                 *seen = now_there;
             }

@@ -100,14 +100,20 @@ impl World {
             serves && c.replicas().len() >= 2 * self.plan.config.quorum()
         });
         let settled = self.checks.acknowledged.last();
-        let agreed = self.hosts.iter().filter_map(|h| h.core.as_ref()).map(Core::agreed);
-        let agreed = agreed.max().unwrap_or_default().min(settled.max(Position(1)));
+        let agreed = self
+            .hosts
+            .iter()
+            .filter_map(|h| h.core.as_ref())
+            .map(Core::agreed);
+        let agreed = agreed
+            .max()
+            .unwrap_or_default()
+            .min(settled.max(Position(1)));
         let now = self.now;
         if complete {
             self.budget.faulty.retain(|_, gone| {
-                let replaced = gone.is_some_and(|(at, ordered)| {
-                    now > at + SECOND && agreed >= ordered
-                });
+                let replaced =
+                    gone.is_some_and(|(at, ordered)| now > at + SECOND && agreed >= ordered);
                 !replaced
             });
         }
@@ -160,7 +166,10 @@ impl World {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
             Notice::View { .. } | Notice::RecoveryBegan { .. } | Notice::HandedOver { .. } => 25,
             Notice::Convicted { .. } | Notice::Suspected { .. } => 20,
-            Notice::Standing { to: Standing::Apart | Standing::Serving, .. } => 0,
+            Notice::Standing {
+                to: Standing::Apart | Standing::Serving,
+                ..
+            } => 0,
             Notice::Standing { .. } => 35,
             _ => 0,
         };
@@ -206,7 +215,8 @@ impl World {
         if self.phase != Phase::Safety && !ends {
             return;
         }
-        self.trace.line(self.now, None, format_args!("FAULT {fault:?}"));
+        self.trace
+            .line(self.now, None, format_args!("FAULT {fault:?}"));
         if !ends && self.happens(fault) {
             self.tally.faults += 1;
         } else if ends {
@@ -333,7 +343,10 @@ impl World {
             if h.core.is_none() {
                 continue;
             }
-            let sound = h.guests.values().filter(|g| !g.faulty && !g.dead && g.booted);
+            let sound = h
+                .guests
+                .values()
+                .filter(|g| !g.faulty && !g.dead && g.booted);
             victims.extend(sound.map(|g| (host, g.replica)));
         }
         victims
@@ -356,18 +369,35 @@ impl World {
             1 => (false, r.range(20, 500)),
             _ => (false, 1000),
         };
-        let late = if r.permille(250) { r.skewed(MS, 900 * MS) } else { 0 };
+        let late = if r.permille(250) {
+            r.skewed(MS, 900 * MS)
+        } else {
+            0
+        };
         let mut done = false;
         let mut lies = Vec::new();
         for (host, replica) in victims.into_iter().take(count) {
             let r = &mut self.fault_random;
             let own = r.pick(&Lie::ALL).unwrap_or(common);
             let lie = if colludes { common } else { own };
-            let late = if lie == Lie::Slow { r.range(5 * MS, 500 * MS) } else { late };
-            let fault = GuestFault { lie, permille, once, colludes, late };
+            let late = if lie == Lie::Slow {
+                r.range(5 * MS, 500 * MS)
+            } else {
+                late
+            };
+            let fault = GuestFault {
+                lie,
+                permille,
+                once,
+                colludes,
+                late,
+            };
             self.budget.take(replica);
-            self.trace
-                .line(self.now, Some(host), format_args!("{replica} is faulty: {fault:?}"));
+            self.trace.line(
+                self.now,
+                Some(host),
+                format_args!("{replica} is faulty: {fault:?}"),
+            );
             if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
                 guest.faulty = true;
                 guest.fault = Some(fault);
@@ -552,13 +582,15 @@ impl World {
         match Core::new(config, resume) {
             Ok(core) => h.core = Some(core),
             Err(error) => {
-                let verdict = crate::invariants::hold("no panic of the trusted part", false, || {
-                    format!("the core refuses its configuration: {error}")
-                });
+                let verdict =
+                    crate::invariants::hold("no panic of the trusted part", false, || {
+                        format!("the core refuses its configuration: {error}")
+                    });
                 return self.hold(verdict);
             }
         }
-        self.trace.line(self.now, Some(host), format_args!("starts"));
+        self.trace
+            .line(self.now, Some(host), format_args!("starts"));
         self.ports[host].joined = true;
         let at = self.now + self.hosts[host].random.range(10 * MS, 500 * MS);
         self.schedule(at, Event::Form { flap: false });
@@ -581,7 +613,12 @@ impl World {
         }
         let until = self.hosts[host].now(self.now + 3 * SECOND).monotonic;
         self.hosts[host].lease = Some(until.0);
-        self.input(host, Input::Lease { until: Micros(until.0) });
+        self.input(
+            host,
+            Input::Lease {
+                until: Micros(until.0),
+            },
+        );
     }
 
     /// All faults end.

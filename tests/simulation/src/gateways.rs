@@ -130,22 +130,30 @@ impl World {
         let Some(pending) = self.clients[client].pending.clone() else {
             return;
         };
-        let verdict = hold("a request takes effect at most once", !pending.reuses_key, || {
-            format!("client {client} used a key for two requests, and both were answered")
-        });
-        let after = hold("client histories are linearizable", position.0 > pending.floor, || {
-            format!(
-                "an operation is at {position}, but {} was answered before it began",
-                pending.floor
-            )
-        });
+        let verdict = hold(
+            "a request takes effect at most once",
+            !pending.reuses_key,
+            || format!("client {client} used a key for two requests, and both were answered"),
+        );
+        let after = hold(
+            "client histories are linearizable",
+            position.0 > pending.floor,
+            || {
+                format!(
+                    "an operation is at {position}, but {} was answered before it began",
+                    pending.floor
+                )
+            },
+        );
         self.hold(verdict);
         self.hold(after);
         let poison = pending.operation.kind == Kind::Poison;
         let end = end_of(outcome);
-        let sane = hold("only correct pages", end.is_some() && (!poison || outcome.is_none()), || {
-            format!("client {client} gets {outcome:?} for an answer")
-        });
+        let sane = hold(
+            "only correct pages",
+            end.is_some() && (!poison || outcome.is_none()),
+            || format!("client {client} gets {outcome:?} for an answer"),
+        );
         self.hold(sane);
         self.finish(client, end.unwrap_or(End::Unknown));
     }
@@ -192,7 +200,10 @@ impl World {
             }
             Refusal::Interrupted => self.lost_gateway(client),
             Refusal::KeyReused => {
-                let reuses = self.clients[client].pending.as_ref().is_some_and(|p| p.reuses_key);
+                let reuses = self.clients[client]
+                    .pending
+                    .as_ref()
+                    .is_some_and(|p| p.reuses_key);
                 let verdict = hold("a request takes effect at most once", reuses, || {
                     format!("client {client} is told that its key was used, and it was not")
                 });

@@ -218,9 +218,20 @@ impl Guest {
                 self.position = upto;
                 let position = upto;
                 let root = None;
-                self.say(end, Input::Applied { replica, position, root });
+                self.say(
+                    end,
+                    Input::Applied {
+                        replica,
+                        position,
+                        root,
+                    },
+                );
             }
-            Work::Apply { updates, upto, root } => {
+            Work::Apply {
+                updates,
+                upto,
+                root,
+            } => {
                 for (_, update) in updates {
                     self.state.apply(&update);
                 }
@@ -244,7 +255,11 @@ impl Guest {
             position = Position(upto.0 + 7);
         }
         let root = self.root(root, random);
-        let input = Input::Applied { replica, position, root };
+        let input = Input::Applied {
+            replica,
+            position,
+            root,
+        };
         if self.lies(&[Lie::Twice], random).is_some() {
             self.say(end, input.clone());
         }
@@ -319,7 +334,12 @@ impl Guest {
         self.position = position;
         self.executions += 1;
         let mut honest = self.state;
-        let effect = honest.execute(request.class, &request.request, request.time_us, &request.seed);
+        let effect = honest.execute(
+            request.class,
+            &request.request,
+            request.time_us,
+            &request.seed,
+        );
         let Some(effect) = effect else {
             let reason = LossReason::Broken("its service died".to_owned());
             self.say(end, Input::Failed { replica, reason });

@@ -111,7 +111,9 @@ fn median(numbers: &mut [u64]) -> u64 {
 
 /// The seeds of the fixed list.
 fn regressions(beyond: bool) -> Vec<(u64, Fixed)> {
-    let lines = REGRESSIONS.lines().map(|l| l.split('#').next().unwrap_or_default());
+    let lines = REGRESSIONS
+        .lines()
+        .map(|l| l.split('#').next().unwrap_or_default());
     let parse = |line: &str| {
         let mut words = line.split_whitespace();
         let seed = words.next()?.parse().ok()?;
@@ -182,7 +184,11 @@ fn main() -> ExitCode {
     }
     seeds.extend((first..first.saturating_add(count)).map(|seed| (seed, fixed)));
     let sum = run_all(&seeds, threads, options.beyond);
-    let share = if options.beyond { 0 } else { count / BEYOND_SHARE };
+    let share = if options.beyond {
+        0
+    } else {
+        count / BEYOND_SHARE
+    };
     let beyond = Fixed {
         beyond: true,
         ..fixed
@@ -240,7 +246,10 @@ fn print_summary(report: &Report) {
 /// Says what is not promised with more than f faulty replicas. False if the trusted part crashed.
 fn show_unprotected(sum: &Sum) -> bool {
     if sum.seeds > 0 {
-        println!("with f+1 faulty replicas these rules do not hold (of {} runs):", sum.seeds);
+        println!(
+            "with f+1 faulty replicas these rules do not hold (of {} runs):",
+            sum.seeds
+        );
     }
     for (rule, runs) in &sum.broken {
         println!("{runs:>10}  {rule}");
@@ -266,11 +275,16 @@ fn finish(mut sum: Sum, unprotected: &Sum, options: &Options, count: u64) -> Exi
             failed = true;
         }
         if ordered < 1000 || suffered < 5 {
-            println!("the median seed orders {ordered} requests and suffers {suffered} faults: too few");
+            println!(
+                "the median seed orders {ordered} requests and suffers {suffered} faults: too few"
+            );
             failed = true;
         }
     }
-    println!("median seed: {ordered} requests ordered, {suffered} faults; registers not judged: {}", sum.unjudged);
+    println!(
+        "median seed: {ordered} requests ordered, {suffered} faults; registers not judged: {}",
+        sum.unjudged
+    );
     println!(
         "{{\"seeds\":{},\"violations\":{},\"steps\":{},\"simulated_seconds\":{}}}",
         sum.seeds,
@@ -288,7 +302,10 @@ mod tests {
     #[test]
     fn the_same_seed_twice_gives_the_same_trace_byte_for_byte() {
         for seed in [3, 4] {
-            let (a, b) = (run(seed, Fixed::default(), true), run(seed, Fixed::default(), true));
+            let (a, b) = (
+                run(seed, Fixed::default(), true),
+                run(seed, Fixed::default(), true),
+            );
             assert!(a.trace == b.trace, "seed {seed}");
             assert_eq!(a.steps, b.steps);
         }
@@ -298,7 +315,12 @@ mod tests {
     fn thirty_seeds_break_no_rule() {
         for seed in 1000..1030 {
             let report = run(seed, Fixed::default(), false);
-            assert!(report.violation.is_none(), "{}: {:?}", report.command, report.violation);
+            assert!(
+                report.violation.is_none(),
+                "{}: {:?}",
+                report.command,
+                report.violation
+            );
         }
     }
 }

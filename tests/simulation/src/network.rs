@@ -200,7 +200,9 @@ impl Network {
             return None;
         }
         let alone: Vec<usize> = components.iter().map(|c| c[0]).collect();
-        let holder = self.witness.filter(|w| alone.contains(w) && ports[*w].joined);
+        let holder = self
+            .witness
+            .filter(|w| alone.contains(w) && ports[*w].joined);
         if holder.is_none() {
             let answers = self.healed || self.random.permille(800);
             self.witness = self.random.pick(&alone).filter(|_| answers);
@@ -235,7 +237,8 @@ impl Network {
             for member in &group {
                 let lag = self.lag(ports[*member].lag);
                 let port = &mut ports[*member];
-                let beyond = |item: &Item| matches!(item, Item::Message(r, i) if *r == source && *i >= cut);
+                let beyond =
+                    |item: &Item| matches!(item, Item::Message(r, i) if *r == source && *i >= cut);
                 port.inbox.retain(|(_, item)| !beyond(item));
                 // What it has not received yet but the others have, it is sent now.
                 for index in &tail {

@@ -17,7 +17,8 @@ const SLOTS_MAX: usize = 600;
 
 impl World {
     fn enter(&mut self, phase: Phase) {
-        self.trace.line(self.now, None, format_args!("PHASE {phase:?}"));
+        self.trace
+            .line(self.now, None, format_args!("PHASE {phase:?}"));
         self.phase = phase;
         self.phase_since = self.now;
     }
@@ -33,7 +34,11 @@ impl World {
         let since = self.now - self.phase_since;
         match self.phase {
             Phase::Beginning => {
-                let staffed = self.hosts.iter().filter_map(|h| h.core.as_ref()).all(Core::is_staffed);
+                let staffed = self
+                    .hosts
+                    .iter()
+                    .filter_map(|h| h.core.as_ref())
+                    .all(Core::is_staffed);
                 if staffed || since > 60 * SECOND {
                     self.enter(Phase::Safety);
                     self.schedule(self.now + SECOND, Event::NextFault);
@@ -85,7 +90,10 @@ impl World {
             return;
         }
         let waits = |c: &Core| c.standing() == Standing::Waiting;
-        let waiting = self.hosts.iter().position(|h| h.core.as_ref().is_some_and(waits));
+        let waiting = self
+            .hosts
+            .iter()
+            .position(|h| h.core.as_ref().is_some_and(waits));
         if let Some(host) = waiting {
             self.input(host, Input::AcceptLoss { seats });
         }
@@ -170,8 +178,15 @@ impl World {
             return;
         }
         // Whatever was wrong with a replica was found: the scrub looked at every row.
-        for guest in self.hosts[host].guests.values().filter(|g| g.position > Position(0)) {
-            let right = self.hosts[host].disk.record(guest.position).map(|r| r.state);
+        for guest in self.hosts[host]
+            .guests
+            .values()
+            .filter(|g| g.position > Position(0))
+        {
+            let right = self.hosts[host]
+                .disk
+                .record(guest.position)
+                .map(|r| r.state);
             if right != Some(guest.state) {
                 unsettled.push(format!("the state of {} is wrong", guest.replica));
             }

@@ -19,26 +19,60 @@ use std::collections::BinaryHeap;
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     /// The engine hands a manager what it has for it.
-    Drain { host: usize, life: u32 },
+    Drain {
+        host: usize,
+        life: u32,
+    },
     /// The engine sequences what a manager multicast.
-    Sequence { host: usize, life: u32 },
+    Sequence {
+        host: usize,
+        life: u32,
+    },
     Peer {
         from: usize,
         to: usize,
         message: Box<PeerMessage>,
     },
-    Tick { host: usize, life: u32, at: u64 },
-    Flush { host: usize, life: u32 },
-    Synced { host: usize, life: u32, count: usize },
-    Called { host: usize, life: u32, replica: ReplicaId, call: Call, works: bool },
-    Speaks { host: usize, life: u32, replica: ReplicaId },
+    Tick {
+        host: usize,
+        life: u32,
+        at: u64,
+    },
+    Flush {
+        host: usize,
+        life: u32,
+    },
+    Synced {
+        host: usize,
+        life: u32,
+        count: usize,
+    },
+    Called {
+        host: usize,
+        life: u32,
+        replica: ReplicaId,
+        call: Call,
+        works: bool,
+    },
+    Speaks {
+        host: usize,
+        life: u32,
+        replica: ReplicaId,
+    },
     /// A client does something.
     Client(usize),
     /// A client loses patience.
-    Impatient { client: usize, attempt: u64 },
+    Impatient {
+        client: usize,
+        attempt: u64,
+    },
     /// The engines notice who is there.
-    Form { flap: bool },
-    Start { host: usize },
+    Form {
+        flap: bool,
+    },
+    Start {
+        host: usize,
+    },
     Lease,
     NextFault,
     Fault(Fault),
@@ -153,7 +187,9 @@ impl World {
             outputs: Vec::new(),
             plan,
         };
-        world.trace.line(0, None, format_args!("{:?}", world.plan.config));
+        world
+            .trace
+            .line(0, None, format_args!("{:?}", world.plan.config));
         for host in 0..world.hosts.len() {
             world.schedule(SECOND + host as u64 * MS, Event::Start { host });
         }
@@ -254,7 +290,13 @@ impl World {
                 self.input(host, Input::Flush);
             }
             Event::Synced { host, count, .. } => self.synced(host, count),
-            Event::Called { host, replica, call, works, .. } => {
+            Event::Called {
+                host,
+                replica,
+                call,
+                works,
+                ..
+            } => {
                 self.called(host, replica, call, works);
             }
             Event::Speaks { host, replica, .. } => self.speaks(host, replica),

@@ -99,12 +99,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        // One thread: the service has one slow processor, and shares it with the database.
-        Command::Serve { listen, database } => tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?
-            .block_on(server::serve(&listen, &database)),
+        Command::Serve { listen, database } => server::run(&listen, &database),
         Command::Schema => print(|out| out.write_all(schema::SQL.as_bytes())),
         Command::Populate(options) => {
             let sizes = options.sizes();

@@ -38,11 +38,20 @@ const CONNECTIONS_MAX: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves at `listen` (a path that begins with `/` is a Unix socket, anything else a TCP address)
-/// until SIGTERM or SIGINT.
+/// until SIGTERM or SIGINT, on this thread alone: the service has one slow processor, and shares it with
+/// the database.
 ///
 /// # Errors
 /// If the address is in use or the database cannot be reached or is lost.
-pub async fn serve(listen: &str, database: &str) -> Result<()> {
+pub fn run(listen: &str, database: &str) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(listen, database))
+}
+
+async fn serve(listen: &str, database: &str) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
     let listener = Listener::bind(listen).await?;

@@ -131,6 +131,7 @@ pub enum BenchError {
 pub struct Monitor {
     answered: AtomicU64,
     stop: AtomicBool,
+    pause: AtomicBool,
 }
 
 impl Monitor {
@@ -143,6 +144,11 @@ impl Monitor {
     /// Ends the run as soon as the requests under way are answered.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Clients send nothing new while the run is paused.
+    pub fn pause(&self, paused: bool) {
+        self.pause.store(paused, Ordering::Relaxed);
     }
 }
 
@@ -220,16 +226,17 @@ impl Run {
                 .is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Sleeps in short steps; false when the run ends meanwhile.
+    /// Sleeps in short steps, longer while the run is paused; false when the run ends meanwhile.
     pub(crate) async fn sleep(&self, time: Duration) -> bool {
         const STEP: Duration = Duration::from_millis(200);
         let end = Instant::now() + time;
         loop {
             let rest = end.saturating_duration_since(Instant::now());
-            if rest.is_zero() || self.is_over() {
+            let paused = self.monitor.pause.load(Ordering::Relaxed);
+            if self.is_over() || (rest.is_zero() && !paused) {
                 return !self.is_over();
             }
-            tokio::time::sleep(rest.min(STEP)).await;
+            tokio::time::sleep(if paused { STEP } else { rest.min(STEP) }).await;
         }
     }
 

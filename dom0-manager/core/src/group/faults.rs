@@ -107,8 +107,10 @@ impl Group {
         if position > self.ordered() {
             return;
         }
+        let mut waited_for = false;
         if let Some(entry) = self.entries.get_mut(position) {
-            if entry.missing.contains(&replica) && !entry.silent.contains(&replica) {
+            waited_for = entry.missing.contains(&replica);
+            if waited_for && !entry.silent.contains(&replica) {
                 entry.silent.push(replica);
             }
         }
@@ -121,7 +123,14 @@ impl Group {
         if !matches!(member.role, Role::Active | Role::Helping) {
             return;
         }
+        let newly_late = member.is_active() && waited_for && member.late.is_none();
+        if newly_late {
+            member.late = Some(position);
+        }
         let missed = member.suspicions.note(position, window);
+        if newly_late {
+            self.follow_for_late();
+        }
         if missed >= threshold {
             self.suspend(replica, missed);
         }

@@ -1,12 +1,22 @@
 //! Waking passives: `HELP_ME`, `I_DO`, and putting them to sleep again (SPARE §4.4).
 //!
 //! A passive that was woken votes on the request that help was asked for and on the undecided ones
-//! before it (DESIGN §4.5: it goes past none). While it stays awake for a next time it is kept current
-//! and executes nothing else: the actives decide the rest by themselves.
+//! before it (DESIGN §4.5: it goes past none). While an active is late it goes on with everything that
+//! is ordered, each request as soon as another replica has survived it. Otherwise, while it stays awake
+//! for a next time, it is kept current and executes nothing: the actives decide the rest by themselves.
 
 use super::{Event, Group, Help, Role};
 use crate::io::Notice;
 use spare_protocol::{Position, ReplicaId};
+
+/// Which requests a replica executes only once somebody has survived them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caution {
+    /// Those that a replica may have died of.
+    AfterDeath,
+    /// All.
+    Always,
+}
 
 impl Group {
     /// The votes on `position` cannot become f+1 equal ones by themselves.
@@ -107,22 +117,36 @@ impl Group {
         }
         self.notice(Notice::Woken { position, replica });
         self.expect_upto(replica, position);
+        self.follow_for_late();
         self.event(Event::Woken(replica));
+    }
+
+    /// While an active is late, those that are awake vote on everything.
+    pub(super) fn follow_for_late(&mut self) {
+        self.list_executing();
+        let ordered = self.ordered();
+        for replica in self.following.clone() {
+            self.expect(replica, ordered, Caution::Always);
+        }
     }
 
     /// The vote of `replica` is expected on everything undecided up to `position`.
     pub(super) fn expect_upto(&mut self, replica: ReplicaId, position: Position) {
+        self.expect(replica, position, Caution::AfterDeath);
+    }
+
+    fn expect(&mut self, replica: ReplicaId, upto: Position, caution: Caution) {
         let decided = self.decided;
         for (p, entry) in self.entries.iter_mut_above(decided) {
-            if p > position {
+            if p > upto {
                 break;
             }
             let open = entry.decision.is_none() && !entry.ballot.has_voted(replica);
             if !open || entry.missing.contains(&replica) || entry.held.contains(&replica) {
                 continue;
             }
-            // If a replica died of it and nobody has survived it yet, no other is spent on it.
-            if !entry.fallen.is_empty() && entry.ballot.is_empty() {
+            let doubtful = caution == Caution::Always || !entry.fallen.is_empty();
+            if doubtful && entry.ballot.is_empty() {
                 entry.held.push(replica);
                 self.held.insert(p);
             } else {
@@ -148,7 +172,8 @@ impl Group {
             return;
         };
         let awake = member.role == Role::Helping;
-        if !awake && !(member.role == Role::Passive && member.suspected) {
+        let settles = member.role == Role::Passive && member.suspected;
+        if !awake && !settles {
             return;
         }
         let before = member.state();

@@ -207,6 +207,8 @@ pub(crate) struct Group {
     pub(crate) members: BTreeMap<ReplicaId, Member>,
     /// Who votes on what is ordered next.
     executing: SmallVec<[ReplicaId; 4]>,
+    /// Who votes on it as soon as somebody else has.
+    following: SmallVec<[ReplicaId; 1]>,
     pub(crate) checkpoints: Checkpoints,
     keys: Keys,
     /// The greatest request number of each gateway.
@@ -251,6 +253,7 @@ impl Group {
             late: VecDeque::new(),
             members: BTreeMap::new(),
             executing: SmallVec::new(),
+            following: SmallVec::new(),
             checkpoints: Checkpoints::default(),
             keys,
             numbers: resume

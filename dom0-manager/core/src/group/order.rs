@@ -57,13 +57,16 @@ impl Group {
             request,
             ballot: Ballot::default(),
             missing: self.executing.clone(),
-            held: SmallVec::new(),
+            held: self.following.clone(),
             decision: None,
             aborted: false,
             help: None,
             fallen: SmallVec::new(),
             silent: SmallVec::new(),
         });
+        if !self.following.is_empty() {
+            self.held.insert(position);
+        }
         self.event(Event::Ordered(position));
         self.tally(position);
     }

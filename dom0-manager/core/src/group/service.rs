@@ -5,6 +5,7 @@ use super::{Disposal, Event, Group};
 use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId, SeatId};
@@ -35,6 +36,8 @@ pub(crate) struct Member {
     /// It reported the root of a stable checkpoint.
     pub(crate) verified: bool,
     pub(crate) suspicions: Suspicions,
+    /// It did not vote on this request in time, and on none from there on since.
+    pub(crate) late: Option<Position>,
     /// The position at which it came into service.
     pub(crate) built_at: Position,
 }
@@ -88,7 +91,30 @@ impl Group {
         if from != to {
             self.notice(Notice::Replica { replica, from, to });
         }
+        self.list_executing();
+    }
+
+    /// Lists who votes on what is ordered next. While an active is late, those that are awake do too:
+    /// else every request would wait for as long as the first one did.
+    pub(super) fn list_executing(&mut self) {
         self.executing = self.actives().collect();
+        self.following = if self.is_active_late() {
+            let awake = self.members.iter().filter(|(_, m)| m.role == Role::Helping);
+            awake.map(|(r, _)| *r).collect()
+        } else {
+            SmallVec::new()
+        };
+    }
+
+    fn is_active_late(&self) -> bool {
+        self.members
+            .values()
+            .any(|m| m.is_active() && m.late.is_some())
+    }
+
+    /// Whether woken passives go on executing because an active is late.
+    pub(crate) fn is_followed(&self) -> bool {
+        !self.following.is_empty()
     }
 
     pub(super) fn built(&mut self, replica: ReplicaId, position: Position, clean: bool) {
@@ -109,6 +135,7 @@ impl Group {
             suspected: false,
             verified: false,
             suspicions: Suspicions::default(),
+            late: None,
             built_at: position,
         };
         let state = member.state();
@@ -134,6 +161,7 @@ impl Group {
         member.role = Role::Active;
         member.clean = false;
         member.suspected = false;
+        member.late = None;
         member.suspicions.clear();
         self.changed(replica, Some(before), Some(ReplicaState::Active));
         let ordered = self.ordered();

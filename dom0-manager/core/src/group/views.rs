@@ -75,6 +75,7 @@ impl Group {
         self.held.clear();
         self.members.clear();
         self.executing.clear();
+        self.following.clear();
         self.recovery = None;
         self.checkpoints.truncate(agreed);
         self.keys.truncate(agreed);

@@ -35,10 +35,15 @@ impl Group {
     }
 
     fn count_vote(&mut self, vote: &Vote) {
-        if !self.members.contains_key(&vote.replica) && !planted(Bug::VotesOfStrangersCount) {
-            return;
-        }
         let (position, replica) = (vote.position, vote.replica);
+        match self.members.get_mut(&replica) {
+            Some(member) if member.late.is_some_and(|late| position >= late) => {
+                member.late = None;
+                self.list_executing();
+            }
+            None if !planted(Bug::VotesOfStrangersCount) => return,
+            _ => {}
+        }
         let Some(entry) = self.entries.get_mut(position) else {
             if let Some(decision) = self.late_decision(position) {
                 if Decision::from(vote) != decision {

@@ -2,9 +2,9 @@
 //! worst moment: when as many updates wait for the passives as ever do (SPARE §6.4 measured about
 //! 500 ms on hardware).
 //!
-//! Sixteen emulated clients load the service all the while. For each fault the actives take turns in
-//! telling one lie, as soon as at least k − 1 updates wait for both passives. After each fault the
-//! group repairs itself and a scrub brings all passives up to date again.
+//! For each fault sixteen emulated clients load the service, and the actives take turns in telling one
+//! lie, as soon as at least k − 1 updates wait for both passives. After each fault the clients stop
+//! until the group has repaired itself and a scrub has brought all passives up to date again.
 
 use anyhow::{ensure, Context, Result};
 use clap::Parser;
@@ -45,12 +45,33 @@ struct Arguments {
     assert: bool,
 }
 
+/// The clients: at work between a pause and the next.
+struct Load {
+    monitor: Arc<Monitor>,
+    since: Option<Instant>,
+    /// How long they worked until the last pause.
+    worked: Duration,
+}
+
+impl Load {
+    fn pause(&mut self) {
+        self.monitor.pause(true);
+        self.worked += self.since.take().map_or(Duration::ZERO, |s| s.elapsed());
+    }
+
+    fn resume(&mut self) {
+        self.since = Some(Instant::now());
+        self.monitor.pause(false);
+    }
+}
+
 /// The outcome.
 #[derive(Serialize)]
 struct Report {
     faults: Vec<FaultTimeline>,
-    /// Requests that the clients sent meanwhile.
+    /// Requests that the clients sent.
     requests: u64,
+    /// While they were at work.
     requests_per_s: f64,
     wrong_pages: u64,
     failed_requests: u64,
@@ -111,10 +132,15 @@ async fn run(arguments: &Arguments) -> Result<()> {
         ..BenchOptions::default()
     };
     let loading = tokio::spawn(bench::run(load, Arc::clone(&monitor)));
+    let mut load = Load {
+        monitor,
+        since: Some(Instant::now()),
+        worked: Duration::ZERO,
+    };
     let mut faults = Vec::new();
     for number in 0..arguments.faults {
         let seat = u16::try_from(number % 2).unwrap_or(0);
-        match one_fault(&mut deployment, seat, arguments.waiting).await? {
+        match one_fault(&mut deployment, &mut load, seat, arguments.waiting).await? {
             Some(fault) => {
                 let status = deployment.admin().status().await?;
                 let request = status
@@ -130,14 +156,15 @@ async fn run(arguments: &Arguments) -> Result<()> {
             ),
         }
     }
-    monitor.stop();
-    let load = loading.await??;
+    load.pause();
+    load.monitor.stop();
+    let sent = loading.await??;
     deployment.stop();
     let report = Report {
-        requests: load.requests,
-        requests_per_s: load.requests_per_s,
-        wrong_pages: load.wrong_pages,
-        failed_requests: load.errors,
+        requests: sent.requests,
+        requests_per_s: sent.requests as f64 / load.worked.as_secs_f64(),
+        wrong_pages: sent.wrong_pages,
+        failed_requests: sent.errors,
         detected_ms: percentiles(&faults, |f| f.detected_ms),
         unpaused_ms: percentiles(&faults, |f| f.unpaused_ms),
         applied_ms: percentiles(&faults, |f| f.applied_ms),
@@ -146,7 +173,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         faults,
     };
     show(&report);
-    for problem in &load.problems {
+    for problem in &sent.problems {
         println!("{problem}");
     }
     if let Some(path) = &arguments.json {
@@ -173,9 +200,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
 /// Lets the active replica of `seat` lie once at the worst moment.
 async fn one_fault(
     deployment: &mut Deployment,
+    load: &mut Load,
     seat: u16,
     waiting: u64,
 ) -> Result<Option<FaultTimeline>> {
+    load.pause();
     deployment.wait_until_complete(LIMIT).await?;
     let scrub = deployment.admin().scrub().await?;
     ensure!(
@@ -183,6 +212,7 @@ async fn one_fault(
         "the replicas' states differ: {:?}",
         scrub.roots
     );
+    load.resume();
     let liar = deployment.active_of(seat).await?;
     let mut door = Door::open(&deployment.agent().await?, &liar).await?;
     door.start(

@@ -25,12 +25,18 @@ impl AcknowledgedSurvives {
     /// A manager serves in a ring; what was acknowledged before that ring formed must be ordered.
     pub(crate) fn serves(host: usize, ordered: Position, acknowledged: Position) -> Verdict {
         hold(RULE, ordered >= acknowledged, || {
-            format!("host {host} serves from {ordered} on, but {acknowledged} was acknowledged before")
+            format!(
+                "host {host} serves from {ordered} on, but {acknowledged} was acknowledged before"
+            )
         })
     }
 
     /// At the end all logs have it.
-    pub(crate) fn at_the_end(&self, host: usize, digest: impl Fn(Position) -> Option<u64>) -> Verdict {
+    pub(crate) fn at_the_end(
+        &self,
+        host: usize,
+        digest: impl Fn(Position) -> Option<u64>,
+    ) -> Verdict {
         let Some((position, wanted)) = self.last else {
             return Ok(());
         };

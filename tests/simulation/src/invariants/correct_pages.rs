@@ -35,6 +35,9 @@ pub(crate) fn recorded(before: Option<&Record>, next: &Record) -> Verdict {
 /// What a client gets is what is in the log.
 pub(crate) fn released(record: &Record, outcome: Option<&Outcome>) -> Verdict {
     hold(RULE, record.record.outcome.as_ref() == outcome, || {
-        format!("the client of {} gets another answer than was agreed on", record.record.position)
+        format!(
+            "the client of {} gets another answer than was agreed on",
+            record.record.position
+        )
     })
 }

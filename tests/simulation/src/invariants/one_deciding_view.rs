@@ -17,7 +17,9 @@ impl OneDecidingView {
     pub(crate) fn decides(&mut self, host: usize, epoch: u64, members: &[SeatId]) -> Verdict {
         let known = self.views.entry(epoch).or_insert_with(|| members.to_vec());
         hold(RULE, known == members, || {
-            format!("view {epoch} has the members {members:?} at host {host} and {known:?} elsewhere")
+            format!(
+                "view {epoch} has the members {members:?} at host {host} and {known:?} elsewhere"
+            )
         })
     }
 

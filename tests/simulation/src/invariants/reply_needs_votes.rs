@@ -8,7 +8,8 @@ use spare_protocol::{Position, ReplicaId};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-const RULE: &str = "no reply without f+1 equal votes from distinct replicas and delivery at every member";
+const RULE: &str =
+    "no reply without f+1 equal votes from distinct replicas and delivery at every member";
 
 #[derive(Debug, Default)]
 pub(crate) struct ReplyNeedsVotes {
@@ -53,7 +54,9 @@ impl ReplyNeedsVotes {
         let votes = self.said.range((position, least)..(position.next(), least));
         let equal = votes.filter(|(_, result)| **result == wanted).count();
         hold(RULE, equal >= quorum, || {
-            format!("{position} is released with the result of {equal} replicas, {quorum} are needed")
+            format!(
+                "{position} is released with the result of {equal} replicas, {quorum} are needed"
+            )
         })
     }
 

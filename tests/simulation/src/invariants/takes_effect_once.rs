@@ -27,7 +27,10 @@ impl TakesEffectOnce {
         let position = record.position;
         let first = *self.effects.entry(operation.id).or_insert(position);
         hold(RULE, first == position, || {
-            format!("operation {:x} takes effect at {first} and again at {position}", operation.id)
+            format!(
+                "operation {:x} takes effect at {first} and again at {position}",
+                operation.id
+            )
         })
     }
 }

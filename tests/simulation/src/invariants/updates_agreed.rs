@@ -37,8 +37,12 @@ pub(crate) fn complete(
     sent: Position,
     upto: Position,
 ) -> Verdict {
-    let first = usize::try_from(sent.0).unwrap_or(usize::MAX).min(disk.log().len());
-    let last = usize::try_from(upto.0).unwrap_or(usize::MAX).min(disk.log().len());
+    let first = usize::try_from(sent.0)
+        .unwrap_or(usize::MAX)
+        .min(disk.log().len());
+    let last = usize::try_from(upto.0)
+        .unwrap_or(usize::MAX)
+        .min(disk.log().len());
     let due = disk.log()[first..last.max(first)].iter();
     let due = due.filter(|r| !r.record.update.is_empty()).count();
     hold(RULE, due == updates.len(), || {

@@ -1,0 +1,209 @@
+//! The command line of `spare`: its subcommands, each from its arguments to what it prints.
+
+use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
+use crate::bench::{self, BenchOptions, Monitor};
+use crate::replay::{self, ReplayOptions};
+use crate::status;
+use anyhow::anyhow;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Looks after a service that SPARE replicates in virtual machines.
+#[derive(Parser)]
+#[command(name = "spare", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show mode, hosts, replicas, counters and the last conviction
+    Status {
+        #[command(flatten)]
+        manager: Manager,
+        /// Print the manager's answer as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what happened, one event a line
+    Events {
+        #[command(flatten)]
+        manager: Manager,
+        /// Go on with new events until interrupted
+        #[arg(long)]
+        follow: bool,
+        /// Only events with higher numbers
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        after: u64,
+        /// Print each event as a line of JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let every replica read its whole state and compare; fails if they are not all equal
+    Scrub {
+        #[command(flatten)]
+        manager: Manager,
+        /// Print the report as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the service and destroy its replicas
+    Stop {
+        #[command(flatten)]
+        manager: Manager,
+    },
+    /// Load the demo auction with emulated clients that check every page
+    Bench {
+        #[command(flatten)]
+        options: BenchOptions,
+        /// Also write the report to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Fail if any request failed or any page was wrong
+        #[arg(long)]
+        strict: bool,
+    },
+    /// Execute an ordered log on a fresh, trusted replica and compare it with the pages that clients
+    /// received; fails on any difference
+    Replay {
+        #[command(flatten)]
+        options: ReplayOptions,
+        /// Also write the report to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+}
+
+/// Which replica manager.
+#[derive(clap::Args)]
+struct Manager {
+    /// The manager's admin socket
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
+    admin: PathBuf,
+}
+
+impl Manager {
+    fn connect(&self) -> Admin {
+        Admin::new(&self.admin)
+    }
+}
+
+/// Runs the subcommand that this process was called with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let outcome = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(execute(arguments.command)));
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) if is_closed_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("spare: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `spare events | head` ends when `head` does.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Runs a command; false means that it did its work and found something wrong.
+async fn execute(command: Command) -> anyhow::Result<bool> {
+    match command {
+        Command::Status { manager, json } => {
+            let status = manager.connect().status().await?;
+            show(json, &status, || status::render_status(&status))?;
+            Ok(true)
+        }
+        Command::Events {
+            manager,
+            follow,
+            after,
+            json,
+        } => events(&manager.connect(), follow, after, json).await,
+        Command::Scrub { manager, json } => {
+            let report = manager.connect().scrub().await?;
+            show(json, &report, || status::render_scrub(&report))?;
+            Ok(report.equal)
+        }
+        Command::Stop { manager } => {
+            manager.connect().stop().await?;
+            print("stopped: the service is down and its replicas are destroyed\n")?;
+            Ok(true)
+        }
+        Command::Bench {
+            options,
+            json,
+            strict,
+        } => {
+            let report = bench::run(options, Arc::new(Monitor::default())).await?;
+            print(&report.render())?;
+            write_report(json.as_deref(), &report)?;
+            Ok(!report.gave_up && (!strict || report.is_clean()))
+        }
+        Command::Replay { options, json } => {
+            let report = replay::run(options).await?;
+            print(&report.render())?;
+            write_report(json.as_deref(), &report)?;
+            Ok(report.differences == 0)
+        }
+    }
+}
+
+async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> anyhow::Result<bool> {
+    let wait_ms = if follow { EVENTS_WAIT_MS } else { 0 };
+    loop {
+        let events = admin.events(after, wait_ms).await?;
+        for event in &events {
+            if json {
+                print(&(serde_json::to_string(event)? + "\n"))?;
+            } else {
+                print(&(status::render_event(event) + "\n"))?;
+            }
+        }
+        // Numbers only ever grow, so this ends when there are no more.
+        let newest = events.iter().map(|event| event.number).max();
+        match newest {
+            Some(number) if number > after => after = number,
+            _ if follow => {}
+            _ => return Ok(true),
+        }
+    }
+}
+
+fn show<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    if json {
+        print(&(serde_json::to_string_pretty(value)? + "\n"))
+    } else {
+        print(&text())
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+fn write_report<T: Serialize>(path: Option<&Path>, report: &T) -> anyhow::Result<()> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    std::fs::write(path, text).map_err(|e| anyhow!("--json: cannot write {}: {e}", path.display()))
+}
