@@ -121,7 +121,10 @@ pub fn manager_frames(bytes: &[u8]) {
 
 /// A message in total order.
 pub fn group_message(bytes: &[u8]) {
-    message::<Envelope>(GROUP_MESSAGE, bytes);
+    let envelope = message::<Envelope>(GROUP_MESSAGE, bytes);
+    let shared = Bytes::copy_from_slice(bytes);
+    let in_place = within(GROUP_MESSAGE, bytes.len(), || Envelope::from_bytes(&shared));
+    assert_eq!(in_place.ok(), envelope, "decoded in place it is another");
     message::<GroupMessage>(GROUP_MESSAGE, bytes);
 }
 
