@@ -6,6 +6,7 @@ use crate::network::{seat, Port};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
 use spare_core::{Core, Input, Notice, Standing};
+use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -166,6 +167,10 @@ impl World {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
             Notice::View { .. } | Notice::RecoveryBegan { .. } | Notice::HandedOver { .. } => 25,
             Notice::Convicted { .. } | Notice::Suspected { .. } => 20,
+            Notice::Replica {
+                to: Some(ReplicaState::Successor),
+                ..
+            } => 60,
             Notice::Standing {
                 to: Standing::Apart | Standing::Serving,
                 ..
@@ -181,6 +186,8 @@ impl World {
         let other = r.index(hosts);
         let unsettled = matches!(notice, Notice::Standing { .. });
         let fault = match r.below(8) {
+            // Help is needed just before a hand-over.
+            _ if matches!(notice, Notice::Replica { .. }) => Fault::Guests,
             0..=5 if unsettled => {
                 let fault = match r.below(3) {
                     0 => Fault::Flap,
