@@ -651,7 +651,13 @@ impl World {
                 });
             }
             Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
-            Notice::RecoveryGivenUp { .. } => self.coverage.count("recovery given up"),
+            Notice::RecoveryGivenUp { seat } => {
+                self.coverage.count("recovery given up");
+                // Those that stay are passives like any other.
+                if usize::from(seat.0) == host {
+                    self.hosts[host].successors.clear();
+                }
+            }
             Notice::HandedOver { seat, .. } => {
                 self.coverage.count("recovery handed over");
                 if usize::from(seat.0) == host {

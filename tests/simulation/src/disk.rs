@@ -15,7 +15,8 @@ use std::rc::Rc;
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) record: DecidedRequest,
-    /// Digest of this record and all before it.
+    /// Digest of this record and all before it. (Not of their epochs: without durability what was answered
+    /// may have been decided at one manager only, and is decided again, alike, after a change of the view.)
     pub(crate) digest: u64,
     /// The service's state after it.
     pub(crate) state: State,
@@ -27,7 +28,6 @@ impl Record {
         let mut hasher = DefaultHasher::new();
         before.map_or(0, |b| b.digest).hash(&mut hasher);
         record.position.hash(&mut hasher);
-        record.epoch.hash(&mut hasher);
         record.id.hash(&mut hasher);
         record.class.hash(&mut hasher);
         record.key.hash(&mut hasher);

@@ -170,7 +170,7 @@ impl World {
             Notice::Replica {
                 to: Some(ReplicaState::Successor),
                 ..
-            } => 60,
+            } => 250,
             Notice::Standing {
                 to: Standing::Apart | Standing::Serving,
                 ..
@@ -186,7 +186,8 @@ impl World {
         let other = r.index(hosts);
         let unsettled = matches!(notice, Notice::Standing { .. });
         let fault = match r.below(8) {
-            // Help is needed just before a hand-over.
+            // Help is needed just before a hand-over, and for longer.
+            0..=5 if matches!(notice, Notice::Replica { .. }) => Fault::SlowGuests(other),
             _ if matches!(notice, Notice::Replica { .. }) => Fault::Guests,
             0..=5 if unsettled => {
                 let fault = match r.below(3) {
