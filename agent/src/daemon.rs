@@ -20,7 +20,11 @@ pub fn run(config: &Config, manager: Uid) -> anyhow::Result<()> {
     block_on(async {
         let libvirt = start(config).await?;
         let server = Server::bind(&config.socket, manager)?;
-        serve(&server, Agent::new(Workers::new(libvirt), config.timeouts.clone())).await
+        serve(
+            &server,
+            Agent::new(Workers::new(libvirt), config.timeouts.clone()),
+        )
+        .await
     })
 }
 

@@ -136,7 +136,8 @@ impl TryFrom<String> for WarmUp {
     type Error = String;
 
     fn try_from(text: String) -> Result<WarmUp, String> {
-        let words: Vec<&str> = text.split(' ').collect();
+        // One more than there may be.
+        let words: Vec<&str> = text.splitn(4, ' ').collect();
         let (method, target, form) = match words[..] {
             [target] => ("GET", target, ""),
             ["POST", target] => ("POST", target, ""),

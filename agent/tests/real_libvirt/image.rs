@@ -31,7 +31,8 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 for module in /modules/*.ko; do insmod "$module"; done
-port=$(echo /dev/vport*)
+# The port appears a moment after its driver.
+until port=$(echo /dev/vport*) && [ -c "$port" ]; do sleep 0.02; done
 echo "the tiny guest is up"
 while :; do :; done &
 while :; do

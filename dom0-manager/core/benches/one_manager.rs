@@ -19,7 +19,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{Envelope, Request, RequestId};
-use spare_protocol::{decode, Class, Hash, ReplicaId, SeatId};
+use spare_protocol::{Class, Hash, ReplicaId, SeatId};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -123,7 +123,7 @@ impl Seat {
         for _ in 0..BATCH_MAX {
             let mut found = false;
             if let Some((from, bytes)) = self.delivered.pop_front() {
-                let envelope: Envelope = decode(&bytes).expect("it was encoded");
+                let envelope = Envelope::from_bytes(&bytes).expect("it was encoded");
                 self.step(now, Input::Delivered { from, envelope });
                 found = true;
             }

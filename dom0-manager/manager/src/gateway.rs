@@ -168,7 +168,9 @@ impl Clients {
         request: Request<Incoming>,
     ) -> Result<HttpRequest, Response<Full<Bytes>>> {
         let (head, body) = request.into_parts();
-        let Some(target) = head.uri.path_and_query() else {
+        // As text, not as it came: of `http://shop?a` only `?a` came, and `/?a` is meant.
+        let target = head.uri.path_and_query().map(ToString::to_string);
+        let Some(target) = target.filter(|target| target.starts_with('/')) else {
             return Err(refuse(
                 StatusCode::BAD_REQUEST,
                 "the request line names no path; send for example `GET / HTTP/1.1`",
@@ -179,7 +181,7 @@ impl Clients {
             .headers
             .iter()
             .map(|(n, v)| n.as_str().len() + v.len() + 4);
-        if lines.sum::<usize>() + target.as_str().len() > self.limits.header_bytes_max {
+        if lines.sum::<usize>() + target.len() > self.limits.header_bytes_max {
             let why = format!(
                 "request line and headers are longer than {} bytes (gateway.header_bytes_max)",
                 self.limits.header_bytes_max
@@ -212,7 +214,7 @@ impl Clients {
         });
         Ok(HttpRequest {
             method: head.method.as_str().to_owned(),
-            target: target.as_str().to_owned(),
+            target,
             headers: headers
                 .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
                 .collect(),

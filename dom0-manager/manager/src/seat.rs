@@ -240,7 +240,7 @@ impl Seat {
                 members: members.into_iter().map(SeatId).collect(),
                 primary,
             },
-            Delivery::Message { from, bytes } => match spare_protocol::decode::<Envelope>(&bytes) {
+            Delivery::Message { from, bytes } => match Envelope::from_bytes(&bytes) {
                 Ok(envelope) => {
                     self.count(&envelope.message);
                     Input::Delivered {

@@ -1,7 +1,7 @@
 //! The one encoding of all messages: postcard, with nothing left over.
 
 use postcard::ser_flavors::Flavor;
-use serde::de::{DeserializeOwned, Error, SeqAccess, Visitor};
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
 use std::marker::PhantomData;
@@ -57,7 +57,7 @@ impl Flavor for Growing {
 ///
 /// # Errors
 /// When the bytes are not exactly one encoded value.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
+pub fn decode<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, DecodeError> {
     let (value, rest) =
         postcard::take_from_bytes(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))?;
     if rest.is_empty() {

@@ -2,7 +2,7 @@
 //! to another directly (DESIGN §4).
 
 use crate::channel::Outcome;
-use crate::{Class, Hash, Position, ReplicaId, SeatId};
+use crate::{Class, DecodeError, Hash, Position, ReplicaId, SeatId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -203,11 +203,52 @@ pub struct Envelope {
     pub message: GroupMessage,
 }
 
+/// A [`Request`] in the message that it came with.
+#[derive(Deserialize)]
+struct RequestIn<'a> {
+    id: RequestId,
+    class: Class,
+    key: Option<Hash>,
+    proposed_time_us: i64,
+    #[serde(with = "crate::bytes32")]
+    seed: [u8; 32],
+    #[serde(borrow)]
+    request: &'a [u8],
+}
+
 impl Envelope {
     /// Its encoding.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         crate::codec::encode_into(Vec::with_capacity(self.bytes_about()), self)
+    }
+
+    /// The envelope that `bytes` encode. Requests are not copied out of them: each keeps the whole
+    /// message in memory, whose requests come and go together.
+    ///
+    /// # Errors
+    /// As [`crate::decode`].
+    pub fn from_bytes(bytes: &Bytes) -> Result<Envelope, DecodeError> {
+        /// [`GroupMessage::Requests`] is the first of its kind.
+        const REQUESTS: u32 = 0;
+        let begin = postcard::take_from_bytes::<(u64, u32)>(bytes);
+        let (epoch, rest) = match begin {
+            Ok(((epoch, REQUESTS), rest)) => (epoch, rest),
+            _ => return crate::decode(bytes),
+        };
+        let requests: Vec<RequestIn<'_>> = crate::decode(rest)?;
+        let owned = |r: RequestIn<'_>| Request {
+            id: r.id,
+            class: r.class,
+            key: r.key,
+            proposed_time_us: r.proposed_time_us,
+            seed: r.seed,
+            request: bytes.slice_ref(r.request),
+        };
+        Ok(Envelope {
+            epoch,
+            message: GroupMessage::Requests(requests.into_iter().map(owned).collect()),
+        })
     }
 
     /// About as long as its encoding, rather more.
@@ -400,8 +441,33 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let _ = crate::decode::<Envelope>(&bytes);
+            let decoded = crate::decode::<Envelope>(&bytes);
+            prop_assert_eq!(Envelope::from_bytes(&bytes.clone().into()).ok(), decoded.ok());
             let _ = crate::decode::<PeerMessage>(&bytes);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn envelopes_of_requests_survive_their_encoding(
+            texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..5),
+            epoch: u64,
+            key: Option<[u8; 32]>,
+        ) {
+            let request = |(i, text): (usize, Vec<u8>)| Request {
+                id: RequestId { seat: SeatId(1), number: i as u64 },
+                class: Class::Write,
+                key: key.map(Hash),
+                proposed_time_us: -7,
+                seed: [i as u8; 32],
+                request: text.into(),
+            };
+            let requests = texts.into_iter().enumerate().map(request).collect();
+            let envelope = Envelope { epoch, message: GroupMessage::Requests(requests) };
+            let bytes = Bytes::from(envelope.to_bytes());
+            prop_assert_eq!(crate::encode(&envelope), bytes.to_vec());
+            prop_assert_eq!(Envelope::from_bytes(&bytes), Ok(envelope.clone()));
+            prop_assert_eq!(crate::decode(&bytes), Ok(envelope));
         }
     }
 

@@ -103,7 +103,8 @@ impl<'a> Rows<'a> {
 
     /// The next whole row, if it has arrived.
     pub(super) fn next(&mut self) -> Result<Option<Row>> {
-        if !self.headed && !self.skip_head()? {
+        // What follows the end is not part of the copy.
+        if self.complete || (!self.headed && !self.skip_head()?) {
             return Ok(None);
         }
         let Some(length) = self.row_bytes()? else {

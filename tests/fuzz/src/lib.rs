@@ -12,7 +12,7 @@
 //!
 //! | target | what it decodes | who writes the bytes | limit | property |
 //! |---|---|---|---|---|
-//! | `guest_frames` | `FrameDecoder`, `FromGuest` | guest | 12 × + 4 KiB | same frames however bytes arrive; messages round trip |
+//! | `guest_frames` | `FrameDecoder`, `FromGuest` | guest | 4 × + 4 KiB | same frames however bytes arrive; messages round trip |
 //! | `guest_channel` | the manager's end of a guest's channel: sessions, sequence, texts for operators | guest | 8 × + 128 KiB | the same rule broken however bytes arrive; texts short and harmless to a terminal |
 //! | `guest_reply` | `HttpReply`, normalisation, the agreed reply as HTTP | guest | 8 × + 64 KiB | a normalised reply is one, without headers of the connection |
 //! | `guest_console` | the serial console's log, the search for a panic | guest | 4 × + 4 KiB | printable; found however bytes arrive |
@@ -23,7 +23,7 @@
 //! | `group_message` | `Envelope`, `GroupMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `peer_message` | `PeerMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `manager_frames` | `ToGuest`, the shim's `Session` | manager | 80 × + 1 KiB | same arrivals however bytes arrive; round trip |
-//! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 128 × + 1 KiB | round trip; merged with itself canonical; one root |
+//! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 256 × + 4 KiB | round trip; merged with itself canonical; one root |
 //! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |
 //! | `ordered_log` | `LogReader`, `LogRecord` | disk | 4 × + 16 KiB | no more records than there are bytes for; what was appended is read |
 //! | `leaves_file` | the leaves of the pristine state, `LtHash::from_bytes` | disk (image) | 192 × + 8 KiB | round trip, equal roots |
@@ -31,11 +31,11 @@
 //! | `database_value` | the binary format of 14 types | database | 2 × + 1 MiB | round trip; decimal numbers canonical |
 //! | `table_copy` | rows of a binary copy | database | 16384 × + 1 MiB | same rows however bytes arrive |
 //! | `service_reply` | the service's HTTP reply | service | 8 × + 64 KiB | round trip |
-//! | `guest_config` | `guest.toml` | operator (image) | 256 × + 16 KiB | what is accepted has one transport |
-//! | `agent_config` | `agent.toml` | operator | 256 × + 16 KiB | errors name the file |
+//! | `guest_config` | `guest.toml` | operator (image) | 1000 × + 1 MiB | what is accepted has one transport |
+//! | `agent_config` | `agent.toml` | operator | 1000 × + 1 MiB | errors name the file |
 //! | `manager_config` | `spare.toml` | operator | 512 × + 64 MiB | errors say something |
 //! | `normalise_rules` | `[normalise]`: regular expressions | operator | 512 × + 64 MiB | a right reply stays one |
-//! | `image_description` | `image.toml`, up to the domain's XML | operator (image) | 256 × + 16 KiB | its command line never becomes markup |
+//! | `image_description` | `image.toml`, up to the domain's XML | operator (image) | 1000 × + 1 MiB | its command line never becomes markup |
 //! | `agent_names` | names over D-Bus and from libvirt, the note on KVM | manager, libvirt, disk | 32 × + 4 KiB | one name each; nobody else's domain |
 //! | `addresses` | URLs, addresses, requests of the warm-up | operator | 32 × + 1 KiB | what is accepted has the parts it needs |
 //! | `events_query` | the query of `GET /v1/events` | operator | 16 × + 4 KiB | none beyond panic and limit |

@@ -21,7 +21,7 @@ pub const TABLE_COPY: Limit = Limit::new(16 * KIB, MIB);
 /// A leaf of no name and no sum is three bytes and 56 in memory, three times that while the list moves.
 pub const LEAVES: Limit = Limit::new(192, 8 * KIB);
 /// Of TOML, which is read into a tree.
-pub const CONFIG: Limit = Limit::new(256, 16 * KIB);
+pub const CONFIG: Limit = Limit::new(1000, 1024 * KIB);
 /// Of HTTP: the connection's buffers, and a body that is put together of its pieces.
 pub const SERVICE_REPLY: Limit = Limit::new(8, 64 * KIB);
 

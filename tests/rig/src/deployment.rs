@@ -321,11 +321,10 @@ impl Deployment {
         )?;
         let mut agent = Command::new(binaries.join("spare-agent"));
         agent.arg("--config").arg(self.folder.join("agent.toml"));
-        self.agent = Some(process::start(
-            "spare-agent",
-            &mut agent,
-            self.folder.join("agent.log"),
-        )?);
+        let log = self.folder.join("agent.log");
+        let agent = process::start("spare-agent", &mut agent, log)?;
+        agent.prefer();
+        self.agent = Some(agent);
         self.wait_for_socket("agent.sock").await?;
         let mut manager = Command::new(binaries.join("spare-manager"));
         manager.arg("--config").arg(self.folder.join("spare.toml"));

@@ -39,6 +39,8 @@ pub fn binaries() -> Result<PathBuf> {
     }
 }
 
+const PREFERRED_NICE: i32 = -10;
+
 /// A daemon that was started here.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -66,6 +68,16 @@ pub(crate) fn start(name: &'static str, command: &mut Command, log: PathBuf) -> 
 }
 
 impl Daemon {
+    /// Puts it before the guests, which keep all processors busy. A session has a priority of its own where
+    /// the kernel groups processes by session.
+    pub(crate) fn prefer(&self) {
+        let pid = self.child.id();
+        // SAFETY: no pointers are involved.
+        unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, pid, PREFERRED_NICE) };
+        // Where there are no such groups there is no such file.
+        let _ = std::fs::write(format!("/proc/{pid}/autogroup"), PREFERRED_NICE.to_string());
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -55,7 +55,8 @@ CREATE TABLE items (
   seller bigint NOT NULL,
   category bigint NOT NULL,
   region bigint NOT NULL             -- the seller's, so that a search by region needs no join
-) WITH (fillfactor = 85);
+) WITH (fillfactor = 50);            -- every bid changes its item: room for it on the same page keeps
+                                     -- the indexes out of it
 CREATE INDEX items_by_category ON items (category, end_date, id);
 CREATE INDEX items_by_region ON items (region, category, end_date, id);
 CREATE INDEX items_by_seller ON items (seller, id);
