@@ -227,7 +227,7 @@ impl Core {
 
     fn next_view(&self, last: ViewId) -> ViewId {
         ViewId {
-            epoch: last.epoch + 1,
+            epoch: last.epoch.saturating_add(1),
             ring: self.ring,
         }
     }

@@ -134,6 +134,23 @@ fn a_restarted_manager_alone_with_quorum_waits_for_the_last_view() {
     );
 }
 
+/// What the operator says to seat 1 when the disk of seat 0 is gone.
+fn give_up_seat_0(cluster: &mut Cluster) {
+    cluster.input(
+        1,
+        Input::AcceptLoss {
+            seats: vec![SeatId(0)],
+        },
+    );
+    cluster.run_for(5000);
+}
+
+fn assert_serves_after_the_loss(cluster: &mut Cluster) {
+    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
+    cluster.run_for(5000);
+    assert!(answered(cluster, number));
+}
+
 #[test]
 fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
     let mut cluster = Cluster::started(1);
@@ -144,17 +161,9 @@ fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
     cluster.form_ring(&[1], true);
     cluster.run_for(1000);
     assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
-    cluster.input(
-        1,
-        Input::AcceptLoss {
-            seats: vec![SeatId(0)],
-        },
-    );
-    cluster.run_for(5000);
+    give_up_seat_0(&mut cluster);
     assert_eq!(cluster.cores[1].standing(), Standing::Serving);
-    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
-    cluster.run_for(5000);
-    assert!(answered(&cluster, number));
+    assert_serves_after_the_loss(&mut cluster);
 }
 
 #[test]
@@ -400,18 +409,10 @@ fn an_operator_can_give_up_the_only_member_of_the_last_view() {
     cluster.form_ring(&[1, 2], true);
     cluster.run_for(1000);
     assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
-    cluster.input(
-        1,
-        Input::AcceptLoss {
-            seats: vec![SeatId(0)],
-        },
-    );
-    cluster.run_for(5000);
+    give_up_seat_0(&mut cluster);
     for seat in [1, 2] {
         assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
         assert_eq!(cluster.logs[seat].len(), 31);
     }
-    let number = cluster.submit_at(1, Class::Write, None, "after the loss");
-    cluster.run_for(5000);
-    assert!(answered(&cluster, number));
+    assert_serves_after_the_loss(&mut cluster);
 }
