@@ -601,6 +601,10 @@ impl World {
                 if *to == Some(ReplicaState::Successor) {
                     h.successors.insert(*replica);
                 }
+                // Its recovery ended while this manager was away: a passive like any other.
+                if (*from, *to) == (Some(ReplicaState::Passive), Some(ReplicaState::Active)) {
+                    h.successors.remove(replica);
+                }
                 self.count_replica(*from, *to);
             }
             Notice::Standing { from, to } => {
