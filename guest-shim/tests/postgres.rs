@@ -109,6 +109,7 @@ const WRITES: &[&str] = &[
     "UPDATE kinds SET d = 'NaN' WHERE id = 2",
     "INSERT INTO pairs VALUES ('a', 1, 1), ('b', 2, 2), ('c', 3, 3)",
     "UPDATE pairs SET n = n - -10 WHERE a < 'c'",
+    "BEGIN; UPDATE pairs SET n = 0 WHERE a = 'c'; UPDATE users SET rating = 4 WHERE nick = 'bob'; COMMIT",
     "UPDATE users SET nick = CASE nick WHEN 'ann' THEN 'x' ELSE nick END",
     "UPDATE users SET nick = 'ann' WHERE nick = 'bob'",
     "INSERT INTO users (nick) VALUES ('bob')",

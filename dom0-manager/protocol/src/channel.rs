@@ -28,7 +28,7 @@ pub const HEADER_BYTES: usize = 24;
 /// claims more is garbage.
 pub const FRAME_BYTES_MAX: usize = 20 << 20;
 /// Version of this protocol, exchanged in both `Hello`s.
-pub const CHANNEL_VERSION: u16 = 1;
+pub const CHANNEL_VERSION: u16 = 2;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.spare.shim.0";
 
