@@ -2,8 +2,9 @@
 //!
 //! Per table one statement inserts all new rows, one deletes all keys, and for each set of columns that
 //! a request changes together one changes them in all rows; those are prepared when such a change is
-//! first seen, which is when the warm-up's forms are undone. All statements of a batch travel to the
-//! server at once.
+//! first seen, which is when the warm-up's forms are undone. Where several requests changed one row, the
+//! statements that are there are used one after another. All statements of a batch travel to the server
+//! at once.
 //!
 //! The connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
@@ -131,19 +132,23 @@ impl Applier {
         Ok(())
     }
 
-    /// Prepares the statements for the sets of columns that the update changes.
+    /// Prepares statements for columns that the update changes and that those there do not change.
     async fn prepare_changes(&mut self, update: &Update) -> Result<()> {
         for update in &update.tables {
             let index = self.index(update)?;
             let (table, statements) = (&self.schema.tables[index], &mut self.tables[index]);
             let sets: BTreeSet<Vec<u16>> = changes(update).map(columns_of).collect();
+            // Small ones first: the large ones are often made of them.
+            let mut sets: Vec<Vec<u16>> = sets.into_iter().collect();
+            sets.sort_by_key(Vec::len);
             if statements.changes.len() + sets.len() > COLUMN_SETS_MAX {
                 statements.changes.clear();
             }
             for set in sets {
-                if !statements.changes.contains_key(&set) {
-                    let statement = self.client.prepare(&change_sql(table, &set)).await?;
-                    statements.changes.insert(set, statement);
+                let missing = cover(&statements.changes, &set).1;
+                if !missing.is_empty() {
+                    let statement = self.client.prepare(&change_sql(table, &missing)).await?;
+                    statements.changes.insert(missing, statement);
                 }
             }
         }
@@ -196,25 +201,28 @@ impl Applier {
 
     fn changes<'a>(&'a self, update: &'a TableUpdate, steps: &mut Vec<Step<'a>>) -> Result<()> {
         let (table, statements) = self.table(update)?;
-        let mut by_columns: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
         for change in changes(update) {
-            let same = by_columns.entry(columns_of(change)).or_default();
-            same.push(change);
+            by_set.entry(columns_of(change)).or_default().push(change);
         }
-        for (set, rows) in by_columns {
-            let statement = statements.changes.get(&set);
-            let statement = statement.context("a change that was not prepared")?;
+        let mut by_statement: BTreeMap<&Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        for (set, rows) in by_set {
+            for part in cover(&statements.changes, &set).0 {
+                by_statement.entry(part).or_default().extend(&rows);
+            }
+        }
+        for (set, rows) in by_statement {
             let keys: Vec<Vec<&Value>> = rows.iter().map(|c| c.key.iter().collect()).collect();
-            let values = set.iter().enumerate().map(|(i, column)| ColumnArray {
-                kind: table.columns[usize::from(*column)].kind,
-                values: rows.iter().map(|c| &c.values[i].1).collect(),
-            });
+            let mut arrays = key_arrays(table, &keys);
+            for column in set {
+                arrays.push(ColumnArray {
+                    kind: table.columns[usize::from(*column)].kind,
+                    values: rows.iter().filter_map(|c| c.value(*column)).collect(),
+                });
+            }
             steps.push(Step {
                 rows: Some(rows.len() as u64),
-                ..Step::new(
-                    statement,
-                    boxed(key_arrays(table, &keys).into_iter().chain(values)),
-                )
+                ..Step::new(&statements.changes[set], boxed(arrays.into_iter()))
             });
         }
         Ok(())
@@ -353,6 +361,31 @@ impl<'a> Step<'a> {
 struct Changed<'a> {
     key: &'a Key,
     values: &'a [(u16, Value)],
+}
+
+impl<'a> Changed<'a> {
+    fn value(&self, column: u16) -> Option<&'a Value> {
+        let place = self.values.binary_search_by_key(&column, |(c, _)| *c);
+        place.ok().map(|i| &self.values[i].1)
+    }
+}
+
+/// Sets among `known` that together are part of `set`, and what of it they leave over. Large ones first,
+/// and none that adds nothing.
+fn cover<'a, T>(known: &'a BTreeMap<Vec<u16>, T>, set: &[u16]) -> (Vec<&'a Vec<u16>>, Vec<u16>) {
+    if let Some((same, _)) = known.get_key_value(set) {
+        return (vec![same], vec![]);
+    }
+    let within = |part: &&Vec<u16>| part.iter().all(|c| set.binary_search(c).is_ok());
+    let mut parts: Vec<&Vec<u16>> = known.keys().filter(within).collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+    let mut left = set.to_vec();
+    parts.retain(|part| {
+        let before = left.len();
+        left.retain(|c| part.binary_search(c).is_err());
+        left.len() < before
+    });
+    (parts, left)
 }
 
 /// All changes of an update.
@@ -542,4 +575,25 @@ fn is_conflict(error: &anyhow::Error) -> bool {
         .downcast_ref::<tokio_postgres::Error>()
         .and_then(|e| e.code());
     code == Some(&SqlState::UNIQUE_VIOLATION) || code == Some(&SqlState::EXCLUSION_VIOLATION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_covered_by_sets_that_are_known() {
+        let known: BTreeMap<Vec<u16>, ()> = [&[1, 2][..], &[2], &[4], &[4, 9], &[5, 6]]
+            .iter()
+            .map(|set| (set.to_vec(), ()))
+            .collect();
+        let cover = |set: &[u16]| {
+            let (parts, left) = cover(&known, set);
+            (parts.into_iter().cloned().collect::<Vec<_>>(), left)
+        };
+        assert_eq!(cover(&[4, 9]), (vec![vec![4, 9]], vec![]));
+        assert_eq!(cover(&[1, 2, 4]), (vec![vec![1, 2], vec![4]], vec![]));
+        assert_eq!(cover(&[2, 5, 7]), (vec![vec![2]], vec![5, 7]));
+        assert_eq!(cover(&[5]), (vec![], vec![5]));
+    }
 }
