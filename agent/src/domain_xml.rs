@@ -73,7 +73,10 @@ impl Guest<'_> {
             xml,
             format_args!("  <memory unit='MiB'>{}</memory>\n", image.memory_mib),
         );
-        push(xml, format_args!("  <vcpu>1</vcpu>\n  {processor}\n"));
+        push(
+            xml,
+            format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", image.processors),
+        );
         push(
             xml,
             format_args!("  <features><acpi/>{features}</features>\n"),
@@ -220,6 +223,7 @@ mod tests {
             root: "/images/shop/root.img".into(),
             cmdline: "console=ttyS0 quiet".into(),
             memory_mib: 192,
+            processors: 2,
         }
     }
 

@@ -10,7 +10,17 @@ use std::path::{Path, PathBuf};
 struct Description {
     cmdline: String,
     memory_mib: u32,
+    #[serde(default = "one")]
+    processors: u32,
 }
+
+/// For images that say nothing.
+fn one() -> u32 {
+    1
+}
+
+/// More virtual processors than any replica needs.
+const PROCESSORS_MAX: u32 = 64;
 
 /// An image that can be booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +37,8 @@ pub struct Image {
     pub cmdline: String,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// How many virtual processors the guest has.
+    pub processors: u32,
 }
 
 impl Image {
@@ -58,6 +70,15 @@ impl Image {
                 ),
             });
         }
+        if !(1..=PROCESSORS_MAX).contains(&description.processors) {
+            return Err(Error::BadImage {
+                name: name.to_owned(),
+                why: format!(
+                    "it asks for {} processors; 1 to {PROCESSORS_MAX} can be given",
+                    description.processors
+                ),
+            });
+        }
         Ok(Image {
             name: name.to_owned(),
             kernel: file("vmlinuz")?,
@@ -65,6 +86,7 @@ impl Image {
             root: file("root.img")?,
             cmdline: description.cmdline,
             memory_mib: description.memory_mib,
+            processors: description.processors,
         })
     }
 
