@@ -10,6 +10,85 @@ use std::path::{Path, PathBuf};
 struct Description {
     cmdline: String,
     memory_mib: u32,
+    content: Option<String>,
+}
+
+/// An image's tree of files, for process replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The tree as an archive.
+    pub archive: PathBuf,
+    /// A name that only images with the same content have.
+    pub content: String,
+}
+
+impl Tree {
+    /// Finds the tree of the image `name` below `images`; an image that asks for more than
+    /// `memory_mib_max` is refused as elsewhere.
+    pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Tree> {
+        let files = Files::of(images, name)?;
+        let description = files.description(memory_mib_max)?;
+        let content = description.content.filter(|content| {
+            let plain = |c: char| c.is_ascii_alphanumeric();
+            !content.is_empty() && content.len() <= 128 && content.chars().all(plain)
+        });
+        Ok(Tree {
+            archive: files.find("root.tar")?,
+            content: content.ok_or_else(|| Error::BadImage {
+                name: name.to_owned(),
+                why: "image.toml says no content, which tells it from later images of this name; \
+                      build it anew"
+                    .to_owned(),
+            })?,
+        })
+    }
+}
+
+/// The folder of an image.
+struct Files<'a> {
+    name: &'a str,
+    images: &'a Path,
+    folder: PathBuf,
+}
+
+impl<'a> Files<'a> {
+    fn of(images: &'a Path, name: &'a str) -> Result<Files<'a>> {
+        check_image_name(name)?;
+        let folder = images.join(name);
+        Ok(Files {
+            name,
+            images,
+            // A link may lead elsewhere tomorrow; a guest's disk keeps the path that it is given now.
+            folder: folder.canonicalize().unwrap_or(folder),
+        })
+    }
+
+    fn find(&self, missing: &'static str) -> Result<PathBuf> {
+        let path = self.folder.join(missing);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Error::NoSuchImage {
+            name: self.name.to_owned(),
+            folder: self.images.to_owned(),
+            missing,
+        })
+    }
+
+    /// `image.toml`; an image that asks for too much is refused.
+    fn description(&self, memory_mib_max: u32) -> Result<Description> {
+        let description = read_description(self.name, &self.find("image.toml")?)?;
+        if description.memory_mib == 0 || description.memory_mib > memory_mib_max {
+            return Err(Error::BadImage {
+                name: self.name.to_owned(),
+                why: format!(
+                    "it asks for {} MiB of memory and memory_mib_max is {memory_mib_max}",
+                    description.memory_mib
+                ),
+            });
+        }
+        Ok(description)
+    }
 }
 
 /// An image that can be booted.
@@ -33,36 +112,13 @@ impl Image {
     /// Finds the image `name` below `images` and checks that it is complete and asks for no more
     /// than `memory_mib_max`.
     pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Image> {
-        check_image_name(name)?;
-        let folder = images.join(name);
-        // A link may lead elsewhere tomorrow; a guest's disk keeps the path that it is given now.
-        let folder = folder.canonicalize().unwrap_or(folder);
-        let file = |missing: &'static str| {
-            let path = folder.join(missing);
-            if path.is_file() {
-                return Ok(path);
-            }
-            Err(Error::NoSuchImage {
-                name: name.to_owned(),
-                folder: images.to_owned(),
-                missing,
-            })
-        };
-        let description = read_description(name, &file("image.toml")?)?;
-        if description.memory_mib == 0 || description.memory_mib > memory_mib_max {
-            return Err(Error::BadImage {
-                name: name.to_owned(),
-                why: format!(
-                    "it asks for {} MiB of memory and memory_mib_max is {memory_mib_max}",
-                    description.memory_mib
-                ),
-            });
-        }
+        let files = Files::of(images, name)?;
+        let description = files.description(memory_mib_max)?;
         Ok(Image {
             name: name.to_owned(),
-            kernel: file("vmlinuz")?,
-            initrd: file("initrd")?,
-            root: file("root.img")?,
+            kernel: files.find("vmlinuz")?,
+            initrd: files.find("initrd")?,
+            root: files.find("root.img")?,
             cmdline: description.cmdline,
             memory_mib: description.memory_mib,
         })

@@ -3,7 +3,7 @@
 use anyhow::{ensure, Context, Result};
 use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
 use spare_protocol::admin::{Event, EventKind, ReplicaState, Status};
-use spare_rig::{Deployment, Door, Options};
+use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -95,6 +95,7 @@ impl Suite {
             .enable_all()
             .build()?;
         let options = Options {
+            hypervisor: Hypervisor::from_environment()?,
             // Passives are brought up to date often, and silence is noticed soon, so that short runs
             // see everything happen.
             replication: vec![

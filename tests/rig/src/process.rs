@@ -49,10 +49,11 @@ pub(crate) struct Daemon {
     log: PathBuf,
 }
 
-/// Starts `command` as a daemon whose output goes to `log`, in a session of its own: an interrupt of
+/// Starts `command` as a daemon whose output is appended to `log`, in a session of its own: an interrupt of
 /// the terminal is for the rig, which then ends its daemons in order.
 pub(crate) fn start(name: &'static str, command: &mut Command, log: PathBuf) -> Result<Daemon> {
-    let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let output = File::options().create(true).append(true).open(&log);
+    let output = output.with_context(|| format!("cannot write {}", log.display()))?;
     command
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -91,6 +92,13 @@ impl Daemon {
         let lines: Vec<&str> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(15)..].join("\n");
         bail!("{} ended ({status}); it wrote last:\n{last}", self.name)
+    }
+
+    /// Kills it, as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
     }
 
     /// Ends it: asks, waits, and if it does not listen, kills.
