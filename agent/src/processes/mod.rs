@@ -249,11 +249,15 @@ impl Processes {
         let _ = report.read_line(&mut line);
         starter.wait().map_err(text)?;
         let init = Init::of(read_report(&line)?).map_err(text)?;
-        // An error from here on closes the pipe without "go", and the replica ends.
-        init.record(&self.files_of(replica).init())
-            .map_err(|e| e.to_string())?;
-        go.write_all(b"!").map_err(text)?;
-        read_rest(&mut report)?;
+        let recorded = init.record(&self.files_of(replica).init());
+        let begun = recorded
+            .map_err(|e| e.to_string())
+            .and_then(|()| go.write_all(b"!").map_err(text))
+            .and_then(|()| read_rest(&mut report));
+        // Without "go" it ends by itself; this collects it.
+        begun.inspect_err(|_| {
+            let _ = init.kill().and_then(|()| init.await_end());
+        })?;
         Ok(init)
     }
 
