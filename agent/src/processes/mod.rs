@@ -37,10 +37,11 @@ use nix::libc;
 use spare_protocol::ReplicaId;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -68,7 +69,7 @@ pub struct Processes {
     /// The first processes of replicas that live.
     inits: Mutex<BTreeMap<ReplicaId, Arc<Init>>>,
     /// Keeps other agents away from the same folder.
-    _lock: Flock<std::fs::File>,
+    _lock: Flock<File>,
 }
 
 impl Processes {
@@ -333,14 +334,7 @@ impl Processes {
             if !is_long {
                 continue;
             }
-            let end = std::fs::read(&log).map(|text| {
-                let from = text.len().saturating_sub(LOG_BYTES_MAX as usize);
-                text[from..].to_vec()
-            });
-            let moved = end
-                .and_then(|end| std::fs::write(&old, end))
-                .and_then(|()| std::fs::File::options().write(true).open(&log)?.set_len(0));
-            if let Err(e) = moved {
+            if let Err(e) = move_end(&log, &old) {
                 tracing::warn!(%replica, "its console log grows: {e}");
             }
         }
@@ -464,11 +458,47 @@ impl Hypervisor for Processes {
     }
 }
 
+/// Moves the end of a log, as much as is kept, to another file.
+fn move_end(log: &Path, old: &Path) -> std::io::Result<()> {
+    let mut file = File::options().read(true).write(true).open(log)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX)))?;
+    let mut end = Vec::new();
+    (&mut file).take(LOG_BYTES_MAX).read_to_end(&mut end)?;
+    std::fs::write(old, end)?;
+    file.set_len(0)
+}
+
 /// Keeps logs bounded as long as there are replicas to log.
 fn bound_logs_for_ever(watched: &Weak<Processes>) {
     while let Some(processes) = watched.upgrade() {
         processes.bound_logs();
         drop(processes);
         std::thread::sleep(LOGS_EVERY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_long_log_leaves_its_end_and_grows_anew() {
+        let scratch = Scratch::new("process-logs");
+        let [log, old] = ["log", "old"].map(|name| scratch.path().join(name));
+        let mut writer = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        writer.write_all(&vec![b'x'; 400 << 10]).unwrap();
+        writer.write_all(b"end").unwrap();
+        move_end(&log, &old).unwrap();
+        writer.write_all(b"on").unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"on");
+        let kept = std::fs::read(&old).unwrap();
+        assert_eq!(kept.len() as u64, LOG_BYTES_MAX);
+        assert!(kept.ends_with(b"xend"));
     }
 }

@@ -10,6 +10,7 @@ use spare_protocol::channel::{
     Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION, PORT_NAME,
 };
 use spare_protocol::Position;
+use spare_rig::Hypervisor;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,14 +19,14 @@ use tokio::net::UnixStream;
 /// For a replica that competes with others for the machine to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) fn trials() -> Vec<Trial> {
+pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
     vec![trial(
         "replicas_outlive_a_killed_manager_and_a_killed_agent",
-        replicas_outlive_their_keepers,
+        move |s| replicas_outlive_their_keepers(s, hypervisor),
     )]
 }
 
-fn replicas_outlive_their_keepers(suite: &mut Suite) -> Result<()> {
+fn replicas_outlive_their_keepers(suite: &mut Suite, hypervisor: Hypervisor) -> Result<()> {
     suite.load(100, Some(0.5))?;
     let status = suite.wait_until_complete()?;
     let replicas = || status.seats.iter().flat_map(|s| &s.replicas);
@@ -63,8 +64,12 @@ fn replicas_outlive_their_keepers(suite: &mut Suite) -> Result<()> {
         let agent = deployment.agent().await?;
         let after: BTreeMap<String, String> = agent.list().await?.into_iter().collect();
         ensure!(after == before, "before {before:?}, after {after:?}");
-        // One that dies in the middle of a frame leaves its beginning behind.
+        // A manager that dies in the middle of a frame leaves its beginning behind. A socket tells that
+        // somebody else is there now; a virtio-serial port may not, if that happened too fast.
         for (_, session, stream) in &mut attached {
+            if hypervisor == Hypervisor::Libvirt {
+                break;
+            }
             let frame = frame(*session, 2, &ToGuest::Hello { version: 1 });
             stream.write_all(&frame[..frame.len() - 1]).await?;
         }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     trials.extend(faults::trials(scale, hypervisor));
     trials.extend(main_job::closing_trials());
     trials.extend(bad_input::trials(hypervisor));
-    trials.extend(crashes::trials());
+    trials.extend(crashes::trials(hypervisor));
     let trials: Vec<Trial> = trials
         .into_iter()
         .map(|t| t.with_ignored_flag(reason.is_some()))
