@@ -100,11 +100,14 @@ async fn uses_no_processor_while_paused(rig: &mut Rig) {
     rig.call("Prioritise", &("0.1", 5)).await.unwrap();
     assert!(rig.nices("0.1").iter().all(|nice| *nice == 5));
     rig.call("Prioritise", &("0.1", 0)).await.unwrap();
-    for _ in 0..50 {
-        rig.call("Pause", &("0.1",)).await.unwrap();
-        rig.call("Unpause", &("0.1",)).await.unwrap();
+    for _ in 0..5 {
+        for _ in 0..10 {
+            rig.call("Pause", &("0.1",)).await.unwrap();
+            rig.call("Unpause", &("0.1",)).await.unwrap();
+        }
+        // A client that lets too many of them wait hears no answers either.
+        rig.forget_signals().await;
     }
-    rig.forget_signals().await;
 }
 
 async fn a_second_of_the_same_name_is_refused(rig: &mut Rig) {
