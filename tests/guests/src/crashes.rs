@@ -1,7 +1,7 @@
 //! Replicas outlive a replica manager and an agent that are killed, and whoever comes next attaches to
 //! them as they are.
 
-use crate::suite::Suite;
+use crate::suite::{ensure_clean, Suite};
 use crate::trial;
 use anyhow::{bail, ensure, Context, Result};
 use libtest_mimic::Trial;
@@ -12,7 +12,7 @@ use spare_protocol::channel::{
 use spare_protocol::Position;
 use spare_rig::Hypervisor;
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -20,10 +20,44 @@ use tokio::net::UnixStream;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
-    vec![trial(
-        "replicas_outlive_a_killed_manager_and_a_killed_agent",
-        move |s| replicas_outlive_their_keepers(s, hypervisor),
-    )]
+    vec![
+        trial(
+            "replicas_outlive_a_killed_manager_and_a_killed_agent",
+            move |s| replicas_outlive_their_keepers(s, hypervisor),
+        ),
+        trial(
+            "after_everything_was_killed_it_serves_again",
+            everything_is_killed,
+        ),
+    ]
+}
+
+/// What was acknowledged before is another matter.
+fn everything_is_killed(suite: &mut Suite) -> Result<()> {
+    let loading = suite.begin_load(1_000_000, None);
+    suite.await_load(&loading);
+    let begun = Instant::now();
+    suite.deployment.kill_everything()?;
+    println!("killed after {:?}", begun.elapsed());
+    suite.abandon_load(loading);
+    let Suite {
+        runtime,
+        deployment,
+        ..
+    } = suite;
+    runtime.block_on(async {
+        deployment.start_agent().await?;
+        let agent = deployment.agent().await?;
+        let left = agent.list().await?;
+        ensure!(
+            left.len() == 4 && left.iter().all(|(_, state)| state == "stopped"),
+            "{left:?}"
+        );
+        deployment.start_manager().await
+    })?;
+    suite.wait_until_complete()?;
+    println!("complete again after {:?}", begun.elapsed());
+    ensure_clean(&suite.load(100, Some(0.5))?)
 }
 
 fn replicas_outlive_their_keepers(suite: &mut Suite, hypervisor: Hypervisor) -> Result<()> {
@@ -81,7 +115,7 @@ fn replicas_outlive_their_keepers(suite: &mut Suite, hypervisor: Hypervisor) -> 
         deployment.start_manager().await
     })?;
     suite.wait_until_complete()?;
-    crate::suite::ensure_clean(&suite.load(100, Some(0.5))?)
+    ensure_clean(&suite.load(100, Some(0.5))?)
 }
 
 /// Opens the channel as a new manager would. A replica that is paused is connected to as it is, and woken

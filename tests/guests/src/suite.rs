@@ -146,6 +146,21 @@ impl Suite {
         Ok(self.runtime.block_on(loading.run)??)
     }
 
+    /// Waits until every client of a load is at work.
+    pub(crate) fn await_load(&self, load: &Loading) {
+        self.runtime.block_on(async {
+            while load.monitor.answered() < UNDER_WAY && !load.run.is_finished() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+
+    /// Ends a load whose service is gone; what its clients received is of no interest to the oracle.
+    pub(crate) fn abandon_load(&mut self, loading: Loading) {
+        loading.run.abort();
+        self.records.pop();
+    }
+
     pub(crate) fn status(&self) -> Result<Status> {
         Ok(self.runtime.block_on(self.deployment.admin().status())?)
     }
@@ -205,11 +220,9 @@ impl Suite {
     /// A correct replica's machine stands still for a while, once the load is under way: slow, not
     /// faulty.
     pub(crate) fn stall(&self, replica: &str, time: Duration, load: &Loading) -> Result<()> {
+        self.await_load(load);
         self.runtime.block_on(async {
             let agent = self.deployment.agent().await?;
-            while load.monitor.answered() < UNDER_WAY && !load.run.is_finished() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
             agent.pause(replica).await?;
             tokio::time::sleep(time).await;
             agent.unpause(replica).await?;

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 const MANAGER_USER: &str = "spare";
 /// For four guests to boot on two cores without KVM.
 const START_LIMIT: Duration = Duration::from_secs(300);
+/// For the kernel to end processes that were killed.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The folders of deployments that this process has to end, with their daemons.
@@ -417,6 +419,50 @@ impl Deployment {
         let killed = manager.map_or(Ok(()), |mut manager| manager.kill());
         self.register();
         killed
+    }
+
+    /// Kills agent, replica manager and all replicas at once, as a power failure would, but for what the
+    /// host's kernel still writes to its disk.
+    ///
+    /// # Errors
+    /// When something cannot be killed, or does not end.
+    pub fn kill_everything(&mut self) -> Result<()> {
+        let replicas = self.replica_processes();
+        for pid in self.daemons().into_iter().flatten().chain(replicas.clone()) {
+            process::kill_now(pid);
+        }
+        self.kill_manager()?;
+        self.kill_agent()?;
+        let begun = Instant::now();
+        while replicas.iter().any(|pid| process::lives(*pid)) {
+            ensure!(begun.elapsed() < KILL_LIMIT, "replicas do not die");
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The main process of each replica.
+    fn replica_processes(&self) -> Vec<u32> {
+        let (folder, file, program) = match self.hypervisor {
+            Hypervisor::Libvirt => (PathBuf::from("/run/libvirt/qemu"), "", "qemu-system"),
+            Hypervisor::Process => (self.folder.join("agent/processes"), "init", "spare-shim"),
+        };
+        let ours = format!("spare-{}-", self.service());
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            !file.is_empty() || (name.starts_with(&ours) && name.ends_with(".pid"))
+        });
+        let pids = files.filter_map(|entry| {
+            let path = match file {
+                "" => entry.path(),
+                file => entry.path().join(file),
+            };
+            let text = std::fs::read_to_string(path).ok()?;
+            text.split_whitespace().next()?.parse::<u32>().ok()
+        });
+        // The number of one that has ended may be another process's by now.
+        pids.filter(|pid| process::runs(*pid, program)).collect()
     }
 
     /// The process of the agent and that of the replica manager, as far as they run: for whoever wants to

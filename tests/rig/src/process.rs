@@ -114,6 +114,26 @@ impl Daemon {
     }
 }
 
+/// Kills a process without waiting for its end.
+pub(crate) fn kill_now(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Whether a process lives: one that waits to be collected has no command line.
+pub(crate) fn lives(pid: u32) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+/// Whether a process runs a program whose name begins so.
+pub(crate) fn runs(pid: u32, program: &str) -> bool {
+    let file = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(program)
+}
+
 /// Asks a process to end, waits until `ended`, and kills it if it takes too long.
 pub(crate) fn end_process(pid: u32, mut ended: impl FnMut() -> bool) {
     let Ok(pid) = i32::try_from(pid).map(Pid::from_raw) else {
