@@ -242,6 +242,7 @@ impl Processes {
         let go = starter.stdin.take();
         let report = starter.stdout.take();
         let (Some(mut go), Some(report)) = (go, report) else {
+            let _ = starter.wait();
             return Err("no pipes to its starter".to_owned());
         };
         let mut report = BufReader::new(report);
