@@ -90,7 +90,7 @@ fn keep(fd: RawFd) -> nix::Result<File> {
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
-fn start(entry: &str, report: &mut File, go: File) -> Result<(), String> {
+fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), String> {
     let entry: Entry = toml::from_str(entry).map_err(|e| e.message().to_owned())?;
     let system = |what: &'static str| move |e: Errno| format!("{what}: {e}");
     setsid().map_err(system("a session of its own"))?;
@@ -120,7 +120,7 @@ fn start(entry: &str, report: &mut File, go: File) -> Result<(), String> {
             std::process::exit(0);
         }
         ForkResult::Child => {
-            if go.bytes().next().is_none() {
+            if !matches!(go.read(&mut [0]), Ok(1)) {
                 std::process::exit(1);
             }
             become_init(&entry.root, &ports)
