@@ -210,10 +210,10 @@ mod tests {
         std::fs::write(first.join("mark"), b"").unwrap();
         assert_eq!(trees.of(&image(1), &[]).unwrap(), first);
         assert!(first.join("mark").exists());
-        let second = trees.of(&image(2), &[first.clone()]).unwrap();
-        trees.of(&image(3), &[first.clone()]).unwrap();
+        let second = trees.of(&image(2), std::slice::from_ref(&first)).unwrap();
+        trees.of(&image(3), std::slice::from_ref(&first)).unwrap();
         assert!(first.exists() && second.exists());
-        trees.of(&image(4), &[first.clone()]).unwrap();
+        trees.of(&image(4), std::slice::from_ref(&first)).unwrap();
         assert!(first.exists() && !second.exists());
     }
 }
