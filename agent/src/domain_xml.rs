@@ -57,7 +57,8 @@ impl Guest<'_> {
                 "<cpu mode='host-passthrough'/>".to_owned(),
                 String::new(),
             ),
-            Accelerator::Tcg => (
+            // Process replicas have no domain; whoever asks gets one that needs nothing special.
+            Accelerator::Tcg | Accelerator::Process => (
                 "qemu",
                 tcg_processor(),
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),

@@ -498,7 +498,13 @@ fn summarise() -> Vec<Line> {
         usual,
     ));
     let what = format!("{CLIENTS_USUAL} clients, replies of {PAGE_BYTES} bytes");
-    lines.push(line(what, CLIENTS_USUAL, PAGE_BYTES, PART_REQUESTS, None));
+    lines.push(line(
+        what,
+        CLIENTS_USUAL,
+        PAGE_BYTES,
+        PART_REQUESTS,
+        Vec::new(),
+    ));
 
     let mut groups: Vec<Group> = (lines.iter())
         .map(|line| Group::started(line.clients, line.reply_bytes))

@@ -7,7 +7,7 @@ use crate::trial;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use spare_protocol::admin::{EventKind, Mode};
-use spare_rig::{Closed, Door};
+use spare_rig::{Closed, Door, Hypervisor};
 use std::time::{Duration, Instant};
 
 /// Longer than the vote timeout: the slow replica's vote is missed.
@@ -25,6 +25,18 @@ enum Fate {
     Gone,
     /// It may cope.
     Any,
+}
+
+impl Misbehaviour {
+    /// Whether it would harm the machine of replicas that share its kernel: the attacker refuses it there.
+    fn needs_a_machine(self) -> bool {
+        let Attack::Disaster(command) = self.attack else {
+            return false;
+        };
+        ["panic", "forkbomb"]
+            .iter()
+            .any(|end| command.ends_with(end))
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +116,12 @@ const MISBEHAVIOURS: [Misbehaviour; 11] = [
     },
 ];
 
-pub(crate) fn trials(scale: Scale) -> Vec<Trial> {
+pub(crate) fn trials(scale: Scale, hypervisor: Hypervisor) -> Vec<Trial> {
     let mut trials = Vec::new();
     for misbehaviour in MISBEHAVIOURS {
+        if hypervisor == Hypervisor::Process && misbehaviour.needs_a_machine() {
+            continue;
+        }
         trials.push(trial(
             format!("an_active_that_{}_is_masked", misbehaviour.name),
             move |s| told(s, |s| active(s, misbehaviour, scale)),

@@ -11,7 +11,7 @@ use clap::Parser;
 use serde::Serialize;
 use spare_cli::bench::{self, BenchOptions, Monitor};
 use spare_protocol::admin::{FaultTimeline, ReplicaState, Status};
-use spare_rig::{Deployment, Door, Options};
+use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -113,6 +113,7 @@ async fn run_or_end(arguments: &Arguments) -> Result<()> {
 
 async fn run(arguments: &Arguments) -> Result<()> {
     let options = Options {
+        hypervisor: Hypervisor::from_environment()?,
         // In operation a passive is brought up to date at each checkpoint, so none lies among the
         // updates that wait for it.
         replication: vec![
