@@ -122,9 +122,15 @@ pub(crate) fn kill_now(pid: u32) {
     }
 }
 
-/// Whether a process lives: one that waits to be collected has no command line.
+/// Whether a process lives, and be it that it is just ending: the first one of a namespace waits for all
+/// others. One that only waits to be collected does not.
 pub(crate) fn lives(pid: u32) -> bool {
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, field 2, ends in the last parenthesis, and may hold anything.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// Whether a process runs a program whose name begins so.
