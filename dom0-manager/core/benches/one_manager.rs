@@ -143,8 +143,8 @@ impl Seat {
         for output in self.outputs.drain(..) {
             match output {
                 Output::Multicast(envelope) => self.sent.push(Bytes::from(envelope.to_bytes())),
-                // For the log, which is no part of the core.
-                Output::Decided(_) | Output::Safe { .. } => {}
+                // For the store, which is no part of the core.
+                Output::Decided(_) | Output::Safe { .. } | Output::Keep { .. } => {}
                 output => self.effects.push(output),
             }
         }
