@@ -7,6 +7,13 @@ use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
 use spare_protocol::{DecodeError, Position};
 use std::collections::BTreeMap;
 
+/// How long a chunk of a snapshot is, about.
+const CHUNK_BYTES: u64 = 32 << 10;
+/// A chunk ends here although no key says so.
+const CHUNK_BYTES_CUT: usize = 256 << 10;
+/// The longest chunk: one that had almost reached the cut, and a row of the greatest length.
+pub const CHUNK_BYTES_MAX: usize = 64 << 20;
+
 #[derive(Clone, Debug, Default)]
 struct Table {
     columns: Vec<String>,
@@ -51,6 +58,11 @@ impl AgreedState {
         }
         self.position = position;
         Ok(())
+    }
+
+    /// Leaves out the update of a position that could not be applied.
+    pub fn skip(&mut self, position: Position) {
+        self.position = position;
     }
 
     /// Whether the parts would be canonical with this in them.
@@ -136,6 +148,87 @@ impl AgreedState {
         }
         parts
     }
+
+    /// The whole difference as canonical updates of disjoint keys, for a snapshot: the same rows are in
+    /// the same chunk as before, so that a chunk changes only if one of its rows does. Where a chunk ends
+    /// depends on the keys in it and on nothing else (almost: a long run without such a key is cut).
+    /// Handed out one after the other, so that they need not be in memory together.
+    ///
+    /// # Errors
+    /// The first of `take`.
+    pub fn chunks<E>(&self, mut take: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+        let sequences = self.sequences.iter().map(|(n, s)| (n.clone(), *s));
+        let first = Update {
+            tables: Vec::new(),
+            sequences: sequences.collect(),
+        };
+        take(first.to_bytes())?;
+        for (name, table) in &self.tables {
+            let mut chunk = table.empty_part(name, table.truncated);
+            let mut bytes = 0;
+            let mut any = false;
+            for (key, op) in &table.ops {
+                let length = spare_protocol::encode(op).len();
+                chunk.ops.push(op.clone());
+                bytes += length;
+                if ends_chunk(key, length) || bytes >= CHUNK_BYTES_CUT {
+                    let next = table.empty_part(name, false);
+                    take(part(std::mem::replace(&mut chunk, next)))?;
+                    (bytes, any) = (0, true);
+                }
+            }
+            if !chunk.ops.is_empty() || chunk.truncated && !any {
+                take(part(chunk))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The state at `position` that was cut into these chunks.
+    ///
+    /// # Errors
+    /// When they are no chunks of one state.
+    pub fn from_chunks<E: From<DecodeError>>(
+        position: Position,
+        chunks: impl Iterator<Item = Result<Vec<u8>, E>>,
+    ) -> Result<AgreedState, E> {
+        let mut state = AgreedState::new();
+        for chunk in chunks {
+            state.apply(position, &chunk?)?;
+        }
+        state.position = position;
+        Ok(state)
+    }
+}
+
+impl Table {
+    fn empty_part(&self, name: &str, truncated: bool) -> TableUpdate {
+        TableUpdate {
+            table: name.to_owned(),
+            columns: self.columns.clone(),
+            key: self.key.clone(),
+            truncated,
+            ops: Vec::new(),
+        }
+    }
+}
+
+fn part(table: TableUpdate) -> Vec<u8> {
+    let update = Update {
+        tables: vec![table],
+        sequences: Vec::new(),
+    };
+    update.to_bytes()
+}
+
+/// Whether a chunk ends with the row of this key, whose operation has so many bytes: of so many bytes
+/// one row ends a chunk, whatever else there is.
+fn ends_chunk(key: &Key, op_bytes: usize) -> bool {
+    // The CRC alone is too regular for keys that count up.
+    let spread = u64::from(crc32fast::hash(&spare_protocol::encode(key)))
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        >> 32;
+    spread * CHUNK_BYTES < (op_bytes as u64) << 32
 }
 
 #[cfg(test)]
