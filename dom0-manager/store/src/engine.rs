@@ -22,6 +22,8 @@ use std::sync::Arc;
 
 /// The engine's file.
 pub(crate) const FILE: &str = "state.redb";
+/// Its name while it is being made.
+const UNBORN: &str = "state.redb.new";
 /// Memory for its pages: chunks are read and written in order, once.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -68,8 +70,17 @@ impl redb::StorageBackend for Backend {
 
 /// The engine, opened.
 pub(crate) struct Engine {
-    database: Database,
+    /// Taken out when it is closed.
+    database: Option<Database>,
     path: PathBuf,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // It writes where it has space, and panics where damage has changed that.
+        let database = self.database.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
 }
 
 /// What a snapshot adds, and what is no longer needed.
@@ -85,24 +96,38 @@ impl Engine {
     /// Opens the tables in `disk`, or makes them; those of another image are refused.
     pub(crate) fn open(disk: &dyn Disk, memory: bool, image: Hash) -> Result<Engine, StoreError> {
         let path = disk.path().join(FILE);
-        let engine = guarded(&path, || {
-            let names = disk.list().map_err(|e| failed(&path, e))?;
-            let is_new = !names.iter().any(|n| n == FILE);
-            let file = disk.open(FILE, true).map_err(|e| failed(&path, e))?;
+        let names = disk.list().map_err(|e| failed(&path, e))?;
+        if names.iter().any(|n| n == FILE) {
+            let engine = Engine::open_file(disk, FILE, memory)?;
+            engine.check_about(image)?;
+            return Ok(engine);
+        }
+        // Under its name only once it is whole.
+        if names.iter().any(|n| n == UNBORN) {
+            disk.remove(UNBORN).map_err(|e| failed(&path, e))?;
+        }
+        let engine = Engine::open_file(disk, UNBORN, memory)?;
+        engine.check_about(image)?;
+        disk.rename(UNBORN, FILE).map_err(|e| failed(&path, e))?;
+        if !memory {
+            disk.sync_names().map_err(|e| failed(&path, e))?;
+        }
+        Ok(engine)
+    }
+
+    fn open_file(disk: &dyn Disk, name: &str, memory: bool) -> Result<Engine, StoreError> {
+        let path = disk.path().join(FILE);
+        guarded(&path, || {
+            let file = disk.open(name, true).map_err(|e| failed(&path, e))?;
             let database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
                 .create_with_backend(Backend(file, memory))
                 .map_err(|e| failed(&path, e))?;
-            if is_new && !memory {
-                disk.sync_names().map_err(|e| failed(&path, e))?;
-            }
             Ok(Engine {
-                database,
+                database: Some(database),
                 path: path.clone(),
             })
-        })?;
-        engine.check_about(image)?;
-        Ok(engine)
+        })
     }
 
     fn check_about(&self, image: Hash) -> Result<(), StoreError> {
@@ -155,12 +180,17 @@ impl Engine {
         })
     }
 
+    fn database(&self) -> Result<&Database, StoreError> {
+        let closed = || StoreError::Refused("the tables are closed".to_owned());
+        self.database.as_ref().ok_or_else(closed)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
-        self.database
+        self.database()?
             .begin_read()
             .map_err(|e| failed(&self.path, e))
     }
@@ -171,7 +201,7 @@ impl Engine {
     ) -> Result<(), StoreError> {
         guarded(&self.path, || {
             let mut transaction = self
-                .database
+                .database()?
                 .begin_write()
                 .map_err(|e| failed(&self.path, e))?;
             transaction.set_two_phase_commit(true);

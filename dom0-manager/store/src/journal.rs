@@ -111,7 +111,7 @@ impl Index {
 
 /// Says what is durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Synced {
+pub(crate) struct Synced {
     batch: u64,
     last: Position,
     state: SeatState,
@@ -753,7 +753,7 @@ fn read_synced(file: &dyn DiskFile) -> Option<Synced> {
     decode_synced(&bytes)
 }
 
-fn decode_synced(bytes: &[u8]) -> Option<Synced> {
+pub(crate) fn decode_synced(bytes: &[u8]) -> Option<Synced> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let (crc, rest) = rest.split_first_chunk::<4>()?;
     let payload = rest.get(..u32::from_le_bytes(*length) as usize)?;
@@ -836,6 +836,9 @@ fn open_segment(
         }
         used = true;
         if let Piece::Batch(found) = piece {
+            if at_end && opening.is_torn(found.head.number) {
+                write_again(&open, found.begin, &bytes[found.begin..found.end])?;
+            }
             open.batches.0 = open.batches.0.max(found.head.number);
             opening.batch(number, &found);
         }
@@ -845,6 +848,15 @@ fn open_segment(
     }
     opening.index.segments.insert(number, open);
     Ok(used)
+}
+
+/// The last batch is whole, but nobody knows that it is durable: its sync may have failed, which leaves it
+/// in the kernel's cache and not on the disk, and no later sync would write it.
+fn write_again(open: &Open, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
+    open.file
+        .write_at(begin as u64, batch)
+        .and_then(|()| open.file.sync())
+        .map_err(io_at(&open.path, "write and sync the last batch of"))
 }
 
 /// What a crash tore was never reported. It must not stand before what comes next.
@@ -1007,23 +1019,4 @@ pub(crate) fn decode_record(
         }),
         what,
     }))
-}
-
-/// For `tests/fuzz`: the records in the bytes of a segment, and how many are damaged.
-#[doc(hidden)]
-#[must_use]
-pub fn records_in(segment: &[u8]) -> (usize, usize) {
-    let SegmentHead::Known { salt, .. } = read_segment_head(segment, 1) else {
-        return (0, 0);
-    };
-    let (mut good, mut bad) = (0, 0);
-    for piece in Pieces::new(segment, salt) {
-        if let Piece::Batch(found) = piece {
-            bad += found.bad.len();
-            for i in (0..found.head.records.len()).filter(|i| found.bad.binary_search(i).is_err()) {
-                good += usize::from(segment.get(found.record_bytes(i)).is_some());
-            }
-        }
-    }
-    (good, bad)
 }

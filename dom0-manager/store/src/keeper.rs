@@ -284,6 +284,8 @@ impl Task {
                 held.safe
             )));
         }
+        // What is in a snapshot must not be lost from the log.
+        self.writer.wait_for_safe(position)?;
         let newest = self.newest_up_to(Position(u64::MAX));
         if newest.as_ref().is_some_and(|n| n.position >= position) {
             return Ok(());

@@ -3,6 +3,8 @@
 //! to the pristine image. `docs/store.md` tells formats and guarantees.
 
 pub mod agreed_state;
+#[doc(hidden)]
+pub mod decoders;
 pub mod disk;
 mod engine;
 mod error;
@@ -16,8 +18,6 @@ mod writer;
 
 pub use agreed_state::AgreedState;
 pub use error::{Damage, DamagedPart, StoreError};
-#[doc(hidden)]
-pub use journal::records_in;
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use segment::{Range, SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
 pub use snapshot::{read_backup, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk};

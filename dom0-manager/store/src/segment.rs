@@ -7,8 +7,8 @@
 //! head    = postcard of Head         head_crc: of the salt, the lengths and the head
 //! body    = the records' encodings, one after the other, each with its CRC in the head
 //! ```
-//! The salt is random: where a head is damaged, the next one is searched for in bytes that clients
-//! wrote, and none of them can forge one.
+//! The salt is random, and a batch's magic follows from it: where a head is damaged, the next one is
+//! searched for in bytes that clients wrote, and none of them can forge one.
 //!
 //! Numbers are little-endian. What one sync makes durable is one batch: it counts as a whole or not at
 //! all. Batches are numbered without gaps, and a batch is written only after the one before it is
@@ -26,9 +26,9 @@ pub const FORMAT_VERSION: u32 = 1;
 /// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// Records in one batch.
-pub const BATCH_RECORDS_MAX: usize = 4096;
+pub(crate) const BATCH_RECORDS_MAX: usize = 4096;
 /// A batch takes no further record once it has so many bytes.
-pub const BATCH_BYTES_MAX: usize = 8 << 20;
+pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// The longest head: a batch of the most records, and a view of all seats there can be.
 const HEAD_BYTES_MAX: usize = 512 << 10;
 /// The longest body: a batch that was one byte short of being full, and one more record.
@@ -38,7 +38,6 @@ const SEGMENT_MAGIC: &[u8; 8] = b"SPARESEG";
 /// Length of a segment's first part: the same twice.
 pub(crate) const SEGMENT_HEAD_BYTES: usize = 2 * BEGIN_BYTES;
 const BEGIN_BYTES: usize = 36;
-const BATCH_MAGIC: &[u8; 4] = b"SPB\xb1";
 /// Length of a batch before its head.
 pub(crate) const BATCH_PREFIX_BYTES: usize = 16;
 /// Written without syncs.
@@ -182,6 +181,15 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
+/// What a batch begins with: another four bytes in every segment, or clients could send what takes long
+/// to search through.
+fn batch_magic(salt: u64) -> [u8; 4] {
+    let spread = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (spread >> 32 | 1).to_le_bytes()[..4]
+        .try_into()
+        .unwrap_or([1; 4])
+}
+
 fn salted_crc(salt: u64, covered: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&salt.to_le_bytes());
@@ -196,19 +204,26 @@ pub(crate) fn encode_batch<'a>(
     records: impl Iterator<Item = &'a [u8]>,
 ) -> (Vec<u8>, usize) {
     let encoded = spare_protocol::encode(head);
-    let lengths = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
-    let mut covered = Vec::with_capacity(8 + encoded.len());
-    covered.extend_from_slice(&lengths(encoded.len() as u64));
-    covered.extend_from_slice(&lengths(head.body_bytes()));
-    covered.extend_from_slice(&encoded);
     let body_bytes = usize::try_from(head.body_bytes()).unwrap_or_default();
+    let mut body = Vec::with_capacity(body_bytes);
+    records.for_each(|r| body.extend_from_slice(r));
     let mut bytes = Vec::with_capacity(BATCH_PREFIX_BYTES + encoded.len() + body_bytes);
-    bytes.extend_from_slice(BATCH_MAGIC);
-    bytes.extend_from_slice(&salted_crc(salt, &covered).to_le_bytes());
-    bytes.extend_from_slice(&covered);
-    let body = bytes.len();
-    records.for_each(|r| bytes.extend_from_slice(r));
-    (bytes, body)
+    seal(&mut bytes, salt, &encoded, &body);
+    (bytes, BATCH_PREFIX_BYTES + encoded.len())
+}
+
+/// Appends a batch of this head and this body.
+pub(crate) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
+    let length = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes();
+    bytes.extend_from_slice(&batch_magic(salt));
+    let crc_at = bytes.len();
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&length(head));
+    bytes.extend_from_slice(&length(body));
+    bytes.extend_from_slice(head);
+    let crc = salted_crc(salt, &bytes[crc_at + 4..]).to_le_bytes();
+    bytes[crc_at..crc_at + 4].copy_from_slice(&crc);
+    bytes.extend_from_slice(body);
 }
 
 /// A batch in the bytes of a segment.
@@ -248,6 +263,7 @@ pub(crate) enum Piece {
 pub(crate) struct Pieces<'a> {
     bytes: &'a [u8],
     salt: u64,
+    magic: [u8; 4],
     at: usize,
 }
 
@@ -257,13 +273,14 @@ impl<'a> Pieces<'a> {
         Pieces {
             bytes: segment,
             salt,
+            magic: batch_magic(salt),
             at: SEGMENT_HEAD_BYTES,
         }
     }
 
     fn batch_at(&self, at: usize) -> Option<Found> {
         let prefix = self.bytes.get(at..at + BATCH_PREFIX_BYTES)?;
-        if !prefix.starts_with(BATCH_MAGIC) {
+        if !prefix.starts_with(&self.magic) {
             return None;
         }
         let head_bytes = u32_at(prefix, 8)? as usize;
@@ -331,8 +348,8 @@ impl Iterator for Pieces<'_> {
         let mut at = begin + 1;
         while at < self.bytes.len() {
             let next = self.bytes[at..]
-                .windows(BATCH_MAGIC.len())
-                .position(|w| w == BATCH_MAGIC);
+                .windows(self.magic.len())
+                .position(|w| w == self.magic);
             let Some(next) = next else { break };
             at += next;
             if self.batch_at(at).is_some() {

@@ -18,7 +18,7 @@ use std::io::{self, Read, Write};
 
 const MAGIC: &[u8; 8] = b"SPARESNP";
 /// The longest manifest: a state of a tebibyte in chunks of the usual size.
-pub const MANIFEST_BYTES_MAX: usize = 2 << 30;
+pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// What a retry is answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

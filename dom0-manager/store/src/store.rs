@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Replicas whose notes are kept: the newest.
 pub(crate) const REPLICA_NOTES_MAX: u32 = 4096;
 /// The longest text in a note.
-pub const NOTE_TEXT_BYTES_MAX: usize = 4096;
+pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;
 /// How long a segment of the log is, unless told otherwise.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
@@ -254,10 +254,11 @@ impl Store {
     ) -> Result<(Store, Resumed), StoreError> {
         let report: Arc<Report> = Arc::new(report);
         let memory = options.durability == Durability::Memory;
+        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
         if memory {
+            // The log was not durable either, or it would have been refused.
             remove_tables(tables.as_ref())?;
         }
-        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
         let mut damage = Vec::new();
         let engine = open_engine(&tables, memory, options.image, &mut damage)?;
         let manifests = usable_manifests(&engine, &mut damage)?;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -305,6 +306,20 @@ impl Writer {
         })
     }
 
+    /// Waits until the records up to `position`, and that they are safe, are durable. They were handed in.
+    pub(crate) fn wait_for_safe(&self, position: Position) -> Result<(), StoreError> {
+        let mut queue = self.shared.lock();
+        let is_durable = |q: &Queue| q.durable >= position && q.durable_state.safe >= position;
+        while !is_durable(&queue) && queue.failed.is_none() {
+            queue = self
+                .shared
+                .idle
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.check()
+    }
+
     /// Waits until everything that was handed in is done.
     pub(crate) fn wait(&self) -> Result<(), StoreError> {
         let mut queue = self.shared.lock();
@@ -367,23 +382,19 @@ fn next_task(shared: &Shared) -> Task {
 
 fn run(mut journal: Journal, shared: &Shared, report: &Report) {
     loop {
-        let done = match next_task(shared) {
-            Task::Write(group) => journal.write(&group).map(|()| written(shared, group)),
-            Task::Compact(position) => journal.compact(position),
-            Task::PutBack(records) => journal.put_back(&records).map(|waiting| {
-                let mut queue = shared.lock();
-                let done = records.into_keys().filter(|p| !waiting.contains(p));
-                for position in done {
-                    queue.put_back.remove(&position);
-                }
-            }),
-            Task::Close => {
-                if let Err(error) = journal.close() {
-                    report(Event::Failed(error));
-                }
-                return;
+        let task = next_task(shared);
+        if matches!(task, Task::Close) {
+            if let Err(error) = journal.close() {
+                report(Event::Failed(error));
             }
-        };
+            return;
+        }
+        // Whoever waits for the writer must learn that it is no more, whatever happens to it.
+        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut journal, shared, task)));
+        let done = done.unwrap_or_else(|_| {
+            let what = "the log's writer failed (a defect of this program; see its output)";
+            Err(StoreError::Refused(what.to_owned()))
+        });
         {
             let mut queue = shared.lock();
             queue.is_writing = false;
@@ -399,6 +410,25 @@ fn run(mut journal: Journal, shared: &Shared, report: &Report) {
             Err(error) => return report(Event::Failed(error)),
         }
     }
+}
+
+fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), StoreError> {
+    match task {
+        Task::Write(group) => {
+            journal.write(&group)?;
+            written(shared, group);
+        }
+        Task::Compact(position) => journal.compact(position)?,
+        Task::PutBack(records) => {
+            let waiting = journal.put_back(&records)?;
+            let mut queue = shared.lock();
+            for position in records.into_keys().filter(|p| !waiting.contains(p)) {
+                queue.put_back.remove(&position);
+            }
+        }
+        Task::Close => {}
+    }
+    Ok(())
 }
 
 fn written(shared: &Shared, group: Group) {

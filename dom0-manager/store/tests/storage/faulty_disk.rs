@@ -328,7 +328,10 @@ impl Disk for OneFolder {
                     inner.contents.push(Content::default());
                     inner.contents.len() - 1
                 };
-                self.change(&format!("create {name}"), Naming::Made(name.into(), content))?;
+                self.change(
+                    &format!("create {name}"),
+                    Naming::Made(name.into(), content),
+                )?;
                 content
             }
         };

@@ -1,0 +1,152 @@
+//! Long load: what is on disk stays bounded, opening stays fast, appending costs the caller little.
+
+use crate::model::IMAGE;
+use crate::whole::{folder, open, snapshot};
+use bytes::Bytes;
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::update::{RowOp, TableUpdate, Update, Value};
+use spare_protocol::{Class, Hash, Position, SeatId};
+use spare_store::{Durability, KeyWindow, Options, Store};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+fn is_full() -> bool {
+    std::env::var("SPARE_SCALE").as_deref() == Ok("full")
+}
+
+/// A write of an auction: two rows, a page of half a kilobyte.
+fn write(position: u64, rows: u64) -> DecidedRequest {
+    let row = |id: u64| RowOp::Put {
+        row: vec![
+            Value::Int(id as i64),
+            Value::Text(format!("item {id} as of {position}")),
+            Value::Timestamp(position as i64),
+        ],
+        before: None,
+    };
+    let id = position.wrapping_mul(0x9E37_79B9_7F4A_7C15) % rows;
+    let update = Update {
+        tables: vec![TableUpdate {
+            table: "public.items".into(),
+            columns: vec!["id".into(), "name".into(), "at".into()],
+            key: vec![0],
+            truncated: false,
+            ops: vec![row(id), row(id + 1)],
+        }],
+        sequences: Vec::new(),
+    };
+    let page = Bytes::from(vec![b'x'; 512]);
+    DecidedRequest {
+        position: Position(position),
+        epoch: 1,
+        id: RequestId {
+            seat: SeatId(0),
+            number: position,
+        },
+        class: Class::Write,
+        key: (position % 8 == 0).then(|| Hash::of(&position.to_le_bytes())),
+        time_us: position as i64 * 1000,
+        seed: [1; 32],
+        request: Bytes::from(vec![b'r'; 150]),
+        reply_hash: Hash::of(&page),
+        update_hash: Hash::default(),
+        outcome: Some(Outcome::Reply(page)),
+        update: Bytes::from(update.to_bytes()),
+    }
+}
+
+fn options() -> Options {
+    let window = KeyWindow {
+        lifetime_us: i64::MAX,
+        keys_max: 10_000,
+    };
+    Options::new(Durability::Disk, IMAGE, window)
+}
+
+fn append(store: &Store, position: u64, rows: u64) {
+    store.append(&write(position, rows)).expect("append");
+    // A core has no more than some thousands of requests under way.
+    if position % 4096 == 0 {
+        store.wait().expect("wait");
+    }
+}
+
+#[test]
+fn a_days_load_stays_bounded() {
+    let (count, every) = if is_full() {
+        (10_000_000, 200_000)
+    } else {
+        (400_000, 20_000)
+    };
+    let path = folder("day");
+    let options = Options {
+        segment_bytes: 4 << 20,
+        ..options()
+    };
+    let (store, _, events) = open(&path, &options);
+    let (mut most, mut bound) = (0, 0);
+    for position in 1..=count {
+        append(&store, position, 5000);
+        if position % every == 0 {
+            snapshot(&store, &events, position);
+            let used = store.disk_use();
+            let total = used.log + used.tables;
+            // Three intervals of log, with what the engine holds free.
+            if position == 5 * every {
+                bound = total + total / 4;
+            }
+            assert!(
+                bound == 0 || total <= bound,
+                "{used:?} after {position}, bound {bound}"
+            );
+            most = most.max(total);
+        }
+    }
+    println!("{count} writes: at most {} MiB on disk", most >> 20);
+    drop(store);
+    let (_, resumed, _) = open(&path, &options);
+    assert_eq!(resumed.damage, []);
+    assert_eq!(resumed.log.1, Position(count));
+    std::fs::remove_dir_all(path).expect("remove");
+}
+
+#[test]
+fn a_million_updates_open_within_10_seconds() {
+    let count = 1_000_000;
+    let path = folder("million");
+    let (store, _, _) = open(&path, &options());
+    let begun = Instant::now();
+    let mut in_append = Duration::ZERO;
+    for position in 1..=count {
+        let record = write(position, 100_000);
+        let before = Instant::now();
+        store.append(&record).expect("append");
+        in_append += before.elapsed();
+        if position % 4096 == 0 {
+            store.wait().expect("wait");
+        }
+    }
+    store.wait().expect("wait");
+    let took = begun.elapsed();
+    println!(
+        "{count} updates written in {took:.1?} ({:.0} a second); {:.1} us a record for the caller",
+        count as f64 / took.as_secs_f64(),
+        in_append.as_secs_f64() * 1e6 / count as f64
+    );
+    drop(store);
+    let begun = Instant::now();
+    let (store, resumed, _) = open(&path, &options());
+    let opened = begun.elapsed();
+    assert_eq!(resumed.log, (Position(0), Position(count)));
+    assert_eq!(resumed.damage, []);
+    let (sender, parts) = channel();
+    let reply = move |parts: Result<Vec<Bytes>, _>| sender.send(parts).expect("sent");
+    store.load(Position(count), 1000, reply).expect("load");
+    let parts = parts.recv().expect("answer").expect("whole");
+    assert!(parts.len() > 90);
+    let ready = begun.elapsed();
+    println!("opened in {opened:.1?}; the agreed state was there after {ready:.1?}");
+    std::fs::remove_dir_all(path).expect("remove");
+    assert!(ready <= Duration::from_secs(10), "{ready:?}");
+}

@@ -1,0 +1,139 @@
+//! A store that the release before this one wrote opens in this one: `tests/data/version-N` was written by
+//! the release whose format has that number, and is never changed afterwards.
+
+use crate::model::record;
+use crate::whole::{folder, open, snapshot, usual};
+use spare_protocol::group::{PrimaryView, ViewId};
+use spare_protocol::{Position, SeatId};
+use spare_store::{ConvictionNote, Durability, Options, ReplicaNote, Store, StoreError};
+use std::path::{Path, PathBuf};
+
+fn example(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/version-{version}"))
+}
+
+fn options() -> Options {
+    Options {
+        segment_bytes: 8192,
+        ..usual(Durability::Disk)
+    }
+}
+
+fn copied(from: &Path, name: &str) -> PathBuf {
+    let to = folder(name);
+    std::fs::create_dir_all(to.join("log")).expect("folder");
+    for sub in ["", "log"] {
+        for entry in std::fs::read_dir(from.join(sub)).expect("the example") {
+            let entry = entry.expect("entry");
+            if entry.file_type().expect("type").is_file() {
+                let target = to.join(sub).join(entry.file_name());
+                std::fs::copy(entry.path(), target).expect("copy");
+            }
+        }
+    }
+    to
+}
+
+/// `cargo test -p spare-store --test storage write_the_example -- --ignored`, once for each version.
+#[test]
+#[ignore = "writes the example of a new version, once"]
+fn write_the_example() {
+    let path = example(spare_store::FORMAT_VERSION);
+    assert!(!path.exists(), "an example is never written anew");
+    std::fs::create_dir_all(&path).expect("folder");
+    let (store, _, events) = open(&path, &options());
+    let view = PrimaryView {
+        id: ViewId { epoch: 3, ring: 8 },
+        members: vec![SeatId(0), SeatId(1)],
+    };
+    store.store_view(view).expect("view");
+    store.use_generation(4).expect("generation");
+    for position in 1..=60 {
+        store.append(&record(position, 0)).expect("append");
+        if position % 7 == 0 {
+            store.wait().expect("wait");
+        }
+    }
+    for position in [20, 40] {
+        snapshot(&store, &events, position);
+    }
+    store.truncate(Position(55)).expect("truncate");
+    store.append(&record(56, 1)).expect("append");
+    let note = ReplicaNote {
+        generation: 2,
+        clean: false,
+        in_service: false,
+        conviction: Some(ConvictionNote {
+            position: Position(9),
+            at_us: 1_700_000_000_000_000,
+            reason: "its reply differed".to_owned(),
+            evidence: Some("0.2-at-9".to_owned()),
+        }),
+    };
+    store.note_replica(note).expect("note");
+    store.wait().expect("wait");
+    drop(store);
+    std::fs::remove_file(path.join("LOCK")).expect("lock");
+}
+
+#[test]
+fn a_store_of_the_previous_release_opens() {
+    for version in 1..=spare_store::FORMAT_VERSION {
+        let path = copied(&example(version), &format!("version-{version}"));
+        let (store, resumed, _) = open(&path, &options());
+        assert_eq!(resumed.damage, []);
+        assert_eq!(resumed.log.1, Position(56));
+        assert_eq!(resumed.last, Some(record(56, 1)));
+        assert_eq!((resumed.safe, resumed.generation), (Position(40), 4));
+        assert_eq!((resumed.view.id.epoch, resumed.view.id.ring), (3, 8));
+        assert_eq!(resumed.snapshots, [Position(20), Position(40)]);
+        for position in resumed.log.0 .0 + 1..=55 {
+            let found = store.record(Position(position)).expect("whole");
+            assert_eq!(found, Some(record(position, 0)));
+        }
+        let notes = store.replicas().expect("notes");
+        assert_eq!(
+            notes[0].conviction.as_ref().expect("one").position,
+            Position(9)
+        );
+        store.append(&record(57, 0)).expect("it goes on");
+        store.wait().expect("wait");
+        drop(store);
+        std::fs::remove_dir_all(path).expect("remove");
+    }
+}
+
+#[test]
+fn a_store_of_a_later_release_says_so() {
+    let path = copied(&example(1), "later");
+    let segments = std::fs::read_dir(path.join("log")).expect("list");
+    for segment in segments.map(|s| s.expect("entry").path()) {
+        if segment.extension().is_some_and(|e| e == "log") {
+            let mut bytes = std::fs::read(&segment).expect("read");
+            for begin in [0, 36] {
+                bytes[begin + 8] = 2;
+                let crc = crc32fast::hash(&bytes[begin..begin + 32]);
+                bytes[begin + 32..begin + 36].copy_from_slice(&crc.to_le_bytes());
+            }
+            std::fs::write(&segment, bytes).expect("write");
+        }
+    }
+    let error = Store::open(&path, &options(), |_| {})
+        .err()
+        .expect("refused");
+    assert!(matches!(
+        error,
+        StoreError::Version {
+            found: 2,
+            known: 1,
+            ..
+        }
+    ));
+    assert!(
+        error
+            .to_string()
+            .contains("Install the release that wrote it"),
+        "{error}"
+    );
+    std::fs::remove_dir_all(path).expect("remove");
+}
