@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
-use spare_protocol::{DecodeError, Position};
-use std::collections::BTreeMap;
+use spare_protocol::{DecodeError, Hash, Position};
+use std::collections::btree_map::{BTreeMap, Entry};
 
 /// How long a chunk of a snapshot is, about.
 const CHUNK_BYTES: u64 = 32 << 10;
@@ -93,11 +93,22 @@ impl AgreedState {
             table.ops.clear();
         }
         for (key, op) in keys.into_iter().zip(update.ops) {
-            let merged = match table.ops.remove(&key) {
-                Some(earlier) => earlier.followed_by(op),
-                None => Some(op),
-            };
-            merged.map(|op| table.ops.insert(key, op));
+            match table.ops.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(op);
+                }
+                Entry::Occupied(mut place) => {
+                    let nothing = RowOp::Delete {
+                        key: Key::new(),
+                        before: Hash::default(),
+                    };
+                    let earlier = std::mem::replace(place.get_mut(), nothing);
+                    match earlier.followed_by(op) {
+                        Some(merged) => *place.get_mut() = merged,
+                        None => drop(place.remove()),
+                    }
+                }
+            }
         }
     }
 

@@ -15,8 +15,8 @@ use crate::segment::{
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::DecidedRequest;
-use spare_protocol::Position;
+use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::{Class, Hash, Position};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
@@ -27,6 +27,9 @@ const SYNCED: &str = "synced";
 const SYNCED_BYTES_MAX: u64 = 512 << 10;
 /// A segment is never larger, whatever the configuration says: places in it are 32 bits.
 pub(crate) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// About how much is read at once where records are read in order.
+const READ_BYTES: u32 = 1 << 20;
 
 /// Where a record is.
 #[derive(Clone, Copy, Debug)]
@@ -910,6 +913,67 @@ impl Reader {
         Err(error)
     }
 
+    /// Records from `first` to `last`, read in one piece: as many as lie one behind the other, at most
+    /// [`READ_BYTES`] of them, at least one, if there is one.
+    pub(crate) fn payloads(
+        &self,
+        first: Position,
+        last: Position,
+    ) -> Result<Vec<(Position, Bytes)>, StoreError> {
+        let (run, open) = self.run(first, last);
+        let (Some(begin), Some(open)) = (run.first(), open) else {
+            let one = self.payload(first)?;
+            return Ok(one.map(|payload| (first, payload)).into_iter().collect());
+        };
+        let end = run.last().map_or(0, |s| s.offset + s.length);
+        let mut bytes = vec![0; (end - begin.offset) as usize];
+        if open.file.read_at(begin.offset.into(), &mut bytes).is_err() {
+            let one = self.payload(first)?;
+            return Ok(one.map(|payload| (first, payload)).into_iter().collect());
+        }
+        let bytes = Bytes::from(bytes);
+        let mut records = Vec::with_capacity(run.len());
+        for (slot, position) in run.iter().zip(first.0..) {
+            let at = (slot.offset - begin.offset) as usize;
+            let payload = bytes.slice(at..at + slot.length as usize);
+            if record_crc(Position(position), &payload) != slot.crc {
+                break;
+            }
+            records.push((Position(position), payload));
+        }
+        if records.is_empty() {
+            // It says what is wrong.
+            records.extend(self.payload(first)?.map(|payload| (first, payload)));
+        }
+        Ok(records)
+    }
+
+    /// Records that lie one behind the other in a segment.
+    fn run(&self, first: Position, last: Position) -> (Vec<Slot>, Option<Open>) {
+        let index = lock(&self.index);
+        let damaged = index.lost.range(first..).next().map(|(p, _)| *p);
+        let mut run: Vec<Slot> = Vec::new();
+        let mut position = first;
+        while position <= last && Some(position) != damaged {
+            let Some(slot) = index.slot(position) else {
+                break;
+            };
+            if let (Some(begin), Some(before)) = (run.first(), run.last()) {
+                let follows = slot.segment == before.segment
+                    && slot.offset >= before.offset + before.length
+                    // Between batches lies a head.
+                    && slot.offset - before.offset - before.length <= READ_BYTES / 8;
+                if !follows || slot.offset - begin.offset > READ_BYTES {
+                    break;
+                }
+            }
+            run.push(slot);
+            position = position.next();
+        }
+        let open = run.first().and_then(|s| index.segments.get(&s.segment));
+        (run, open.cloned())
+    }
+
     /// Whether `payload` can be the lost record of `position`; an error if another stood there.
     pub(crate) fn fits(&self, position: Position, payload: &[u8]) -> Result<bool, StoreError> {
         let index = lock(&self.index);
@@ -1011,12 +1075,69 @@ pub(crate) fn decode_record(
         Ok(record) => format!("it says to be {}", record.position),
         Err(error) => error.to_string(),
     };
-    Err(StoreError::Damaged(Damage {
+    Err(undecodable(position, what))
+}
+
+/// A record as it stands in its encoding, nothing copied.
+#[derive(Deserialize)]
+pub(crate) struct RecordIn<'a> {
+    pub(crate) position: Position,
+    _epoch: u64,
+    pub(crate) id: RequestId,
+    pub(crate) class: Class,
+    pub(crate) key: Option<Hash>,
+    pub(crate) time_us: i64,
+    _seed: [u8; 32],
+    #[serde(borrow)]
+    pub(crate) request: &'a [u8],
+    _reply_hash: Hash,
+    _update_hash: Hash,
+    #[serde(borrow)]
+    pub(crate) outcome: Option<OutcomeIn<'a>>,
+    #[serde(borrow)]
+    pub(crate) update: &'a [u8],
+}
+
+/// What came of a request.
+#[derive(Deserialize)]
+pub(crate) enum OutcomeIn<'a> {
+    Reply(
+        #[serde(borrow)]
+        #[expect(dead_code, reason = "read because it stands there")]
+        &'a [u8],
+    ),
+    WriteInRead,
+}
+
+impl<'a> RecordIn<'a> {
+    pub(crate) fn decode(position: Position, payload: &'a [u8]) -> Result<Self, StoreError> {
+        let what = match spare_protocol::decode::<RecordIn<'a>>(payload) {
+            Ok(record) if record.position == position => return Ok(record),
+            Ok(record) => format!("it says to be {}", record.position),
+            Err(error) => error.to_string(),
+        };
+        Err(undecodable(position, what))
+    }
+
+    /// Whether a retry of this request is answered from here. A read that tried to write is ordered again:
+    /// only then its key counts.
+    pub(crate) fn kept_key(&self) -> Option<Hash> {
+        // What the reply is does not matter here.
+        let moved = match self.outcome {
+            Some(OutcomeIn::WriteInRead) => self.class == Class::Read,
+            Some(OutcomeIn::Reply(_)) | None => false,
+        };
+        self.key.filter(|_| !moved)
+    }
+}
+
+fn undecodable(position: Position, what: String) -> StoreError {
+    StoreError::Damaged(Damage {
         path: PathBuf::from("the log"),
         part: DamagedPart::Records(Range {
             first: position,
             last: position,
         }),
         what,
-    }))
+    })
 }

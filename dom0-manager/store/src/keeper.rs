@@ -5,13 +5,12 @@
 use crate::agreed_state::AgreedState;
 use crate::engine::{Commit, Engine, View};
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::journal::decode_record;
+use crate::journal::{decode_record, RecordIn};
 use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
 use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
 use crate::writer::Writer;
-use spare_protocol::channel::Outcome;
 use spare_protocol::group::{DecidedRequest, RequestId};
-use spare_protocol::{Class, DecodeError, Hash, Position, SeatId};
+use spare_protocol::{DecodeError, Hash, Position, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -146,12 +145,6 @@ impl Portion<'_> {
     }
 }
 
-/// Whether a retry of this request is answered from here. A read that tried to write is ordered again:
-/// only then its key counts.
-pub(crate) fn is_kept(class: Class, outcome: Option<&Outcome>) -> bool {
-    !(class == Class::Read && outcome == Some(&Outcome::WriteInRead))
-}
-
 impl Task {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
@@ -204,27 +197,38 @@ impl Task {
 
     /// The state at `position`.
     fn walk_to(&mut self, position: Position) -> Result<&Walk, StoreError> {
-        let went_back = self.writer.went_back();
-        let walk = self.walk.take().filter(|walk| {
-            walk.position <= position && went_back.is_none_or(|back| walk.position <= back)
-        });
-        let newest = self.newest_up_to(position);
-        let mut walk = match walk {
-            Some(walk) => walk,
-            None => self.begin(newest)?,
-        };
+        let mut walk = self.walk.take();
+        loop {
+            // Again, if the log went back while it was followed.
+            let went_back = self.writer.went_back();
+            let usable = |w: &Walk| {
+                w.position <= position && went_back.is_none_or(|back| w.position <= back)
+            };
+            let mut this = match walk.take().filter(usable) {
+                Some(walk) if walk.position == position => return Ok(self.walk.insert(walk)),
+                Some(walk) => walk,
+                None => self.begin(self.newest_up_to(position))?,
+            };
+            self.follow(&mut this, position)?;
+            walk = Some(this);
+        }
+    }
+
+    /// Applies the log up to `position`.
+    fn follow(&self, walk: &mut Walk, position: Position) -> Result<(), StoreError> {
         while walk.position < position {
-            let next = walk.position.next();
-            let Some(payload) = self.writer.payload(next)? else {
+            let records = self.writer.payloads(walk.position.next(), position)?;
+            if records.is_empty() {
                 return Err(StoreError::Refused(format!(
                     "there is no state at {position}: the log ends with {}",
                     walk.position
                 )));
-            };
-            let record = decode_record(next, &payload)?;
-            self.step(&mut walk, &record);
+            }
+            for (at, payload) in records {
+                self.step(walk, &RecordIn::decode(at, &payload)?);
+            }
         }
-        Ok(self.walk.insert(walk))
+        Ok(())
     }
 
     fn begin(&self, base: Option<Arc<Manifest>>) -> Result<Walk, StoreError> {
@@ -258,10 +262,10 @@ impl Task {
         })
     }
 
-    fn step(&self, walk: &mut Walk, record: &DecidedRequest) {
+    fn step(&self, walk: &mut Walk, record: &RecordIn<'_>) {
         walk.position = record.position;
         walk.time_us = walk.time_us.max(record.time_us);
-        if let Err(error) = walk.state.apply(record.position, &record.update) {
+        if let Err(error) = walk.state.apply(record.position, record.update) {
             // More than f replicas are faulty; whoever decided it said so.
             (self.report)(Event::Trouble(StoreError::Refused(format!(
                 "the agreed update of request {} is not canonical ({error}); it is left out of snapshots",
@@ -271,7 +275,7 @@ impl Task {
         }
         let number = walk.numbers.entry(record.id.seat).or_default();
         *number = (*number).max(record.id.number);
-        if record.key.is_some() && is_kept(record.class, record.outcome.as_ref()) {
+        if record.kept_key().is_some() {
             walk.keyed.push((record.position, record.time_us));
         }
     }

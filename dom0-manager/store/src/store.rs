@@ -11,8 +11,8 @@
 use crate::disk::{Disk, Folder};
 use crate::engine::{Commit, Engine};
 use crate::error::{io_at, Damage, DamagedPart, StoreError};
-use crate::journal::{decode_record, Journal, Reader};
-use crate::keeper::{hashes, is_kept, read_replies, Job, Keeper, Manifests};
+use crate::journal::{decode_record, Journal, Reader, RecordIn};
+use crate::keeper::{hashes, read_replies, Job, Keeper, Manifests};
 use crate::snapshot::{read_backup, write_backup, BackupError, KeptReply, Manifest};
 use crate::writer::Writer;
 use bytes::Bytes;
@@ -725,29 +725,30 @@ impl Resumed {
         let (start, end) = reader.bounds();
         let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
         numbers.extend(self.numbers.iter().map(|n| (n.seat, n.number)));
-        for position in start.max(base).0 + 1..=end.0 {
-            let position = Position(position);
-            let payload = match reader.payload(position) {
-                Ok(Some(payload)) => payload,
-                Ok(None) => break,
-                Err(StoreError::Damaged(_)) => {
-                    self.last = None;
-                    continue;
-                }
+        let mut next = start.max(base).next();
+        while next <= end {
+            let records = match reader.payloads(next, end) {
+                Ok(records) => records,
+                Err(StoreError::Damaged(_)) => Vec::new(),
                 Err(other) => return Err(other),
             };
-            let record = decode_record(position, &payload)?;
-            let number = numbers.entry(record.id.seat).or_default();
-            *number = (*number).max(record.id.number);
-            if let Some(key) = record
-                .key
-                .filter(|_| is_kept(record.class, record.outcome.as_ref()))
-            {
-                let request = Hash::of(&record.request);
-                self.keys.push((key, request, position, record.time_us));
+            if records.is_empty() {
+                // It is listed as damaged.
+                next = next.next();
+                self.last = None;
             }
-            if position == end {
-                self.last = Some(record);
+            for (position, payload) in records {
+                let record = RecordIn::decode(position, &payload)?;
+                let number = numbers.entry(record.id.seat).or_default();
+                *number = (*number).max(record.id.number);
+                if let Some(key) = record.kept_key() {
+                    let request = Hash::of(record.request);
+                    self.keys.push((key, request, position, record.time_us));
+                }
+                if position == end {
+                    self.last = Some(decode_record(position, &payload)?);
+                }
+                next = position.next();
             }
         }
         let numbers = numbers.into_iter();

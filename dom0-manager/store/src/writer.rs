@@ -27,7 +27,7 @@ struct Queue {
     is_writing: bool,
     /// The position of the last record that was handed in.
     end: Position,
-    /// The last durable one, and what else is durable.
+    /// The last durable one of those that were not removed, and what else is durable.
     durable: Position,
     durable_state: SeatState,
     /// The log went back to this, since it was last asked.
@@ -66,6 +66,8 @@ impl Queue {
             self.truncate = Some(before.min(after));
         }
         self.end = self.end.min(after);
+        // What is on disk above is another history, even if it can never be removed from there.
+        self.durable = self.durable.min(after);
         self.went_back = Some(self.went_back.map_or(after, |before| before.min(after)));
     }
 
@@ -241,21 +243,12 @@ impl Writer {
         } else {
             &queue.durable_state
         };
-        let stored = if self.memory {
-            queue.end
-        } else {
-            queue.durable.min(queue.end)
-        };
-        // A record handed in after a truncation has the position of one that is durable.
-        let truncated = queue.truncate.unwrap_or(stored);
-        let writing = queue.writing.truncate.filter(|_| queue.is_writing);
-        let limit = if self.memory {
-            stored
-        } else {
-            truncated.min(writing.unwrap_or(stored))
-        };
         Progress {
-            stored: stored.min(limit),
+            stored: if self.memory {
+                queue.end
+            } else {
+                queue.durable
+            },
             view: state.view.id,
             generation: state.generation,
             safe: state.safe,
@@ -289,6 +282,28 @@ impl Writer {
             Some(found) => Ok(found),
             None => self.reader.payload(position),
         }
+    }
+
+    /// Records from `first` to `last`, as many as are read at once; at least one, if there is one.
+    pub(crate) fn payloads(
+        &self,
+        first: Position,
+        last: Position,
+    ) -> Result<Vec<(Position, Bytes)>, StoreError> {
+        let pending = self.shared.lock().pending(first);
+        if let Some(found) = pending {
+            return Ok(found.map(|payload| (first, payload)).into_iter().collect());
+        }
+        let mut last = last;
+        {
+            let queue = self.shared.lock();
+            let firsts = [queue.writing.records.first(), queue.records.front()];
+            for (pending, _) in firsts.into_iter().flatten() {
+                last = last.min(pending.previous());
+            }
+            last = last.min(queue.end);
+        }
+        self.reader.payloads(first, last.max(first))
     }
 
     pub(crate) fn compact(&self, position: Position) -> Result<(), StoreError> {
@@ -433,11 +448,9 @@ fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), Sto
 
 fn written(shared: &Shared, group: Group) {
     let mut queue = shared.lock();
-    if let Some(after) = group.truncate {
-        queue.durable = queue.durable.min(after);
-    }
     if let Some((last, _)) = group.records.last() {
-        queue.durable = *last;
+        // Records that are to be removed were removed already, as those mean it who handed that in.
+        queue.durable = queue.truncate.map_or(*last, |after| after.min(*last));
     }
     queue.durable_state = group.state;
 }

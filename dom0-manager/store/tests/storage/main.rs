@@ -2,7 +2,6 @@
 //! which after a crash has lost, torn and reordered whatever was not synced.
 
 mod bit_flips;
-mod bounded;
 mod crashes;
 mod faulty_disk;
 mod model;
