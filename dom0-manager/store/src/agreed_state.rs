@@ -49,13 +49,22 @@ impl AgreedState {
     /// When the bytes are no canonical update, or one that cannot follow those before. Nothing is
     /// changed then, the position neither.
     pub fn apply(&mut self, position: Position, update: &[u8]) -> Result<(), DecodeError> {
-        if !update.is_empty() {
-            let update = Update::from_bytes(update)?;
-            let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
-            follows.map_err(DecodeError::NotCanonical)?;
-            update.tables.into_iter().for_each(|t| self.apply_table(t));
-            self.sequences.extend(update.sequences);
+        if update.is_empty() {
+            self.position = position;
+            return Ok(());
         }
+        self.apply_update(position, Update::from_bytes(update)?)
+    }
+
+    /// Adds the next agreed update, which was decoded by [`Update::from_bytes`].
+    ///
+    /// # Errors
+    /// When it cannot follow those before. Nothing is changed then, the position neither.
+    pub fn apply_update(&mut self, position: Position, update: Update) -> Result<(), DecodeError> {
+        let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
+        follows.map_err(DecodeError::NotCanonical)?;
+        update.tables.into_iter().for_each(|t| self.apply_table(t));
+        self.sequences.extend(update.sequences);
         self.position = position;
         Ok(())
     }
@@ -300,6 +309,66 @@ mod tests {
         assert_eq!(from_parts, merged);
         assert_eq!(state.position(), Position(4));
         assert_eq!(state.into_update(), merged);
+    }
+
+    fn chunks(state: &AgreedState) -> Vec<Vec<u8>> {
+        let mut chunks = Vec::new();
+        let cut = state.chunks(|chunk| {
+            chunks.push(chunk);
+            Ok::<(), DecodeError>(())
+        });
+        cut.expect("taken");
+        chunks
+    }
+
+    /// Rows of about fifty bytes.
+    fn many(rows: std::ops::Range<i64>, value: i64) -> Vec<u8> {
+        let row = |id| RowOp::Put {
+            row: vec![Value::Int(id), Value::Text(format!("{value:>40}"))],
+            before: None,
+        };
+        update(false, rows.map(row).collect())
+    }
+
+    #[test]
+    fn chunks_are_those_of_before_but_for_the_rows_that_changed() {
+        let mut state = AgreedState::new();
+        state
+            .apply(Position(1), &many(0..20_000, 1))
+            .expect("canonical");
+        let before = chunks(&state);
+        assert!((15..120).contains(&before.len()), "{} chunks", before.len());
+        let restored = AgreedState::from_chunks(
+            Position(1),
+            before.iter().cloned().map(Ok::<_, DecodeError>),
+        );
+        assert_eq!(
+            restored.expect("chunks").into_update(),
+            state.clone().into_update()
+        );
+        // One row changes, one is new, in the middle.
+        state
+            .apply(Position(2), &many(9_000..9_001, 2))
+            .expect("canonical");
+        let after = chunks(&state);
+        let new = after.iter().filter(|c| !before.contains(c)).count();
+        assert_eq!(new, 1);
+        state
+            .apply(Position(3), &many(-5..-4, 2))
+            .expect("canonical");
+        let again = chunks(&state);
+        assert!(again.iter().filter(|c| !after.contains(c)).count() <= 2);
+    }
+
+    #[test]
+    fn chunks_of_an_emptied_table_say_so() {
+        let mut state = AgreedState::new();
+        state
+            .apply(Position(1), &update(true, vec![]))
+            .expect("canonical");
+        let chunks = chunks(&state).into_iter().map(Ok::<_, DecodeError>);
+        let restored = AgreedState::from_chunks(Position(1), chunks).expect("chunks");
+        assert_eq!(restored.into_update(), state.into_update());
     }
 
     #[test]

@@ -10,9 +10,10 @@ use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
 use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
 use crate::writer::Writer;
 use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::update::Update;
 use spare_protocol::{DecodeError, Hash, Position, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -22,6 +23,9 @@ const SNAPSHOTS: usize = 2;
 const REPLY_CHUNK_BYTES: usize = 256 << 10;
 /// New chunks are handed to the engine once they have so many bytes.
 const PORTION_BYTES: usize = 16 << 20;
+
+/// Portions of the log that are read before they are applied.
+const PORTIONS_AHEAD: usize = 4;
 
 /// What the keeper is asked for.
 pub(crate) enum Job {
@@ -105,6 +109,28 @@ struct Walk {
     /// The snapshot that it began with.
     base: Option<Arc<Manifest>>,
     time_us: i64,
+}
+
+/// What matters of a record to whoever follows the log.
+struct Followed {
+    position: Position,
+    id: RequestId,
+    time_us: i64,
+    has_key: bool,
+    update: Result<Option<Update>, DecodeError>,
+}
+
+impl From<&RecordIn<'_>> for Followed {
+    fn from(record: &RecordIn<'_>) -> Followed {
+        let update = (!record.update.is_empty()).then(|| Update::from_bytes(record.update));
+        Followed {
+            position: record.position,
+            id: record.id,
+            time_us: record.time_us,
+            has_key: record.kept_key().is_some(),
+            update: update.transpose(),
+        }
+    }
 }
 
 struct Task {
@@ -214,18 +240,45 @@ impl Task {
         }
     }
 
-    /// Applies the log up to `position`.
+    /// Applies the log up to `position`: one thread reads and decodes, this one applies.
     fn follow(&self, walk: &mut Walk, position: Position) -> Result<(), StoreError> {
-        while walk.position < position {
-            let records = self.writer.payloads(walk.position.next(), position)?;
-            if records.is_empty() {
-                return Err(StoreError::Refused(format!(
-                    "there is no state at {position}: the log ends with {}",
-                    walk.position
-                )));
+        let first = walk.position.next();
+        let (sender, portions) = sync_channel(PORTIONS_AHEAD);
+        std::thread::scope(|threads| {
+            let read = threads.spawn(move || self.read_ahead(first, position, &sender));
+            for portion in portions {
+                for record in portion {
+                    self.step(walk, record);
+                }
             }
+            // It hands on the error that ended it; its panic is a defect.
+            read.join()
+                .unwrap_or_else(|_| Err(StoreError::Refused("reading the log failed".into())))
+        })
+    }
+
+    fn read_ahead(
+        &self,
+        first: Position,
+        last: Position,
+        portions: &SyncSender<Vec<Followed>>,
+    ) -> Result<(), StoreError> {
+        let mut next = first;
+        while next <= last {
+            let records = self.writer.payloads(next, last)?;
+            let Some((end, _)) = records.last() else {
+                return Err(StoreError::Refused(format!(
+                    "there is no state at {last}: the log ends with {}",
+                    next.previous()
+                )));
+            };
+            next = end.next();
+            let mut portion = Vec::with_capacity(records.len());
             for (at, payload) in records {
-                self.step(walk, &RecordIn::decode(at, &payload)?);
+                portion.push(Followed::from(&RecordIn::decode(at, &payload)?));
+            }
+            if portions.send(portion).is_err() {
+                return Ok(());
             }
         }
         Ok(())
@@ -262,21 +315,27 @@ impl Task {
         })
     }
 
-    fn step(&self, walk: &mut Walk, record: &RecordIn<'_>) {
-        walk.position = record.position;
+    fn step(&self, walk: &mut Walk, record: Followed) {
+        let position = record.position;
+        walk.position = position;
         walk.time_us = walk.time_us.max(record.time_us);
-        if let Err(error) = walk.state.apply(record.position, record.update) {
+        let applied = match record.update {
+            Ok(Some(update)) => walk.state.apply_update(position, update),
+            Ok(None) => walk.state.apply(position, &[]),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
             // More than f replicas are faulty; whoever decided it said so.
             (self.report)(Event::Trouble(StoreError::Refused(format!(
-                "the agreed update of request {} is not canonical ({error}); it is left out of snapshots",
-                record.position
+                "the agreed update of request {position} is not canonical ({error}); it is left out of \
+                 snapshots"
             ))));
-            walk.state.skip(record.position);
+            walk.state.skip(position);
         }
         let number = walk.numbers.entry(record.id.seat).or_default();
         *number = (*number).max(record.id.number);
-        if record.kept_key().is_some() {
-            walk.keyed.push((record.position, record.time_us));
+        if record.has_key {
+            walk.keyed.push((position, record.time_us));
         }
     }
 

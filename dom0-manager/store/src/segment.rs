@@ -362,3 +362,107 @@ impl Iterator for Pieces<'_> {
         Some(Piece::Junk(begin..self.bytes.len()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn batch(number: u64, first: u64, records: &[Vec<u8>]) -> (Head, Vec<u8>) {
+        let described = records.iter().zip(first..);
+        let head = Head {
+            number,
+            truncate: number.is_multiple_of(3).then(|| Position(first - 1)),
+            covers: 1,
+            first: Position(first),
+            records: described
+                .map(|(r, p)| (r.len() as u32, record_crc(Position(p), r)))
+                .collect(),
+            state: SeatState::default(),
+        };
+        let (bytes, _) = encode_batch(9, &head, records.iter().map(Vec::as_slice));
+        (head, bytes)
+    }
+
+    fn records() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 0..6)
+    }
+
+    proptest! {
+        #[test]
+        fn batches_are_read_as_they_were_written(
+            batches in prop::collection::vec(records(), 0..6),
+            junk in prop::collection::vec(any::<u8>(), 0..80),
+            junk_before in 0usize..6,
+        ) {
+            let mut bytes = segment_head(1, 9, false);
+            let mut written = Vec::new();
+            for (i, records) in batches.iter().enumerate() {
+                if i == junk_before {
+                    bytes.extend_from_slice(&junk);
+                }
+                let (head, batch) = batch(i as u64 + 1, 1 + i as u64 * 10, records);
+                bytes.extend_from_slice(&batch);
+                written.push((head, records));
+            }
+            let mut read = Vec::new();
+            for piece in Pieces::new(&bytes, 9) {
+                let Piece::Batch(found) = piece else { continue };
+                prop_assert_eq!(&found.bad, &Vec::<usize>::new());
+                let count = found.head.records.len();
+                let records: Vec<_> = (0..count).map(|i| bytes[found.record_bytes(i)].to_vec()).collect();
+                read.push((found.head, records));
+            }
+            prop_assert_eq!(read.len(), written.len());
+            for ((head, records), (written_head, written_records)) in read.iter().zip(written) {
+                prop_assert_eq!(head, &written_head);
+                prop_assert_eq!(records, written_records);
+            }
+        }
+
+        #[test]
+        fn a_changed_byte_costs_no_other_batch(
+            batches in prop::collection::vec(records(), 1..6),
+            at in any::<prop::sample::Index>(),
+            change in 1u8..,
+        ) {
+            let mut bytes = segment_head(1, 9, false);
+            let mut ends = Vec::new();
+            for (i, records) in batches.iter().enumerate() {
+                bytes.extend_from_slice(&batch(i as u64 + 1, 1 + i as u64 * 10, records).1);
+                ends.push(bytes.len());
+            }
+            let at = SEGMENT_HEAD_BYTES + at.index(bytes.len() - SEGMENT_HEAD_BYTES);
+            bytes[at] ^= change;
+            let hit = ends.iter().position(|end| at < *end).unwrap() as u64 + 1;
+            let mut whole = 0;
+            for piece in Pieces::new(&bytes, 9) {
+                let Piece::Batch(found) = piece else { continue };
+                prop_assert!(found.bad.len() <= 1);
+                prop_assert!(found.bad.is_empty() || found.head.number == hit);
+                whole += usize::from(found.bad.is_empty());
+            }
+            prop_assert_eq!(whole, batches.len() - 1);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = read_segment_head(&bytes, 1);
+            let _ = Pieces::new(&bytes, 0).count();
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_first_part_of_a_segment_costs_nothing() {
+        let head = segment_head(4, 17, false);
+        for bit in 0..head.len() * 8 {
+            let mut flipped = head.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let known = SegmentHead::Known {
+                memory: false,
+                salt: 17,
+            };
+            assert_eq!(read_segment_head(&flipped, 4), known);
+        }
+    }
+}

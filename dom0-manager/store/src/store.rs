@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! FOLDER/LOCK            held by the process that has the store open
-//! FOLDER/log/NNNNNNNN.log  segments of the log (`segment`)
+//! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
 //! FOLDER/log/synced      what is known to be durable (`journal`)
 //! FOLDER/state.redb      snapshots, chunks, replicas (`engine`)
 //! FOLDER/evidence/       of convictions, written by the manager
@@ -646,7 +646,7 @@ impl Store {
         let disk = Folder::new(folder);
         let segments = Folder::new(&log).list();
         let segments = segments.map_err(io_at(&log, "list the folder"))?;
-        if segments.iter().any(|n| n.ends_with(".log")) {
+        if segments.iter().any(|n| n.ends_with(".seg")) {
             return Err(StoreError::Refused(format!(
                 "{} has a log already; a backup is restored into an empty folder",
                 folder.display()

@@ -8,7 +8,7 @@
 //! 2. It is opened by a new process, and every record is read.
 //! 3. The older half is removed in portions of 4096 records, between batches that go on; then the process is
 //!    killed, and the log is opened again.
-//! 4. A bit flips in the middle of the largest file, and the log is opened again.
+//! 4. The log is filled again, the process is killed, a bit flips in the largest file, and it is opened.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -305,6 +305,16 @@ fn percentile(v: &mut [Duration], p: usize) -> Duration {
     v[(v.len() - 1) * p / 100]
 }
 
+/// Each phase in a process of its own, which ends by being killed.
+fn run(arguments: &[String], phases: &[&str]) {
+    let _ = std::fs::remove_dir_all(&arguments[2]);
+    std::fs::create_dir_all(&arguments[2]).unwrap();
+    for phase in phases {
+        let mut process = std::process::Command::new(&arguments[0]);
+        process.args(&arguments[1..4]).arg(phase).status().unwrap();
+    }
+}
+
 fn main() {
     let a: Vec<String> = std::env::args().collect();
     let (engine, folder, records, phase) = (
@@ -315,14 +325,8 @@ fn main() {
     );
     match phase.map(String::as_str) {
         None => {
-            let _ = std::fs::remove_dir_all(&folder);
-            std::fs::create_dir_all(&folder).unwrap();
-            for phase in ["fill", "open", "drop", "open", "flip", "open"] {
-                std::process::Command::new(&a[0])
-                    .args([&a[1], &a[2], &a[3], phase])
-                    .status()
-                    .unwrap();
-            }
+            run(&a, &["fill", "open", "drop", "open"]);
+            run(&a, &["fill", "flip", "open"]);
         }
         Some("fill") => {
             let mut e = open(engine, &folder);

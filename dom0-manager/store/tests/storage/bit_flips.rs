@@ -174,7 +174,7 @@ fn a_flipped_bit_in_the_tables_is_named_or_harmless() {
 fn a_missing_segment_is_named() {
     let (disk, model) = written();
     for (folder, name, _) in disk.files() {
-        if folder == 1 && name.ends_with(".log") {
+        if folder == 1 && name.ends_with(".seg") {
             let left = disk.after_kill();
             let empty = disk.bytes(1, &name).len() <= 72;
             // Below the newest snapshot nobody needs it.

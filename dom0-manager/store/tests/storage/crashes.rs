@@ -120,7 +120,7 @@ fn after_a_failed_sync_nothing_more_is_written_or_reported() {
     let failure = opened.store.wait().expect_err("the sync failed");
     let text = failure.to_string();
     assert!(matches!(failure, StoreError::Stopped(_)));
-    assert!(text.contains("/seat/log/00000001.log") && text.contains("restart this manager"));
+    assert!(text.contains("/seat/log/00000001.seg") && text.contains("restart this manager"));
     let calls = disk.calls();
     assert!(opened.store.append(&record(3, 0)).is_err());
     assert!(opened.store.safe(Position(1)).is_err());
@@ -196,7 +196,7 @@ fn every_prefix_of_the_last_record_survives() {
         opened.store.wait().expect("wait");
         model.log.push(next);
     }
-    let name = "00000001.log";
+    let name = "00000001.seg";
     let (before, synced_before) = (disk.bytes(1, name), disk.bytes(1, "synced"));
     opened.store.append(&record(10, 0)).expect("append");
     opened.store.wait().expect("wait");

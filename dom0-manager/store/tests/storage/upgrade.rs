@@ -108,7 +108,7 @@ fn a_store_of_a_later_release_says_so() {
     let path = copied(&example(1), "later");
     let segments = std::fs::read_dir(path.join("log")).expect("list");
     for segment in segments.map(|s| s.expect("entry").path()) {
-        if segment.extension().is_some_and(|e| e == "log") {
+        if segment.extension().is_some_and(|e| e == "seg") {
             let mut bytes = std::fs::read(&segment).expect("read");
             for begin in [0, 36] {
                 bytes[begin + 8] = 2;
