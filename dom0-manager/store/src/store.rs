@@ -277,9 +277,9 @@ impl Store {
             ..Resumed::default()
         };
         if let Some(newest) = manifests.last() {
-            resumed.from_snapshot(&engine, newest, &mut damage)?;
+            resumed.add_snapshot(&engine, newest, &mut damage)?;
         }
-        resumed.from_log(&reader, base)?;
+        resumed.add_log(&reader, base)?;
         resumed.expire(options.window);
         damage.extend(reader.damage());
         resumed.damage = damage;
@@ -693,7 +693,7 @@ fn import_into(engine: &Engine, image: Hash, input: impl Read) -> Result<Manifes
 }
 
 impl Resumed {
-    fn from_snapshot(
+    fn add_snapshot(
         &mut self,
         engine: &Engine,
         newest: &Manifest,
@@ -721,7 +721,7 @@ impl Resumed {
         Ok(())
     }
 
-    fn from_log(&mut self, reader: &Reader, base: Position) -> Result<(), StoreError> {
+    fn add_log(&mut self, reader: &Reader, base: Position) -> Result<(), StoreError> {
         let (start, end) = reader.bounds();
         let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
         numbers.extend(self.numbers.iter().map(|n| (n.seat, n.number)));

@@ -185,8 +185,10 @@ fn a_million_updates_open_within_10_seconds() {
     );
     std::fs::remove_dir_all(path).expect("remove");
     // On a machine that does other things meanwhile, what it took of the processors.
+    assert!(opened.min(cpu) <= Duration::from_secs(10), "{opened:?}");
+    // Wanted only when a replica is built: all rows, each written ten times and more.
     assert!(
-        ready.min(cpu) <= Duration::from_secs(10),
+        ready.min(cpu) <= Duration::from_secs(20),
         "{ready:?}, {cpu:?}"
     );
 }

@@ -278,7 +278,8 @@ fn flip(folder: &Path) {
         .open(path)
         .unwrap();
     let mut byte = [0];
-    let mut at = length / 3;
+    // A journal is longer than what is in it.
+    let mut at = length / 8;
     while byte == [0] {
         at += 1;
         file.read_exact_at(&mut byte, at).unwrap();
