@@ -634,7 +634,7 @@ impl Store {
     ///
     /// # Errors
     /// When the folder has a store with anything in it, and when the backup is damaged or of another image.
-    /// The folder is as empty as before then.
+    /// There is no snapshot in the folder then, and another backup can be tried.
     pub fn import_snapshot(
         folder: &Path,
         image: Hash,
