@@ -4,8 +4,15 @@
 
 use bytes::Bytes;
 use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
-use spare_protocol::{DecodeError, Position};
-use std::collections::BTreeMap;
+use spare_protocol::{DecodeError, Hash, Position};
+use std::collections::btree_map::{BTreeMap, Entry};
+
+/// How long a chunk of a snapshot is, about.
+const CHUNK_BYTES: u64 = 32 << 10;
+/// A chunk ends here although no key says so.
+const CHUNK_BYTES_CUT: usize = 256 << 10;
+/// The longest chunk: one that had almost reached the cut, and a row of the greatest length.
+pub const CHUNK_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Debug, Default)]
 struct Table {
@@ -42,15 +49,29 @@ impl AgreedState {
     /// When the bytes are no canonical update, or one that cannot follow those before. Nothing is
     /// changed then, the position neither.
     pub fn apply(&mut self, position: Position, update: &[u8]) -> Result<(), DecodeError> {
-        if !update.is_empty() {
-            let update = Update::from_bytes(update)?;
-            let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
-            follows.map_err(DecodeError::NotCanonical)?;
-            update.tables.into_iter().for_each(|t| self.apply_table(t));
-            self.sequences.extend(update.sequences);
+        if update.is_empty() {
+            self.position = position;
+            return Ok(());
         }
+        self.apply_update(position, Update::from_bytes(update)?)
+    }
+
+    /// Adds the next agreed update, which was decoded by [`Update::from_bytes`].
+    ///
+    /// # Errors
+    /// When it cannot follow those before. Nothing is changed then, the position neither.
+    pub fn apply_update(&mut self, position: Position, update: Update) -> Result<(), DecodeError> {
+        let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
+        follows.map_err(DecodeError::NotCanonical)?;
+        update.tables.into_iter().for_each(|t| self.apply_table(t));
+        self.sequences.extend(update.sequences);
         self.position = position;
         Ok(())
+    }
+
+    /// Leaves out the update of a position that could not be applied.
+    pub fn skip(&mut self, position: Position) {
+        self.position = position;
     }
 
     /// Whether the parts would be canonical with this in them.
@@ -81,11 +102,22 @@ impl AgreedState {
             table.ops.clear();
         }
         for (key, op) in keys.into_iter().zip(update.ops) {
-            let merged = match table.ops.remove(&key) {
-                Some(earlier) => earlier.followed_by(op),
-                None => Some(op),
-            };
-            merged.map(|op| table.ops.insert(key, op));
+            match table.ops.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(op);
+                }
+                Entry::Occupied(mut place) => {
+                    let nothing = RowOp::Delete {
+                        key: Key::new(),
+                        before: Hash::default(),
+                    };
+                    let earlier = std::mem::replace(place.get_mut(), nothing);
+                    match earlier.followed_by(op) {
+                        Some(merged) => *place.get_mut() = merged,
+                        None => drop(place.remove()),
+                    }
+                }
+            }
         }
     }
 
@@ -136,6 +168,87 @@ impl AgreedState {
         }
         parts
     }
+
+    /// The whole difference as canonical updates of disjoint keys, for a snapshot: the same rows are in
+    /// the same chunk as before, so that a chunk changes only if one of its rows does. Where a chunk ends
+    /// depends on the keys in it and on nothing else (almost: a long run without such a key is cut).
+    /// Handed out one after the other, so that they need not be in memory together.
+    ///
+    /// # Errors
+    /// The first of `take`.
+    pub fn chunks<E>(&self, mut take: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+        let sequences = self.sequences.iter().map(|(n, s)| (n.clone(), *s));
+        let first = Update {
+            tables: Vec::new(),
+            sequences: sequences.collect(),
+        };
+        take(first.to_bytes())?;
+        for (name, table) in &self.tables {
+            let mut chunk = table.empty_part(name, table.truncated);
+            let mut bytes = 0;
+            let mut any = false;
+            for (key, op) in &table.ops {
+                let length = spare_protocol::encode(op).len();
+                chunk.ops.push(op.clone());
+                bytes += length;
+                if ends_chunk(key, length) || bytes >= CHUNK_BYTES_CUT {
+                    let next = table.empty_part(name, false);
+                    take(part(std::mem::replace(&mut chunk, next)))?;
+                    (bytes, any) = (0, true);
+                }
+            }
+            if !chunk.ops.is_empty() || chunk.truncated && !any {
+                take(part(chunk))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The state at `position` that was cut into these chunks.
+    ///
+    /// # Errors
+    /// When they are no chunks of one state.
+    pub fn from_chunks<E: From<DecodeError>>(
+        position: Position,
+        chunks: impl Iterator<Item = Result<Vec<u8>, E>>,
+    ) -> Result<AgreedState, E> {
+        let mut state = AgreedState::new();
+        for chunk in chunks {
+            state.apply(position, &chunk?)?;
+        }
+        state.position = position;
+        Ok(state)
+    }
+}
+
+impl Table {
+    fn empty_part(&self, name: &str, truncated: bool) -> TableUpdate {
+        TableUpdate {
+            table: name.to_owned(),
+            columns: self.columns.clone(),
+            key: self.key.clone(),
+            truncated,
+            ops: Vec::new(),
+        }
+    }
+}
+
+fn part(table: TableUpdate) -> Vec<u8> {
+    let update = Update {
+        tables: vec![table],
+        sequences: Vec::new(),
+    };
+    update.to_bytes()
+}
+
+/// Whether a chunk ends with the row of this key, whose operation has so many bytes: of so many bytes
+/// one row ends a chunk, whatever else there is.
+fn ends_chunk(key: &Key, op_bytes: usize) -> bool {
+    // The CRC alone is too regular for keys that count up.
+    let spread = u64::from(crc32fast::hash(&spare_protocol::encode(key)))
+        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+        >> 32;
+    spread * CHUNK_BYTES < (op_bytes as u64) << 32
 }
 
 #[cfg(test)]
@@ -205,6 +318,66 @@ mod tests {
         assert_eq!(from_parts, merged);
         assert_eq!(state.position(), Position(4));
         assert_eq!(state.into_update(), merged);
+    }
+
+    fn chunks(state: &AgreedState) -> Vec<Vec<u8>> {
+        let mut chunks = Vec::new();
+        let cut = state.chunks(|chunk| {
+            chunks.push(chunk);
+            Ok::<(), DecodeError>(())
+        });
+        cut.expect("taken");
+        chunks
+    }
+
+    /// Rows of about fifty bytes.
+    fn many(rows: std::ops::Range<i64>, value: i64) -> Vec<u8> {
+        let row = |id| RowOp::Put {
+            row: vec![Value::Int(id), Value::Text(format!("{value:>40}"))],
+            before: None,
+        };
+        update(false, rows.map(row).collect())
+    }
+
+    #[test]
+    fn chunks_are_those_of_before_but_for_the_rows_that_changed() {
+        let mut state = AgreedState::new();
+        state
+            .apply(Position(1), &many(0..20_000, 1))
+            .expect("canonical");
+        let before = chunks(&state);
+        assert!((15..120).contains(&before.len()), "{} chunks", before.len());
+        let restored = AgreedState::from_chunks(
+            Position(1),
+            before.iter().cloned().map(Ok::<_, DecodeError>),
+        );
+        assert_eq!(
+            restored.expect("chunks").into_update(),
+            state.clone().into_update()
+        );
+        // One row changes, one is new, in the middle.
+        state
+            .apply(Position(2), &many(9_000..9_001, 2))
+            .expect("canonical");
+        let after = chunks(&state);
+        let new = after.iter().filter(|c| !before.contains(c)).count();
+        assert_eq!(new, 1);
+        state
+            .apply(Position(3), &many(-5..-4, 2))
+            .expect("canonical");
+        let again = chunks(&state);
+        assert!(again.iter().filter(|c| !after.contains(c)).count() <= 2);
+    }
+
+    #[test]
+    fn chunks_of_an_emptied_table_say_so() {
+        let mut state = AgreedState::new();
+        state
+            .apply(Position(1), &update(true, vec![]))
+            .expect("canonical");
+        let chunks = chunks(&state).into_iter().map(Ok::<_, DecodeError>);
+        let restored = AgreedState::from_chunks(Position(1), chunks).expect("chunks");
+        assert_eq!(restored.into_update(), state.into_update());
     }
 
     #[test]

@@ -26,6 +26,9 @@
 //! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 256 × + 4 KiB | round trip; merged with itself canonical; one root |
 //! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |
 //! | `ordered_log` | `LogReader`, `LogRecord` | disk | 4 × + 16 KiB | no more records than there are bytes for; what was appended is read |
+//! | `store_segment` | the durable log: a segment's batches and records | disk | 16 × + 4 MiB | no more than there are bytes for |
+//! | `store_values` | manifests, kept replies, notes on replicas, `synced` | disk | 16 × + 4 MiB | round trip |
+//! | `store_backup` | `read_backup` | operator (backup) | 16 × + 4 MiB | chunks as long as the manifest says |
 //! | `leaves_file` | the leaves of the pristine state, `LtHash::from_bytes` | disk (image) | 192 × + 8 KiB | round trip, equal roots |
 //! | `change_stream` | PostgreSQL's messages, copied data, `pgoutput`, write set, errors | database | 256 × + 256 MiB | the captured update is canonical, however bytes arrive |
 //! | `database_value` | the binary format of 14 types | database | 2 × + 1 MiB | round trip; decimal numbers canonical |
@@ -59,6 +62,7 @@ pub mod script;
 pub mod seeds;
 pub mod service;
 pub mod shim;
+pub mod store;
 pub mod strategies;
 
 use meter::Limit;
@@ -129,6 +133,9 @@ pub const TARGETS: &[Target] = &[
         protocol::AGREED_STATE,
     ),
     target("ordered_log", protocol::ordered_log, protocol::RECORDS),
+    target("store_segment", store::store_segment, store::SEGMENT),
+    target("store_values", store::store_values, store::VALUES),
+    target("store_backup", store::store_backup, store::BACKUP),
     target("leaves_file", shim::leaves_file, shim::LEAVES),
     target("change_stream", shim::change_stream, shim::CHANGE_STREAM),
     target("database_value", shim::database_value, shim::VALUE),

@@ -52,6 +52,9 @@ pub fn of(target: &str) -> Vec<Seed> {
         "update" => updates(),
         "agreed_state" => vec![("three".into(), agreed_state())],
         "ordered_log" => ordered_log(),
+        "store_segment" => store_segment(),
+        "store_values" => store_values(),
+        "store_backup" => store_backup(),
         "leaves_file" => vec![("two".into(), leaves())],
         "change_stream" => change_stream(),
         "database_value" => database_values(),
@@ -413,6 +416,114 @@ fn ordered_log() -> Vec<Seed> {
         ("cut-off", file[..file.len() - 3].to_vec()),
         ("whole", file),
         ("giant-record", giant),
+    ])
+}
+
+/// The backup of a store that was written to.
+fn written_backup() -> Vec<u8> {
+    use spare_store::{Durability, Event, KeyWindow, Options, Store};
+    let folder = std::env::temp_dir().join(format!("spare-seeds-{}", std::process::id()));
+    let window = KeyWindow {
+        lifetime_us: i64::MAX,
+        keys_max: 10,
+    };
+    let options = Options::new(Durability::Memory, spare_protocol::Hash::default(), window);
+    let (sender, events) = std::sync::mpsc::channel();
+    let report = move |event| {
+        let _ = sender.send(event);
+    };
+    let opened = Store::open(&folder, &options, report);
+    let (store, _) = opened.unwrap_or_else(|e| panic!("{e}"));
+    let mut records = examples(&group::decided_request(), 3);
+    for (record, position) in records.iter_mut().zip(1..) {
+        record.position = Position(position);
+        record.update = update().to_bytes().into();
+        store.append(record).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let asked = store
+        .safe(Position(2))
+        .and_then(|()| store.snapshot(Position(2), None))
+        .and_then(|()| store.wait());
+    asked.unwrap_or_else(|e| panic!("{e}"));
+    let done = |event: &Event| matches!(event, Event::Snapshot(_) | Event::Failed(_));
+    let _ = events.iter().find(done);
+    let mut backup = Vec::new();
+    let exported = store.export_snapshot(&mut backup);
+    exported.unwrap_or_else(|e| panic!("{e}"));
+    drop(store);
+    let _ = std::fs::remove_dir_all(folder);
+    backup
+}
+
+/// A batch's head: number, truncation, how many it covers, first position, records, state.
+fn batch_head(number: u64, records: &[Vec<u8>]) -> Vec<u8> {
+    let described = records.iter().zip(number..).map(|(record, position)| {
+        let crc = crc32fast::hash(&[&position.to_le_bytes(), record.as_slice()].concat());
+        (u32::try_from(record.len()).unwrap_or(u32::MAX), crc)
+    });
+    let described: Vec<(u32, u32)> = described.collect();
+    let state = spare_store::SeatState::default();
+    let truncate: Option<Position> = None;
+    encode(&(number, truncate, 1u64, Position(number), described, state))
+}
+
+fn store_segment() -> Vec<Seed> {
+    let mut parts = Vec::new();
+    for (mut record, number) in examples(&group::decided_request(), 2).into_iter().zip(1..) {
+        record.position = Position(number);
+        let record = encode(&record);
+        parts.push((0, batch_head(number, std::slice::from_ref(&record))));
+        parts.push((0, record));
+    }
+    let batches = parts
+        .chunks(2)
+        .map(|c| (c[0].1.as_slice(), c[1].1.as_slice()));
+    let segment = spare_store::decoders::sealed(batches);
+    let giant = [vec![1, 0, 1, 1], vec![0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
+    named(&[
+        ("heads", script(&parts)),
+        ("giant-head", script(&[(0, giant)])),
+        ("cut-off", segment[..segment.len() - 3].to_vec()),
+        ("whole", segment),
+    ])
+}
+
+fn store_values() -> Vec<Seed> {
+    let backup = written_backup();
+    let length = u32::from_le_bytes([backup[12], backup[13], backup[14], backup[15]]) as usize;
+    let note = spare_store::ReplicaNote {
+        generation: 3,
+        clean: true,
+        in_service: false,
+        conviction: Some(spare_store::ConvictionNote {
+            position: Position(7),
+            at_us: 1,
+            reason: "its reply differed".to_owned(),
+            evidence: Some("0.3-at-7".to_owned()),
+        }),
+    };
+    let kept = spare_store::KeptReply {
+        key: spare_protocol::Hash::of(b"key"),
+        request: spare_protocol::Hash::of(b"request"),
+        position: Position(7),
+        time_us: 1,
+        outcome: None,
+    };
+    named(&[
+        ("manifest", backup[16 + 32..16 + length].to_vec()),
+        ("note", encode(&note)),
+        ("replies", encode(&vec![kept; 2])),
+    ])
+}
+
+fn store_backup() -> Vec<Seed> {
+    let backup = written_backup();
+    let mut giant = backup[..16].to_vec();
+    giant[12..16].copy_from_slice(&(1u32 << 30).to_le_bytes());
+    named(&[
+        ("cut-off", backup[..backup.len() - 3].to_vec()),
+        ("whole", backup),
+        ("giant-manifest", giant),
     ])
 }
 

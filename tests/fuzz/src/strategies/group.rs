@@ -168,7 +168,8 @@ pub fn envelope() -> impl Strategy<Value = Envelope> {
     (any::<u64>(), group_message()).prop_map(|(epoch, message)| Envelope { epoch, message })
 }
 
-fn record() -> impl Strategy<Value = DecidedRequest> {
+/// A decided request.
+pub fn decided_request() -> impl Strategy<Value = DecidedRequest> {
     let what = (id(), class(), prop::option::of(hash()), bytes());
     let agreed = (hash(), hash(), prop::option::of(outcome()), bytes());
     let when = (position(), any::<u64>(), any::<i64>(), any::<[u8; 32]>());
@@ -212,6 +213,7 @@ pub fn peer_message() -> impl Strategy<Value = PeerMessage> {
             state
         }),
         position().prop_map(|after| PeerMessage::WantLog { after }),
-        prop::collection::vec(record(), 0..3).prop_map(|records| PeerMessage::Log { records }),
+        prop::collection::vec(decided_request(), 0..3)
+            .prop_map(|records| PeerMessage::Log { records }),
     ]
 }

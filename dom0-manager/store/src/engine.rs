@@ -1,0 +1,389 @@
+//! The tables of the store, in the embedded engine redb: snapshots' manifests and chunks, and what is known
+//! of the seat's replicas. (The log is not in it: `docs/store.md` tells why, with figures.)
+//!
+//! Every value is checked when it is read, chunks and manifests against their BLAKE3 hash: the engine
+//! checks its pages after a crash only. Commits are in two phases: they are rare, opening takes no time
+//! then, and a flipped bit costs what it hits instead of the file.
+
+use crate::disk::{Disk, DiskFile};
+use crate::error::{Damage, DamagedPart, StoreError};
+use crate::segment::FORMAT_VERSION;
+use redb::{
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    TableDefinition, WriteTransaction,
+};
+use spare_protocol::{Hash, Position};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The engine's file.
+pub(crate) const FILE: &str = "state.redb";
+/// Its name while it is being made.
+const UNBORN: &str = "state.redb.new";
+/// Memory for its pages: chunks are read and written in order, once.
+const CACHE_BYTES: usize = 8 << 20;
+
+const ABOUT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("about");
+const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("chunks");
+const MANIFESTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("manifests");
+const REPLICAS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("replicas");
+const VERSION: &str = "version";
+const IMAGE: &str = "image";
+
+/// A file of the store as the engine wants it.
+struct Backend(Arc<dyn DiskFile>, bool);
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(FILE)
+    }
+}
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        if self.1 {
+            return Ok(());
+        }
+        self.0.sync()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+}
+
+/// The engine, opened.
+pub(crate) struct Engine {
+    /// Taken out when it is closed.
+    database: Option<Database>,
+    path: PathBuf,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // It writes where it has space, and panics where damage has changed that.
+        let database = self.database.take();
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(database)));
+    }
+}
+
+/// What a snapshot adds, and what is no longer needed.
+pub(crate) struct Commit<'a> {
+    pub(crate) position: Position,
+    pub(crate) manifest: &'a [u8],
+    pub(crate) chunks: Vec<(Hash, Vec<u8>)>,
+    pub(crate) keep_manifests: BTreeSet<Position>,
+    pub(crate) keep_chunks: BTreeSet<Hash>,
+}
+
+impl Engine {
+    /// Opens the tables in `disk`, or makes them; those of another image are refused.
+    pub(crate) fn open(disk: &dyn Disk, memory: bool, image: Hash) -> Result<Engine, StoreError> {
+        let path = disk.path().join(FILE);
+        let names = disk.list().map_err(|e| failed(&path, e))?;
+        if names.iter().any(|n| n == FILE) {
+            let engine = Engine::open_file(disk, FILE, memory)?;
+            engine.check_about(image)?;
+            return Ok(engine);
+        }
+        // Under its name only once it is whole.
+        if names.iter().any(|n| n == UNBORN) {
+            disk.remove(UNBORN).map_err(|e| failed(&path, e))?;
+        }
+        let engine = Engine::open_file(disk, UNBORN, memory)?;
+        engine.check_about(image)?;
+        disk.rename(UNBORN, FILE).map_err(|e| failed(&path, e))?;
+        if !memory {
+            disk.sync_names().map_err(|e| failed(&path, e))?;
+        }
+        Ok(engine)
+    }
+
+    fn open_file(disk: &dyn Disk, name: &str, memory: bool) -> Result<Engine, StoreError> {
+        let path = disk.path().join(FILE);
+        guarded(&path, || {
+            let file = disk.open(name, true).map_err(|e| failed(&path, e))?;
+            let database = Builder::new()
+                .set_cache_size(CACHE_BYTES)
+                .create_with_backend(Backend(file, memory))
+                .map_err(|e| failed(&path, e))?;
+            Ok(Engine {
+                database: Some(database),
+                path: path.clone(),
+            })
+        })
+    }
+
+    fn check_about(&self, image: Hash) -> Result<(), StoreError> {
+        let (version, found) = self.about()?;
+        let Some(version) = version else {
+            return self.write(|transaction| {
+                let mut about = transaction.open_table(ABOUT)?;
+                about.insert(VERSION, FORMAT_VERSION.to_le_bytes().as_slice())?;
+                about.insert(IMAGE, image.0.as_slice())?;
+                transaction.open_table(CHUNKS)?;
+                transaction.open_table(MANIFESTS)?;
+                transaction.open_table(REPLICAS)?;
+                Ok(())
+            });
+        };
+        if version != FORMAT_VERSION {
+            return Err(StoreError::Version {
+                path: self.path.clone(),
+                found: version,
+                known: FORMAT_VERSION,
+            });
+        }
+        match found {
+            Some(found) if found == image => Ok(()),
+            Some(found) => Err(StoreError::OtherImage {
+                path: self.path.clone(),
+                found,
+                expected: image,
+            }),
+            None => Err(self.damage(DamagedPart::File, "it names no image")),
+        }
+    }
+
+    fn about(&self) -> Result<(Option<u32>, Option<Hash>), StoreError> {
+        guarded(&self.path, || {
+            let transaction = self.begin_read()?;
+            let about = match transaction.open_table(ABOUT) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok((None, None)),
+                other => other.map_err(|e| failed(&self.path, e))?,
+            };
+            let get = |name| {
+                let value = about.get(name).map_err(|e| failed(&self.path, e))?;
+                Ok::<_, StoreError>(value.map(|v| v.value().to_vec()))
+            };
+            let version = get(VERSION)?
+                .and_then(|v| v.try_into().ok())
+                .map(u32::from_le_bytes);
+            let image = get(IMAGE)?.and_then(|v| v.try_into().ok()).map(Hash);
+            Ok((Some(version.unwrap_or(0)), image))
+        })
+    }
+
+    fn database(&self) -> Result<&Database, StoreError> {
+        let closed = || StoreError::Refused("the tables are closed".to_owned());
+        self.database.as_ref().ok_or_else(closed)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn begin_read(&self) -> Result<ReadTransaction, StoreError> {
+        self.database()?
+            .begin_read()
+            .map_err(|e| failed(&self.path, e))
+    }
+
+    fn write(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<(), StoreError> {
+        guarded(&self.path, || {
+            let mut transaction = self
+                .database()?
+                .begin_write()
+                .map_err(|e| failed(&self.path, e))?;
+            transaction.set_two_phase_commit(true);
+            transaction.set_quick_repair(true);
+            change(&transaction).map_err(|e| failed(&self.path, e))?;
+            transaction.commit().map_err(|e| failed(&self.path, e))
+        })
+    }
+
+    /// Writes a snapshot and removes what is no longer needed, all at once.
+    pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut manifests = transaction.open_table(MANIFESTS)?;
+            let mut chunks = transaction.open_table(CHUNKS)?;
+            for (hash, bytes) in &commit.chunks {
+                chunks.insert(&hash.0, bytes.as_slice())?;
+            }
+            manifests.insert(commit.position.0, commit.manifest)?;
+            manifests.retain(|position, _| commit.keep_manifests.contains(&Position(position)))?;
+            chunks.retain(|hash, _| commit.keep_chunks.contains(&Hash(*hash)))?;
+            Ok(())
+        })
+    }
+
+    /// Writes chunks that a snapshot which is to follow will name. The next commit removes them otherwise.
+    pub(crate) fn put_chunks(&self, portion: Vec<(Hash, Vec<u8>)>) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut chunks = transaction.open_table(CHUNKS)?;
+            for (hash, bytes) in &portion {
+                chunks.insert(&hash.0, bytes.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Puts a chunk in its place again.
+    pub(crate) fn put_chunk(&self, hash: Hash, bytes: &[u8]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut chunks = transaction.open_table(CHUNKS)?;
+            chunks.insert(&hash.0, bytes)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn put_replica(&self, generation: u32, note: &[u8]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut replicas = transaction.open_table(REPLICAS)?;
+            replicas.insert(generation, note)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn remove_replicas_below(&self, generation: u32) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut replicas = transaction.open_table(REPLICAS)?;
+            replicas.retain_in(..generation, |_, _| false)?;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn view(&self) -> Result<View, StoreError> {
+        guarded(&self.path, || {
+            let transaction = self.begin_read()?;
+            let chunks = transaction
+                .open_table(CHUNKS)
+                .map_err(|e| failed(&self.path, e))?;
+            Ok(View {
+                transaction,
+                chunks,
+                path: self.path.clone(),
+            })
+        })
+    }
+
+    fn damage(&self, part: DamagedPart, what: &str) -> StoreError {
+        StoreError::Damaged(Damage {
+            path: self.path.clone(),
+            part,
+            what: what.to_owned(),
+        })
+    }
+}
+
+/// The tables as they are at one moment, whatever is written meanwhile.
+pub(crate) struct View {
+    transaction: ReadTransaction,
+    chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
+    path: PathBuf,
+}
+
+impl View {
+    /// All manifests, as they stand there, ascending.
+    pub(crate) fn manifests(&self) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
+        guarded(&self.path, || {
+            let all = || -> Result<Vec<_>, redb::Error> {
+                let manifests = self.transaction.open_table(MANIFESTS)?;
+                let mut all = Vec::new();
+                for entry in manifests.iter()? {
+                    let (position, bytes) = entry?;
+                    all.push((Position(position.value()), bytes.value().to_vec()));
+                }
+                Ok(all)
+            };
+            all().map_err(|e| failed(&self.path, e))
+        })
+    }
+
+    pub(crate) fn replicas(&self) -> Result<Vec<(u32, Vec<u8>)>, StoreError> {
+        guarded(&self.path, || {
+            let all = || -> Result<Vec<_>, redb::Error> {
+                let replicas = self.transaction.open_table(REPLICAS)?;
+                let mut all = Vec::new();
+                for entry in replicas.iter()? {
+                    let (generation, bytes) = entry?;
+                    all.push((generation.value(), bytes.value().to_vec()));
+                }
+                Ok(all)
+            };
+            all().map_err(|e| failed(&self.path, e))
+        })
+    }
+
+    /// A chunk with the hash that it is named by.
+    pub(crate) fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
+        let damaged = |what: &str| {
+            StoreError::Damaged(Damage {
+                path: self.path.clone(),
+                part: DamagedPart::Chunk(hash),
+                what: what.to_owned(),
+            })
+        };
+        let read = guarded(&self.path, || {
+            let found = self
+                .chunks
+                .get(&hash.0)
+                .map_err(|e| failed(&self.path, e))?;
+            Ok(found.map(|bytes| bytes.value().to_vec()))
+        });
+        match read {
+            Ok(Some(bytes)) if Hash::of(&bytes) == hash => Ok(bytes),
+            Ok(Some(_)) => Err(damaged("its hash is another")),
+            Ok(None) => Err(damaged("it is not there")),
+            Err(StoreError::Damaged(d)) => Err(damaged(&d.what)),
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(crate) fn has_chunk(&self, hash: Hash) -> bool {
+        self.chunk(hash).is_ok()
+    }
+}
+
+/// Runs a call of the engine. It panics where it reads what it never wrote; that is damage like any other.
+fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| {
+        Err(StoreError::Damaged(Damage {
+            path: path.to_owned(),
+            part: DamagedPart::File,
+            what: "the engine cannot make sense of a page".to_owned(),
+        }))
+    })
+}
+
+fn failed(path: &Path, error: impl Into<redb::Error>) -> StoreError {
+    let damaged = |what: String| {
+        StoreError::Damaged(Damage {
+            path: path.to_owned(),
+            part: DamagedPart::File,
+            what,
+        })
+    };
+    match error.into() {
+        redb::Error::Io(source) => match source.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                damaged(source.to_string())
+            }
+            _ => StoreError::Io {
+                path: path.to_owned(),
+                what: "read or write",
+                source: Arc::new(source),
+            },
+        },
+        other => damaged(other.to_string()),
+    }
+}

@@ -1,0 +1,153 @@
+//! What can go wrong with a store, in words for an operator.
+
+use crate::segment::Range;
+use spare_protocol::{Hash, Position};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The store cannot do what it was asked for.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it.
+    #[error("the store {folder} is in use by {holder}; stop that first, or give this one another store.directory")]
+    InUse {
+        /// The store's folder.
+        folder: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
+    /// The disk refused.
+    #[error("{path}: cannot {what} ({source}); {}", advice(.source))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The operating system's reason.
+        source: Arc<io::Error>,
+    },
+    /// Something failed before: nothing more is written.
+    #[error(
+        "the store refuses to go on, because of an earlier failure: {0}. What is on disk up to there stays \
+         valid; restart this manager once the disk is in order"
+    )]
+    Stopped(Arc<StoreError>),
+    /// Written by another version.
+    #[error(
+        "{path}: the format is version {found}; this program reads version {known}. {}",
+        if found > known { "Install the release that wrote it, or a later one" }
+        else { "Open it once with the release before this one, which converts it" }
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The file's.
+        found: u32,
+        /// This program's.
+        known: u32,
+    },
+    /// Of another kind, or damaged where the kind stands.
+    #[error("{path}: this is no {kind} of SPARE, or its first bytes are damaged; move it away if it does not belong here")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        kind: &'static str,
+    },
+    /// The bytes are not those that were written.
+    #[error("{0}; it is not used. Have it repaired from another member of the group, or restore a backup")]
+    Damaged(Damage),
+    /// Made with another image.
+    #[error("{path} belongs to image {found}, this group runs image {expected}; use a backup of that image")]
+    OtherImage {
+        /// The file.
+        path: PathBuf,
+        /// Its image.
+        found: Hash,
+        /// The configured one.
+        expected: Hash,
+    },
+    /// The store was written with durability = "memory".
+    #[error(
+        "the store {0} was written with durability = \"memory\": after a stop its content cannot be relied on. \
+         Remove the folder, and let this host take the state over from the others"
+    )]
+    NotDurable(PathBuf),
+    /// The store is durable, and is opened without durability.
+    #[error(
+        "the store {0} was written durably; with durability = \"memory\" it would be lost. Set another \
+         store.directory, or durability = \"disk\""
+    )]
+    Durable(PathBuf),
+    /// What was asked for is below what is kept.
+    #[error("position {asked} is no longer in the log, which begins after {kept}")]
+    Compacted {
+        /// The position.
+        asked: Position,
+        /// The log begins after this one.
+        kept: Position,
+    },
+    /// A call that does not fit the state of the store.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Something on disk is not what was written there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The file.
+    pub path: PathBuf,
+    /// What of it.
+    pub part: DamagedPart,
+    /// How that shows.
+    pub what: String,
+}
+
+/// What is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DamagedPart {
+    /// Records of the log.
+    Records(Range),
+    /// A chunk of a snapshot.
+    Chunk(Hash),
+    /// The snapshot at a position: its manifest.
+    Snapshot(Position),
+    /// The file as a whole.
+    File,
+}
+
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: ", self.path.display())?;
+        match &self.part {
+            DamagedPart::Records(range) => write!(f, "{range}")?,
+            DamagedPart::Chunk(hash) => write!(f, "chunk {hash} is damaged")?,
+            DamagedPart::Snapshot(position) => write!(f, "the snapshot at {position} is damaged")?,
+            DamagedPart::File => write!(f, "the file is damaged")?,
+        }
+        write!(f, " ({})", self.what)
+    }
+}
+
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "make room on this disk, then restart this manager"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "let the manager's user write there, then restart this manager"
+        }
+        _ => "look at the disk's health (dmesg, smartctl), then restart this manager",
+    }
+}
+
+/// Makes an error of the operating system one of the store.
+pub(crate) fn io_at(path: &Path, what: &'static str) -> impl Fn(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io {
+        path: path.clone(),
+        what,
+        source: Arc::new(source),
+    }
+}

@@ -1,0 +1,554 @@
+//! Who makes snapshots: a thread with the agreed state of its own, so that nobody waits for it. It walks
+//! along the log, cuts the state into chunks, writes those that are new, and lets the log go that is no
+//! longer needed.
+
+use crate::agreed_state::AgreedState;
+use crate::engine::{Commit, Engine, View};
+use crate::error::{Damage, DamagedPart, StoreError};
+use crate::journal::{decode_record, RecordIn};
+use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
+use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
+use crate::writer::Writer;
+use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::update::Update;
+use spare_protocol::{DecodeError, Hash, Position, SeatId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Snapshots that are kept.
+const SNAPSHOTS: usize = 2;
+/// A chunk of replies takes no further one once it has so many bytes.
+const REPLY_CHUNK_BYTES: usize = 256 << 10;
+/// New chunks are handed to the engine once they have so many bytes.
+const PORTION_BYTES: usize = 16 << 20;
+
+/// Portions of the log that are read before they are applied.
+const PORTIONS_AHEAD: usize = 4;
+
+/// What the keeper is asked for.
+pub(crate) enum Job {
+    Snapshot {
+        position: Position,
+        root: Option<Hash>,
+    },
+    Load {
+        upto: Position,
+        rows_max: usize,
+        reply: LoadReply,
+    },
+    KeepFrom(Position),
+    Replica(ReplicaNote),
+    Close,
+}
+
+/// The list of snapshots, newest last.
+pub(crate) type Manifests = Arc<Mutex<Vec<Arc<Manifest>>>>;
+
+/// The way to the keeper.
+pub(crate) struct Keeper {
+    jobs: Sender<Job>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    pub(crate) fn start(
+        engine: Arc<Engine>,
+        writer: Arc<Writer>,
+        manifests: Manifests,
+        image: Hash,
+        window: KeyWindow,
+        report: Arc<Report>,
+    ) -> Result<Keeper, StoreError> {
+        let (jobs, receiver) = std::sync::mpsc::channel();
+        let task = Task {
+            engine,
+            writer,
+            manifests,
+            image,
+            window,
+            report,
+            walk: None,
+            keep_from: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("store-keeper".to_owned())
+            .spawn(move || task.run(&receiver))
+            .map_err(|e| StoreError::Refused(format!("no thread for the keeper: {e}")))?;
+        Ok(Keeper {
+            jobs,
+            thread: Some(thread),
+        })
+    }
+
+    pub(crate) fn ask(&self, job: Job) -> Result<(), StoreError> {
+        self.jobs.send(job).map_err(|_| {
+            StoreError::Refused("the store takes no more snapshots; see its last failure".into())
+        })
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.ask(Job::Close);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The state on the way along the log.
+struct Walk {
+    state: AgreedState,
+    /// As far as the log was followed.
+    position: Position,
+    numbers: BTreeMap<SeatId, u64>,
+    /// Requests with a key since the snapshot that it began with: position and agreed time.
+    keyed: Vec<(Position, i64)>,
+    /// The snapshot that it began with.
+    base: Option<Arc<Manifest>>,
+    time_us: i64,
+}
+
+/// What matters of a record to whoever follows the log.
+struct Followed {
+    position: Position,
+    id: RequestId,
+    time_us: i64,
+    has_key: bool,
+    update: Result<Option<Update>, DecodeError>,
+}
+
+impl From<&RecordIn<'_>> for Followed {
+    fn from(record: &RecordIn<'_>) -> Followed {
+        let update = (!record.update.is_empty()).then(|| Update::from_bytes(record.update));
+        Followed {
+            position: record.position,
+            id: record.id,
+            time_us: record.time_us,
+            has_key: record.kept_key().is_some(),
+            update: update.transpose(),
+        }
+    }
+}
+
+struct Task {
+    engine: Arc<Engine>,
+    writer: Arc<Writer>,
+    manifests: Manifests,
+    image: Hash,
+    window: KeyWindow,
+    report: Arc<Report>,
+    walk: Option<Walk>,
+    keep_from: Option<Position>,
+}
+
+/// A snapshot that is being written.
+struct Portion<'a> {
+    engine: &'a Engine,
+    view: View,
+    chunks: Vec<(Hash, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Portion<'_> {
+    /// Writes a chunk unless it is there.
+    fn add(&mut self, bytes: Vec<u8>) -> Result<ChunkRef, StoreError> {
+        let reference = ChunkRef {
+            hash: Hash::of(&bytes),
+            bytes: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
+        };
+        if !self.view.has_chunk(reference.hash) {
+            self.bytes += bytes.len();
+            self.chunks.push((reference.hash, bytes));
+            if self.bytes >= PORTION_BYTES {
+                self.bytes = 0;
+                self.engine.put_chunks(std::mem::take(&mut self.chunks))?;
+            }
+        }
+        Ok(reference)
+    }
+}
+
+impl Task {
+    fn run(mut self, jobs: &Receiver<Job>) {
+        while let Ok(job) = jobs.recv() {
+            let done = match job {
+                Job::Snapshot { position, root } => self.snapshot(position, root),
+                Job::Load {
+                    upto,
+                    rows_max,
+                    reply,
+                } => {
+                    let parts = self.walk_to(upto).map(|walk| walk.state.parts(rows_max));
+                    reply(parts);
+                    Ok(())
+                }
+                Job::KeepFrom(position) => {
+                    self.keep_from = Some(position);
+                    self.compact()
+                }
+                Job::Replica(note) => self.note(&note),
+                Job::Close => return,
+            };
+            match done {
+                Ok(()) => {}
+                // What is damaged can be put back; what could not be written cannot be trusted any more.
+                Err(error @ (StoreError::Damaged(_) | StoreError::Refused(_))) => {
+                    (self.report)(Event::Trouble(error));
+                }
+                Err(error) => return (self.report)(Event::Failed(error)),
+            }
+        }
+    }
+
+    fn note(&self, note: &ReplicaNote) -> Result<(), StoreError> {
+        self.engine.put_replica(note.generation, &note.to_bytes())?;
+        if note.generation > REPLICA_NOTES_MAX && note.generation.is_multiple_of(16) {
+            let oldest = note.generation - REPLICA_NOTES_MAX;
+            self.engine.remove_replicas_below(oldest)?;
+        }
+        Ok(())
+    }
+
+    fn newest_up_to(&self, position: Position) -> Option<Arc<Manifest>> {
+        let manifests = self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let usable = manifests.iter().rev().find(|m| m.position <= position);
+        usable.cloned()
+    }
+
+    /// The state at `position`.
+    fn walk_to(&mut self, position: Position) -> Result<&Walk, StoreError> {
+        let mut walk = self.walk.take();
+        loop {
+            // Again, if the log went back while it was followed.
+            let went_back = self.writer.went_back();
+            let usable = |w: &Walk| {
+                w.position <= position && went_back.is_none_or(|back| w.position <= back)
+            };
+            let mut this = match walk.take().filter(usable) {
+                Some(walk) if walk.position == position => return Ok(self.walk.insert(walk)),
+                Some(walk) => walk,
+                None => self.begin(self.newest_up_to(position))?,
+            };
+            self.follow(&mut this, position)?;
+            walk = Some(this);
+        }
+    }
+
+    /// Applies the log up to `position`: one thread reads and decodes, this one applies.
+    fn follow(&self, walk: &mut Walk, position: Position) -> Result<(), StoreError> {
+        let first = walk.position.next();
+        let (sender, portions) = sync_channel(PORTIONS_AHEAD);
+        std::thread::scope(|threads| {
+            let read = threads.spawn(move || self.read_ahead(first, position, &sender));
+            for portion in portions {
+                for record in portion {
+                    self.step(walk, record);
+                }
+            }
+            // It hands on the error that ended it; its panic is a defect.
+            read.join()
+                .unwrap_or_else(|_| Err(StoreError::Refused("reading the log failed".into())))
+        })
+    }
+
+    fn read_ahead(
+        &self,
+        first: Position,
+        last: Position,
+        portions: &SyncSender<Vec<Followed>>,
+    ) -> Result<(), StoreError> {
+        let mut next = first;
+        while next <= last {
+            let records = self.writer.payloads(next, last)?;
+            let Some((end, _)) = records.last() else {
+                return Err(StoreError::Refused(format!(
+                    "there is no state at {last}: the log ends with {}",
+                    next.previous()
+                )));
+            };
+            next = end.next();
+            let mut portion = Vec::with_capacity(records.len());
+            for (at, payload) in records {
+                portion.push(Followed::from(&RecordIn::decode(at, &payload)?));
+            }
+            if portions.send(portion).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, base: Option<Arc<Manifest>>) -> Result<Walk, StoreError> {
+        let mut state = AgreedState::new();
+        let mut walk_numbers = BTreeMap::new();
+        let mut position = Position(0);
+        let mut time_us = i64::MIN;
+        if let Some(manifest) = &base {
+            let view = self.engine.view()?;
+            let chunks = manifest.state.iter().map(|c| view.chunk(c.hash));
+            let chunks = chunks.map(|c| c.map_err(Unusable::Store));
+            position = manifest.position;
+            state = AgreedState::from_chunks(position, chunks).map_err(|e| match e {
+                Unusable::Store(error) => error,
+                Unusable::Decode(error) => StoreError::Damaged(Damage {
+                    path: self.engine.path().to_owned(),
+                    part: DamagedPart::Snapshot(position),
+                    what: error.to_string(),
+                }),
+            })?;
+            walk_numbers.extend(manifest.numbers.iter().map(|n| (n.seat, n.number)));
+            time_us = manifest.last.as_ref().map_or(i64::MIN, |r| r.time_us);
+        }
+        Ok(Walk {
+            state,
+            position,
+            numbers: walk_numbers,
+            keyed: Vec::new(),
+            base,
+            time_us,
+        })
+    }
+
+    fn step(&self, walk: &mut Walk, record: Followed) {
+        let position = record.position;
+        walk.position = position;
+        walk.time_us = walk.time_us.max(record.time_us);
+        let applied = match record.update {
+            Ok(Some(update)) => walk.state.apply_update(position, update),
+            Ok(None) => walk.state.apply(position, &[]),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
+            // More than f replicas are faulty; whoever decided it said so.
+            (self.report)(Event::Trouble(StoreError::Refused(format!(
+                "the agreed update of request {position} is not canonical ({error}); it is left out of \
+                 snapshots"
+            ))));
+            walk.state.skip(position);
+        }
+        let number = walk.numbers.entry(record.id.seat).or_default();
+        *number = (*number).max(record.id.number);
+        if record.has_key {
+            walk.keyed.push((position, record.time_us));
+        }
+    }
+
+    fn snapshot(&mut self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
+        let held = self.writer.state();
+        if position > held.safe {
+            return Err(StoreError::Refused(format!(
+                "no snapshot at {position}: the log may still go back to {}",
+                held.safe
+            )));
+        }
+        // What is in a snapshot must not be lost from the log.
+        self.writer.wait_for_safe(position)?;
+        let newest = self.newest_up_to(Position(u64::MAX));
+        if newest.as_ref().is_some_and(|n| n.position >= position) {
+            return Ok(());
+        }
+        self.walk_to(position)?;
+        let Some(walk) = &self.walk else {
+            return Ok(());
+        };
+        let mut portion = Portion {
+            engine: &self.engine,
+            view: self.engine.view()?,
+            chunks: Vec::new(),
+            bytes: 0,
+        };
+        let mut state = Vec::new();
+        walk.state.chunks(|bytes| {
+            state.push(portion.add(bytes)?);
+            Ok::<(), StoreError>(())
+        })?;
+        let replies = self.replies(walk, newest.as_deref(), &mut portion)?;
+        let last = self.writer.payload(position)?;
+        let manifest = Manifest {
+            image: self.image,
+            position,
+            root,
+            view: held.view,
+            last: last.map(|p| decode_record(position, &p)).transpose()?,
+            numbers: walk
+                .numbers
+                .iter()
+                .map(|(seat, number)| RequestId {
+                    seat: *seat,
+                    number: *number,
+                })
+                .collect(),
+            state,
+            replies,
+        };
+        let chunks = std::mem::take(&mut portion.chunks);
+        drop(portion);
+        self.commit(manifest, chunks)?;
+        self.compact()?;
+        (self.report)(Event::Snapshot(position));
+        Ok(())
+    }
+
+    fn commit(
+        &mut self,
+        manifest: Manifest,
+        chunks: Vec<(Hash, Vec<u8>)>,
+    ) -> Result<(), StoreError> {
+        let manifest = Arc::new(manifest);
+        let mut kept: Vec<Arc<Manifest>> = self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        kept.push(Arc::clone(&manifest));
+        let surplus = kept.len().saturating_sub(SNAPSHOTS);
+        kept.drain(..surplus);
+        self.engine.commit(&Commit {
+            position: manifest.position,
+            manifest: &manifest.to_bytes(),
+            chunks,
+            keep_manifests: kept.iter().map(|m| m.position).collect(),
+            keep_chunks: kept
+                .iter()
+                .flat_map(|m| m.chunks())
+                .map(|c| c.hash)
+                .collect(),
+        })?;
+        if let Some(walk) = &mut self.walk {
+            // Its replies are in the snapshot.
+            walk.keyed.retain(|(p, _)| *p > manifest.position);
+            walk.base = Some(manifest);
+        }
+        *self
+            .manifests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = kept;
+        Ok(())
+    }
+
+    /// The replies that retries may ask for at the walk's position.
+    fn replies(
+        &self,
+        walk: &Walk,
+        newest: Option<&Manifest>,
+        portion: &mut Portion<'_>,
+    ) -> Result<Vec<ReplyChunk>, StoreError> {
+        let expired = |time_us: i64| time_us.saturating_add(self.window.lifetime_us) < walk.time_us;
+        let mut chunks: Vec<ReplyChunk> = newest.map_or_else(Vec::new, |m| m.replies.clone());
+        let after = newest.map_or(Position(0), |m| m.position);
+        let skip = walk.keyed.len().saturating_sub(self.window.keys_max);
+        let fresh = walk.keyed.iter().skip(skip);
+        let mut open = Vec::new();
+        // The last chunk goes on, if it is short.
+        if let Some(last) = chunks.pop_if(|c| (c.chunk.bytes as usize) < REPLY_CHUNK_BYTES / 2) {
+            open = read_replies(&portion.view, last.chunk.hash)?;
+        }
+        let mut bytes = 0;
+        for (position, time_us) in fresh {
+            if *position <= after || expired(*time_us) {
+                continue;
+            }
+            let Some(payload) = self.writer.payload(*position)? else {
+                continue;
+            };
+            let kept = kept_reply(decode_record(*position, &payload)?);
+            bytes += payload.len();
+            open.extend(kept);
+            if bytes >= REPLY_CHUNK_BYTES {
+                bytes = 0;
+                chunks.extend(write_replies(portion, std::mem::take(&mut open))?);
+            }
+        }
+        chunks.extend(write_replies(portion, open)?);
+        chunks.retain(|c| !expired(c.newest_us));
+        let mut count: usize = chunks.iter().map(|c| c.count as usize).sum();
+        chunks.retain(|chunk| {
+            let surplus = count.saturating_sub(chunk.count as usize) >= self.window.keys_max;
+            if surplus {
+                count -= chunk.count as usize;
+            }
+            !surplus
+        });
+        Ok(chunks)
+    }
+
+    /// Lets the log go below the older snapshot, and below the oldest base in use.
+    fn compact(&self) -> Result<(), StoreError> {
+        let older = {
+            let manifests = self
+                .manifests
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if manifests.len() < SNAPSHOTS {
+                return Ok(());
+            }
+            manifests.first().map_or(Position(0), |m| m.position)
+        };
+        let position = self.keep_from.map_or(older, |base| base.min(older));
+        self.writer.compact(position)
+    }
+}
+
+enum Unusable {
+    Store(StoreError),
+    Decode(DecodeError),
+}
+
+impl From<DecodeError> for Unusable {
+    fn from(error: DecodeError) -> Unusable {
+        Unusable::Decode(error)
+    }
+}
+
+fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
+    Some(KeptReply {
+        key: record.key?,
+        request: Hash::of(&record.request),
+        position: record.position,
+        time_us: record.time_us,
+        outcome: record.outcome,
+    })
+}
+
+pub(crate) fn read_replies(view: &View, chunk: Hash) -> Result<Vec<KeptReply>, StoreError> {
+    let bytes = view.chunk(chunk)?;
+    spare_protocol::decode(&bytes).map_err(|error| {
+        StoreError::Damaged(Damage {
+            path: "snapshot".into(),
+            part: DamagedPart::Chunk(chunk),
+            what: error.to_string(),
+        })
+    })
+}
+
+fn write_replies(
+    portion: &mut Portion<'_>,
+    replies: Vec<KeptReply>,
+) -> Result<Option<ReplyChunk>, StoreError> {
+    let (Some(first), Some(last)) = (replies.first(), replies.last()) else {
+        return Ok(None);
+    };
+    let (first, last) = (first.position, last.position);
+    let newest_us = replies.iter().map(|r| r.time_us).max().unwrap_or_default();
+    let count = u32::try_from(replies.len()).unwrap_or(u32::MAX);
+    let chunk = portion.add(spare_protocol::encode(&replies))?;
+    Ok(Some(ReplyChunk {
+        first,
+        last,
+        count,
+        newest_us,
+        chunk,
+    }))
+}
+
+/// What a set of chunks names.
+pub(crate) fn hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
+    let chunks = manifests.iter().flat_map(|m| m.chunks());
+    chunks.map(|c| c.hash).collect()
+}

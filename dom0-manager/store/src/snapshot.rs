@@ -1,0 +1,268 @@
+//! A snapshot: the agreed state at a position, as content-addressed chunks and a manifest that lists them.
+//! And the file that `spare backup` writes: one snapshot, with everything that is needed to check it.
+//!
+//! ```text
+//! backup   = magic(8) version(u32) length(u32) manifest chunk* blake3(32)      "SPARESNP"
+//! manifest = hash(32) postcard of Manifest                                     hash: of what follows
+//! chunk    = as many bytes as the manifest says, whose BLAKE3 is the one in it
+//! ```
+//! The last 32 bytes are the BLAKE3 of all before. Numbers are little-endian.
+
+use crate::agreed_state::CHUNK_BYTES_MAX;
+use crate::segment::FORMAT_VERSION;
+use serde::{Deserialize, Serialize};
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::{Hash, Position};
+use std::io::{self, Read, Write};
+
+const MAGIC: &[u8; 8] = b"SPARESNP";
+/// The longest manifest: a state of a tebibyte in chunks of the usual size.
+pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
+
+/// What a retry is answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptReply {
+    /// What a retry has in common with the request.
+    pub key: Hash,
+    /// The hash of the request, so that another one with the same key is refused.
+    pub request: Hash,
+    /// Its place in the order.
+    pub position: Position,
+    /// Its agreed time.
+    pub time_us: i64,
+    /// What came of it; none if it was aborted.
+    pub outcome: Option<Outcome>,
+}
+
+/// A chunk, by what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkRef {
+    /// Its BLAKE3: its name.
+    pub hash: Hash,
+    /// Its length in bytes.
+    pub bytes: u32,
+}
+
+/// A chunk of kept replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyChunk {
+    /// The position of the first one.
+    pub first: Position,
+    /// The position of the last one.
+    pub last: Position,
+    /// How many replies are in it.
+    pub count: u32,
+    /// The newest one's agreed time.
+    pub newest_us: i64,
+    /// Where they are.
+    pub chunk: ChunkRef,
+}
+
+/// Names everything that a snapshot consists of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Content id of the image to whose pristine state the chunks are the difference.
+    pub image: Hash,
+    /// The position whose state this is.
+    pub position: Position,
+    /// The agreed root of the replicas' state there, if one is known.
+    pub root: Option<Hash>,
+    /// The newest primary view when it was taken.
+    pub view: PrimaryView,
+    /// The record of the position.
+    pub last: Option<DecidedRequest>,
+    /// The greatest request number of each gateway.
+    pub numbers: Vec<RequestId>,
+    /// The state: canonical updates of disjoint keys.
+    pub state: Vec<ChunkRef>,
+    /// Replies to requests with a key.
+    pub replies: Vec<ReplyChunk>,
+}
+
+impl Manifest {
+    /// Its encoding, after the hash of that.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let encoded = spare_protocol::encode(self);
+        let mut bytes = Hash::of(&encoded).0.to_vec();
+        bytes.extend_from_slice(&encoded);
+        bytes
+    }
+
+    /// The manifest in these bytes; none if they are not as they were written.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Manifest> {
+        let (hash, encoded) = bytes.split_first_chunk::<32>()?;
+        if Hash::of(encoded).0 != *hash {
+            return None;
+        }
+        spare_protocol::decode(encoded).ok()
+    }
+
+    /// All chunks.
+    pub fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
+        let replies = self.replies.iter().map(|r| r.chunk);
+        self.state.iter().copied().chain(replies)
+    }
+
+    /// Bytes of all chunks of the state.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        self.state.iter().map(|c| u64::from(c.bytes)).sum()
+    }
+
+    /// Bytes of all chunks of replies.
+    #[must_use]
+    pub fn reply_bytes(&self) -> u64 {
+        self.replies.iter().map(|r| u64::from(r.chunk.bytes)).sum()
+    }
+}
+
+/// A backup cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The operating system's word.
+    #[error("it cannot be read or written: {0}")]
+    Io(#[from] io::Error),
+    /// No backup.
+    #[error("this is no backup of SPARE, or its first bytes are damaged")]
+    Foreign,
+    /// Of another version.
+    #[error("the backup's format is version {0}; this program reads version {FORMAT_VERSION}")]
+    Version(u32),
+    /// Another image.
+    #[error("the backup belongs to image {found}, this group runs image {expected}")]
+    OtherImage {
+        /// The backup's.
+        found: Hash,
+        /// The configured one.
+        expected: Hash,
+    },
+    /// Not as it was written.
+    #[error("the backup is damaged: {0}; use another copy")]
+    Damaged(String),
+    /// The store's word.
+    #[error(transparent)]
+    Store(#[from] crate::StoreError),
+}
+
+/// Writes, and hashes what it writes.
+struct Hashed<W> {
+    inner: W,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Hashed<W> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.inner.write_all(bytes)
+    }
+}
+
+impl<R: Read> Hashed<R> {
+    /// So many bytes. Takes memory for those that are there, not for what a damaged length claims.
+    fn get(&mut self, length: usize, what: &str) -> Result<Vec<u8>, BackupError> {
+        let mut bytes = Vec::new();
+        (&mut self.inner)
+            .take(length as u64)
+            .read_to_end(&mut bytes)?;
+        if bytes.len() != length {
+            return Err(BackupError::Damaged(format!("it ends in {what}")));
+        }
+        self.hasher.update(&bytes);
+        Ok(bytes)
+    }
+}
+
+/// Writes a backup: `chunk` gives the chunks.
+pub(crate) fn write_backup(
+    out: impl Write,
+    manifest: &Manifest,
+    mut chunk: impl FnMut(Hash) -> Result<Vec<u8>, crate::StoreError>,
+) -> Result<(), BackupError> {
+    let mut out = Hashed {
+        inner: out,
+        hasher: blake3::Hasher::new(),
+    };
+    let bytes = manifest.to_bytes();
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    out.put(MAGIC)?;
+    out.put(&FORMAT_VERSION.to_le_bytes())?;
+    out.put(&length.to_le_bytes())?;
+    out.put(&bytes)?;
+    for reference in manifest.chunks() {
+        out.put(&chunk(reference.hash)?)?;
+    }
+    let hash = out.hasher.finalize();
+    out.inner.write_all(hash.as_bytes())?;
+    out.inner.flush()?;
+    Ok(())
+}
+
+/// Reads a backup and checks all of it; `take` gets each chunk once.
+///
+/// # Errors
+/// When it is no backup, of another image, or damaged anywhere: nothing that was taken counts then.
+pub fn read_backup(
+    input: impl Read,
+    image: Option<Hash>,
+    mut take: impl FnMut(ChunkRef, Vec<u8>),
+) -> Result<Manifest, BackupError> {
+    let mut input = Hashed {
+        inner: input,
+        hasher: blake3::Hasher::new(),
+    };
+    let head = input
+        .get(16, "its head")
+        .map_err(|_| BackupError::Foreign)?;
+    let number = |at: usize| {
+        let bytes = head.get(at..at + 4).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, u32::from_le_bytes)
+    };
+    if !head.starts_with(MAGIC) {
+        return Err(BackupError::Foreign);
+    }
+    if number(8) != FORMAT_VERSION {
+        return Err(BackupError::Version(number(8)));
+    }
+    let length = number(12) as usize;
+    if length > MANIFEST_BYTES_MAX {
+        return Err(BackupError::Damaged(format!(
+            "its manifest claims {length} bytes"
+        )));
+    }
+    let bytes = input.get(length, "its manifest")?;
+    let manifest = Manifest::from_bytes(&bytes)
+        .ok_or_else(|| BackupError::Damaged("its manifest does not match its hash".to_owned()))?;
+    if let Some(expected) = image.filter(|i| *i != manifest.image) {
+        return Err(BackupError::OtherImage {
+            found: manifest.image,
+            expected,
+        });
+    }
+    for reference in manifest.chunks() {
+        if reference.bytes as usize > CHUNK_BYTES_MAX {
+            return Err(BackupError::Damaged(format!(
+                "a chunk claims {} bytes",
+                reference.bytes
+            )));
+        }
+        let chunk = input.get(reference.bytes as usize, "a chunk")?;
+        if Hash::of(&chunk) != reference.hash {
+            return Err(BackupError::Damaged(format!(
+                "chunk {} does not match its hash",
+                reference.hash
+            )));
+        }
+        take(reference, chunk);
+    }
+    let expected = input.hasher.finalize();
+    let hash = input.get(32, "its hash")?;
+    if hash != expected.as_bytes() {
+        return Err(BackupError::Damaged(
+            "it does not match its hash".to_owned(),
+        ));
+    }
+    Ok(manifest)
+}

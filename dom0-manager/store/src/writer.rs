@@ -1,0 +1,456 @@
+//! Who writes the log: a thread that makes durable, with one sync, whatever was handed in meanwhile.
+
+use crate::error::StoreError;
+use crate::journal::{Group, Journal, Reader};
+use crate::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
+use crate::store::{Event, Progress, Report};
+use bytes::Bytes;
+use spare_protocol::group::DecidedRequest;
+use spare_protocol::Position;
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// What is to be written, and what the writer does about it.
+#[derive(Default)]
+struct Queue {
+    /// Above all records below: what comes first is to remove them.
+    truncate: Option<Position>,
+    records: VecDeque<(Position, Bytes)>,
+    bytes: usize,
+    /// What holds after everything handed in.
+    state: SeatState,
+    state_changed: bool,
+    /// The group that is being written.
+    writing: Group,
+    is_writing: bool,
+    /// The position of the last record that was handed in.
+    end: Position,
+    /// The last durable one of those that were not removed, and what else is durable.
+    durable: Position,
+    durable_state: SeatState,
+    /// The log went back to this, since it was last asked.
+    went_back: Option<Position>,
+    compact: Option<Position>,
+    put_back: BTreeMap<Position, Bytes>,
+    put_back_asked: bool,
+    closing: bool,
+    failed: Option<Arc<StoreError>>,
+}
+
+impl Queue {
+    fn has_work(&self) -> bool {
+        self.truncate.is_some()
+            || !self.records.is_empty()
+            || self.state_changed
+            || self.compact.is_some()
+            || self.put_back_asked
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            None => Ok(()),
+            Some(failure) => Err(StoreError::Stopped(Arc::clone(failure))),
+        }
+    }
+
+    /// Records in a group are written after its truncation, so what it would remove is left out.
+    fn truncate(&mut self, after: Position) {
+        while self.records.back().is_some_and(|(p, _)| *p > after) {
+            let dropped = self.records.pop_back();
+            self.bytes -= dropped.map_or(0, |(_, b)| b.len());
+        }
+        if self.records.is_empty() {
+            let before = self.truncate.unwrap_or(after);
+            self.truncate = Some(before.min(after));
+        }
+        self.end = self.end.min(after);
+        // What is on disk above is another history, even if it can never be removed from there.
+        self.durable = self.durable.min(after);
+        self.went_back = Some(self.went_back.map_or(after, |before| before.min(after)));
+    }
+
+    fn next_group(&mut self) -> Group {
+        let mut group = Group {
+            truncate: self.truncate.take(),
+            records: Vec::new(),
+            state: self.state.clone(),
+        };
+        let mut bytes = 0;
+        while group.records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+            let Some((position, payload)) = self.records.pop_front() else {
+                break;
+            };
+            bytes += payload.len();
+            group.records.push((position, payload));
+        }
+        self.bytes -= bytes;
+        if self.records.is_empty() {
+            self.state_changed = false;
+        } else {
+            // What holds after all records must not be durable before them.
+            group.state = self.durable_state.clone();
+        }
+        group
+    }
+
+    /// The record of `position`, if it is not in the index yet: `Some(None)` if it is nowhere.
+    #[allow(clippy::option_option)]
+    fn pending(&self, position: Position) -> Option<Option<Bytes>> {
+        if position > self.end {
+            return Some(None);
+        }
+        let waits = self.records.front().is_some_and(|(p, _)| *p <= position);
+        let being_written = self.writing.records.first();
+        let being_written = being_written.is_some_and(|(p, _)| *p <= position);
+        let found = |(p, bytes): &(Position, Bytes)| (*p == position).then(|| bytes.clone());
+        if waits {
+            return Some(self.records.iter().find_map(found));
+        }
+        if being_written {
+            return Some(self.writing.records.iter().find_map(found));
+        }
+        None
+    }
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    idle: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way to the writer.
+pub(crate) struct Writer {
+    shared: Arc<Shared>,
+    reader: Reader,
+    thread: Option<JoinHandle<()>>,
+    memory: bool,
+    report: Arc<Report>,
+}
+
+impl Writer {
+    pub(crate) fn start(
+        journal: Journal,
+        memory: bool,
+        report: Arc<Report>,
+    ) -> Result<Writer, StoreError> {
+        let reader = journal.reader();
+        let (_, end) = reader.bounds();
+        let queue = Queue {
+            state: journal.state().clone(),
+            durable_state: journal.state().clone(),
+            end,
+            durable: end,
+            ..Queue::default()
+        };
+        let shared = Arc::new(Shared {
+            queue: Mutex::new(queue),
+            wake: Condvar::new(),
+            idle: Condvar::new(),
+        });
+        let (for_thread, events) = (Arc::clone(&shared), Arc::clone(&report));
+        let thread = std::thread::Builder::new()
+            .name("store-log".to_owned())
+            .spawn(move || run(journal, &for_thread, events.as_ref()))
+            .map_err(|e| StoreError::Refused(format!("no thread for the log's writer: {e}")))?;
+        Ok(Writer {
+            shared,
+            reader,
+            thread: Some(thread),
+            memory,
+            report,
+        })
+    }
+
+    /// Hands in work and wakes the writer.
+    fn hand_in<T>(
+        &self,
+        work: impl FnOnce(&mut Queue) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut queue = self.shared.lock();
+        queue.check()?;
+        let was_idle = !queue.has_work();
+        let done = work(&mut queue)?;
+        drop(queue);
+        if was_idle {
+            self.shared.wake.notify_one();
+        }
+        if self.memory {
+            (self.report)(Event::Progress);
+        }
+        Ok(done)
+    }
+
+    pub(crate) fn append(&self, record: &DecidedRequest) -> Result<(), StoreError> {
+        let position = record.position;
+        let payload = Bytes::from(spare_protocol::encode(record));
+        if payload.len() > RECORD_BYTES_MAX {
+            return Err(StoreError::Refused(format!(
+                "the record of position {position} has {} bytes; at most {RECORD_BYTES_MAX} are possible",
+                payload.len()
+            )));
+        }
+        self.hand_in(|queue| {
+            if position != queue.end.next() {
+                return Err(StoreError::Refused(format!(
+                    "the record of position {position} cannot follow that of {}",
+                    queue.end
+                )));
+            }
+            queue.bytes += payload.len();
+            queue.records.push_back((position, payload));
+            queue.end = position;
+            Ok(())
+        })
+    }
+
+    pub(crate) fn truncate(&self, after: Position) -> Result<(), StoreError> {
+        self.hand_in(|queue| {
+            if after < queue.state.safe {
+                return Err(StoreError::Refused(format!(
+                    "the log cannot go back to {after}: every member has the records up to {}",
+                    queue.state.safe
+                )));
+            }
+            if after < queue.end {
+                queue.truncate(after);
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn set_state(&self, change: impl FnOnce(&mut SeatState)) -> Result<(), StoreError> {
+        self.hand_in(|queue| {
+            change(&mut queue.state);
+            queue.state_changed = true;
+            Ok(())
+        })
+    }
+
+    /// What is durable, and will still hold once everything handed in is.
+    pub(crate) fn progress(&self) -> Progress {
+        let queue = self.shared.lock();
+        let state = if self.memory {
+            &queue.state
+        } else {
+            &queue.durable_state
+        };
+        Progress {
+            stored: if self.memory {
+                queue.end
+            } else {
+                queue.durable
+            },
+            view: state.view.id,
+            generation: state.generation,
+            safe: state.safe,
+        }
+    }
+
+    pub(crate) fn state(&self) -> SeatState {
+        self.shared.lock().state.clone()
+    }
+
+    /// How far the log went back since this was last asked.
+    pub(crate) fn went_back(&self) -> Option<Position> {
+        self.shared.lock().went_back.take()
+    }
+
+    pub(crate) fn end(&self) -> Position {
+        self.shared.lock().end
+    }
+
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.shared.lock().bytes
+    }
+
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        self.shared.lock().check()
+    }
+
+    /// The record of `position`, durable or not.
+    pub(crate) fn payload(&self, position: Position) -> Result<Option<Bytes>, StoreError> {
+        match self.shared.lock().pending(position) {
+            Some(found) => Ok(found),
+            None => self.reader.payload(position),
+        }
+    }
+
+    /// Records from `first` to `last`, as many as are read at once; at least one, if there is one.
+    pub(crate) fn payloads(
+        &self,
+        first: Position,
+        last: Position,
+    ) -> Result<Vec<(Position, Bytes)>, StoreError> {
+        let pending = self.shared.lock().pending(first);
+        if let Some(found) = pending {
+            return Ok(found.map(|payload| (first, payload)).into_iter().collect());
+        }
+        let mut last = last;
+        {
+            let queue = self.shared.lock();
+            let firsts = [queue.writing.records.first(), queue.records.front()];
+            for (pending, _) in firsts.into_iter().flatten() {
+                last = last.min(pending.previous());
+            }
+            last = last.min(queue.end);
+        }
+        self.reader.payloads(first, last.max(first))
+    }
+
+    pub(crate) fn compact(&self, position: Position) -> Result<(), StoreError> {
+        self.hand_in(|queue| {
+            queue.compact = Some(position);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn put_back(&self, records: Vec<(Position, Bytes)>) -> Result<(), StoreError> {
+        self.hand_in(|queue| {
+            queue.put_back.extend(records);
+            queue.put_back_asked = true;
+            Ok(())
+        })
+    }
+
+    /// Waits until the records up to `position`, and that they are safe, are durable. They were handed in.
+    pub(crate) fn wait_for_safe(&self, position: Position) -> Result<(), StoreError> {
+        let mut queue = self.shared.lock();
+        let is_durable = |q: &Queue| q.durable >= position && q.durable_state.safe >= position;
+        while !is_durable(&queue) && queue.failed.is_none() {
+            queue = self
+                .shared
+                .idle
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.check()
+    }
+
+    /// Waits until everything that was handed in is done.
+    pub(crate) fn wait(&self) -> Result<(), StoreError> {
+        let mut queue = self.shared.lock();
+        while (queue.has_work() || queue.is_writing) && queue.failed.is_none() {
+            queue = self
+                .shared
+                .idle
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.check()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // It ends, or has ended because it failed, which was reported.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One round of the writer.
+enum Task {
+    Write(Group),
+    Compact(Position),
+    PutBack(BTreeMap<Position, Bytes>),
+    Close,
+}
+
+fn next_task(shared: &Shared) -> Task {
+    let mut queue = shared.lock();
+    loop {
+        if queue.truncate.is_some() || !queue.records.is_empty() || queue.state_changed {
+            let group = queue.next_group();
+            queue.writing.clone_from(&group);
+            queue.is_writing = true;
+            return Task::Write(group);
+        }
+        if let Some(position) = queue.compact.take() {
+            queue.is_writing = true;
+            return Task::Compact(position);
+        }
+        if std::mem::take(&mut queue.put_back_asked) {
+            queue.is_writing = true;
+            return Task::PutBack(queue.put_back.clone());
+        }
+        if queue.closing {
+            return Task::Close;
+        }
+        queue = shared
+            .wake
+            .wait(queue)
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+fn run(mut journal: Journal, shared: &Shared, report: &Report) {
+    loop {
+        let task = next_task(shared);
+        if matches!(task, Task::Close) {
+            if let Err(error) = journal.close() {
+                report(Event::Failed(error));
+            }
+            return;
+        }
+        // Whoever waits for the writer must learn that it is no more, whatever happens to it.
+        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut journal, shared, task)));
+        let done = done.unwrap_or_else(|_| {
+            let what = "the log's writer failed (a defect of this program; see its output)";
+            Err(StoreError::Refused(what.to_owned()))
+        });
+        {
+            let mut queue = shared.lock();
+            queue.is_writing = false;
+            queue.writing = Group::default();
+            if let Err(error) = &done {
+                queue.failed = Some(Arc::new(error.clone()));
+            }
+            shared.idle.notify_all();
+        }
+        match done {
+            Ok(()) => report(Event::Progress),
+            // What could not be synced may be lost although a later sync works: nothing more is written.
+            Err(error) => return report(Event::Failed(error)),
+        }
+    }
+}
+
+fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), StoreError> {
+    match task {
+        Task::Write(group) => {
+            journal.write(&group)?;
+            written(shared, group);
+        }
+        Task::Compact(position) => journal.compact(position)?,
+        Task::PutBack(records) => {
+            let waiting = journal.put_back(&records)?;
+            let mut queue = shared.lock();
+            for position in records.into_keys().filter(|p| !waiting.contains(p)) {
+                queue.put_back.remove(&position);
+            }
+        }
+        Task::Close => {}
+    }
+    Ok(())
+}
+
+fn written(shared: &Shared, group: Group) {
+    let mut queue = shared.lock();
+    if let Some((last, _)) = group.records.last() {
+        // Records that are to be removed were removed already, as those mean it who handed that in.
+        queue.durable = queue.truncate.map_or(*last, |after| after.min(*last));
+    }
+    queue.durable_state = group.state;
+}

@@ -1,0 +1,3 @@
+//! libFuzzer's bytes for [`spare_fuzz::store::store_segment`].
+#![no_main]
+spare_fuzz::libfuzzer!(spare_fuzz::store::store_segment);
