@@ -10,6 +10,17 @@ use std::time::Duration;
 /// Bytes of a Unix socket's path at most, the closing zero not counted (unix(7)).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// What replicas run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HypervisorChoice {
+    /// Virtual machines under libvirt.
+    #[default]
+    Libvirt,
+    /// Ordinary processes, for development and measurements.
+    Process,
+}
+
 /// Which accelerator guests get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,16 +100,17 @@ pub struct Config {
     service: String,
     /// The only user, beside root, who may connect.
     pub manager_user: String,
+    /// What replicas run on.
+    #[serde(default)]
+    pub hypervisor: HypervisorChoice,
     /// libvirt's connection URI.
-    #[serde(default = "default_uri")]
-    pub uri: String,
+    uri: Option<String>,
     /// The folder of images.
     pub images: PathBuf,
     /// The folder for disks, sockets, console logs and the quarantine.
     pub state_dir: PathBuf,
     /// The accelerator.
-    #[serde(default)]
-    pub accelerator: AcceleratorChoice,
+    accelerator: Option<AcceleratorChoice>,
     /// Memory of a guest at most.
     #[serde(default = "default_memory_mib_max")]
     pub memory_mib_max: u32,
@@ -116,9 +128,8 @@ pub struct Config {
     pub timeouts: Timeouts,
 }
 
-fn default_uri() -> String {
-    "qemu:///system".to_owned()
-}
+/// libvirt's connection URI, if nothing else is set.
+const DEFAULT_URI: &str = "qemu:///system";
 
 fn default_memory_mib_max() -> u32 {
     256
@@ -151,6 +162,18 @@ impl Config {
         Service::parse(&self.service).expect("the service's name was checked when it was read")
     }
 
+    /// libvirt's connection URI.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        self.uri.as_deref().unwrap_or(DEFAULT_URI)
+    }
+
+    /// The accelerator.
+    #[must_use]
+    pub fn accelerator(&self) -> AcceleratorChoice {
+        self.accelerator.unwrap_or_default()
+    }
+
     /// What serde can't check.
     fn check(&self) -> Result<(), String> {
         Service::parse(&self.service).map_err(|e| format!("service: {e}"))?;
@@ -168,6 +191,18 @@ impl Config {
         }
         check_socket_path("socket", &self.socket)?;
         check_socket_path("state_dir", &StateDir::longest_socket(&self.state_dir))?;
+        if self.hypervisor == HypervisorChoice::Process {
+            for (key, is_set) in [
+                ("uri", self.uri.is_some()),
+                ("accelerator", self.accelerator.is_some()),
+            ] {
+                if is_set {
+                    return Err(format!(
+                        "{key}: means nothing with hypervisor = \"process\"; remove one of the two"
+                    ));
+                }
+            }
+        }
         if self.memory_mib_max == 0 {
             return Err("memory_mib_max: a guest needs memory; write 256".to_owned());
         }
@@ -233,8 +268,9 @@ mod tests {
     #[test]
     fn the_smallest_configuration_gets_the_documented_defaults() {
         let config = parse(GOOD).unwrap();
-        assert_eq!(config.uri, "qemu:///system");
-        assert_eq!(config.accelerator, AcceleratorChoice::Auto);
+        assert_eq!(config.hypervisor, HypervisorChoice::Libvirt);
+        assert_eq!(config.uri(), "qemu:///system");
+        assert_eq!(config.accelerator(), AcceleratorChoice::Auto);
         assert_eq!(config.memory_mib_max, 256);
         assert_eq!(config.quarantine_replicas_max, 2);
         assert!(!config.door);
@@ -251,6 +287,25 @@ mod tests {
             problem(&format!("{GOOD}[timeouts]\ncreat_ms = 5\n")),
             "agent.toml:7: unknown key \"creat_ms\"; did you mean \"create_ms\"?"
         );
+    }
+
+    #[test]
+    fn process_replicas_must_be_asked_for_and_know_no_libvirt() {
+        let process = format!("{GOOD}hypervisor = \"process\"\n");
+        assert_eq!(
+            parse(&process).unwrap().hypervisor,
+            HypervisorChoice::Process
+        );
+        for key in ["uri = \"qemu:///system\"", "accelerator = \"auto\""] {
+            let message = problem(&format!("{process}{key}\n"));
+            assert!(
+                message.contains("means nothing with hypervisor"),
+                "{message}"
+            );
+        }
+        let message = problem(&format!("{GOOD}hypervisor = \"xen\"\n"));
+        assert!(message.starts_with("agent.toml:6: "), "{message}");
+        assert!(message.contains("`libvirt` or `process`"), "{message}");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The agent from its start to its end.
 
-use crate::config::Config;
+use crate::config::{Config, HypervisorChoice};
 use crate::dbus::Agent;
+use crate::hypervisor::Hypervisor;
 use crate::libvirt::Libvirt;
+use crate::processes::Processes;
 use crate::server::Server;
 use crate::workers::Workers;
 use anyhow::{bail, Context};
@@ -18,11 +20,11 @@ use tokio::signal::unix::{signal, SignalKind};
 /// When libvirt does not answer in time or the socket cannot be bound.
 pub fn run(config: &Config, manager: Uid) -> anyhow::Result<()> {
     block_on(async {
-        let libvirt = start(config).await?;
+        let hypervisor = start(config).await?;
         let server = Server::bind(&config.socket, manager)?;
         serve(
             &server,
-            Agent::new(Workers::new(libvirt), config.timeouts.clone()),
+            Agent::new(Workers::new(hypervisor), config.timeouts.clone()),
         )
         .await
     })
@@ -34,8 +36,8 @@ pub fn run(config: &Config, manager: Uid) -> anyhow::Result<()> {
 /// When libvirt does not answer in time or refuses.
 pub fn destroy_all(config: &Config) -> anyhow::Result<usize> {
     block_on(async {
-        let libvirt = start(config).await?;
-        let destroyed = tokio::task::spawn_blocking(move || libvirt.destroy_all()).await;
+        let hypervisor = start(config).await?;
+        let destroyed = tokio::task::spawn_blocking(move || hypervisor.destroy_all()).await;
         Ok(destroyed.context("destroying was interrupted")??)
     })
 }
@@ -52,9 +54,16 @@ fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     result
 }
 
-/// Connects to libvirt, in time or not at all.
-async fn start(config: &Config) -> anyhow::Result<Arc<Libvirt>> {
-    let (uri, deadline, config) = (config.uri.clone(), config.timeouts.call(), config.clone());
+/// Takes over the replicas that are there: under libvirt in time or not at all.
+async fn start(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
+    let (deadline, config) = (config.timeouts.call(), config.clone());
+    if config.hypervisor == HypervisorChoice::Process {
+        let starting = tokio::task::spawn_blocking(move || Processes::start(&config));
+        return Ok(starting
+            .await
+            .context("the agent's start was interrupted")??);
+    }
+    let uri = config.uri().to_owned();
     let starting = tokio::task::spawn_blocking(move || Libvirt::start(&config));
     match tokio::time::timeout(deadline, starting).await {
         Ok(started) => Ok(started.context("the agent's start was interrupted")??),

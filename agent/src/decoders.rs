@@ -3,9 +3,9 @@
 
 use crate::hypervisor::Accelerator;
 
-/// `image.toml`: command line and memory in MiB, if the text is one.
+/// `image.toml`: command line, memory in MiB and virtual processors, if the text is one.
 #[must_use]
-pub fn image_description(text: &str) -> Option<(String, u32)> {
+pub fn image_description(text: &str) -> Option<(String, u32, u32)> {
     crate::image::described(text)
 }
 

@@ -57,7 +57,8 @@ impl Guest<'_> {
                 "<cpu mode='host-passthrough'/>".to_owned(),
                 String::new(),
             ),
-            Accelerator::Tcg => (
+            // Process replicas have no domain; whoever asks gets one that needs nothing special.
+            Accelerator::Tcg | Accelerator::Process => (
                 "qemu",
                 tcg_processor(),
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),
@@ -73,7 +74,10 @@ impl Guest<'_> {
             xml,
             format_args!("  <memory unit='MiB'>{}</memory>\n", image.memory_mib),
         );
-        push(xml, format_args!("  <vcpu>1</vcpu>\n  {processor}\n"));
+        push(
+            xml,
+            format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", image.processors),
+        );
         push(
             xml,
             format_args!("  <features><acpi/>{features}</features>\n"),
@@ -220,6 +224,7 @@ mod tests {
             root: "/images/shop/root.img".into(),
             cmdline: "console=ttyS0 quiet".into(),
             memory_mib: 192,
+            processors: 2,
         }
     }
 

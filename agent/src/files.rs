@@ -9,6 +9,7 @@
 //!                    0.3.con         the socket of its serial console
 //!           console/0.3.log, 0.3.old what came out of it
 //!           quarantine/0.3-TIME/     see the module `quarantine`
+//!           processes/, roots/       see the module `processes`
 //! ```
 //! QEMU runs as a user of its own: it may pass through the folder and open what it was given; it
 //! can't list anything.
@@ -126,6 +127,35 @@ impl StateDir {
         ports
     }
 
+    /// The socket of the guest's port of that name.
+    pub fn socket_of(&self, replica: ReplicaId, port: &str) -> Result<PathBuf> {
+        let ports = self.ports(replica);
+        let names = ports.iter().map(|known| known.name);
+        let names = names.collect::<Vec<_>>().join(", ");
+        let found = ports.into_iter().find(|known| known.name == port);
+        found
+            .map(|known| known.socket)
+            .ok_or_else(|| Error::NoSuchPort(port.to_owned(), names))
+    }
+
+    /// The folder of process replicas, with a folder for each.
+    #[must_use]
+    pub fn processes(&self) -> PathBuf {
+        self.root.join("processes")
+    }
+
+    /// The folder of one process replica.
+    #[must_use]
+    pub fn process(&self, replica: ReplicaId) -> PathBuf {
+        self.processes().join(replica.to_string())
+    }
+
+    /// The folder of unpacked images, for process replicas.
+    #[must_use]
+    pub fn trees(&self) -> PathBuf {
+        self.root.join("roots")
+    }
+
     /// Makes a guest's disk: an empty layer over the image's.
     pub fn create_disk(&self, replica: ReplicaId, image: &Image) -> Result<PathBuf> {
         let disk = self.disk(replica);
@@ -145,15 +175,22 @@ impl StateDir {
 
     /// The replicas that have files here.
     pub fn replicas(&self) -> Result<BTreeSet<ReplicaId>> {
-        let folder = self.root.join("disks");
-        let entries = std::fs::read_dir(&folder)
+        let replicas = self.replicas_in(&self.root.join("disks"), ".qcow2")?;
+        Ok(replicas.into_iter().collect())
+    }
+
+    /// The replicas whose names, with `end` behind them, are in `folder`, in order.
+    pub(crate) fn replicas_in(&self, folder: &Path, end: &str) -> Result<Vec<ReplicaId>> {
+        let entries = std::fs::read_dir(folder)
             .map_err(|e| Error::failed(format!("cannot list {}", folder.display()), e))?;
-        Ok(entries
+        let mut replicas: Vec<ReplicaId> = entries
             .filter_map(|entry| {
                 let name = entry.ok()?.file_name().into_string().ok()?;
-                parse_replica(name.strip_suffix(".qcow2")?).ok()
+                parse_replica(name.strip_suffix(end)?).ok()
             })
-            .collect())
+            .collect();
+        replicas.sort();
+        Ok(replicas)
     }
 
     /// Removes every file of a replica. Files that are not there are no error.
@@ -164,7 +201,7 @@ impl StateDir {
     }
 
     /// Removes a replica's sockets and console logs.
-    fn remove_all_but_disk(&self, replica: ReplicaId) -> Result<()> {
+    pub(crate) fn remove_all_but_disk(&self, replica: ReplicaId) -> Result<()> {
         for port in self.ports(replica) {
             remove_file(&port.socket)?;
         }

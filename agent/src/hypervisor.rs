@@ -66,6 +66,8 @@ pub enum Accelerator {
     Kvm,
     /// By QEMU's translator.
     Tcg,
+    /// By nothing: replicas are processes of the host.
+    Process,
 }
 
 impl Accelerator {
@@ -75,6 +77,7 @@ impl Accelerator {
         match self {
             Accelerator::Kvm => "kvm",
             Accelerator::Tcg => "tcg",
+            Accelerator::Process => "process",
         }
     }
 }
@@ -111,6 +114,16 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Sets the scheduling priority of its processor, `nice` as in setpriority(2).
     fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()>;
+
+    /// Ends every virtual machine of the service and removes its files; the quarantine stays. Returns how
+    /// many there were.
+    fn destroy_all(&self) -> Result<usize> {
+        let replicas = self.list()?;
+        for (replica, _) in &replicas {
+            self.destroy(*replica)?;
+        }
+        Ok(replicas.len())
+    }
 
     /// How guests run on this host.
     fn accelerator(&self) -> Result<Accelerator>;

@@ -10,6 +10,104 @@ use std::path::{Path, PathBuf};
 struct Description {
     cmdline: String,
     memory_mib: u32,
+    #[serde(default = "one")]
+    processors: u32,
+    content: Option<String>,
+}
+
+/// For images that say nothing.
+fn one() -> u32 {
+    1
+}
+
+/// More virtual processors than any replica needs.
+const PROCESSORS_MAX: u32 = 64;
+
+/// An image's tree of files, for process replicas.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tree {
+    /// The tree as an archive.
+    pub archive: PathBuf,
+    /// A name that only images with the same content have.
+    pub content: String,
+}
+
+impl Tree {
+    /// Finds the tree of the image `name` below `images`; an image that asks for more than
+    /// `memory_mib_max` is refused as elsewhere.
+    pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Tree> {
+        let files = Files::of(images, name)?;
+        let description = files.description(memory_mib_max)?;
+        let content = description.content.filter(|content| {
+            let plain = |c: char| c.is_ascii_alphanumeric();
+            !content.is_empty() && content.len() <= 128 && content.chars().all(plain)
+        });
+        Ok(Tree {
+            archive: files.find("root.tar")?,
+            content: content.ok_or_else(|| Error::BadImage {
+                name: name.to_owned(),
+                why: "image.toml says no content, which tells it from later images of this name; \
+                      build it anew"
+                    .to_owned(),
+            })?,
+        })
+    }
+}
+
+/// The folder of an image.
+struct Files<'a> {
+    name: &'a str,
+    images: &'a Path,
+    folder: PathBuf,
+}
+
+impl<'a> Files<'a> {
+    fn of(images: &'a Path, name: &'a str) -> Result<Files<'a>> {
+        check_image_name(name)?;
+        let folder = images.join(name);
+        Ok(Files {
+            name,
+            images,
+            // A link may lead elsewhere tomorrow; a guest's disk keeps the path that it is given now.
+            folder: folder.canonicalize().unwrap_or(folder),
+        })
+    }
+
+    fn find(&self, missing: &'static str) -> Result<PathBuf> {
+        let path = self.folder.join(missing);
+        if path.is_file() {
+            return Ok(path);
+        }
+        Err(Error::NoSuchImage {
+            name: self.name.to_owned(),
+            folder: self.images.to_owned(),
+            missing,
+        })
+    }
+
+    /// `image.toml`; an image that asks for too much is refused.
+    fn description(&self, memory_mib_max: u32) -> Result<Description> {
+        let description = read_description(self.name, &self.find("image.toml")?)?;
+        if description.memory_mib == 0 || description.memory_mib > memory_mib_max {
+            return Err(Error::BadImage {
+                name: self.name.to_owned(),
+                why: format!(
+                    "it asks for {} MiB of memory and memory_mib_max is {memory_mib_max}",
+                    description.memory_mib
+                ),
+            });
+        }
+        if !(1..=PROCESSORS_MAX).contains(&description.processors) {
+            return Err(Error::BadImage {
+                name: self.name.to_owned(),
+                why: format!(
+                    "it asks for {} processors; 1 to {PROCESSORS_MAX} can be given",
+                    description.processors
+                ),
+            });
+        }
+        Ok(description)
+    }
 }
 
 /// An image that can be booted.
@@ -27,44 +125,24 @@ pub struct Image {
     pub cmdline: String,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
+    /// How many virtual processors the guest has.
+    pub processors: u32,
 }
 
 impl Image {
     /// Finds the image `name` below `images` and checks that it is complete and asks for no more
     /// than `memory_mib_max`.
     pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Image> {
-        check_image_name(name)?;
-        let folder = images.join(name);
-        // A link may lead elsewhere tomorrow; a guest's disk keeps the path that it is given now.
-        let folder = folder.canonicalize().unwrap_or(folder);
-        let file = |missing: &'static str| {
-            let path = folder.join(missing);
-            if path.is_file() {
-                return Ok(path);
-            }
-            Err(Error::NoSuchImage {
-                name: name.to_owned(),
-                folder: images.to_owned(),
-                missing,
-            })
-        };
-        let description = read_description(name, &file("image.toml")?)?;
-        if description.memory_mib == 0 || description.memory_mib > memory_mib_max {
-            return Err(Error::BadImage {
-                name: name.to_owned(),
-                why: format!(
-                    "it asks for {} MiB of memory and memory_mib_max is {memory_mib_max}",
-                    description.memory_mib
-                ),
-            });
-        }
+        let files = Files::of(images, name)?;
+        let description = files.description(memory_mib_max)?;
         Ok(Image {
             name: name.to_owned(),
-            kernel: file("vmlinuz")?,
-            initrd: file("initrd")?,
-            root: file("root.img")?,
+            kernel: files.find("vmlinuz")?,
+            initrd: files.find("initrd")?,
+            root: files.find("root.img")?,
             cmdline: description.cmdline,
             memory_mib: description.memory_mib,
+            processors: description.processors,
         })
     }
 
@@ -96,10 +174,14 @@ fn parse_description(text: &str) -> std::result::Result<Description, String> {
     toml::from_str(text).map_err(|e| e.message().to_owned())
 }
 
-/// For [`crate::decoders`]: command line and memory in MiB.
-pub(crate) fn described(text: &str) -> Option<(String, u32)> {
+/// For [`crate::decoders`]: command line, memory in MiB and virtual processors.
+pub(crate) fn described(text: &str) -> Option<(String, u32, u32)> {
     let description = parse_description(text).ok()?;
-    Some((description.cmdline, description.memory_mib))
+    Some((
+        description.cmdline,
+        description.memory_mib,
+        description.processors,
+    ))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! manager ── Unix socket ── server ── dbus ── workers ── Hypervisor ── libvirt
-//!            SO_PEERCRED              async   threads    blocking
-//!                                             deadlines
+//!            SO_PEERCRED              async   threads    blocking   └─ processes
+//!                                             deadlines                (development)
 //! ```
 
 #![cfg_attr(test, allow(clippy::unwrap_used))] // a test may panic
@@ -23,10 +23,12 @@ pub mod hypervisor;
 pub mod image;
 pub mod libvirt;
 pub mod names;
+pub mod processes;
 pub mod server;
 pub mod workers;
 
 mod console;
+mod pids;
 mod quarantine;
 mod states;
 

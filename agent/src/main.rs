@@ -2,8 +2,8 @@
 
 use clap::Parser;
 use spare_agent::config::Config;
-use spare_agent::daemon;
 use spare_agent::server::user_id;
+use spare_agent::{daemon, processes};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
@@ -20,15 +20,22 @@ struct Arguments {
     /// Destroy all virtual machines of the service, remove their files, and exit.
     #[arg(long, conflicts_with = "check")]
     destroy_all: bool,
+    /// What the agent starts itself with to become a process replica.
+    #[arg(long, hide = true, value_name = "ENTRY")]
+    enter_replica: Option<String>,
 }
 
 fn main() {
+    let arguments = Arguments::parse();
+    if let Some(entry) = &arguments.enter_replica {
+        processes::enter(entry);
+    }
     let filter = EnvFilter::try_from_env("SPARE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let code = match run(&Arguments::parse()) {
+    let code = match run(&arguments) {
         Ok(()) => 0,
         Err(e) => {
             eprintln!("spare-agent: {e:#}");

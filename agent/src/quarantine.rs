@@ -5,6 +5,9 @@
 //!                                           disk.qcow2   what it wrote, over the image's root.img
 //!                                           console.log  (and console.old) its serial console
 //! ```
+//! Of a process replica it is `disk/`, a folder with what the replica wrote over the image's tree, and
+//! `processes.txt`, which says what ran; their memory is not kept.
+//!
 //! A folder that is still being filled ends in `.partial`; the agent removes such folders when it
 //! starts. The oldest folders make room for new ones.
 
@@ -137,13 +140,21 @@ impl Cell {
 }
 
 /// Bytes that the files of a folder occupy on the disk.
-fn allocated_bytes(folder: &Path) -> u64 {
+pub(crate) fn allocated_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return 0;
     };
-    entries
-        .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks() * 512))
-        .sum()
+    let of_one = |entry: std::fs::DirEntry| {
+        // Of links, not of what they lead to.
+        let metadata = entry.metadata().ok()?;
+        let within = if metadata.is_dir() {
+            allocated_bytes(&entry.path())
+        } else {
+            0
+        };
+        Some(metadata.blocks() * 512 + within)
+    };
+    entries.flatten().filter_map(of_one).sum()
 }
 
 /// Removes a folder and what is in it.

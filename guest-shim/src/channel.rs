@@ -1,5 +1,6 @@
 //! The bytes between this guest and its manager: a virtio-serial port, or a Unix socket for replicas
-//! that are processes.
+//! that are processes: one to connect to (the oracle's), or an inherited one to listen at (the agent's),
+//! which serves one connection at a time as a port does.
 //!
 //! A virtio-serial port has two habits that a plain asynchronous file can't cope with. While nobody
 //! holds the host's end, `poll` reports a hang-up and `read` returns 0 at once, again and again; and
@@ -12,13 +13,15 @@ use anyhow::{bail, Context, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::Interest;
+use tokio::net::UnixListener;
 
 /// Where the kernel lists virtio-serial ports.
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -32,12 +35,26 @@ const RETRY: Duration = Duration::from_millis(100);
 /// The guest's end of the channel.
 #[derive(Debug)]
 pub struct Port {
-    /// None for a channel within this program.
-    transport: Option<Transport>,
+    source: Source,
     link: Link,
+    /// The connection is over, and the next is not here yet.
+    reopens: bool,
     buffer: Box<[u8]>,
     unsent: Vec<u8>,
     unsent_from: usize,
+}
+
+/// Where connections come from.
+#[derive(Debug)]
+enum Source {
+    /// There is one for good, within this program.
+    Pair,
+    /// The virtio-serial port of that name, which stays open whoever comes and goes.
+    Device(String),
+    /// Connecting to the socket at that path.
+    Connecting(PathBuf),
+    /// Others connect.
+    Listening(UnixListener),
 }
 
 /// One opened device or connected socket.
@@ -67,8 +84,9 @@ impl Port {
     /// # Errors
     /// When it is there but can't be opened.
     pub async fn open(transport: Transport) -> Result<Port> {
-        let link = Link::open(&transport).await?;
-        Ok(Port::over(Some(transport), link))
+        let source = Source::of(transport)?;
+        let link = source.open().await?;
+        Ok(Port::over(source, link))
     }
 
     /// A channel that does not leave this program, and the manager's end of it.
@@ -77,36 +95,47 @@ impl Port {
     /// When sockets can't be created.
     pub fn pair() -> Result<(Port, UnixStream)> {
         let (guest, manager) = UnixStream::pair().context("cannot create a pair of sockets")?;
-        Ok((Port::over(None, Link::over(nonblocking(guest)?)?), manager))
+        let link = Link::over(nonblocking(guest)?)?;
+        Ok((Port::over(Source::Pair, link), manager))
     }
 
-    fn over(transport: Option<Transport>, link: Link) -> Port {
+    fn over(source: Source, link: Link) -> Port {
         Port {
-            transport,
+            source,
             link,
+            reopens: false,
             buffer: vec![0; READ_BYTES].into(),
             unsent: Vec::new(),
             unsent_from: 0,
         }
     }
 
-    /// Waits for bytes and returns them. Meanwhile sends what could not be sent before. May be
-    /// dropped and called again without losing anything.
+    /// Waits for bytes and returns them; none at all means that the manager hung up, and what comes next
+    /// is another's. Meanwhile sends what could not be sent before. May be dropped and called again
+    /// without losing anything.
     ///
     /// # Errors
     /// When the device fails. A manager that goes away is not an error: the next one is waited for.
     pub async fn receive(&mut self) -> Result<&[u8]> {
+        if self.reopens {
+            if matches!(self.source, Source::Connecting(_)) {
+                // Not at once: a manager that accepts and hangs up must not make the guest spin.
+                tokio::time::sleep(RETRY).await;
+            }
+            self.link = self.source.open().await?;
+            self.reopens = false;
+        }
         loop {
             let full = self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX;
             if self.link.readable && !full {
                 match self.link.read(&mut self.buffer) {
-                    Ok(0) => self.hung_up().await?,
+                    Ok(0) => return Ok(self.hung_up()),
                     Ok(n) => return Ok(&self.buffer[..n]),
                     Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                         self.link.readable = false;
                     }
                     Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => {
-                        self.hung_up().await?;
+                        return Ok(self.hung_up());
                     }
                     Err(e) => return Err(e).context("cannot read from the channel"),
                 }
@@ -131,16 +160,14 @@ impl Port {
     }
 
     /// A socket is connected anew; a virtio port stays open and reports when somebody is there.
-    async fn hung_up(&mut self) -> Result<()> {
+    fn hung_up(&mut self) -> &'static [u8] {
         self.link.readable = false;
-        if let Some(transport @ Transport::UnixSocket(_)) = &self.transport {
+        if matches!(self.source, Source::Connecting(_) | Source::Listening(_)) {
             self.unsent.clear();
             self.unsent_from = 0;
-            // Not at once: a manager that accepts and hangs up must not make the guest spin.
-            tokio::time::sleep(RETRY).await;
-            self.link = Link::open(transport).await?;
+            self.reopens = true;
         }
-        Ok(())
+        &[]
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -161,15 +188,38 @@ impl Port {
     }
 }
 
-impl Link {
-    async fn open(transport: &Transport) -> Result<Link> {
-        let file = match transport {
-            Transport::VirtioPort(name) => open_port(name).await?,
-            Transport::UnixSocket(path) => connect(path).await?,
+impl Source {
+    fn of(transport: Transport) -> Result<Source> {
+        match transport {
+            Transport::VirtioPort(name) => Ok(Source::Device(name)),
+            Transport::UnixSocket(path) => Ok(Source::Connecting(path)),
+            Transport::Inherited(fd) => {
+                // SAFETY: whoever started this program left the descriptor to it, for this alone.
+                let listener = unsafe { StdUnixListener::from_raw_fd(fd) };
+                listener
+                    .set_nonblocking(true)
+                    .and_then(|()| UnixListener::from_std(listener))
+                    .map(Source::Listening)
+                    .context("cannot listen at the inherited channel")
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Link> {
+        let file = match self {
+            Source::Pair => bail!("a channel within this program is not opened twice"),
+            Source::Device(name) => open_port(name).await?,
+            Source::Connecting(path) => connect(path).await?,
+            Source::Listening(listener) => {
+                let (stream, _) = listener.accept().await.context("cannot accept a manager")?;
+                nonblocking(stream.into_std()?)?
+            }
         };
         Link::over(file)
     }
+}
 
+impl Link {
     fn over(file: File) -> Result<Link> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot create epoll")?;
         epoll
@@ -343,11 +393,44 @@ mod tests {
             .await
             .expect("a channel");
         for round in 0u8..2 {
+            if round > 0 {
+                assert_eq!(port.receive().await.expect("a hang-up"), []);
+            }
             assert_eq!(port.receive().await.expect("bytes"), [round; 3]);
             port.send(&vec![round; 1 << 20]).expect("sent");
         }
         // Receiving also sends the rest.
         let _ = tokio::time::timeout(Duration::from_secs(1), port.receive()).await;
         manager.join().expect("both rounds");
+    }
+
+    #[tokio::test]
+    async fn an_inherited_port_serves_one_manager_after_the_other() {
+        let folder = Folder::new("inherited");
+        let path = folder.0.join("socket");
+        let listener = OwnedFd::from(UnixListener::bind(&path).expect("a socket"));
+        let transport = Transport::Inherited(std::os::fd::IntoRawFd::into_raw_fd(listener));
+        // Both connect before anybody listens, as when the guest is frozen.
+        let mut first = UnixStream::connect(&path).expect("a connection");
+        let mut second = UnixStream::connect(&path).expect("a connection");
+        first.write_all(b"one").expect("room");
+        second.write_all(b"two").expect("room");
+        let mut port = Port::open(transport).await.expect("a channel");
+        assert_eq!(port.receive().await.expect("bytes"), b"one");
+        drop(first);
+        assert_eq!(port.receive().await.expect("a hang-up"), b"");
+        // A call that is given up while nobody is there loses nothing.
+        let nobody = Duration::from_millis(50);
+        assert_eq!(port.receive().await.expect("bytes"), b"two");
+        drop(second);
+        assert_eq!(port.receive().await.expect("a hang-up"), b"");
+        assert!(tokio::time::timeout(nobody, port.receive()).await.is_err());
+        let mut third = UnixStream::connect(&path).expect("a connection");
+        third.write_all(b"three").expect("room");
+        assert_eq!(port.receive().await.expect("bytes"), b"three");
+        port.send(b"answer").expect("sent");
+        let mut answer = [0; 6];
+        third.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"answer");
     }
 }

@@ -2,6 +2,8 @@
 
 use anyhow::{bail, Context, Result};
 use serde::Deserialize;
+use spare_protocol::channel::{inherited_port, PORTS_VARIABLE};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -38,6 +40,8 @@ pub enum Transport {
     VirtioPort(String),
     /// The Unix socket at that path.
     UnixSocket(PathBuf),
+    /// A listening Unix socket in the place of the virtio-serial port.
+    Inherited(RawFd),
 }
 
 /// The service beside the shim.
@@ -189,11 +193,19 @@ impl Channel {
     /// When none or both are.
     pub fn transport(&self) -> Result<Transport> {
         match (&self.port, &self.socket) {
-            (Some(port), None) => Ok(Transport::VirtioPort(port.clone())),
+            (Some(port), None) => Ok(match inherited(port) {
+                Some(fd) => Transport::Inherited(fd),
+                None => Transport::VirtioPort(port.clone()),
+            }),
             (None, Some(socket)) => Ok(Transport::UnixSocket(socket.clone())),
             _ => bail!("[channel] needs either port or socket, not both and not neither"),
         }
     }
+}
+
+/// The socket that this program was given in the place of a virtio-serial port.
+pub(crate) fn inherited(port: &str) -> Option<RawFd> {
+    inherited_port(&std::env::var(PORTS_VARIABLE).ok()?, port)
 }
 
 impl Service {

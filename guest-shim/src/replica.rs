@@ -95,6 +95,15 @@ pub async fn run(config: &Config) -> Result<()> {
     answer_broken(port, session, reason).await
 }
 
+/// Hands what arrives to the session.
+async fn receive(port: &mut Port, session: &mut Session) -> Result<()> {
+    match port.receive().await? {
+        [] => session.interrupted(),
+        bytes => session.push(bytes),
+    }
+    Ok(())
+}
+
 /// Tells every session that the replica is of no use.
 async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> Result<()> {
     let broken = payload(&FromGuest::Broken { reason });
@@ -103,8 +112,7 @@ async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> 
             port.send(&frame)?;
         }
         loop {
-            let bytes = port.receive().await?;
-            session.push(bytes);
+            receive(&mut port, &mut session).await?;
             let opened = std::iter::from_fn(|| session.next())
                 .any(|arrived| matches!(arrived, Arrived::Opened { .. }));
             if opened {
@@ -135,8 +143,8 @@ impl Replica {
             tokio::select! {
                 biased;
                 Some(done) = self.reads.next() => self.read_done(done)?,
-                bytes = self.port.receive() => {
-                    self.session.push(bytes?);
+                received = receive(&mut self.port, &mut self.session) => {
+                    received?;
                     while let Some(arrived) = self.session.next() {
                         self.arrived(arrived)?;
                     }

@@ -49,6 +49,11 @@ impl Session {
         self.decoder.push(bytes);
     }
 
+    /// The manager hung up: what is left of its last frame is not continued by what comes next.
+    pub fn interrupted(&mut self) {
+        self.decoder = FrameDecoder::new();
+    }
+
     /// The next thing that arrived and counts.
     #[allow(clippy::should_implement_trait)] // `None` is not final: more bytes may arrive
     pub fn next(&mut self) -> Option<Arrived> {

@@ -54,6 +54,7 @@ make_image() {
 		content = "$1"
 		cmdline = "$CMDLINE"
 		memory_mib = $memory_mib
+		processors = $processors
 	END
 	rm -rf "$root"
 }

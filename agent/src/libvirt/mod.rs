@@ -66,12 +66,15 @@ impl Libvirt {
         );
         quarantine.remove_partial()?;
         let states = Arc::new(States::new());
-        let link = Link::new(&config.uri, listener(config.service(), Arc::clone(&states)));
+        let link = Link::new(
+            config.uri(),
+            listener(config.service(), Arc::clone(&states)),
+        );
         let libvirt = Arc::new(Libvirt {
             service: config.service(),
             images: config.images.clone(),
             memory_mib_max: config.memory_mib_max,
-            choice: config.accelerator,
+            choice: config.accelerator(),
             probe_deadline: config.timeouts.probe(),
             accelerator: Mutex::new(None),
             files,
@@ -87,17 +90,6 @@ impl Libvirt {
             .spawn(move || compare_for_ever(&watched))
             .map_err(|e| Error::failed("cannot start a thread", e))?;
         Ok(libvirt)
-    }
-
-    /// Destroys every guest of the service and removes their files; the quarantine stays. Returns
-    /// how many there were.
-    pub fn destroy_all(&self) -> Result<usize> {
-        destroy_if_there(&self.link.connect()?, &self.service.probe_domain())?;
-        let replicas = self.list()?;
-        for (replica, _) in &replicas {
-            self.destroy(*replica)?;
-        }
-        Ok(replicas.len())
     }
 
     /// Guests of an earlier run: their consoles are read on.
@@ -323,13 +315,9 @@ impl Hypervisor for Libvirt {
     }
 
     fn open_channel(&self, replica: ReplicaId, port: &str) -> Result<OwnedFd> {
-        let ports = self.files.ports(replica);
-        let Some(port) = ports.iter().find(|known| known.name == port) else {
-            let names: Vec<&str> = ports.iter().map(|known| known.name).collect();
-            return Err(Error::NoSuchPort(port.to_owned(), names.join(", ")));
-        };
+        let socket = self.files.socket_of(replica, port)?;
         // Asking the socket, not libvirt: a hung libvirtd must not cut guests off.
-        match UnixStream::connect(&port.socket) {
+        match UnixStream::connect(&socket) {
             Ok(stream) => Ok(stream.into()),
             Err(_) if !self.files.disk(replica).exists() => Err(Error::NoSuchReplica(replica)),
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
@@ -337,7 +325,7 @@ impl Hypervisor for Libvirt {
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::NotRunning(replica)),
             Err(e) => Err(Error::failed(
-                format!("cannot connect to {}", port.socket.display()),
+                format!("cannot connect to {}", socket.display()),
                 e,
             )),
         }
@@ -375,6 +363,15 @@ impl Hypervisor for Libvirt {
     fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()> {
         self.live_domain(replica)?;
         process::set_nice(&self.service.domain_of(replica), nice)
+    }
+
+    fn destroy_all(&self) -> Result<usize> {
+        destroy_if_there(&self.link.connect()?, &self.service.probe_domain())?;
+        let replicas = self.list()?;
+        for (replica, _) in &replicas {
+            self.destroy(*replica)?;
+        }
+        Ok(replicas.len())
     }
 
     fn accelerator(&self) -> Result<Accelerator> {

@@ -10,6 +10,31 @@ pub(crate) const NAME: &str = "tiny";
 /// What the guest says on its console when it is up.
 pub(crate) const UP: &str = "the tiny guest is up";
 
+/// What making the image and the test take.
+pub(crate) const PROGRAMS: [&str; 4] = ["qemu-system-x86_64", "qemu-img", "virsh", "cpio"];
+
+/// The agent's configuration for this hypervisor; the error is the reason why the test can't run.
+pub(crate) fn configuration() -> Result<String, String> {
+    let uri = std::env::var("SPARE_TEST_URI").unwrap_or_else(|_| "qemu:///system".to_owned());
+    let reachable = Command::new("virsh")
+        .args(["-q", "-c", &uri, "uri"])
+        .output();
+    if !reachable.is_ok_and(|output| output.status.success()) {
+        return Err(format!("no libvirtd answers at {uri}; start libvirtd"));
+    }
+    let accelerator = std::env::var("SPARE_TEST_ACCELERATOR").unwrap_or_else(|_| "auto".to_owned());
+    Ok(format!(
+        "uri = \"{uri}\"\naccelerator = \"{accelerator}\"\n"
+    ))
+}
+
+/// The process of the guest's QEMU.
+pub(crate) fn process(_: &Path, service: &str, replica: &str) -> u32 {
+    let domain = format!("spare-{service}-{}", replica.replace('.', "-"));
+    let text = fs::read_to_string(format!("/run/libvirt/qemu/{domain}.pid")).unwrap();
+    text.trim().parse().unwrap()
+}
+
 /// Drivers in the order in which they need each other, below the kernel's modules.
 const MODULES: [&str; 9] = [
     "drivers/virtio/virtio_ring.ko",

@@ -175,15 +175,30 @@ async fn destroy_all_leaves_nothing(rig: &mut Rig) {
     assert!(rig.left_overs().is_empty(), "{:?}", rig.left_overs());
 }
 
+/// What a guest is called with, and how long it is waited for before it is called again.
+const CALL: &str = "are you there";
+const CALL_AGAIN: Duration = Duration::from_secs(2);
+
 /// A connection to the guest's port; lines out, lines in.
 struct Port(BufReader<UnixStream>);
 
 impl Port {
+    /// The guest opens its port again a moment after the last connection ended, and what arrives while it
+    /// closes it is lost: it is called until it answers.
     async fn open(rig: &Rig, replica: &str) -> Port {
         let stream = rig.open(replica, "org.spare.shim.0").await.unwrap();
-        stream.set_read_timeout(Some(BOOT_MAX)).unwrap();
-        // The guest opens its port again a moment after the last connection ended.
-        Port(BufReader::new(stream))
+        stream.set_read_timeout(Some(CALL_AGAIN)).unwrap();
+        let mut port = Port(BufReader::new(stream));
+        let begun = Instant::now();
+        let mut answer = String::new();
+        while !answer.ends_with('\n') {
+            assert!(begun.elapsed() < BOOT_MAX, "the guest does not answer");
+            port.tell(CALL);
+            // A part of a line that has come stays.
+            let _ = port.0.read_line(&mut answer);
+        }
+        port.0.get_ref().set_read_timeout(Some(BOOT_MAX)).unwrap();
+        port
     }
 
     fn tell(&mut self, line: &str) {
@@ -192,8 +207,13 @@ impl Port {
 
     fn ask(&mut self, line: &str) -> String {
         self.tell(line);
-        let mut answer = String::new();
-        self.0.read_line(&mut answer).unwrap();
-        answer.trim_end().to_owned()
+        loop {
+            let mut answer = String::new();
+            self.0.read_line(&mut answer).unwrap();
+            // It may have heard several calls.
+            if answer.trim_end() != CALL {
+                return answer.trim_end().to_owned();
+            }
+        }
     }
 }

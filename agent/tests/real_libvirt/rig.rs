@@ -1,4 +1,5 @@
-//! The agent under test in a folder of its own, and a D-Bus client that measures.
+//! The agent under test in a folder of its own, and a D-Bus client that measures. Shared with
+//! `real_processes`; what differs is in each one's `image`.
 
 use crate::image;
 use futures_util::StreamExt;
@@ -34,7 +35,7 @@ impl Rig {
         if !nix::unistd::Uid::current().is_root() {
             return Err("it needs root".to_owned());
         }
-        for program in ["qemu-system-x86_64", "qemu-img", "virsh", "cpio"] {
+        for program in image::PROGRAMS {
             let found = Command::new("which").arg(program).output();
             if !found.is_ok_and(|output| output.status.success()) {
                 return Err(format!("it needs {program}"));
@@ -55,23 +56,14 @@ impl Rig {
     }
 
     fn make_folder(&self) -> Result<(), String> {
-        let uri = std::env::var("SPARE_TEST_URI").unwrap_or_else(|_| "qemu:///system".to_owned());
-        let reachable = Command::new("virsh")
-            .args(["-q", "-c", &uri, "uri"])
-            .output();
-        if !reachable.is_ok_and(|output| output.status.success()) {
-            return Err(format!("no libvirtd answers at {uri}; start libvirtd"));
-        }
+        let hypervisor = image::configuration()?;
         let images = self.folder.join("images");
         std::fs::create_dir_all(&images).map_err(|e| e.to_string())?;
         image::make(&images, Path::new(env!("CARGO_TARGET_TMPDIR")))?;
         let folder = self.folder.display();
-        let accelerator =
-            std::env::var("SPARE_TEST_ACCELERATOR").unwrap_or_else(|_| "auto".to_owned());
         let config = format!(
             "socket = \"{folder}/agent.sock\"\nservice = \"{}\"\nmanager_user = \"root\"\n\
-             uri = \"{uri}\"\nimages = \"{folder}/images\"\nstate_dir = \"{folder}/state\"\n\
-             accelerator = \"{accelerator}\"\n",
+             images = \"{folder}/images\"\nstate_dir = \"{folder}/state\"\n{hypervisor}",
             self.service
         );
         std::fs::write(self.config(), config).map_err(|e| e.to_string())
@@ -218,22 +210,20 @@ impl Rig {
         }
     }
 
-    /// The process of the guest's QEMU.
-    fn qemu(&self, replica: &str) -> i32 {
-        let domain = format!("spare-{}-{}", self.service, replica.replace('.', "-"));
-        let text = std::fs::read_to_string(format!("/run/libvirt/qemu/{domain}.pid")).unwrap();
-        text.trim().parse().unwrap()
+    /// The guest's main process.
+    pub(crate) fn process(&self, replica: &str) -> u32 {
+        image::process(&self.folder.join("state"), &self.service, replica)
     }
 
-    /// Kills the guest's QEMU.
+    /// Kills the guest's main process.
     pub(crate) fn kill_guest(&self, replica: &str) {
-        let pid = nix::unistd::Pid::from_raw(self.qemu(replica));
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.process(replica)).unwrap());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     }
 
-    /// The priorities of all threads of the guest's QEMU.
+    /// The priorities of all threads of the guest's main process.
     pub(crate) fn nices(&self, replica: &str) -> Vec<i32> {
-        let threads = format!("/proc/{}/task", self.qemu(replica));
+        let threads = format!("/proc/{}/task", self.process(replica));
         std::fs::read_dir(threads)
             .unwrap()
             .map(|thread| {
@@ -252,9 +242,10 @@ impl Rig {
 
     /// Files of guests that are still there.
     pub(crate) fn left_overs(&self) -> Vec<PathBuf> {
-        ["disks", "channels", "console"]
+        ["disks", "channels", "console", "processes"]
             .iter()
-            .flat_map(|part| std::fs::read_dir(self.folder.join("state").join(part)).unwrap())
+            .filter_map(|part| std::fs::read_dir(self.folder.join("state").join(part)).ok())
+            .flatten()
             .map(|entry| entry.unwrap().path())
             .collect()
     }

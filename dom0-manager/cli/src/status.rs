@@ -113,7 +113,10 @@ fn hosts(hosts: &[HostStatus]) -> Table {
         };
         table.row(vec![
             host.name.clone(),
-            host.accelerator.clone(),
+            match host.accelerator.as_str() {
+                "process" => "process: NO VIRTUAL MACHINES, for development only".to_owned(),
+                accelerator => accelerator.to_owned(),
+            },
             agent.to_owned(),
         ]);
     }

@@ -55,6 +55,10 @@ pub enum Bug {
     JoinerKeepsItsTail,
     /// A manager that takes over the group's state forgets what was delivered meanwhile.
     BacklogForgotten,
+    /// A replica that outlived its manager is kept although it went past what is agreed.
+    KeptBeyondTheAgreed,
+    /// A replica that outlived its manager counts as clean, whatever it executed.
+    KeptAsClean,
     /// A request that is delivered twice is ordered twice.
     RepeatedDeliveryOrdered,
     /// Clients' keys are ignored.
@@ -70,7 +74,7 @@ pub enum Bug {
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 32] = [
         Bug::ThresholdTooLow,
         Bug::SecondVoteCounts,
         Bug::VotesOfStrangersCount,
@@ -96,6 +100,8 @@ impl Bug {
         Bug::StaleStateDecides,
         Bug::JoinerKeepsItsTail,
         Bug::BacklogForgotten,
+        Bug::KeptBeyondTheAgreed,
+        Bug::KeptAsClean,
         Bug::RepeatedDeliveryOrdered,
         Bug::KeysIgnored,
         Bug::KeyMatchesAnyRequest,

@@ -2,7 +2,7 @@
 
 use crate::Micros;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
-use spare_protocol::{Hash, Position, SeatId};
+use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
 #[derive(Clone, Debug)]
@@ -91,6 +91,20 @@ pub struct Resume {
     pub numbers: Vec<RequestId>,
     /// The greatest generation of a replica of this seat.
     pub generation: u32,
+    /// Replicas of this seat that outlived the manager.
+    pub kept: Vec<KeptReplica>,
+}
+
+/// A local replica that runs since an earlier run of its manager ([`crate::Output::Keep`]). Its channel is
+/// open, and it has done everything that was sent to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptReplica {
+    /// Which.
+    pub replica: ReplicaId,
+    /// The position of its state, as it says itself.
+    pub position: Position,
+    /// It never executed a request.
+    pub clean: bool,
 }
 
 /// A configuration that cannot work.

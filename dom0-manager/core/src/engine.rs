@@ -2,7 +2,7 @@
 
 use crate::ascending::Ascending;
 use crate::buffer::UpdateBuffer;
-use crate::config::{Config, ConfigError, Resume};
+use crate::config::{Config, ConfigError, KeptReplica, Resume};
 use crate::deadline::{Deadlines, Timer, Watch};
 use crate::group::{Decision, EventSlot, Group, Member, Rules, Window};
 use crate::io::{Input, Micros, Notice, Now, Output, Standing};
@@ -131,6 +131,11 @@ impl Core {
         }
         let group = Group::resumed(Rules::from(&config), &resume);
         let agreed = group.decided;
+        let mine = |k: &&KeptReplica| k.replica.seat == config.me;
+        let kept = || {
+            let kept = resume.kept.iter().filter(mine);
+            kept.map(|k| (k.replica, Local::kept(k, config.awake_min)))
+        };
         Ok(Core {
             now: Now::default(),
             group,
@@ -161,8 +166,8 @@ impl Core {
             submitted: VecDeque::new(),
             batch: Vec::new(),
             batch_bytes: 0,
-            local: BTreeMap::new(),
-            last_generation: resume.generation,
+            last_generation: (kept().map(|(r, _)| r.generation)).fold(resume.generation, u32::max),
+            local: kept().collect(),
             failed_builds: 0,
             braked: Vec::new(),
             buffer: UpdateBuffer::default(),

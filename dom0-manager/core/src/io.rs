@@ -192,7 +192,16 @@ pub enum Output {
     },
     /// Create the VM of a new local replica; ends in [`Input::Booted`] or [`Input::Failed`].
     Create(ReplicaId),
-    /// Load the agreed state at `upto` into a new local replica; ends in [`Input::Applied`].
+    /// Remember across restarts of the manager, and before anything that follows here is done, that this
+    /// replica is in service; until it is quarantined or destroyed.
+    Keep {
+        /// Which.
+        replica: ReplicaId,
+        /// It never executed a request.
+        clean: bool,
+    },
+    /// Bring a local replica, new or kept from an earlier run, to the agreed state at `upto`; ends in
+    /// [`Input::Applied`].
     Load {
         /// Which.
         replica: ReplicaId,

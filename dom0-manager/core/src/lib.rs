@@ -32,7 +32,7 @@ mod seat;
 mod standing;
 mod timing;
 
-pub use config::{Config, ConfigError, Resume};
+pub use config::{Config, ConfigError, KeptReplica, Resume};
 pub use engine::Core;
 pub use io::{ConvictionBasis, Evidence, Input, Micros, Notice, Now, Output, Refusal, Standing};
 pub use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};

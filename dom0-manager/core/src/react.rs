@@ -117,7 +117,10 @@ impl Core {
             if planted(Bug::ExecutedAgainAfterPromotion) && !local.clean {
                 local.sent = local.sent.previous();
             }
-            local.clean = false;
+            if std::mem::take(&mut local.clean) {
+                let clean = false;
+                self.out.push(Output::Keep { replica, clean });
+            }
             // What it said before about having caught up was overtaken.
             local.settling = false;
         }

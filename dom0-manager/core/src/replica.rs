@@ -27,9 +27,12 @@
 //! ```
 //!
 //! As its own manager drives its virtual machine (`Vm`): created, loaded, then running or paused as
-//! its role and the work that waits for it demand.
+//! its role and the work that waits for it demand. One that outlives its manager is kept: the next run
+//! brings it up to date instead of building another.
 
 use crate::ascending::Ascending;
+use crate::bugs::{planted, Bug};
+use crate::config::KeptReplica;
 use crate::Micros;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::GroupMessage;
@@ -41,6 +44,8 @@ use std::collections::VecDeque;
 pub(crate) enum Vm {
     /// It boots.
     Creating,
+    /// It outlived an earlier run of its manager, and waits until that knows what is agreed.
+    Kept,
     /// It loads its first state.
     Loading,
     Running,
@@ -92,8 +97,18 @@ impl Local {
         }
     }
 
+    /// One that is there already.
+    pub(crate) fn kept(replica: &KeptReplica, awake_min: Micros) -> Local {
+        Local {
+            vm: Vm::Kept,
+            sent: replica.position,
+            clean: replica.clean || planted(Bug::KeptAsClean),
+            ..Local::new(awake_min)
+        }
+    }
+
     pub(crate) fn is_built(&self) -> bool {
-        !matches!(self.vm, Vm::Creating | Vm::Loading)
+        !matches!(self.vm, Vm::Creating | Vm::Kept | Vm::Loading)
     }
 
     pub(crate) fn is_changing(&self) -> bool {

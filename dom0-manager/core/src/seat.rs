@@ -28,7 +28,11 @@ impl Core {
     pub(crate) fn staff(&mut self) {
         let me = self.config.me;
         let serving = self.standing == Standing::Serving && self.group.view.contains_key(&me);
-        if !serving || !self.group.is_staffed_seat(me) || self.deadlines.is_set(Timer::Staff) {
+        if !serving {
+            return;
+        }
+        self.take_up_kept();
+        if !self.group.is_staffed_seat(me) || self.deadlines.is_set(Timer::Staff) {
             return;
         }
         let mut wanted = REPLICAS_PER_SEAT;
@@ -52,15 +56,31 @@ impl Core {
         }
     }
 
+    /// Replicas that outlived the last run of this manager are brought up to date. Those that executed come
+    /// first: the first one of a seat becomes its active.
+    fn take_up_kept(&mut self) {
+        let kept = self.local.iter().filter(|(_, l)| l.vm == Vm::Kept);
+        let mut kept: Vec<(bool, ReplicaId)> = kept.map(|(r, l)| (l.clean, *r)).collect();
+        kept.sort_unstable();
+        for (_, replica) in kept {
+            self.set_timer(Timer::Build(replica), self.config.build_timeout);
+            self.bring_to_agreed(replica);
+        }
+    }
+
     pub(crate) fn booted(&mut self, replica: ReplicaId) {
+        let vm = self.local.get(&replica).map(|l| l.vm);
+        if vm == Some(Vm::Creating) {
+            self.bring_to_agreed(replica);
+        }
+    }
+
+    fn bring_to_agreed(&mut self, replica: ReplicaId) {
         let agreed = self.agreed;
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
-        if local.vm != Vm::Creating {
-            return;
-        }
-        if agreed == Position(0) {
+        if local.sent == agreed {
             local.vm = Vm::Running;
             self.announce_built(replica);
         } else {
@@ -84,6 +104,7 @@ impl Core {
         }
         local.announced = true;
         let (position, clean) = (local.sent, local.clean);
+        self.out.push(Output::Keep { replica, clean });
         self.multicast(GroupMessage::Built {
             replica,
             position,
@@ -103,6 +124,7 @@ impl Core {
     }
 
     pub(crate) fn applied(&mut self, replica: ReplicaId, position: Position, root: Option<Hash>) {
+        self.unpaused(replica);
         let now = self.now.monotonic;
         let Some(local) = self.local.get_mut(&replica) else {
             return;
@@ -155,6 +177,7 @@ impl Core {
         update: Bytes,
         root: Option<Hash>,
     ) {
+        self.unpaused(replica);
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
@@ -231,22 +254,22 @@ impl Core {
         }
     }
 
+    /// A replica whose VM is being unpaused runs as soon as its hypervisor says so, or it answers.
     pub(crate) fn unpaused(&mut self, replica: ReplicaId) {
-        let helping = self.last_expected(replica).is_some();
         let now = self.now.monotonic;
-        let Some(local) = self.local.get_mut(&replica) else {
+        let local = self.local.get_mut(&replica);
+        let Some(local) = local.filter(|l| l.vm == Vm::Unpausing) else {
             return;
         };
-        if local.vm == Vm::Unpausing {
-            local.vm = Vm::Running;
-            local.applying_since = now;
-            let updates_waiting = local.applying.iter().map(|(_, updates)| updates).sum();
-            self.notice(Notice::Unpaused {
-                replica,
-                updates_waiting,
-                helping,
-            });
-        }
+        local.vm = Vm::Running;
+        local.applying_since = now;
+        let updates_waiting = local.applying.iter().map(|(_, updates)| updates).sum();
+        let helping = self.last_expected(replica).is_some();
+        self.notice(Notice::Unpaused {
+            replica,
+            updates_waiting,
+            helping,
+        });
     }
 
     pub(crate) fn paused(&mut self, replica: ReplicaId) {
@@ -494,7 +517,10 @@ impl Core {
             return;
         };
         local.sent = position;
-        local.clean = false;
+        if std::mem::take(&mut local.clean) {
+            let clean = false;
+            self.out.push(Output::Keep { replica, clean });
+        }
         let Some(entry) = self.group.entries.get(position) else {
             return;
         };
@@ -532,7 +558,7 @@ impl Core {
         let built = self
             .local
             .iter()
-            .filter(|(_, l)| l.vm != Vm::Creating && l.leaving.is_none());
+            .filter(|(_, l)| !matches!(l.vm, Vm::Creating | Vm::Kept) && l.leaving.is_none());
         let last = built.min_by_key(|(_, l)| l.sent);
         let (last, least) = match last {
             Some((replica, local)) => (Some(*replica), local.sent),

@@ -561,6 +561,7 @@ impl Core {
             };
             let sound = match local.vm {
                 Vm::Creating => true,
+                Vm::Kept => local.sent <= agreed || planted(Bug::KeptBeyondTheAgreed),
                 Vm::Loading => false,
                 _ => local.sent <= agreed && !local.is_busy() && local.leaving.is_none(),
             };

@@ -190,6 +190,70 @@ fn after_a_power_failure_the_longest_agreed_history_goes_on() {
     assert_eq!(cluster.answers.len(), 90);
 }
 
+/// All replicas and the positions of their states, as their guests have them.
+fn positions(cluster: &Cluster) -> Vec<(String, u64)> {
+    let guests = cluster.guests.iter();
+    guests.map(|(r, g)| (r.to_string(), g.position.0)).collect()
+}
+
+#[test]
+fn replicas_that_outlive_their_managers_are_brought_up_to_date_and_serve() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(60);
+    let before = positions(&cluster);
+    assert!(before.iter().any(|(_, p)| *p < 60), "a passive lags behind");
+    for seat in 0..2 {
+        cluster.manager_crashes(seat);
+    }
+    for seat in 0..2 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    let names = |of: &[(String, u64)]| of.iter().map(|(r, _)| r.clone()).collect::<Vec<_>>();
+    let after = positions(&cluster);
+    assert_eq!(names(&after), names(&before), "nothing was built");
+    assert!(after.iter().all(|(_, p)| *p == 60), "{after:?}");
+    assert!(cluster.cores.iter().all(Core::is_staffed));
+    // They executed, so recovery will not promote them; those that did not are still clean.
+    let clean = cluster.cores[0]
+        .replicas()
+        .iter()
+        .filter(|r| r.clean)
+        .count();
+    assert_eq!(clean, 2);
+    cluster.load(30);
+    assert_eq!(cluster.answers.len(), 90);
+    assert_eq!(cluster.convicted(), []);
+}
+
+#[test]
+fn a_replica_that_went_past_what_is_agreed_does_not_outlive_its_manager() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(60);
+    for seat in 0..2 {
+        cluster.manager_crashes(seat);
+        // What came after was decided and not written: nobody got an answer.
+        cluster.logs[usize::from(seat)].truncate(58);
+    }
+    for seat in 0..2 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    let after = positions(&cluster);
+    assert_eq!(after.len(), 4);
+    assert!(after.iter().all(|(_, p)| *p == 58), "{after:?}");
+    assert_eq!(
+        after.iter().filter(|(r, _)| r.ends_with(".3")).count(),
+        2,
+        "{after:?}"
+    );
+    cluster.load(30);
+    assert!(cluster.cores.iter().all(Core::is_staffed));
+    assert_eq!(cluster.convicted(), []);
+}
+
 #[test]
 fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
     let mut cluster = Cluster::with(Config {

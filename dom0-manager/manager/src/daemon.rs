@@ -37,6 +37,13 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         .host()
         .await
         .map_err(|e| anyhow::anyhow!("the agent does not answer: {}", agent::message(&e)))?;
+    if host.1 == "process" {
+        tracing::warn!(
+            "replicas are processes of host {}, not virtual machines: for development and measurements, \
+             never for production",
+            host.0
+        );
+    }
     destroy_all(&agent)
         .await
         .context("replicas of an earlier run cannot be removed")?;

@@ -320,6 +320,8 @@ impl Seat {
                 self.shared.journal.record(self.me, Notice::Alarm(text));
             }
             Output::Safe { .. } => {}
+            // A manager that starts anew begins with fresh replicas.
+            Output::Keep { .. } => {}
             Output::Create(replica) => self.create(replica),
             Output::Load { replica, upto } => self.load(replica, upto),
             Output::Execute { replica, request } => {

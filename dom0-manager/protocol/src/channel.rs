@@ -28,9 +28,24 @@ pub const HEADER_BYTES: usize = 24;
 /// claims more is garbage.
 pub const FRAME_BYTES_MAX: usize = 20 << 20;
 /// Version of this protocol, exchanged in both `Hello`s.
-pub const CHANNEL_VERSION: u16 = 1;
+pub const CHANNEL_VERSION: u16 = 2;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.spare.shim.0";
+
+/// The environment variable that tells a replica which is a process, and so has no virtio-serial ports,
+/// which descriptors it inherited in their place: `NAME=FD,NAME=FD`, listening Unix sockets all.
+pub const PORTS_VARIABLE: &str = "SPARE_PORTS";
+
+/// The descriptor of the socket in the place of `port`, where `ports` is the text of
+/// [`PORTS_VARIABLE`].
+#[must_use]
+pub fn inherited_port(ports: &str, port: &str) -> Option<i32> {
+    let (_, fd) = ports
+        .split(',')
+        .filter_map(|entry| entry.split_once('='))
+        .find(|(name, _)| *name == port)?;
+    fd.parse().ok()
+}
 
 /// Which root a replica is to report with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -291,6 +306,14 @@ impl FrameDecoder {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_inherited_port_is_found_by_its_name() {
+        let ports = "org.spare.shim.0=20,org.spare.door.0=21";
+        assert_eq!(inherited_port(ports, "org.spare.door.0"), Some(21));
+        assert_eq!(inherited_port(ports, "org.spare"), None);
+        assert_eq!(inherited_port("a=x,,b", "a"), None);
+    }
 
     fn drain(decoder: &mut FrameDecoder, into: &mut Vec<Frame>) {
         while let Some(found) = decoder.next() {

@@ -7,7 +7,8 @@
 //!
 //! An operation carries the hash of the row that it replaces. That makes a silently changed row
 //! visible to the vote as soon as it is written again, and lets the incremental root be kept up
-//! without reading the old row.
+//! without reading the old row. A row that was there and still is comes with the columns that changed,
+//! and the hash of the whole: a woken passive has less to read and to write.
 
 use crate::{decode, DecodeError, Hash};
 use serde::{Deserialize, Serialize};
@@ -54,12 +55,24 @@ pub fn row_hash(table: &str, row: &[Value]) -> Hash {
 /// What happened to one row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowOp {
-    /// The row now has these values; inserted if it was not there.
+    /// The row has these values, whatever was there. One request puts only rows that were not there
+    /// before; others are changed. Several requests merged may put one in the place of another.
     Put {
         /// All columns.
         row: Row,
         /// [`row_hash`] of the row that was there before the request, if one was.
         before: Option<Hash>,
+    },
+    /// Some columns of a row that is there have other values now.
+    Change {
+        /// Its key columns.
+        key: Key,
+        /// Indexes into [`TableUpdate::columns`], ascending and not of the key, with the new values.
+        values: Vec<(u16, Value)>,
+        /// [`row_hash`] of the row that was there before the request.
+        before: Hash,
+        /// [`row_hash`] of the row that is there now.
+        after: Hash,
     },
     /// The row is gone.
     Delete {
@@ -108,15 +121,59 @@ impl RowOp {
     /// remains to be done.
     #[must_use]
     pub fn followed_by(self, later: RowOp) -> Option<RowOp> {
-        let before = match self {
-            RowOp::Put { before, .. } => before,
-            RowOp::Delete { before, .. } => Some(before),
+        let before = match &self {
+            RowOp::Put { before, .. } => *before,
+            RowOp::Change { before, .. } | RowOp::Delete { before, .. } => Some(*before),
         };
         match later {
             RowOp::Put { row, .. } => Some(RowOp::Put { row, before }),
             RowOp::Delete { key, .. } => before.map(|before| RowOp::Delete { key, before }),
+            RowOp::Change { .. } => Some(self.changed_by(later)),
         }
     }
+
+    /// One operation with the effect of this one and then `later`, which changes columns.
+    fn changed_by(mut self, mut later: RowOp) -> RowOp {
+        match (&mut self, &mut later) {
+            (RowOp::Put { row, .. }, RowOp::Change { values, .. }) => {
+                for (column, value) in values.drain(..) {
+                    if let Some(place) = row.get_mut(usize::from(column)) {
+                        *place = value;
+                    }
+                }
+                self
+            }
+            (
+                RowOp::Change {
+                    values: earlier,
+                    before: first,
+                    ..
+                },
+                RowOp::Change { values, before, .. },
+            ) => {
+                *before = *first;
+                add_missing(values, std::mem::take(earlier));
+                later
+            }
+            // Nothing is left of a deleted row that could be changed.
+            _ => later,
+        }
+    }
+}
+
+/// Adds those of `earlier` whose columns `values` does not name; both are sorted by column.
+fn add_missing(values: &mut Vec<(u16, Value)>, mut earlier: Vec<(u16, Value)>) {
+    let named = |column: u16| values.binary_search_by_key(&column, |(c, _)| *c).is_ok();
+    earlier.retain(|(column, _)| !named(*column));
+    values.append(&mut earlier);
+    values.sort_unstable_by_key(|(column, _)| *column);
+}
+
+/// Whether the columns are there, ascending, and not of the key.
+fn may_change(values: &[(u16, Value)], in_key: &[bool]) -> bool {
+    !values.is_empty()
+        && values.windows(2).all(|two| two[0].0 < two[1].0)
+        && (values.iter()).all(|(column, _)| in_key.get(usize::from(*column)) == Some(&false))
 }
 
 impl TableUpdate {
@@ -126,7 +183,7 @@ impl TableUpdate {
     #[must_use]
     pub fn key_of(&self, op: &RowOp) -> Key {
         match op {
-            RowOp::Delete { key, .. } => key.clone(),
+            RowOp::Change { key, .. } | RowOp::Delete { key, .. } => key.clone(),
             RowOp::Put { row, .. } => self
                 .key
                 .iter()
@@ -138,7 +195,7 @@ impl TableUpdate {
     /// One value of an operation's key, without a copy.
     fn key_value<'a>(&self, op: &'a RowOp, index: usize) -> Option<&'a Value> {
         match op {
-            RowOp::Delete { key, .. } => key.get(index),
+            RowOp::Change { key, .. } | RowOp::Delete { key, .. } => key.get(index),
             RowOp::Put { row, .. } => row.get(usize::from(*self.key.get(index)?)),
         }
     }
@@ -149,7 +206,8 @@ impl TableUpdate {
         key(op).gt(key(last))
     }
 
-    fn check_key(&self) -> Result<(), &'static str> {
+    /// Which columns belong to the key.
+    fn check_key(&self) -> Result<Vec<bool>, &'static str> {
         if self.key.is_empty() {
             return Err("a table without a key");
         }
@@ -165,39 +223,39 @@ impl TableUpdate {
                 Some(named) => *named = true,
             }
         }
-        Ok(())
+        Ok(in_key)
     }
 
     fn check(&self) -> Result<(), &'static str> {
-        self.check_key()?;
+        let in_key = self.check_key()?;
         let mut last: Option<&RowOp> = None;
         for op in &self.ops {
-            match op {
-                RowOp::Put { row, before } => {
-                    if row.len() != self.columns.len() {
-                        return Err("a row with more or fewer values than the table has columns");
-                    }
-                    if self.truncated && before.is_some() {
-                        return Err("a row that survived the emptying of its table");
-                    }
-                }
-                RowOp::Delete { key, .. } => {
-                    if key.len() != self.key.len() {
-                        return Err(
-                            "a key with more or fewer values than the table has key columns",
-                        );
-                    }
-                    if self.truncated {
-                        return Err("a row that survived the emptying of its table");
-                    }
-                }
-            }
+            self.check_op(op, &in_key)?;
             if last.is_some_and(|last| !self.is_after(op, last)) {
                 return Err("operations out of order");
             }
             last = Some(op);
         }
         Ok(())
+    }
+
+    fn check_op(&self, op: &RowOp, in_key: &[bool]) -> Result<(), &'static str> {
+        match op {
+            RowOp::Put { row, .. } if row.len() != self.columns.len() => {
+                Err("a row with more or fewer values than the table has columns")
+            }
+            RowOp::Change { key, .. } | RowOp::Delete { key, .. }
+                if key.len() != self.key.len() =>
+            {
+                Err("a key with more or fewer values than the table has key columns")
+            }
+            RowOp::Change { values, .. } if !may_change(values, in_key) => {
+                Err("a change of columns that can't be changed")
+            }
+            RowOp::Put { before: None, .. } => Ok(()),
+            _ if self.truncated => Err("a row that survived the emptying of its table"),
+            _ => Ok(()),
+        }
     }
 
     /// Adds what `later` did after `self`; both are of the same table with the same columns.
@@ -280,24 +338,36 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
-    type Model = BTreeMap<i64, i64>;
+    /// Rows of a key and two other columns.
+    type Model = BTreeMap<i64, [i64; 2]>;
 
     fn table(truncated: bool, ops: Vec<RowOp>) -> TableUpdate {
         TableUpdate {
             table: "public.t".into(),
-            columns: vec!["id".into(), "v".into()],
-            key: vec![0],
+            columns: vec!["v".into(), "id".into(), "w".into()],
+            key: vec![1],
             truncated,
             ops,
         }
     }
 
-    fn row(id: i64, v: i64) -> Row {
-        vec![Value::Int(id), Value::Int(v)]
+    fn row(id: i64, [v, w]: [i64; 2]) -> Row {
+        vec![Value::Int(v), Value::Int(id), Value::Int(w)]
+    }
+
+    fn hash(id: i64, values: [i64; 2]) -> Hash {
+        row_hash("public.t", &row(id, values))
     }
 
     fn hash_in(model: &Model, id: i64) -> Option<Hash> {
-        model.get(&id).map(|&v| row_hash("public.t", &row(id, v)))
+        model.get(&id).map(|&values| hash(id, values))
+    }
+
+    fn int(value: &Value) -> i64 {
+        match value {
+            Value::Int(value) => *value,
+            other => panic!("{other:?} is no integer"),
+        }
     }
 
     fn apply(model: &mut Model, update: &Update) {
@@ -306,22 +376,26 @@ mod tests {
                 model.clear();
             }
             for op in &t.ops {
+                let id = int(&t.key_of(op)[0]);
                 match op {
                     RowOp::Put { row, before } => {
-                        let (Value::Int(id), Value::Int(v)) = (&row[0], &row[1]) else {
-                            panic!("integers only")
-                        };
-                        assert_eq!(
-                            hash_in(model, *id),
-                            *before,
-                            "the row that was there before"
-                        );
-                        model.insert(*id, *v);
+                        assert_eq!(hash_in(model, id), *before);
+                        model.insert(id, [int(&row[0]), int(&row[2])]);
                     }
-                    RowOp::Delete { key, before } => {
-                        let Value::Int(id) = key[0] else {
-                            panic!("integers only")
-                        };
+                    RowOp::Change {
+                        values,
+                        before,
+                        after,
+                        ..
+                    } => {
+                        assert_eq!(hash_in(model, id), Some(*before));
+                        let row = model.get_mut(&id).expect("a row to change");
+                        for (column, value) in values {
+                            row[usize::from(*column) / 2] = int(value);
+                        }
+                        assert_eq!(hash_in(model, id), Some(*after));
+                    }
+                    RowOp::Delete { before, .. } => {
                         assert_eq!(hash_in(model, id), Some(*before));
                         model.remove(&id);
                     }
@@ -331,35 +405,47 @@ mod tests {
     }
 
     /// `None` deletes, `Some` puts; the empty list empties the table.
-    fn update_for(model: &Model, changes: &[(i64, Option<i64>)]) -> Update {
+    fn update_for(model: &Model, changes: &[(i64, Option<[i64; 2]>)]) -> Update {
         let truncated = changes.is_empty();
-        let changes: BTreeMap<i64, Option<i64>> = changes.iter().copied().collect();
-        let ops = changes
-            .into_iter()
-            .filter_map(|(id, v)| match (v, hash_in(model, id)) {
-                (Some(v), before) => Some(RowOp::Put {
-                    row: row(id, v),
-                    before,
-                }),
-                (None, Some(before)) => Some(RowOp::Delete {
-                    key: vec![Value::Int(id)],
-                    before,
-                }),
-                (None, None) => None,
-            })
-            .collect();
+        let changes: BTreeMap<i64, Option<[i64; 2]>> = changes.iter().copied().collect();
+        let op = |(id, now): (i64, Option<[i64; 2]>)| match (model.get(&id), now) {
+            (None, None) => None,
+            (None, Some(now)) => Some(RowOp::Put {
+                row: row(id, now),
+                before: None,
+            }),
+            (Some(was), Some(now)) => change(id, *was, now),
+            (Some(was), None) => Some(RowOp::Delete {
+                key: vec![Value::Int(id)],
+                before: hash(id, *was),
+            }),
+        };
         Update {
-            tables: vec![table(truncated, ops)],
+            tables: vec![table(
+                truncated,
+                changes.into_iter().filter_map(op).collect(),
+            )],
             sequences: vec![],
         }
+    }
+
+    fn change(id: i64, was: [i64; 2], now: [i64; 2]) -> Option<RowOp> {
+        let value = |i: usize| (was[i] != now[i]).then(|| (2 * i as u16, Value::Int(now[i])));
+        let values: Vec<_> = [value(0), value(1)].into_iter().flatten().collect();
+        (!values.is_empty()).then(|| RowOp::Change {
+            key: vec![Value::Int(id)],
+            values,
+            before: hash(id, was),
+            after: hash(id, now),
+        })
     }
 
     proptest! {
         #[test]
         fn merged_updates_have_the_effect_of_both_in_order(
-            start in prop::collection::btree_map(0i64..8, 0i64..100, 0..8),
+            start in prop::collection::btree_map(0i64..8, [0i64..3, 0i64..3], 0..8),
             steps in prop::collection::vec(
-                prop::collection::vec((0i64..8, prop::option::of(0i64..100)), 0..4), 1..6),
+                prop::collection::vec((0i64..8, prop::option::of([0i64..3, 0i64..3])), 0..4), 1..6),
         ) {
             let mut one_by_one = start.clone();
             let mut merged = Update::default();
@@ -384,9 +470,9 @@ mod tests {
     #[test]
     fn a_key_that_names_a_column_twice_is_refused() {
         // The key of its one row would have 1000 copies of the text.
-        let row = vec![Value::Text("x".repeat(1000)), Value::Null];
+        let row = vec![Value::Text("x".repeat(1000)), Value::Null, Value::Null];
         let mut table = table(false, vec![RowOp::Put { row, before: None }]);
-        for key in [vec![0; 1000], vec![0, 0], vec![2]] {
+        for key in [vec![0; 1000], vec![0, 0], vec![3]] {
             table.key = key;
             let update = Update {
                 tables: vec![table.clone()],
@@ -400,7 +486,7 @@ mod tests {
     #[test]
     fn updates_out_of_order_are_refused() {
         let put = |id| RowOp::Put {
-            row: row(id, 0),
+            row: row(id, [0, 0]),
             before: None,
         };
         let update = Update {
@@ -411,5 +497,29 @@ mod tests {
             Update::from_bytes(&update.to_bytes()),
             Err(DecodeError::NotCanonical("operations out of order"))
         );
+    }
+
+    #[test]
+    fn a_change_names_columns_that_can_be_changed_once_each_in_order() {
+        let with = |values: Vec<(u16, Value)>| Update {
+            tables: vec![table(
+                false,
+                vec![RowOp::Change {
+                    key: vec![Value::Int(1)],
+                    values,
+                    before: hash(1, [0, 0]),
+                    after: hash(1, [1, 0]),
+                }],
+            )],
+            sequences: vec![],
+        };
+        let one = |column| (column, Value::Int(1));
+        let good = with(vec![one(0), one(2)]);
+        assert_eq!(Update::from_bytes(&good.to_bytes()), Ok(good));
+        for columns in [&[][..], &[1], &[3], &[2, 0], &[0, 0]] {
+            let update = with(columns.iter().map(|c| one(*c)).collect());
+            let read = Update::from_bytes(&update.to_bytes());
+            assert!(matches!(read, Err(DecodeError::NotCanonical(_))));
+        }
     }
 }

@@ -256,11 +256,20 @@ mod tests {
     use super::*;
     use spare_protocol::update::{row_hash, Value};
 
-    fn put(id: i64, value: i64, before: Option<i64>) -> RowOp {
-        let row = |v| vec![Value::Int(id), Value::Int(v)];
+    fn put(id: i64, value: i64) -> RowOp {
         RowOp::Put {
-            row: row(value),
-            before: before.map(|v| row_hash("t", &row(v))),
+            row: vec![Value::Int(id), Value::Int(value)],
+            before: None,
+        }
+    }
+
+    fn change(id: i64, before: i64, value: i64) -> RowOp {
+        let hash = |v| row_hash("t", &[Value::Int(id), Value::Int(v)]);
+        RowOp::Change {
+            key: vec![Value::Int(id)],
+            values: vec![(1, Value::Int(value))],
+            before: hash(before),
+            after: hash(value),
         }
     }
 
@@ -289,10 +298,10 @@ mod tests {
     #[test]
     fn parts_are_canonical_and_merge_to_the_same_as_all_updates_in_order() {
         let updates = [
-            update(false, vec![put(1, 10, None), put(2, 20, Some(5))]),
-            update(false, vec![put(1, 11, Some(10)), put(3, 30, None)]),
-            update(true, vec![put(4, 40, None)]),
-            update(false, vec![put(4, 41, Some(40)), put(5, 50, None)]),
+            update(false, vec![put(1, 10), change(2, 5, 20)]),
+            update(false, vec![change(1, 10, 11), put(3, 30)]),
+            update(true, vec![put(4, 40)]),
+            update(false, vec![change(4, 40, 41), put(5, 50)]),
         ];
         let mut state = AgreedState::new();
         let mut merged = Update::default();
@@ -374,15 +383,15 @@ mod tests {
     #[test]
     fn an_update_that_cannot_follow_changes_nothing() {
         let mut state = AgreedState::new();
-        let emptied = update(true, vec![put(4, 40, None)]);
+        let emptied = update(true, vec![put(4, 40)]);
         state.apply(Position(1), &emptied).expect("canonical");
-        let survivor = update(false, vec![put(5, 51, Some(50))]);
+        let survivor = update(false, vec![change(5, 50, 51)]);
         let mut other = Update::from_bytes(&update(false, vec![])).expect("canonical");
         other.tables[0].columns.push("w".into());
         for later in [survivor, other.to_bytes()] {
             assert!(state.apply(Position(2), &later).is_err());
         }
-        let next = update(false, vec![put(4, 41, Some(40))]);
+        let next = update(false, vec![change(4, 40, 41)]);
         state.apply(Position(2), &next).expect("canonical");
         for part in state.parts(1) {
             Update::from_bytes(&part).expect("canonical");

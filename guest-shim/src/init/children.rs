@@ -1,10 +1,13 @@
 //! The programs of a guest: how each is started, as whom, and with which limits.
 
-use crate::config::{Address, Config, Postgresql, Service};
+use crate::config::{inherited, Address, Config, Postgresql, Service};
 use anyhow::{Context, Result};
+use nix::fcntl::{fcntl, FcntlArg, FdFlag};
 use nix::sys::resource::{setrlimit, Resource};
 use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::{chown, Pid, User};
+use spare_protocol::channel::PORTS_VARIABLE;
+use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +15,8 @@ use std::process::{Command, Stdio};
 /// Processes and threads that the service's user may have. A service that forks without end must not
 /// leave the guest without any.
 const SERVICE_PROCESSES_MAX: u64 = 256;
+/// The port of the attacker's door.
+const DOOR_PORT: &str = "org.spare.door.0";
 /// PostgreSQL's user in Debian.
 const DATABASE_USER: &str = "postgres";
 /// When memory runs out, the kernel ends the service first, the shim and the database last.
@@ -26,6 +31,8 @@ pub(super) struct Program {
     processes_max: Option<u64>,
     oom_score: i32,
     needed: bool,
+    /// The socket that it inherits in the place of a virtio-serial port, with the port's name.
+    port: Option<(String, RawFd)>,
 }
 
 /// A program that was started.
@@ -55,6 +62,7 @@ impl Program {
             processes_max: None,
             oom_score: OOM_OTHERS,
             needed: true,
+            port: None,
         })
     }
 
@@ -70,14 +78,15 @@ impl Program {
             processes_max: Some(SERVICE_PROCESSES_MAX),
             oom_score: OOM_SERVICE,
             needed: true,
+            port: None,
         })
     }
 
     /// The shim: this program in its other role.
-    pub(super) fn shim(config: &Path) -> Result<Program> {
+    pub(super) fn shim(path: &Path, config: &Config) -> Result<Program> {
         let this = std::env::current_exe().context("cannot find this program's file")?;
         let mut command = Command::new(this);
-        command.arg("run").arg("--config").arg(config);
+        command.arg("run").arg("--config").arg(path);
         Ok(Program {
             name: "the shim",
             command,
@@ -85,6 +94,7 @@ impl Program {
             processes_max: None,
             oom_score: OOM_OTHERS,
             needed: true,
+            port: config.channel.port.as_deref().and_then(inherited_as),
         })
     }
 
@@ -99,6 +109,7 @@ impl Program {
             processes_max: None,
             oom_score: OOM_OTHERS,
             needed: false,
+            port: inherited_as(DOOR_PORT),
         }
     }
 }
@@ -126,6 +137,16 @@ impl Child {
             unsafe {
                 command.pre_exec(move || {
                     setrlimit(Resource::RLIMIT_NPROC, limit, limit)?;
+                    Ok(())
+                });
+            }
+        }
+        if let Some((port, fd)) = program.port {
+            command.env(PORTS_VARIABLE, format!("{port}={fd}"));
+            // SAFETY: between fork and exec only a system call is made, no memory is allocated.
+            unsafe {
+                command.pre_exec(move || {
+                    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
                     Ok(())
                 });
             }
@@ -159,6 +180,26 @@ impl Child {
             Err(e) => Some(e.to_string()),
         }
     }
+}
+
+fn inherited_as(port: &str) -> Option<(String, RawFd)> {
+    inherited(port).map(|fd| (port.to_owned(), fd))
+}
+
+/// Keeps the sockets that a process replica has in the place of ports from all programs but those that
+/// they are for.
+///
+/// # Errors
+/// When what the environment names is no descriptor.
+pub(super) fn keep_ports_private(config: &Config) -> Result<()> {
+    let shim = config.channel.port.as_deref();
+    for port in shim.into_iter().chain([DOOR_PORT]) {
+        if let Some(fd) = inherited(port) {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+                .with_context(|| format!("the port {port} is no descriptor"))?;
+        }
+    }
+    Ok(())
 }
 
 /// How a process ended, in words.

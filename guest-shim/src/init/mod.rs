@@ -2,8 +2,10 @@
 //! what dies. It restarts nothing: a replica one of whose parts died has a doubtful position, so it
 //! is switched off, and its manager builds another.
 //!
-//! It also runs as the first process of a process replica (`unshare --mount --pid --net --fork chroot
-//! ROOT /sbin/init`), where "switched off" means that it exits.
+//! It also runs as the first process of a process replica, in namespaces that the agent
+//! (`hypervisor = "process"`) or the oracle (`vm-images/run-process-replica`) made, where "switched off"
+//! means that it exits. The agent gives it sockets in the place of virtio-serial ports
+//! ([`spare_protocol::channel::PORTS_VARIABLE`]).
 
 mod children;
 mod machine;
@@ -44,6 +46,7 @@ pub fn run(config: &Path) -> Result<()> {
 fn boot(path: &Path) -> Result<Vec<Child>> {
     machine::set_up()?;
     let config = Config::read(path)?;
+    children::keep_ports_private(&config)?;
     let mut children = Vec::new();
     if Path::new(DOOR).exists() {
         children.push(Child::start(Program::door(ATTACKER))?);
@@ -53,7 +56,7 @@ fn boot(path: &Path) -> Result<Vec<Child>> {
     await_database(&config.postgresql.data, &database)?;
     children.push(database);
     children.push(Child::start(Program::service(&config.service)?)?);
-    children.push(Child::start(Program::shim(path)?)?);
+    children.push(Child::start(Program::shim(path, &config)?)?);
     Ok(children)
 }
 

@@ -1,16 +1,20 @@
 //! Agreed updates, applied at the data layer alone: no trigger, no foreign-key action, no rule runs.
 //!
-//! Per table one statement inserts all new rows, one overwrites all others and one deletes all keys,
-//! all prepared when the shim starts; all statements of a batch travel to the server at once.
+//! Per table one statement inserts all new rows, one deletes all keys, and for each set of columns that
+//! a request changes together one changes them in all rows; those are prepared when such a change is
+//! first seen, which is when the warm-up's forms are undone. Where several requests changed one row, the
+//! statements that are there are used one after another. All statements of a batch travel to the server
+//! at once.
 //!
 //! The connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
 
 use super::schema::{quoted, Column, Schema, Table};
-use super::values::{ColumnArray, Kind};
+use super::values::{Canonical, ColumnArray, Kind};
 use super::ORIGIN;
 use anyhow::{bail, Context, Result};
-use spare_protocol::update::{Row, RowOp, TableUpdate, Update, Value};
+use spare_protocol::update::{Key, Row, RowOp, TableUpdate, Update, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +22,9 @@ use std::task::Poll;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
+
+/// Sets of columns per table whose statements are kept.
+const COLUMN_SETS_MAX: usize = 64;
 
 /// Applies updates.
 #[derive(Debug)]
@@ -33,9 +40,11 @@ pub(super) struct Applier {
 struct Statements {
     /// Inserts rows that are not there.
     insert: Statement,
-    /// Overwrites rows that are there; none if all columns belong to the key.
-    overwrite: Option<Statement>,
     delete: Statement,
+    /// Changes these columns of rows that are there.
+    changes: BTreeMap<Vec<u16>, Statement>,
+    /// Reads rows by their keys.
+    read: Statement,
     /// Empties the table. Not TRUNCATE, which foreign keys could refuse.
     clear: Statement,
 }
@@ -51,15 +60,14 @@ pub(super) enum Purpose {
     Trial,
 }
 
-/// How rows that exist are changed.
+/// How rows are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Overwritten in place; rows that the update calls new are inserted.
-    Overwrite,
-    /// All deleted first, then all inserted: when unique values move from one row to another, or a
-    /// row is there that should not be, rows would be in each other's way; or one to overwrite is not
-    /// there.
-    Replace,
+    /// Inserted; what was there is deleted first where the update says so.
+    Trusting,
+    /// Whatever is there is deleted first: a row is there that should not be, or unique values move from
+    /// one row to another.
+    Replacing,
 }
 
 impl Applier {
@@ -109,20 +117,45 @@ impl Applier {
     /// Applies one update, in one transaction.
     ///
     /// # Errors
-    /// When it does not fit the schema or the database fails.
-    pub(super) async fn apply(&self, update: &Update, purpose: Purpose) -> Result<()> {
-        let overwritten = match self.attempt(update, purpose, Way::Overwrite).await {
-            Err(e) if is_conflict(&e) => Ok(false),
-            result => result,
+    /// When it does not fit the schema or what the database holds, or the database fails.
+    pub(super) async fn apply(&mut self, update: &Update, purpose: Purpose) -> Result<()> {
+        self.prepare_changes(update).await?;
+        let complete = match self.attempt(update, purpose, Way::Trusting).await {
+            Err(e) if is_conflict(&e) => {
+                let whole = self.with_whole_rows(update).await?;
+                let replaced = self.attempt(&whole, purpose, Way::Replacing).await;
+                replaced.context("cannot apply an update by replacing rows")?
+            }
+            result => result.context("cannot apply an update")?,
         };
-        if !overwritten.context("cannot apply an update")? {
-            let replaced = self.attempt(update, purpose, Way::Replace).await;
-            replaced.context("cannot apply an update by replacing rows")?;
+        anyhow::ensure!(complete, "a row that an agreed update changes is not there");
+        Ok(())
+    }
+
+    /// Prepares statements for columns that the update changes and that those there do not change.
+    async fn prepare_changes(&mut self, update: &Update) -> Result<()> {
+        for update in &update.tables {
+            let index = self.index(update)?;
+            let (table, statements) = (&self.schema.tables[index], &mut self.tables[index]);
+            let sets: BTreeSet<Vec<u16>> = changes(update).map(columns_of).collect();
+            // Small ones first: the large ones are often made of them.
+            let mut sets: Vec<Vec<u16>> = sets.into_iter().collect();
+            sets.sort_by_key(Vec::len);
+            if statements.changes.len() + sets.len() > COLUMN_SETS_MAX {
+                statements.changes.clear();
+            }
+            for set in sets {
+                let missing = cover(&statements.changes, &set).1;
+                if !missing.is_empty() {
+                    let statement = self.client.prepare(&change_sql(table, &missing)).await?;
+                    statements.changes.insert(missing, statement);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Whether all rows to overwrite were there; what else there was to do is done in any case.
+    /// Whether all rows to change were there; what else there was to do is done in any case.
     async fn attempt(&self, update: &Update, purpose: Purpose, way: Way) -> Result<bool> {
         let sequences = SequenceArrays::new(&self.schema, update)?;
         let mut steps: Vec<Step> = Vec::new();
@@ -130,7 +163,8 @@ impl Applier {
             self.deletions(table, way, &mut steps)?;
         }
         for table in &update.tables {
-            self.puts(table, way, &mut steps)?;
+            self.changes(table, &mut steps)?;
+            self.puts(table, &mut steps)?;
         }
         if !update.sequences.is_empty() {
             steps.push(Step::new(&self.set_sequences, sequences.parameters()));
@@ -148,66 +182,128 @@ impl Applier {
         if update.truncated {
             steps.push(Step::new(&statements.clear, vec![]));
         }
-        let keys = |op: &'a RowOp| -> Option<Vec<&'a Value>> {
+        let key = |op: &'a RowOp| -> Option<Vec<&'a Value>> {
             match op {
                 RowOp::Delete { key, .. } => Some(key.iter().collect()),
-                RowOp::Put { row, .. } if way == Way::Replace => {
+                RowOp::Put { row, before } if before.is_some() || way == Way::Replacing => {
                     Some(table.key.iter().map(|&i| &row[usize::from(i)]).collect())
                 }
-                RowOp::Put { .. } => None,
+                RowOp::Put { .. } | RowOp::Change { .. } => None,
             }
         };
-        let keys: Vec<Vec<&Value>> = update.ops.iter().filter_map(keys).collect();
+        let keys: Vec<Vec<&Value>> = update.ops.iter().filter_map(key).collect();
         if !keys.is_empty() {
-            let kinds = table.key_columns().map(|c| c.kind);
-            let columns = kinds.enumerate().map(|(i, kind)| ColumnArray {
-                kind,
-                values: keys.iter().map(|key| key[i]).collect(),
-            });
-            steps.push(Step::new(&statements.delete, boxed(columns)));
+            let columns = key_arrays(table, &keys);
+            steps.push(Step::new(&statements.delete, boxed(columns.into_iter())));
         }
         Ok(())
     }
 
-    fn puts<'a>(
-        &'a self,
-        update: &'a TableUpdate,
-        way: Way,
-        steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    fn changes<'a>(&'a self, update: &'a TableUpdate, steps: &mut Vec<Step<'a>>) -> Result<()> {
         let (table, statements) = self.table(update)?;
-        let mut new: Vec<&Row> = Vec::new();
-        let mut changed: Vec<&Row> = Vec::new();
-        for op in &update.ops {
-            match op {
-                RowOp::Put { row, before: None } => new.push(row),
-                RowOp::Put { row, .. } if way == Way::Replace => new.push(row),
-                RowOp::Put { row, .. } => changed.push(row),
-                RowOp::Delete { .. } => {}
+        let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        for change in changes(update) {
+            by_set.entry(columns_of(change)).or_default().push(change);
+        }
+        let mut by_statement: BTreeMap<&Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        for (set, rows) in by_set {
+            for part in cover(&statements.changes, &set).0 {
+                by_statement.entry(part).or_default().extend(&rows);
             }
         }
-        // A row that is all key and is there already needs no overwriting.
-        let overwrite = statements.overwrite.as_ref();
-        for (statement, rows) in [(overwrite, changed), (Some(&statements.insert), new)] {
-            let Some(statement) = statement.filter(|_| !rows.is_empty()) else {
-                continue;
-            };
+        for (set, rows) in by_statement {
+            let keys: Vec<Vec<&Value>> = rows.iter().map(|c| c.key.iter().collect()).collect();
+            let mut arrays = key_arrays(table, &keys);
+            for column in set {
+                arrays.push(ColumnArray {
+                    kind: table.columns[usize::from(*column)].kind,
+                    values: rows.iter().filter_map(|c| c.value(*column)).collect(),
+                });
+            }
+            steps.push(Step {
+                rows: Some(rows.len() as u64),
+                ..Step::new(&statements.changes[set], boxed(arrays.into_iter()))
+            });
+        }
+        Ok(())
+    }
+
+    fn puts<'a>(&'a self, update: &'a TableUpdate, steps: &mut Vec<Step<'a>>) -> Result<()> {
+        let (table, statements) = self.table(update)?;
+        let row = |op: &'a RowOp| match op {
+            RowOp::Put { row, .. } => Some(row),
+            _ => None,
+        };
+        let rows: Vec<&Row> = update.ops.iter().filter_map(row).collect();
+        if !rows.is_empty() {
             let columns = table.columns.iter().enumerate().map(|(i, c)| ColumnArray {
                 kind: c.kind,
                 values: rows.iter().map(|row| &row[i]).collect(),
             });
-            steps.push(Step {
-                rows: Some(rows.len() as u64),
-                ..Step::new(statement, boxed(columns))
-            });
+            steps.push(Step::new(&statements.insert, boxed(columns)));
         }
         Ok(())
     }
 
+    /// The update with all columns of the rows that it changes.
+    async fn with_whole_rows(&self, update: &Update) -> Result<Update> {
+        let mut whole = update.clone();
+        for update in &mut whole.tables {
+            let keys: Vec<Vec<Value>> = changes(update).map(|c| c.key.to_vec()).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let (table, statements) = self.table(update)?;
+            let there = self.read(table, statements, &keys).await?;
+            for op in &mut update.ops {
+                let RowOp::Change { key, before, .. } = &*op else {
+                    continue;
+                };
+                let row = there
+                    .get(key)
+                    .context("a row that an agreed update changes is not there")?
+                    .clone();
+                let was = RowOp::Put {
+                    row,
+                    before: Some(*before),
+                };
+                let now = was.followed_by(op.clone());
+                *op = now.context("a change that leaves nothing")?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The rows with these keys, as far as they are there.
+    async fn read(
+        &self,
+        table: &Table,
+        statements: &Statements,
+        keys: &[Key],
+    ) -> Result<BTreeMap<Key, Row>> {
+        let keys: Vec<Vec<&Value>> = keys.iter().map(|key| key.iter().collect()).collect();
+        let arrays = key_arrays(table, &keys);
+        let parameters: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
+        let found = self.client.query(&statements.read, &parameters).await?;
+        let mut rows = BTreeMap::new();
+        for row in found {
+            let values = (0..table.columns.len()).map(|i| row.try_get::<_, Canonical>(i));
+            let values: Result<Row, _> = values.map(|value| value.map(|v| v.0)).collect();
+            let values = values.with_context(|| format!("table {}", table.name))?;
+            rows.insert(table.key_of(&values), values);
+        }
+        Ok(rows)
+    }
+
     fn table(&self, update: &TableUpdate) -> Result<(&Table, &Statements)> {
-        let index = self.schema.find(&update.table);
-        match index.map(|i| (&self.schema.tables[i], &self.tables[i])) {
-            Some((table, statements)) if table.matches(update) => Ok((table, statements)),
+        let index = self.index(update)?;
+        Ok((&self.schema.tables[index], &self.tables[index]))
+    }
+
+    /// The index of the update's table.
+    fn index(&self, update: &TableUpdate) -> Result<usize> {
+        match self.schema.find(&update.table) {
+            Some(index) if self.schema.tables[index].matches(update) => Ok(index),
             Some(_) => bail!("an update of table {} with other columns", update.table),
             None => bail!("an update of table {}, which does not exist", update.table),
         }
@@ -258,6 +354,60 @@ impl<'a> Step<'a> {
             rows: None,
         }
     }
+}
+
+/// What an update changes in one row.
+#[derive(Clone, Copy)]
+struct Changed<'a> {
+    key: &'a Key,
+    values: &'a [(u16, Value)],
+}
+
+impl<'a> Changed<'a> {
+    fn value(&self, column: u16) -> Option<&'a Value> {
+        let place = self.values.binary_search_by_key(&column, |(c, _)| *c);
+        place.ok().map(|i| &self.values[i].1)
+    }
+}
+
+/// Sets among `known` that together are part of `set`, and what of it they leave over. Large ones first,
+/// and none that adds nothing.
+fn cover<'a, T>(known: &'a BTreeMap<Vec<u16>, T>, set: &[u16]) -> (Vec<&'a Vec<u16>>, Vec<u16>) {
+    if let Some((same, _)) = known.get_key_value(set) {
+        return (vec![same], vec![]);
+    }
+    let within = |part: &&Vec<u16>| part.iter().all(|c| set.binary_search(c).is_ok());
+    let mut parts: Vec<&Vec<u16>> = known.keys().filter(within).collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+    let mut left = set.to_vec();
+    parts.retain(|part| {
+        let before = left.len();
+        left.retain(|c| part.binary_search(c).is_err());
+        left.len() < before
+    });
+    (parts, left)
+}
+
+/// All changes of an update.
+fn changes(update: &TableUpdate) -> impl Iterator<Item = Changed<'_>> {
+    update.ops.iter().filter_map(|op| match op {
+        RowOp::Change { key, values, .. } => Some(Changed { key, values }),
+        RowOp::Put { .. } | RowOp::Delete { .. } => None,
+    })
+}
+
+/// The columns that a change changes.
+fn columns_of(change: Changed<'_>) -> Vec<u16> {
+    change.values.iter().map(|(column, _)| *column).collect()
+}
+
+/// The key columns of many rows.
+fn key_arrays<'a>(table: &Table, keys: &[Vec<&'a Value>]) -> Vec<ColumnArray<'a>> {
+    let array = |(i, column): (usize, &Column)| ColumnArray {
+        kind: column.kind,
+        values: keys.iter().map(|key| key[i]).collect(),
+    };
+    table.key_columns().enumerate().map(array).collect()
 }
 
 fn boxed<'a>(columns: impl Iterator<Item = ColumnArray<'a>>) -> Vec<Box<dyn ToSql + Sync + 'a>> {
@@ -323,11 +473,9 @@ impl Statements {
     async fn prepare(client: &Client, table: &Table) -> Result<Statements> {
         Ok(Statements {
             insert: client.prepare(&insert_sql(table)).await?,
-            overwrite: match overwrite_sql(table) {
-                Some(sql) => Some(client.prepare(&sql).await?),
-                None => None,
-            },
             delete: client.prepare(&delete_sql(table)).await?,
+            changes: BTreeMap::new(),
+            read: client.prepare(&read_sql(table)).await?,
             clear: client
                 .prepare(&format!("DELETE FROM {}", table.sql_name))
                 .await?,
@@ -354,36 +502,53 @@ fn insert_sql(table: &Table) -> String {
     )
 }
 
-fn overwrite_sql(table: &Table) -> Option<String> {
-    let (mut key, mut others) = (Vec::new(), Vec::new());
-    for (i, column) in table.columns.iter().enumerate() {
-        let (name, value) = (quoted(&column.name), value(i, column));
-        match table.key.iter().any(|k| usize::from(*k) == i) {
-            true => key.push(format!("t.{name} = {value}")),
-            false => others.push(format!("{name} = {value}")),
-        }
-    }
-    (!others.is_empty()).then(|| {
-        format!(
-            "UPDATE {} t SET {} FROM {} WHERE {}",
-            table.sql_name,
-            others.join(", "),
-            rows(table.columns.iter()),
-            key.join(" AND ")
-        )
-    })
+/// The parameters are the key columns and then these.
+fn change_sql(table: &Table, columns: &[u16]) -> String {
+    let first = table.key.len();
+    let columns: Vec<&Column> = (columns.iter())
+        .map(|i| &table.columns[usize::from(*i)])
+        .collect();
+    let set: Vec<String> = (columns.iter().enumerate())
+        .map(|(i, column)| format!("{} = {}", quoted(&column.name), value(first + i, column)))
+        .collect();
+    format!(
+        "UPDATE {} t SET {} FROM {} WHERE {}",
+        table.sql_name,
+        set.join(", "),
+        rows(table.key_columns().chain(columns)),
+        same_key(table),
+    )
 }
 
 fn delete_sql(table: &Table) -> String {
-    let same: Vec<String> = (table.key_columns().enumerate())
-        .map(|(i, column)| format!("t.{} = {}", quoted(&column.name), value(i, column)))
-        .collect();
     format!(
         "DELETE FROM {} t USING {} WHERE {}",
         table.sql_name,
         rows(table.key_columns()),
-        same.join(" AND ")
+        same_key(table),
     )
+}
+
+fn read_sql(table: &Table) -> String {
+    let columns = table
+        .columns
+        .iter()
+        .map(|c| format!("t.{}", quoted(&c.name)));
+    format!(
+        "SELECT {} FROM {} t, {} WHERE {}",
+        columns.collect::<Vec<_>>().join(", "),
+        table.sql_name,
+        rows(table.key_columns()),
+        same_key(table),
+    )
+}
+
+/// The table's key is that of the parameters, whose first columns it is.
+fn same_key(table: &Table) -> String {
+    let same: Vec<String> = (table.key_columns().enumerate())
+        .map(|(i, column)| format!("t.{} = {}", quoted(&column.name), value(i, column)))
+        .collect();
+    same.join(" AND ")
 }
 
 /// The parameters as a relation of rows with these columns.
@@ -410,4 +575,25 @@ fn is_conflict(error: &anyhow::Error) -> bool {
         .downcast_ref::<tokio_postgres::Error>()
         .and_then(|e| e.code());
     code == Some(&SqlState::UNIQUE_VIOLATION) || code == Some(&SqlState::EXCLUSION_VIOLATION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_covered_by_sets_that_are_known() {
+        let known: BTreeMap<Vec<u16>, ()> = [&[1, 2][..], &[2], &[4], &[4, 9], &[5, 6]]
+            .iter()
+            .map(|set| (set.to_vec(), ()))
+            .collect();
+        let cover = |set: &[u16]| {
+            let (parts, left) = cover(&known, set);
+            (parts.into_iter().cloned().collect::<Vec<_>>(), left)
+        };
+        assert_eq!(cover(&[4, 9]), (vec![vec![4, 9]], vec![]));
+        assert_eq!(cover(&[1, 2, 4]), (vec![vec![1, 2], vec![4]], vec![]));
+        assert_eq!(cover(&[2, 5, 7]), (vec![vec![2]], vec![5, 7]));
+        assert_eq!(cover(&[5]), (vec![], vec![5]));
+    }
 }

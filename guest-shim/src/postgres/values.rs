@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use spare_protocol::update::Value;
-use tokio_postgres::types::{to_sql_checked, IsNull, ToSql, Type};
+use tokio_postgres::types::{to_sql_checked, FromSql, IsNull, ToSql, Type};
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 const EPOCH_DAYS: i32 = 10_957;
@@ -304,6 +304,28 @@ impl ToSql for ColumnArray<'_> {
     }
 
     to_sql_checked!();
+}
+
+/// A value of a query's result in its canonical form.
+#[derive(Debug)]
+pub(super) struct Canonical(pub(super) Value);
+
+impl<'a> FromSql<'a> for Canonical {
+    fn from_sql(
+        ty: &Type,
+        bytes: &'a [u8],
+    ) -> Result<Canonical, Box<dyn std::error::Error + Sync + Send>> {
+        let kind = Kind::from_oid(ty.oid()).ok_or("a column of a type without a canonical form")?;
+        Ok(Canonical(kind.decode(bytes)?))
+    }
+
+    fn from_sql_null(_: &Type) -> Result<Canonical, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Canonical(Value::Null))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        Kind::from_oid(ty.oid()).is_some()
+    }
 }
 
 #[cfg(test)]

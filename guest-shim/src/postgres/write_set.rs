@@ -142,15 +142,31 @@ impl WriteSet {
 }
 
 fn operation(table: &str, key: Key, state: RowState) -> Option<RowOp> {
-    if state.now == state.before {
+    match (state.before, state.now) {
+        (None, None) => None,
+        (None, Some(row)) => Some(RowOp::Put { row, before: None }),
+        (Some(before), None) => Some(RowOp::Delete {
+            key,
+            before: row_hash(table, &before),
+        }),
+        (Some(before), Some(now)) => change(table, key, &before, now),
+    }
+}
+
+/// The columns that differ; none if the row is as it was.
+fn change(table: &str, key: Key, before: &Row, now: Row) -> Option<RowOp> {
+    if *before == now {
         return None;
     }
-    let before = state.before.map(|row| row_hash(table, &row));
-    match (state.now, before) {
-        (Some(row), before) => Some(RowOp::Put { row, before }),
-        (None, Some(before)) => Some(RowOp::Delete { key, before }),
-        (None, None) => None,
-    }
+    let (before_hash, after) = (row_hash(table, before), row_hash(table, &now));
+    let columns = (0u16..).zip(before.iter().zip(now));
+    let changed = columns.filter_map(|(i, (old, new))| (*old != new).then_some((i, new)));
+    Some(RowOp::Change {
+        key,
+        values: changed.collect(),
+        before: before_hash,
+        after,
+    })
 }
 
 #[cfg(test)]
@@ -254,9 +270,19 @@ pub(super) mod tests {
                     let there = state.get(&key).map(|r| row_hash("public.t", r));
                     match op {
                         RowOp::Put { row, before } => {
-                            prop_assert_eq!(there, *before);
-                            prop_assert_ne!(there, Some(row_hash("public.t", row)));
+                            prop_assert_eq!(there, None);
+                            prop_assert_eq!(*before, None);
                             state.insert(key, row.clone());
+                        }
+                        RowOp::Change { values, before, after, .. } => {
+                            prop_assert_eq!(there, Some(*before));
+                            prop_assert_ne!(before, after);
+                            let row = state.get_mut(&key).expect("it has a hash");
+                            for (column, value) in values {
+                                prop_assert_ne!(&row[usize::from(*column)], value);
+                                row[usize::from(*column)] = value.clone();
+                            }
+                            prop_assert_eq!(row_hash("public.t", row), *after);
                         }
                         RowOp::Delete { before, .. } => {
                             prop_assert_eq!(there, Some(*before));
@@ -272,9 +298,12 @@ pub(super) mod tests {
                 let mut both = update;
                 both.merge(Update { tables, sequences: vec![] });
                 for op in both.tables.iter().flat_map(|t| &t.ops) {
-                    let unchanged = matches!(op, RowOp::Put { row, before: Some(before) }
-                        if row_hash("public.t", row) == *before);
-                    // A row that was deleted and put back keeps the hash it had.
+                    let unchanged = match op {
+                        // A row that was deleted and put back keeps the hash it had.
+                        RowOp::Put { row, before: Some(before) } => row_hash("public.t", row) == *before,
+                        RowOp::Change { before, after, .. } => before == after,
+                        _ => false,
+                    };
                     prop_assert!(unchanged, "{:?}", op);
                 }
             }

@@ -3,7 +3,7 @@
 //!
 //! Each table is cut into key ranges. A range's *leaf* is a homomorphic hash ([`lthash`]) of the set
 //! of its rows' [`row_hash`]es, so a changed row is taken out by the hash that its update names as
-//! `before`, and put in by the hash of its new values. The root covers every leaf that is not empty
+//! `before`, and put in by the hash of its new values, which the update names as `after`. The root covers every leaf that is not empty
 //! and the state of every sequence; it depends on the content alone.
 //!
 //! Hashing a row and changing a leaf cost some microseconds (under emulation, a fifth of a
@@ -79,6 +79,10 @@ impl StateRoot {
                     RowOp::Put { row, before } => {
                         self.count(&table.table, range, before.as_ref(), -1);
                         self.count(&table.table, range, Some(&row_hash(&table.table, row)), 1);
+                    }
+                    RowOp::Change { before, after, .. } => {
+                        self.count(&table.table, range, Some(before), -1);
+                        self.count(&table.table, range, Some(after), 1);
                     }
                     RowOp::Delete { before, .. } => {
                         self.count(&table.table, range, Some(before), -1);
@@ -241,6 +245,16 @@ mod tests {
         for (id, v) in changes {
             let before = model.get(&id).map(|&v| row_hash("public.t", &row(id, v)));
             match (v, before) {
+                // An odd value takes the row's place as a whole.
+                (Some(v), Some(before)) if v % 2 == 0 => {
+                    ops.push(RowOp::Change {
+                        key: vec![Value::Int(id)],
+                        values: vec![(1, Value::Int(v))],
+                        before,
+                        after: row_hash("public.t", &row(id, v)),
+                    });
+                    model.insert(id, v);
+                }
                 (Some(v), before) => {
                     ops.push(RowOp::Put {
                         row: row(id, v),

@@ -6,7 +6,8 @@
 //! it wrote to standard output and standard error, cut at [`OUTPUT_BYTES_MAX`]. What a command leaves
 //! running in the background is not waited for.
 
-use crate::{pidfd, ports};
+use crate::pidfd;
+use crate::ports::{self, Port};
 use anyhow::{Context, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
@@ -29,14 +30,22 @@ const NOT_STARTED: i32 = 126;
 
 /// Serves the port of this name until the guest ends.
 pub(crate) fn run(port: &str) -> Result<()> {
-    let device = ports::device_of(port)?;
-    let open = || File::options().read(true).write(true).open(&device);
-    let file = open().with_context(|| format!("cannot open {}", device.display()))?;
-    let answers = Arc::new(Mutex::new(file.try_clone()?));
-    let mut commands = BufReader::new(file);
-    loop {
-        serve(&mut commands, &answers)?;
-        thread::sleep(UNCONNECTED_PAUSE);
+    match ports::open(port)? {
+        Port::Device(device) => {
+            let answers = Arc::new(Mutex::new(device.try_clone()?));
+            let mut commands = BufReader::new(device);
+            loop {
+                serve(&mut commands, &answers)?;
+                thread::sleep(UNCONNECTED_PAUSE);
+            }
+        }
+        Port::Listener(listener) => loop {
+            let (stream, _) = listener.accept().context("cannot accept a connection")?;
+            let answers = Arc::new(Mutex::new(stream.try_clone()?));
+            if let Err(error) = serve(&mut BufReader::new(stream), &answers) {
+                eprintln!("the door: {error:#}");
+            }
+        },
     }
 }
 

@@ -32,7 +32,7 @@ pub fn agent_config(bytes: &[u8]) {
 pub fn image_description(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let described = within(CONFIG, text.len(), || decoders::image_description(&text));
-    let Some((cmdline, memory_mib)) = described else {
+    let Some((cmdline, memory_mib, processors)) = described else {
         return;
     };
     let xml = |cmdline: &str| {
@@ -43,6 +43,7 @@ pub fn image_description(bytes: &[u8]) {
             root: "/root.img".into(),
             cmdline: cmdline.to_owned(),
             memory_mib,
+            processors,
         };
         let guest = Guest {
             domain: "spare-shop-0-1",

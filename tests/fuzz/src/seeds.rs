@@ -311,6 +311,12 @@ fn update() -> Update {
                 row: row(1, "new"),
                 before: Some(row_hash("public.t", &row(1, "old"))),
             },
+            RowOp::Change {
+                key: vec![Value::Int(2)],
+                values: vec![(1, Value::Text("new".into()))],
+                before: row_hash("public.t", &row(2, "old")),
+                after: row_hash("public.t", &row(2, "new")),
+            },
             RowOp::Delete {
                 key: vec![Value::Int(5000)],
                 before: Hash::of(b"gone"),

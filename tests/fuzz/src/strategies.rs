@@ -152,22 +152,26 @@ fn table_update(table: String) -> impl Strategy<Value = TableUpdate> {
             .prop_shuffle()
             .prop_flat_map(move |all| (1..=columns).prop_map(move |length| all[..length].to_vec()));
         let row = prop::collection::vec(value(), columns);
-        let rows = prop::collection::vec((row, prop::option::of(hash()), any::<bool>()), 0..5);
+        let rows = prop::collection::vec((row, prop::option::of(hash()), 0..3), 0..5);
         (Just(columns), key, any::<bool>(), rows)
     });
     shape.prop_map(move |(columns, key, truncated, rows)| {
         let mut ops: BTreeMap<Key, RowOp> = BTreeMap::new();
-        for (row, before, deleted) in rows {
+        for (row, before, what) in rows {
             let of: Key = key.iter().map(|&i| row[usize::from(i)].clone()).collect();
-            let op = match before {
-                Some(before) if deleted && !truncated => RowOp::Delete {
+            let others = (0u16..).zip(row.clone()).filter(|(i, _)| !key.contains(i));
+            let op = match before.filter(|_| !truncated) {
+                Some(before) if what == 0 => RowOp::Delete {
                     key: of.clone(),
                     before,
                 },
-                before => RowOp::Put {
-                    row,
-                    before: before.filter(|_| !truncated),
+                Some(before) if what == 1 && key.len() < columns => RowOp::Change {
+                    key: of.clone(),
+                    values: others.collect(),
+                    before,
+                    after: Hash::of(b"after"),
                 },
+                before => RowOp::Put { row, before },
             };
             ops.insert(of, op);
         }

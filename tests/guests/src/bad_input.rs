@@ -5,13 +5,14 @@ use crate::suite::{ensure_clean, Suite};
 use crate::trial;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
+use spare_rig::Hypervisor;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-pub(crate) fn trials() -> Vec<Trial> {
-    vec![
+pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
+    let mut trials = vec![
         trial(
             "a_malformed_request_gets_400_and_the_service_goes_on",
             |s| answers(s, b"this is no HTTP\r\n\r\n", "HTTP/1.1 400"),
@@ -39,11 +40,14 @@ pub(crate) fn trials() -> Vec<Trial> {
             "a_missing_image_is_named_with_the_command_that_builds_it",
             missing_image,
         ),
-        trial(
+    ];
+    if hypervisor == Hypervisor::Libvirt {
+        trials.push(trial(
             "a_hypervisor_that_is_down_is_named_with_the_command_that_starts_it",
             hypervisor_down,
-        ),
-    ]
+        ));
+    }
+    trials
 }
 
 fn connect(suite: &Suite) -> Result<TcpStream> {

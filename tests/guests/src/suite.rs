@@ -3,7 +3,7 @@
 use anyhow::{ensure, Context, Result};
 use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
 use spare_protocol::admin::{Event, EventKind, ReplicaState, Status};
-use spare_rig::{Deployment, Door, Options};
+use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -95,6 +95,7 @@ impl Suite {
             .enable_all()
             .build()?;
         let options = Options {
+            hypervisor: Hypervisor::from_environment()?,
             // Passives are brought up to date often, and silence is noticed soon, so that short runs
             // see everything happen.
             replication: vec![
@@ -143,6 +144,21 @@ impl Suite {
 
     pub(crate) fn end_load(&mut self, loading: Loading) -> Result<BenchReport> {
         Ok(self.runtime.block_on(loading.run)??)
+    }
+
+    /// Waits until every client of a load is at work.
+    pub(crate) fn await_load(&self, load: &Loading) {
+        self.runtime.block_on(async {
+            while load.monitor.answered() < UNDER_WAY && !load.run.is_finished() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+    }
+
+    /// Ends a load whose service is gone; what its clients received is of no interest to the oracle.
+    pub(crate) fn abandon_load(&mut self, loading: Loading) {
+        loading.run.abort();
+        self.records.pop();
     }
 
     pub(crate) fn status(&self) -> Result<Status> {
@@ -204,11 +220,9 @@ impl Suite {
     /// A correct replica's machine stands still for a while, once the load is under way: slow, not
     /// faulty.
     pub(crate) fn stall(&self, replica: &str, time: Duration, load: &Loading) -> Result<()> {
+        self.await_load(load);
         self.runtime.block_on(async {
             let agent = self.deployment.agent().await?;
-            while load.monitor.answered() < UNDER_WAY && !load.run.is_finished() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
             agent.pause(replica).await?;
             tokio::time::sleep(time).await;
             agent.unpause(replica).await?;

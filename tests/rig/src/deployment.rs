@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 const MANAGER_USER: &str = "spare";
 /// For four guests to boot on two cores without KVM.
 const START_LIMIT: Duration = Duration::from_secs(300);
-const POLL: Duration = Duration::from_millis(100);
+/// For the kernel to end processes that were killed.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(20);
 
 /// The folders of deployments that this process has to end, with their daemons.
 static RUNNING: Mutex<Vec<(PathBuf, Vec<u32>)>> = Mutex::new(Vec::new());
@@ -46,9 +48,36 @@ pub fn end_all() {
     }
 }
 
+/// What replicas run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hypervisor {
+    /// Virtual machines under libvirt.
+    #[default]
+    Libvirt,
+    /// Processes of this machine.
+    Process,
+}
+
+impl Hypervisor {
+    /// What the environment variable `SPARE_HYPERVISOR` says: `libvirt`, which is also what its absence
+    /// means, or `process`.
+    ///
+    /// # Errors
+    /// When it says something else.
+    pub fn from_environment() -> Result<Hypervisor> {
+        match std::env::var("SPARE_HYPERVISOR").as_deref() {
+            Err(_) | Ok("libvirt") => Ok(Hypervisor::Libvirt),
+            Ok("process") => Ok(Hypervisor::Process),
+            Ok(other) => bail!("SPARE_HYPERVISOR is \"{other}\"; write libvirt or process"),
+        }
+    }
+}
+
 /// How a deployment is to be.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// What replicas run on.
+    pub hypervisor: Hypervisor,
     /// The image of the guests, a recipe of `vm-images`.
     pub image: String,
     /// The gateway's address; port 0 chooses a free one.
@@ -62,6 +91,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            hypervisor: Hypervisor::default(),
             image: "auction-tiny-test".into(),
             listen: "127.0.0.1:0".into(),
             replication: Vec::new(),
@@ -78,7 +108,9 @@ pub struct Deployment {
     gateway: String,
     agent: Option<Daemon>,
     manager: Option<Daemon>,
-    hypervisor: bool,
+    hypervisor: Hypervisor,
+    /// Something may run that must be ended.
+    begun: bool,
     kept: bool,
 }
 
@@ -91,7 +123,7 @@ impl Deployment {
     pub async fn start(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Deployment> {
         ensure!(
             nix::unistd::geteuid().is_root(),
-            "must be root: the agent drives libvirt's system instance"
+            "must be root: the agent drives libvirt's system instance, or makes namespaces"
         );
         let folder = PathBuf::from(format!("/var/tmp/spare-{}", std::process::id()));
         let mut deployment = Deployment {
@@ -100,7 +132,8 @@ impl Deployment {
             image: options.image.clone(),
             agent: None,
             manager: None,
-            hypervisor: false,
+            hypervisor: options.hypervisor,
+            begun: false,
             kept: false,
         };
         deployment.prepare(options)?;
@@ -109,7 +142,12 @@ impl Deployment {
             options.image
         ));
         deployment.start_daemons().await?;
-        progress("hypervisor, agent and replica manager run; four guests boot");
+        progress(match options.hypervisor {
+            Hypervisor::Libvirt => "hypervisor, agent and replica manager run; four guests boot",
+            Hypervisor::Process => {
+                "agent and replica manager run; four process replicas start, without virtual machines"
+            }
+        });
         deployment.wait_until_serving(progress).await?;
         Ok(deployment)
     }
@@ -283,9 +321,13 @@ impl Deployment {
 
     fn agent_config(&self) -> String {
         let folder = self.folder.display();
+        let hypervisor = match self.hypervisor {
+            Hypervisor::Libvirt => "accelerator = \"auto\"",
+            Hypervisor::Process => "hypervisor = \"process\"",
+        };
         format!(
             "socket = \"{folder}/agent.sock\"\nservice = \"{}\"\nmanager_user = \"{MANAGER_USER}\"\n\
-             images = \"{folder}/images\"\nstate_dir = \"{folder}/agent\"\naccelerator = \"auto\"\n\
+             images = \"{folder}/images\"\nstate_dir = \"{folder}/agent\"\n{hypervisor}\n\
              door = {}\n",
             self.service(),
             self.image.ends_with("-test")
@@ -313,20 +355,41 @@ impl Deployment {
     }
 
     async fn start_daemons(&mut self) -> Result<()> {
-        let binaries = binaries()?;
-        self.hypervisor = true;
-        run_script(
-            "scripts/hypervisor",
-            &["start".as_ref(), self.folder.join("libvirt").as_os_str()],
-        )?;
-        let mut agent = Command::new(binaries.join("spare-agent"));
+        self.begun = true;
+        if self.hypervisor == Hypervisor::Libvirt {
+            run_script(
+                "scripts/hypervisor",
+                &["start".as_ref(), self.folder.join("libvirt").as_os_str()],
+            )?;
+        }
+        self.start_agent().await?;
+        self.start_manager().await
+    }
+
+    /// Starts the agent, at first or after [`Deployment::kill_agent`], and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_agent(&mut self) -> Result<()> {
+        ensure!(self.agent.is_none(), "the agent runs already");
+        let mut agent = Command::new(binaries()?.join("spare-agent"));
         agent.arg("--config").arg(self.folder.join("agent.toml"));
         let log = self.folder.join("agent.log");
         let agent = process::start("spare-agent", &mut agent, log)?;
         agent.prefer();
         self.agent = Some(agent);
-        self.wait_for_socket("agent.sock").await?;
-        let mut manager = Command::new(binaries.join("spare-manager"));
+        self.register();
+        self.wait_for_socket("agent.sock").await
+    }
+
+    /// Starts the replica manager, at first or after [`Deployment::kill_manager`], and waits until its
+    /// admin API answers; the group may take longer to serve ([`Deployment::wait_until_complete`]).
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_manager(&mut self) -> Result<()> {
+        ensure!(self.manager.is_none(), "the replica manager runs already");
+        let mut manager = Command::new(binaries()?.join("spare-manager"));
         manager.arg("--config").arg(self.folder.join("spare.toml"));
         let user = manager_user()?;
         use std::os::unix::process::CommandExt;
@@ -337,18 +400,94 @@ impl Deployment {
         self.wait_for_socket("manager/admin.sock").await
     }
 
+    /// Kills the agent as a crash would (`kill -9`); replicas go on.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_agent(&mut self) -> Result<()> {
+        let killed = self.agent.take().map_or(Ok(()), |mut agent| agent.kill());
+        self.register();
+        killed
+    }
+
+    /// Kills the replica manager as a crash would (`kill -9`); replicas and agent go on.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn kill_manager(&mut self) -> Result<()> {
+        let manager = self.manager.take();
+        let killed = manager.map_or(Ok(()), |mut manager| manager.kill());
+        self.register();
+        killed
+    }
+
+    /// Kills agent, replica manager and all replicas at once, as a power failure would, but for what the
+    /// host's kernel still writes to its disk.
+    ///
+    /// # Errors
+    /// When something cannot be killed, or does not end.
+    pub fn kill_everything(&mut self) -> Result<()> {
+        let replicas = self.replica_processes();
+        for pid in self.daemons().into_iter().flatten().chain(replicas.clone()) {
+            process::kill_now(pid);
+        }
+        self.kill_manager()?;
+        self.kill_agent()?;
+        let begun = Instant::now();
+        while replicas.iter().any(|pid| process::lives(*pid)) {
+            ensure!(begun.elapsed() < KILL_LIMIT, "replicas do not die");
+            std::thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// The main process of each replica.
+    fn replica_processes(&self) -> Vec<u32> {
+        let (folder, file, program) = match self.hypervisor {
+            Hypervisor::Libvirt => (PathBuf::from("/run/libvirt/qemu"), "", "qemu-system"),
+            Hypervisor::Process => (self.folder.join("agent/processes"), "init", "spare-shim"),
+        };
+        let ours = format!("spare-{}-", self.service());
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let files = entries.filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            !file.is_empty() || (name.starts_with(&ours) && name.ends_with(".pid"))
+        });
+        let pids = files.filter_map(|entry| {
+            let path = match file {
+                "" => entry.path(),
+                file => entry.path().join(file),
+            };
+            let text = std::fs::read_to_string(path).ok()?;
+            text.split_whitespace().next()?.parse::<u32>().ok()
+        });
+        // The number of one that has ended may be another process's by now.
+        pids.filter(|pid| process::runs(*pid, program)).collect()
+    }
+
+    /// The process of the agent and that of the replica manager, as far as they run: for whoever wants to
+    /// kill them at a moment of his own ([`Deployment::kill_agent`] and [`Deployment::kill_manager`] still
+    /// have to be called then).
+    #[must_use]
+    pub fn daemons(&self) -> [Option<u32>; 2] {
+        [&self.agent, &self.manager].map(|daemon| daemon.as_ref().map(Daemon::pid))
+    }
+
     /// So that [`end_all`] finds it.
     fn register(&self) {
         let pids = [&self.manager, &self.agent].map(|d| d.as_ref().map(Daemon::pid));
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|(folder, _)| *folder != self.folder);
         running.push((self.folder.clone(), pids.into_iter().flatten().collect()));
     }
 
+    /// Waits until somebody listens there: one that was killed leaves its socket behind.
     async fn wait_for_socket(&mut self, name: &str) -> Result<()> {
         let start = Instant::now();
-        while !self.folder.join(name).exists() {
+        let socket = self.folder.join(name);
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             self.check_daemons()?;
-            ensure!(start.elapsed() < START_LIMIT, "{name} does not appear");
+            ensure!(start.elapsed() < START_LIMIT, "nobody serves {name}");
             tokio::time::sleep(POLL).await;
         }
         Ok(())
@@ -389,10 +528,10 @@ impl Deployment {
         for daemon in [&mut self.manager, &mut self.agent].into_iter().flatten() {
             daemon.end();
         }
-        if self.hypervisor {
+        if self.begun {
             clean_up(&self.folder);
         }
-        (self.manager, self.agent, self.hypervisor) = (None, None, false);
+        (self.manager, self.agent, self.begun) = (None, None, false);
     }
 }
 

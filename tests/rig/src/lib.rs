@@ -1,11 +1,11 @@
 //! A whole one-host deployment for the demo, tests and benchmarks: libvirtd if there is none, the
-//! agent, the replica manager as an unprivileged user, and four real guests. Whatever it starts, it
-//! ends; what was there before stays.
+//! agent, the replica manager as an unprivileged user, and four real guests, or four process replicas
+//! without libvirtd. Whatever it starts, it ends; what was there before stays.
 
 mod deployment;
 mod door;
 mod process;
 
-pub use deployment::{end_all, end_signal, Deployment, Options};
+pub use deployment::{end_all, end_signal, Deployment, Hypervisor, Options};
 pub use door::{Closed, Door, Said};
 pub use process::{binaries, checkout};

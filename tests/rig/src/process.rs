@@ -49,10 +49,11 @@ pub(crate) struct Daemon {
     log: PathBuf,
 }
 
-/// Starts `command` as a daemon whose output goes to `log`, in a session of its own: an interrupt of
+/// Starts `command` as a daemon whose output is appended to `log`, in a session of its own: an interrupt of
 /// the terminal is for the rig, which then ends its daemons in order.
 pub(crate) fn start(name: &'static str, command: &mut Command, log: PathBuf) -> Result<Daemon> {
-    let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+    let output = File::options().create(true).append(true).open(&log);
+    let output = output.with_context(|| format!("cannot write {}", log.display()))?;
     command
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -93,6 +94,13 @@ impl Daemon {
         bail!("{} ended ({status}); it wrote last:\n{last}", self.name)
     }
 
+    /// Kills it, as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Ends it: asks, waits, and if it does not listen, kills.
     pub(crate) fn end(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -104,6 +112,32 @@ impl Daemon {
         // Reaped already, or killed just now.
         let _ = self.child.wait();
     }
+}
+
+/// Kills a process without waiting for its end.
+pub(crate) fn kill_now(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// Whether a process lives, and be it that it is just ending: the first one of a namespace waits for all
+/// others. One that only waits to be collected does not.
+pub(crate) fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, field 2, ends in the last parenthesis, and may hold anything.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Whether a process runs a program whose name begins so.
+pub(crate) fn runs(pid: u32, program: &str) -> bool {
+    let file = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(program)
 }
 
 /// Asks a process to end, waits until `ended`, and kills it if it takes too long.

@@ -13,7 +13,7 @@ use crate::plan::{MS, SECOND};
 use crate::world::{Event, World};
 use spare_core::{ConvictionBasis, Input, Notice, Output, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::channel::Outcome;
+use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
 use spare_protocol::{Class, Position, ReplicaId};
 use std::rc::Rc;
@@ -144,11 +144,27 @@ impl World {
                 self.hold(verdict);
                 self.call(host, replica, Call::Create);
             }
+            Output::Keep { replica, clean } => {
+                self.hosts[host].disk.kept.insert(replica, clean);
+            }
             Output::Load { replica, upto } => {
                 let h = &mut self.hosts[host];
-                let state = h.disk.record(upto).map(|r| r.state).unwrap_or_default();
-                h.sent.insert(replica, upto);
-                self.give(host, replica, Work::Load(state, upto));
+                let work = match h.sent.insert(replica, upto) {
+                    None | Some(Position(0)) => {
+                        let state = h.disk.record(upto).map(|r| r.state);
+                        Work::Load(state.unwrap_or_default(), upto)
+                    }
+                    Some(before) => {
+                        self.coverage.count("replica kept -> brought up to date");
+                        let h = &self.hosts[host];
+                        Work::Apply {
+                            updates: h.disk.updates(before, upto),
+                            upto,
+                            root: RootRequest::No,
+                        }
+                    }
+                };
+                self.give(host, replica, work);
             }
             Output::Execute { replica, request } => {
                 let sent = self.sent(host, replica);
@@ -185,6 +201,7 @@ impl World {
             Output::Pause(replica) => self.call(host, replica, Call::Pause),
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.hosts[host].guests.remove(&replica);
+                self.hosts[host].disk.kept.remove(&replica);
                 self.hosts[host].sent.remove(&replica);
                 self.replica_gone(replica);
             }

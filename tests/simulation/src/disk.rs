@@ -3,10 +3,11 @@
 
 use crate::random::Random;
 use crate::service::State;
+use bytes::Bytes;
 use spare_core::{DecidedRequest, PrimaryView, Resume, ViewId};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::RequestId;
-use spare_protocol::{Class, Hash, Position, SeatId};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::rc::Rc;
@@ -77,6 +78,8 @@ pub(crate) struct Disk {
     pub(crate) generation: u32,
     /// Written through at once.
     pub(crate) starts: u64,
+    /// The replicas in service, and whether they are clean. Written through at once.
+    pub(crate) kept: BTreeMap<ReplicaId, bool>,
     view: PrimaryView,
     safe: Position,
     durable: Vec<Rc<Record>>,
@@ -128,6 +131,15 @@ impl Disk {
 
     pub(crate) fn record(&self, position: Position) -> Option<&Rc<Record>> {
         at(&self.log, position)
+    }
+
+    /// The updates of the log above `after`, up to `upto`.
+    pub(crate) fn updates(&self, after: Position, upto: Position) -> Vec<(Position, Bytes)> {
+        let index = |p: Position| usize::try_from(p.0).unwrap_or(usize::MAX);
+        let records = self.log.iter().take(index(upto)).skip(index(after));
+        let writes = records.filter(|r| r.record.class != Class::Read);
+        let updates = writes.map(|r| (r.record.position, r.record.update.clone()));
+        updates.filter(|(_, update)| !update.is_empty()).collect()
     }
 
     pub(crate) fn durable_record(&self, position: Position) -> Option<&Rc<Record>> {
@@ -201,6 +213,7 @@ impl Disk {
                 .map(|(seat, number)| RequestId { seat, number })
                 .collect(),
             generation: self.generation,
+            kept: Vec::new(),
         }
     }
 }

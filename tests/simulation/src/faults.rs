@@ -5,7 +5,7 @@ use crate::host::Host;
 use crate::network::{seat, Port};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Core, Input, Notice, Standing};
+use spare_core::{Core, Input, KeptReplica, Notice, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
@@ -533,7 +533,11 @@ impl World {
         h.life += 1;
         let mut random = h.random.fork();
         h.disk.crash(&mut random);
-        let guests: Vec<ReplicaId> = std::mem::take(&mut h.guests).into_keys().collect();
+        let mut guests: Vec<ReplicaId> = Vec::new();
+        if whole {
+            guests = std::mem::take(&mut h.guests).into_keys().collect();
+            h.disk.kept.clear();
+        }
         h.sent.clear();
         h.in_service.clear();
         h.votes.clear();
@@ -614,7 +618,9 @@ impl World {
         h.life += 1;
         h.disk.starts += 1;
         h.next_number = h.disk.starts << 32;
-        let resume = h.disk.resume();
+        let mut resume = self.hosts[host].disk.resume();
+        resume.kept = self.find_kept(host);
+        let h = &mut self.hosts[host];
         h.safe = resume.safe;
         let config = self.plan.config_of(seat(host));
         match Core::new(config, resume) {
@@ -632,6 +638,37 @@ impl World {
         self.ports[host].joined = true;
         let at = self.now + self.hosts[host].random.range(10 * MS, 500 * MS);
         self.schedule(at, Event::Form { flap: false });
+    }
+
+    /// The replicas that outlived the manager; all others on its host are destroyed.
+    fn find_kept(&mut self, host: usize) -> Vec<KeptReplica> {
+        let h = &mut self.hosts[host];
+        let speed = h.speed();
+        let mut kept = Vec::new();
+        for (replica, guest) in &mut h.guests {
+            // It may have died in the meantime.
+            if h.random.permille(50) {
+                guest.stop();
+            }
+            let clean = h.disk.kept.get(replica).copied();
+            let position = guest.hello(self.now, speed, &mut self.guest_random);
+            if let (Some(clean), Some(position)) = (clean, position) {
+                kept.push(KeptReplica {
+                    replica: *replica,
+                    position,
+                    clean,
+                });
+            }
+        }
+        h.disk.kept = kept.iter().map(|k| (k.replica, k.clean)).collect();
+        h.sent = kept.iter().map(|k| (k.replica, k.position)).collect();
+        let found = |r: &ReplicaId| kept.iter().any(|k| k.replica == *r);
+        let all: Vec<ReplicaId> = h.guests.keys().copied().collect();
+        for replica in all.into_iter().filter(|r| !found(r)) {
+            self.hosts[host].guests.remove(&replica);
+            self.replica_gone(replica);
+        }
+        kept
     }
 
     pub(crate) fn renew_leases(&mut self) {

@@ -158,6 +158,25 @@ impl Guest {
         }
     }
 
+    /// Its manager is another one, which opens its channel anew: it does what it was given, says nothing about
+    /// that any more, and tells its position. None if it is gone.
+    pub(crate) fn hello(
+        &mut self,
+        now: u64,
+        speed: Speed,
+        random: &mut Random,
+    ) -> Option<Position> {
+        if !self.booted || self.dead {
+            return None;
+        }
+        self.resume(now, speed, random);
+        self.answers.clear();
+        self.speech_scheduled = false;
+        self.free_at = now;
+        let lies = self.lies(&[Lie::Ahead], random).is_some();
+        (!self.dead).then_some(Position(self.position.0 + 7 * u64::from(lies)))
+    }
+
     pub(crate) fn next_answer_at(&self) -> Option<u64> {
         let running = self.running;
         self.answers.front().map(|(at, _)| *at).filter(|_| running)

@@ -116,7 +116,7 @@ impl Client {
         }
         self.load(Interaction::Home).await;
         while self.think().await && self.run.take_request() {
-            let write_share = self.run.options.write_share.unwrap_or(0.0);
+            let write_share = self.run.write_share();
             if self.rng.random_bool(write_share) {
                 self.bid_without_looking().await;
             } else {

@@ -132,6 +132,7 @@ pub struct Monitor {
     answered: AtomicU64,
     stop: AtomicBool,
     pause: AtomicBool,
+    bids_only: AtomicBool,
 }
 
 impl Monitor {
@@ -149,6 +150,11 @@ impl Monitor {
     /// Clients send nothing new while the run is paused.
     pub fn pause(&self, paused: bool) {
         self.pause.store(paused, Ordering::Relaxed);
+    }
+
+    /// Clients do nothing but bid for as long as this is set: updates come fast.
+    pub fn bids_only(&self, set: bool) {
+        self.bids_only.store(set, Ordering::Relaxed);
     }
 }
 
@@ -181,6 +187,14 @@ fn now_us() -> i64 {
 }
 
 impl Run {
+    /// The share of requests that are bids out of turn.
+    pub(crate) fn write_share(&self) -> f64 {
+        if self.monitor.bids_only.load(Ordering::Relaxed) {
+            return 1.0;
+        }
+        self.options.write_share.unwrap_or(0.0)
+    }
+
     fn new(options: BenchOptions, monitor: Arc<Monitor>) -> Result<Run, BenchError> {
         let requests = options.requests.unwrap_or(match options.seconds {
             Some(_) => u64::MAX,

@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, dead_code)] // a module of several test programs, each of which uses a part
 
 use bytes::Bytes;
-use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
+use spare_core::{Config, Core, Input, KeptReplica, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{Envelope, LossReason, PeerMessage, Request, RequestId};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
@@ -220,11 +220,29 @@ impl Cluster {
         self.guests.retain(|r, _| r.seat != SeatId(seat));
     }
 
-    /// The host of a seat is back, with what is on its disk.
+    /// The manager of a seat fails; its guests do not.
+    pub fn manager_crashes(&mut self, seat: u16) {
+        let index = usize::from(seat);
+        self.rings[index] = None;
+        self.queues[index].clear();
+        self.later.retain(|entry| entry.0 .2 != index);
+    }
+
+    /// The host or the manager of a seat is back, with what is on its disk and the guests that are there.
     pub fn restart(&mut self, seat: u16) {
         let index = usize::from(seat);
         let log = &self.logs[index];
+        let mut kept = self.disks[index].kept.clone();
+        kept.retain_mut(|k| match self.guests.get_mut(&k.replica) {
+            Some(guest) => {
+                guest.running = true;
+                k.position = guest.position;
+                true
+            }
+            None => false,
+        });
         let resume = Resume {
+            kept,
             last: log.last().cloned(),
             keys: log
                 .iter()
@@ -448,6 +466,15 @@ impl Cluster {
                 self.guests.insert(replica, guest);
                 self.after(300, seat, Input::Booted(replica));
             }
+            Output::Keep { replica, clean } => {
+                let kept = &mut self.disks[seat].kept;
+                kept.retain(|k| k.replica != replica);
+                kept.push(KeptReplica {
+                    replica,
+                    position: Position(0),
+                    clean,
+                });
+            }
             Output::Load { replica, upto } => {
                 let state = self.agreed[&(from, upto)];
                 self.work(seat, replica, Work::Load(state, upto));
@@ -484,6 +511,7 @@ impl Cluster {
             }
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.guests.remove(&replica);
+                self.disks[seat].kept.retain(|k| k.replica != replica);
             }
             Output::Answer {
                 id,

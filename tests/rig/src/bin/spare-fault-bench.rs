@@ -11,7 +11,7 @@ use clap::Parser;
 use serde::Serialize;
 use spare_cli::bench::{self, BenchOptions, Monitor};
 use spare_protocol::admin::{FaultTimeline, ReplicaState, Status};
-use spare_rig::{Deployment, Door, Options};
+use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(180);
 /// More than ever gather: passives are brought up to date only when a fault or the scrub says so.
 const UPDATES_MAX: u64 = 1_000_000;
+/// So many of the updates that wait come from clients that do what they usually do.
+const USUAL_UPDATES: u64 = 40;
 /// What the project promises, in ms, at the median and at the 95th percentile.
 const PROMISED_MS: (f64, f64) = (150.0, 300.0);
 
@@ -111,6 +113,7 @@ async fn run_or_end(arguments: &Arguments) -> Result<()> {
 
 async fn run(arguments: &Arguments) -> Result<()> {
     let options = Options {
+        hypervisor: Hypervisor::from_environment()?,
         // In operation a passive is brought up to date at each checkpoint, so none lies among the
         // updates that wait for it.
         replication: vec![
@@ -219,6 +222,15 @@ async fn one_fault(
         "exec /usr/lib/spare/spare-attacker liar --socket /run/service/http.sock --mode once --arm /run/lie",
     )
     .await?;
+    // Nearly as many as are wanted come fast; then the clients do for a while what they usually do.
+    let nearly = |status: &Status| {
+        passives_waiting(status).is_some_and(|least| least + USUAL_UPDATES >= waiting)
+    };
+    load.monitor.bids_only(true);
+    let filled = deployment.wait_for(LIMIT, "updates wait for the passives", nearly);
+    let filled = filled.await;
+    load.monitor.bids_only(false);
+    filled?;
     let enough = |status: &Status| passives_waiting(status).is_some_and(|least| least >= waiting);
     let before = deployment
         .wait_for(LIMIT, "updates wait for the passives", enough)

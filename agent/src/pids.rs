@@ -1,0 +1,121 @@
+//! Processes of replicas: noticing their end, and their priority.
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+/// A descriptor of the process.
+pub(crate) fn open(pid: u32) -> std::io::Result<OwnedFd> {
+    // SAFETY: no pointers are involved.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Waits until the process has ended, `limit` at most; whether it has.
+pub(crate) fn wait(process: &OwnedFd, limit: PollTimeout) -> nix::Result<bool> {
+    loop {
+        let mut poll_fd = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut poll_fd, limit) {
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e),
+            Ok(ready) => return Ok(ready > 0),
+        }
+    }
+}
+
+/// Sets the priority of every thread of the process. A thread, or all of them, may have ended meanwhile.
+pub(crate) fn set_nice(pid: u32, nice: i32) -> std::io::Result<()> {
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let Some(thread) = thread.file_name().to_str().and_then(|id| id.parse().ok()) else {
+            continue;
+        };
+        // SAFETY: no pointers are involved.
+        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
+        let error = std::io::Error::last_os_error();
+        if result != 0 && error.raw_os_error() != Some(libc::ESRCH) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Sets the priority of the process's session. Where the kernel groups processes by session
+/// (`sched_autogroup_enabled`), all sessions otherwise get the same, and the priority of a thread
+/// counts against its own session's alone. Does nothing for a process that shares its session with us or
+/// with the machine's init.
+pub(crate) fn set_session_nice(pid: u32, nice: i32) -> std::io::Result<()> {
+    let path = format!("/proc/{pid}/autogroup");
+    let Some(group) = group_in(&std::fs::read_to_string(&path)) else {
+        return Ok(());
+    };
+    for other in ["/proc/self/autogroup", "/proc/1/autogroup"] {
+        if group_in(&std::fs::read_to_string(other)).as_ref() == Some(&group) {
+            return Ok(());
+        }
+    }
+    std::fs::write(&path, nice.to_string())
+}
+
+/// The name in a file such as `/proc/self/autogroup`, which reads `/autogroup-12 nice 0`; `None` if
+/// there is none, as in a kernel without such groups.
+fn group_in(text: &std::io::Result<String>) -> Option<String> {
+    let text = text.as_ref().ok()?;
+    text.split_whitespace().next().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn an_ended_process_is_noticed_before_it_is_collected() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let process = open(child.id()).unwrap();
+        assert!(!wait(&process, PollTimeout::ZERO).unwrap());
+        let begun = Instant::now();
+        child.kill().unwrap();
+        assert!(wait(&process, PollTimeout::NONE).unwrap());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_session_of_a_process_is_prioritised_and_ours_never() {
+        use std::os::unix::process::CommandExt;
+        let nice = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/autogroup"));
+        let ours = nice(std::process::id());
+        let mut command = std::process::Command::new("sleep");
+        command.arg("60");
+        for own_session in [true, false] {
+            if own_session {
+                // SAFETY: setsid is async-signal-safe.
+                unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+            } else {
+                command = std::process::Command::new("sleep");
+                command.arg("60");
+            }
+            let mut child = command.spawn().unwrap();
+            set_session_nice(child.id(), 7).unwrap();
+            let group = nice(child.id());
+            child.kill().unwrap();
+            child.wait().unwrap();
+            match group {
+                // A kernel without such groups.
+                Err(_) => return,
+                Ok(group) => {
+                    assert_eq!(group.trim_end().ends_with("nice 7"), own_session, "{group}")
+                }
+            }
+        }
+        assert_eq!(nice(std::process::id()).ok(), ours.ok());
+    }
+}

@@ -1,0 +1,155 @@
+//! The first process of a replica: all others end with it. What is known of it is written down, so that
+//! the agent's next run finds it.
+
+use crate::error::{Error, Result};
+use crate::pids;
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::PollTimeout;
+use nix::sys::wait::{waitpid, WaitPidFlag};
+use nix::unistd::Pid;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+/// All processes of a replica that is killed have ended by then.
+const END_MAX: Duration = Duration::from_secs(20);
+
+/// A replica's first process.
+#[derive(Debug)]
+pub(super) struct Init {
+    pid: u32,
+    process: OwnedFd,
+    /// Tells the process from a later one of the same number: the boot of this machine, and when in it
+    /// the process began.
+    began: String,
+}
+
+impl Init {
+    /// The process of that number.
+    pub(super) fn of(pid: u32) -> std::io::Result<Init> {
+        let process = pids::open(pid)?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // Field 22 of proc(5); the name, field 2, ends in the last parenthesis.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let since_boot = after_name.split_whitespace().nth(19).unwrap_or_default();
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(Init {
+            pid,
+            process,
+            began: format!("{}-{since_boot}", boot.trim()),
+        })
+    }
+
+    /// Writes down what [`Init::recorded`] needs.
+    pub(super) fn record(&self, file: &Path) -> Result<()> {
+        let partial = file.with_extension("partial");
+        std::fs::write(&partial, format!("{} {}\n", self.pid, self.began))
+            .and_then(|()| std::fs::rename(&partial, file))
+            .map_err(|e| Error::failed(format!("cannot write {}", file.display()), e))
+    }
+
+    /// The process that was written down, if it still lives.
+    pub(super) fn recorded(file: &Path) -> Option<Init> {
+        let text = std::fs::read_to_string(file).ok()?;
+        let (pid, began) = text.trim().split_once(' ')?;
+        let init = Init::of(pid.parse().ok()?).ok()?;
+        (init.began == began && !init.has_ended()).then_some(init)
+    }
+
+    /// Its number.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it, and with it the replica, has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        pids::wait(&self.process, PollTimeout::ZERO).unwrap_or(true)
+    }
+
+    /// Waits for its end.
+    pub(super) fn wait(&self) {
+        // There is no reason why this should fail; whoever waits in vain learns nothing, harms nothing.
+        if let Err(e) = pids::wait(&self.process, PollTimeout::NONE) {
+            tracing::warn!("cannot wait for process {}: {e}", self.pid);
+        }
+        self.collect();
+    }
+
+    /// Collects it if it is ours: one of an earlier run is its new parent's.
+    fn collect(&self) {
+        if let Ok(pid) = i32::try_from(self.pid) {
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+        }
+    }
+
+    /// Kills it.
+    pub(super) fn kill(&self) -> Result<()> {
+        // SAFETY: no pointer but the null one, which stands for "as kill(2) does it".
+        let sent = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.process.as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        match Errno::result(sent) {
+            Ok(_) | Err(Errno::ESRCH) => Ok(()),
+            Err(e) => Err(Error::failed(
+                format!("cannot kill process {}", self.pid),
+                e,
+            )),
+        }
+    }
+
+    /// Waits until it has ended after [`Init::kill`], and its whole namespace with it.
+    pub(super) fn await_end(&self) -> Result<()> {
+        let limit = u16::try_from(END_MAX.as_millis()).unwrap_or(u16::MAX);
+        match pids::wait(&self.process, PollTimeout::from(limit)) {
+            Ok(true) => {
+                self.collect();
+                Ok(())
+            }
+            Ok(false) => Err(Error::failed(
+                format!("process {} was killed", self.pid),
+                format!("it does not end within {END_MAX:?}"),
+            )),
+            Err(e) => Err(Error::failed(
+                format!("cannot wait for process {}", self.pid),
+                e,
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn a_recorded_process_is_found_as_long_as_it_lives_and_no_other_in_its_place() {
+        let scratch = Scratch::new("init-record");
+        let file = scratch.path().join("init");
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let init = Init::of(child.id()).unwrap();
+        init.record(&file).unwrap();
+        assert_eq!(Init::recorded(&file).unwrap().pid(), child.id());
+        // A process of the same number that began at another time.
+        let text = std::fs::read_to_string(&file).unwrap();
+        let other = format!("{}1\n", text.trim());
+        std::fs::write(&file, other).unwrap();
+        assert!(Init::recorded(&file).is_none());
+        std::fs::write(&file, text).unwrap();
+        init.kill().unwrap();
+        init.await_end().unwrap();
+        assert!(Init::recorded(&file).is_none());
+        assert!(init.has_ended());
+        let _ = child.wait();
+    }
+}
