@@ -45,8 +45,15 @@ pub async fn open_stream(
     replica: &str,
     port: &str,
 ) -> Result<tokio::net::UnixStream> {
-    let fd: OwnedFd = agent.open_channel(replica, port).await?.into();
-    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream(agent.open_channel(replica, port).await?)
+}
+
+/// What [`AgentProxy::open_channel`] returns as a stream.
+///
+/// # Errors
+/// When the runtime cannot take it.
+pub fn stream(fd: zbus::zvariant::OwnedFd) -> Result<tokio::net::UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(fd));
     stream.set_nonblocking(true)?;
     Ok(tokio::net::UnixStream::from_std(stream)?)
 }

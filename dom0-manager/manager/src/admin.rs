@@ -1,9 +1,11 @@
 //! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
 
-use crate::config::Config;
+use crate::agent_link::AgentLink;
+use crate::config::{Config, Durability};
 use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
 use crate::seat::{SeatHandle, Snapshot};
+use crate::stores;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,9 +15,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
 use spare_protocol::admin::{
-    HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
+    DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
 };
 use spare_protocol::{Class, SeatId};
+use spare_store::Store;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -31,9 +34,11 @@ const WAIT_MS_MAX: u64 = 60_000;
 pub(crate) struct Deployment {
     pub(crate) config: Config,
     pub(crate) seats: Vec<SeatHandle>,
+    /// Of the seats, in their order.
+    pub(crate) stores: Vec<Arc<Store>>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) clients: Arc<Clients>,
-    pub(crate) agent: AgentProxy<'static>,
+    pub(crate) agent: AgentLink,
     pub(crate) host: (String, String),
     pub(crate) stop: Arc<Notify>,
 }
@@ -118,9 +123,9 @@ impl Deployment {
     async fn status(&self) -> Option<Status> {
         let mut seats = Vec::new();
         let mut first: Option<Snapshot> = None;
-        for handle in &self.seats {
+        for (handle, store) in self.seats.iter().zip(&self.stores) {
             let snapshot = handle.snapshot().await?;
-            seats.push(self.seat(handle.seat, &snapshot).await);
+            seats.push(self.seat(handle.seat, &snapshot, store).await);
             first.get_or_insert(snapshot);
         }
         let first = first?;
@@ -138,6 +143,10 @@ impl Deployment {
             service: self.config.service.name.clone(),
             mode,
             engine: "local".into(),
+            durability: match self.config.store.durability {
+                Durability::Disk => "disk".into(),
+                Durability::Memory => "memory".into(),
+            },
             faults: self.config.group.faults,
             epoch: first.epoch,
             ordered: first.ordered.0,
@@ -156,11 +165,11 @@ impl Deployment {
     }
 
     async fn agent_answers(&self) -> bool {
-        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.host()).await;
-        matches!(call, Ok(Ok(_)))
+        let call = |agent: AgentProxy<'static>| async move { agent.host().await };
+        self.agent.call_now(USAGE_LIMIT, call).await.is_some()
     }
 
-    async fn seat(&self, seat: SeatId, snapshot: &Snapshot) -> SeatStatus {
+    async fn seat(&self, seat: SeatId, snapshot: &Snapshot, store: &Arc<Store>) -> SeatStatus {
         let mut replicas = Vec::new();
         for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
             let usage = match view.state {
@@ -182,11 +191,33 @@ impl Deployment {
             seat: seat.0,
             host: self.host.0.clone(),
             replicas,
+            disk: self.disk(store).await,
+        }
+    }
+
+    /// What a seat's store takes; reads folders.
+    async fn disk(&self, store: &Arc<Store>) -> DiskStatus {
+        let store = Arc::clone(store);
+        let read = move || {
+            let newest = store.snapshots().last().map(|m| m.position.0);
+            (store.disk_use(), store.progress(), newest)
+        };
+        let Ok((used, progress, newest)) = tokio::task::spawn_blocking(read).await else {
+            return DiskStatus::default();
+        };
+        DiskStatus {
+            stored: progress.stored.0,
+            snapshot: newest,
+            log_bytes: used.log,
+            snapshot_bytes: used.snapshots,
+            reply_bytes: used.replies,
+            table_bytes: used.tables,
+            evidence_bytes: used.evidence,
         }
     }
 
     async fn usage(&self, replica: &str) -> Option<(u64, u64)> {
-        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.usage(replica)).await;
-        call.ok()?.ok()
+        let call = |agent: AgentProxy<'static>| async move { agent.usage(replica).await };
+        self.agent.call_now(USAGE_LIMIT, call).await
     }
 }

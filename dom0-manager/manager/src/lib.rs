@@ -2,6 +2,7 @@
 //! operators.
 
 mod admin;
+mod agent_link;
 mod config;
 mod daemon;
 pub mod decoders;
@@ -9,9 +10,12 @@ mod evidence;
 mod gateway;
 mod guest;
 mod journal;
+mod kept;
 mod normalise;
-mod recent;
+mod record;
 mod seat;
+mod slow_disk;
+mod stores;
 mod timeline;
 
 use std::path::Path;
