@@ -246,10 +246,15 @@ mod tests {
     #[test]
     fn an_image_is_told_from_later_ones_by_its_content() {
         let scratch = Scratch::new("image-content");
-        image_in(&scratch, "content = \"1f\"\ncmdline = \"\"\nmemory_mib = 8\n");
+        image_in(
+            &scratch,
+            "content = \"1f\"\ncmdline = \"\"\nmemory_mib = 8\n",
+        );
         assert_eq!(content(scratch.path(), "shop", 256).unwrap(), "1f");
         image_in(&scratch, "cmdline = \"\"\nmemory_mib = 8\n");
-        let message = content(scratch.path(), "shop", 256).unwrap_err().to_string();
+        let message = content(scratch.path(), "shop", 256)
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("build it anew"), "{message}");
     }
 }

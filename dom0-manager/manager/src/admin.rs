@@ -5,7 +5,7 @@ use crate::config::{Config, Durability};
 use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
 use crate::seat::{SeatHandle, Snapshot};
-use crate::stores;
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -19,12 +19,18 @@ use spare_protocol::admin::{
 };
 use spare_protocol::{Class, SeatId};
 use spare_store::Store;
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{mpsc, Notify};
 
 /// For a scrub: it reads every replica's whole database.
 const SCRUB_LIMIT: Duration = Duration::from_secs(600);
+/// For a snapshot to be written, before the backup begins.
+const BACKUP_LIMIT: Duration = Duration::from_secs(600);
+/// Pieces of a backup that wait for its receiver, and their length.
+const BACKUP_PIECES: usize = 8;
+const BACKUP_PIECE_BYTES: usize = 256 << 10;
 /// For the agent to tell a VM's usage; status is shown without it rather than late.
 const USAGE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest a client may ask to wait for events.
@@ -50,6 +56,7 @@ pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/faults", get(faults))
         .route("/v1/scrub", post(scrub))
+        .route("/v1/backup", post(backup))
         .route("/v1/stop", post(stop))
         .with_state(deployment)
 }
@@ -108,6 +115,54 @@ async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
         equal,
     })
     .into_response()
+}
+
+/// A snapshot of now, as a file.
+async fn backup(State(deployment): State<Arc<Deployment>>) -> Response {
+    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
+        return failure("there are no seats");
+    };
+    match tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return failure(&format!("{error:#}")),
+        Err(_) => return failure("the snapshot took too long"),
+    }
+    let (sender, receiver) = mpsc::channel(BACKUP_PIECES);
+    let store = Arc::clone(store);
+    tokio::task::spawn_blocking(move || {
+        let mut pieces = BufWriter::with_capacity(BACKUP_PIECE_BYTES, Pieces(sender.clone()));
+        let exported = store.export_snapshot(&mut pieces);
+        let done = match exported {
+            Ok(_) => pieces.flush(),
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        };
+        if let Err(error) = done {
+            tracing::warn!("a backup ended early: {error}");
+            // So that the receiver does not take it for the whole.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    Body::from_stream(pieces).into_response()
+}
+
+/// Hands what is written to a task.
+struct Pieces(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let piece = Bytes::copy_from_slice(bytes);
+        match self.0.blocking_send(Ok(piece)) {
+            Ok(()) => Ok(bytes.len()),
+            Err(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn stop(State(deployment): State<Arc<Deployment>>) -> Response {

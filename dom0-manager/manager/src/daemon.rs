@@ -63,8 +63,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let admin_listener = bind_admin(&config.admin.socket)?;
     let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
     let host = agent.call(|agent| async move { agent.host().await }).await;
-    let host = host
-        .map_err(|e| anyhow::anyhow!("the agent does not answer: {}", agent::message(&e)))?;
+    let host =
+        host.map_err(|e| anyhow::anyhow!("the agent does not answer: {}", agent::message(&e)))?;
     if host.1 == "process" {
         tracing::warn!(
             "replicas are processes of host {}, not virtual machines: for development and measurements, \
@@ -74,7 +74,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     }
     let name = &config.service.image;
     let content = agent.call(|agent| async move { agent.image(name).await });
-    let content = content.await.map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
+    let content = content
+        .await
+        .map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
     let opening = config.clone();
     let open = move || stores::open(&opening, stores::image_id(&content));
     let stores = tokio::task::spawn_blocking(open).await??;
@@ -310,7 +312,9 @@ async fn attach(
     while let Some(attempt) = attempts.join_next().await {
         match attempt? {
             (replica, Ok((channel, position))) => {
-                tracing::info!("replica {replica} is there since an earlier run, at position {position}");
+                tracing::info!(
+                    "replica {replica} is there since an earlier run, at position {position}"
+                );
                 attached.push((replica, position, channel));
             }
             (replica, Err(error)) => {

@@ -153,12 +153,8 @@ pub(crate) async fn attach(
             async move { agent.open_channel(&name, PORT_NAME).await }
         });
         let stream = agent::stream(stream.await.map_err(explain)?)?;
-        let (channel, position) = GuestChannel::open_again(
-            replica,
-            stream,
-            Arc::clone(normaliser),
-            inputs.clone(),
-        );
+        let (channel, position) =
+            GuestChannel::open_again(replica, stream, Arc::clone(normaliser), inputs.clone());
         if let Ok(Ok(position)) = tokio::time::timeout(limit, position).await {
             return Ok((channel, position));
         }

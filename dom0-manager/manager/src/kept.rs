@@ -41,7 +41,9 @@ fn boot_id() -> String {
 fn parse(text: &str, boot: &str) -> BTreeMap<ReplicaId, bool> {
     let mut kept = BTreeMap::new();
     // A line without an end was not written before its change took place.
-    let mut lines = text.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n'));
+    let mut lines = text
+        .split_inclusive('\n')
+        .filter_map(|l| l.strip_suffix('\n'));
     if boot.is_empty() || lines.next() != Some(&head(boot)) {
         return kept;
     }

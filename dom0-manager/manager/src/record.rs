@@ -35,7 +35,12 @@ impl Recorder {
     /// Goes on with the log at `path`, or begins it: what is safe in the store and missing in it is
     /// added. What is in the store beyond `safe` waits. With `anew` an earlier one is removed.
     pub(crate) fn open(path: &Path, anew: bool, store: &Store, safe: Position) -> Result<Recorder> {
-        let explain = || format!("the ordered log {} (store.record) cannot go on", path.display());
+        let explain = || {
+            format!(
+                "the ordered log {} (store.record) cannot go on",
+                path.display()
+            )
+        };
         if anew && path.exists() {
             std::fs::remove_file(path).with_context(explain)?;
         }
@@ -57,7 +62,9 @@ impl Recorder {
         }
         let mut after = last;
         loop {
-            let records = store.records_after(after, PORTION, PORTION_BYTES).with_context(explain)?;
+            let records = store
+                .records_after(after, PORTION, PORTION_BYTES)
+                .with_context(explain)?;
             let Some(newest) = records.last() else { break };
             after = newest.position;
             records.iter().for_each(|record| recorder.decided(record));

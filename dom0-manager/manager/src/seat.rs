@@ -44,6 +44,9 @@ const RECORD_BYTES: usize = 200;
 const CHANNEL_TRIES: u32 = 100;
 const CHANNEL_RETRY: Duration = Duration::from_millis(100);
 
+/// How long what is safe may wait for a record to be written with.
+const SAFE_DELAY: Duration = Duration::from_millis(50);
+
 /// The niceness of a passive's VM: when it runs, a client waits for it, or it is done soon.
 const PASSIVE_NICE: i32 = -10;
 /// The niceness of an active's VM: behind everything in Dom0, which all replicas depend on.
@@ -115,6 +118,7 @@ pub(crate) struct Snapshot {
     pub(crate) staffed: bool,
     pub(crate) can_decide: bool,
     pub(crate) replicas: Vec<spare_core::replica::ReplicaView>,
+    /// Every seat has everything up to here, and it is on disk here that it does.
     pub(crate) safe: Position,
 }
 
@@ -190,6 +194,8 @@ pub(crate) struct Seat {
     told_stored: Position,
     told_view: ViewId,
     safe: Position,
+    /// When the store is told of it at the latest.
+    safe_due: Option<Instant>,
     /// What the log grew by since the last snapshot was asked for.
     grown_bytes: u64,
     asked_snapshot: Position,
@@ -232,6 +238,7 @@ impl Seat {
             told_stored: Position(0),
             told_view: memory.view,
             safe: progress.safe,
+            safe_due: None,
             grown_bytes: memory.log_bytes,
             asked_snapshot: memory.snapshot,
             stable: None,
@@ -258,6 +265,7 @@ impl Seat {
                 Some(query) = self.queues.queries.recv() => self.query(query),
                 Some(event) = self.memory.news.recv() => self.news(event),
                 () = progress.notified() => self.progress(),
+                () = until(self.safe_due) => self.hand_over_safe(),
                 () = sleep_until(self.shared.started, deadline) => self.step(Input::Tick),
             }
             self.drain();
@@ -295,7 +303,9 @@ impl Seat {
             self.step(Input::Stored { position });
         }
         let ready = |r: &ReplicaId| r.generation <= progress.generation;
-        let (ready, waiting) = std::mem::take(&mut self.to_create).into_iter().partition(ready);
+        let (ready, waiting) = std::mem::take(&mut self.to_create)
+            .into_iter()
+            .partition(ready);
         self.to_create = waiting;
         let ready: Vec<ReplicaId> = ready;
         ready.into_iter().for_each(|replica| self.create(replica));
@@ -370,14 +380,23 @@ impl Seat {
     /// Every member has the records up to here.
     fn is_safe(&mut self, position: Position) {
         self.safe = self.safe.max(position);
-        let done = self.memory.store.safe(position);
-        self.keep(done);
+        let due = || Instant::now() + SAFE_DELAY;
+        self.safe_due.get_or_insert_with(due);
         let done = self.memory.recorder.as_mut().map(|r| r.safe(position));
         self.recorded(done);
         let rule = self.shared.snapshots;
         let records = self.safe.0.saturating_sub(self.asked_snapshot.0);
         if self.grown_bytes >= rule.bytes || records >= rule.records {
             self.ask_snapshot(self.safe);
+        }
+    }
+
+    /// Tells the store what is safe: with the next record, so that it costs no sync of its own, or a little
+    /// later if there is none.
+    fn hand_over_safe(&mut self) {
+        if self.safe_due.take().is_some() {
+            let done = self.memory.store.safe(self.safe);
+            self.keep(done);
         }
     }
 
@@ -388,6 +407,7 @@ impl Seat {
             let there = self.memory.store.snapshots().last().map(|m| m.position);
             return self.answer_awaited(there.unwrap_or_default());
         }
+        self.hand_over_safe();
         self.grown_bytes = 0;
         self.asked_snapshot = position;
         let stable = self.stable.filter(|(at, _)| *at == position);
@@ -423,7 +443,7 @@ impl Seat {
             staffed: self.core.is_staffed(),
             can_decide: self.core.can_decide(),
             replicas: self.core.replicas(),
-            safe: self.safe,
+            safe: self.memory.store.progress().safe,
         }
     }
 
@@ -681,6 +701,7 @@ impl Seat {
         };
         let bytes = decided.request.len() + decided.update.len() + reply + RECORD_BYTES;
         self.grown_bytes += bytes as u64;
+        self.hand_over_safe();
         let done = self.memory.store.append(&decided);
         self.keep(done);
         if let Some(recorder) = &mut self.memory.recorder {
@@ -897,10 +918,13 @@ async fn first_state(store: &Store, upto: Position) -> Result<Vec<ToGuest>> {
     store.load(upto, LOAD_ROWS_MAX, move |parts| drop(sender.send(parts)))?;
     let parts = parts.await.context("the store has ended")??;
     let last = parts.len().saturating_sub(1);
-    let messages = parts.into_iter().enumerate().map(|(i, part)| ToGuest::Load {
-        part,
-        last: (i == last).then_some(upto),
-    });
+    let messages = parts
+        .into_iter()
+        .enumerate()
+        .map(|(i, part)| ToGuest::Load {
+            part,
+            last: (i == last).then_some(upto),
+        });
     Ok(messages.collect())
 }
 
@@ -924,7 +948,10 @@ async fn missed_updates(store: Arc<Store>, from: Position, upto: Position) -> Re
     };
     let update = tokio::task::spawn_blocking(read).await??;
     if update.len() > UPDATE_BYTES_MAX {
-        bail!("what it missed has {} bytes; a new replica is quicker", update.len());
+        bail!(
+            "what it missed has {} bytes; a new replica is quicker",
+            update.len()
+        );
     }
     Ok(vec![ToGuest::Apply {
         updates: vec![(upto, update)],
@@ -978,6 +1005,13 @@ async fn destroy(shared: &Shared, replica: ReplicaId) {
             );
             shared.journal.event(EventKind::Alarm, Some(replica), text);
         }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -356,14 +356,39 @@ pub(crate) fn restore(config: &Config, backup: &Path) -> Result<Manifest> {
     for seat in seats(config) {
         manifest = Some(import(directory, seat, image, backup)?);
     }
+    hand_over(directory)?;
     manifest.context("a group has seats")
+}
+
+/// Gives everything in the folder to whoever has the folder: the manager's user, if root restores.
+fn hand_over(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let explain = || format!("cannot hand {} over to its owner", folder.display());
+    let owner = std::fs::metadata(folder).with_context(explain)?;
+    if !nix::unistd::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).with_context(explain)? {
+            let entry = entry.with_context(explain)?;
+            let path = entry.path();
+            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
+                .with_context(explain)?;
+            if entry.file_type().with_context(explain)?.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes a store of a seat from a backup; all of it, or nothing.
 fn import(directory: &Path, seat: SeatId, image: Hash, backup: &Path) -> Result<Manifest> {
     let new = directory.join(format!("seat-{seat}.new"));
     if new.exists() {
-        std::fs::remove_dir_all(&new).with_context(|| format!("cannot remove {}", new.display()))?;
+        std::fs::remove_dir_all(&new)
+            .with_context(|| format!("cannot remove {}", new.display()))?;
     }
     make_folder(&new).with_context(|| format!("cannot make {}", new.display()))?;
     let input = File::open(backup).with_context(|| format!("cannot read {}", backup.display()))?;
@@ -372,7 +397,8 @@ fn import(directory: &Path, seat: SeatId, image: Hash, backup: &Path) -> Result<
     let folder = seat_folder(directory, seat);
     if folder.exists() {
         // Empty, or it would not be replaced.
-        std::fs::remove_dir(&folder).with_context(|| format!("cannot replace {}", folder.display()))?;
+        std::fs::remove_dir(&folder)
+            .with_context(|| format!("cannot replace {}", folder.display()))?;
     }
     std::fs::rename(&new, &folder).with_context(|| format!("cannot rename {}", new.display()))?;
     File::open(directory)

@@ -475,7 +475,9 @@ fn store_segment() -> Vec<Seed> {
         parts.push((0, batch_head(number, std::slice::from_ref(&record))));
         parts.push((0, record));
     }
-    let batches = parts.chunks(2).map(|c| (c[0].1.as_slice(), c[1].1.as_slice()));
+    let batches = parts
+        .chunks(2)
+        .map(|c| (c[0].1.as_slice(), c[1].1.as_slice()));
     let segment = spare_store::decoders::sealed(batches);
     let giant = [vec![1, 0, 1, 1], vec![0xff, 0xff, 0xff, 0xff, 0x0f]].concat();
     named(&[

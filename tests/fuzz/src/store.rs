@@ -17,7 +17,9 @@ pub const BACKUP: Limit = Limit::new(16, 4 * MIB + 16 * KIB);
 /// that are right, and what follows them.
 pub fn store_segment(bytes: &[u8]) {
     let all: Vec<&[u8]> = parts(bytes).map(|(_, part)| part).collect();
-    let batches = all.chunks(2).map(|c| (c[0], c.get(1).copied().unwrap_or_default()));
+    let batches = all
+        .chunks(2)
+        .map(|c| (c[0], c.get(1).copied().unwrap_or_default()));
     let sealed = decoders::sealed(batches);
     for segment in [bytes, &sealed] {
         let (whole, damaged, length) =

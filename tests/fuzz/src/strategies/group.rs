@@ -213,6 +213,7 @@ pub fn peer_message() -> impl Strategy<Value = PeerMessage> {
             state
         }),
         position().prop_map(|after| PeerMessage::WantLog { after }),
-        prop::collection::vec(decided_request(), 0..3).prop_map(|records| PeerMessage::Log { records }),
+        prop::collection::vec(decided_request(), 0..3)
+            .prop_map(|records| PeerMessage::Log { records }),
     ]
 }
