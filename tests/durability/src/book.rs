@@ -1,7 +1,7 @@
 //! What clients wrote, what of it was acknowledged, and whether the service still knows it.
 //!
 //! A client writes comments about users of the auction, each with a text and an `Idempotency-Key` that
-//! nobody else uses. A user's page shows how many comments there are about him, and the newest of them in
+//! nobody else uses. Each raises the user's rating by one. His page shows the rating, and the newest comments in
 //! full: what was lost or happened twice shows there.
 
 use anyhow::{bail, ensure, Context, Result};
@@ -35,8 +35,8 @@ pub(crate) struct Write {
 /// The truth about all comments.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
-    /// How many comments there are about a user.
-    totals: BTreeMap<u64, u64>,
+    /// The rating of each user, which every comment about him raises by one.
+    totals: BTreeMap<u64, i64>,
     number: u64,
     pub(crate) acknowledged: u64,
     pub(crate) unknown: u64,
@@ -210,19 +210,19 @@ impl Book {
         Ok(())
     }
 
-    /// Holds one user's page against what is known; returns how many comments there are.
+    /// Holds one user's page against what is known; returns his rating.
     async fn hold(
         &mut self,
         connection: &mut Connection,
         user: u64,
         writes: &[&Write],
-    ) -> Result<u64> {
+    ) -> Result<i64> {
         let reply = read(connection, user).await?;
         let page = text(&reply);
         let mut found = 0;
         for write in writes {
             // In its cell: one text may be the beginning of another.
-            let times = page.matches(&format!(">{}<", write.text)).count() as u64;
+            let times = page.matches(&format!(">{}<", write.text)).count() as i64;
             match (&write.acknowledged, times) {
                 (Some(_), 1) => {}
                 (None, 0) => {}
@@ -235,11 +235,11 @@ impl Book {
             }
             found += times;
         }
-        let total = number(&page, "data-comments")?;
+        let total = number(&page, "data-rating")?;
         if let Some(before) = self.totals.get(&user) {
             ensure!(
                 total == before + found,
-                "there are {total} comments about user {user}; there were {before}, and {found} came since"
+                "user {user} has the rating {total}; it was {before}, and {found} comments came since"
             );
         }
         Ok(total)
@@ -249,10 +249,10 @@ impl Book {
     pub(crate) async fn check_totals(&self, gateway: &str) -> Result<()> {
         let mut connection = connection(gateway)?;
         for (user, before) in &self.totals {
-            let total = number(&text(&read(&mut connection, *user).await?), "data-comments")?;
+            let total = number(&text(&read(&mut connection, *user).await?), "data-rating")?;
             ensure!(
                 total == *before,
-                "there are {total} comments about user {user}, and there were {before}"
+                "user {user} has the rating {total}, and it was {before}"
             );
         }
         Ok(())
@@ -262,7 +262,7 @@ impl Book {
     pub(crate) async fn begin(&mut self, gateway: &str) -> Result<()> {
         let mut connection = connection(gateway)?;
         for user in 1..=USERS {
-            let total = number(&text(&read(&mut connection, user).await?), "data-comments")?;
+            let total = number(&text(&read(&mut connection, user).await?), "data-rating")?;
             self.totals.insert(user, total);
         }
         Ok(())
@@ -282,7 +282,7 @@ async fn read(connection: &mut Connection, user: u64) -> Result<Reply> {
     }
 }
 
-fn number(page: &str, attribute: &str) -> Result<u64> {
+fn number(page: &str, attribute: &str) -> Result<i64> {
     let start = format!("{attribute}=\"");
     let rest = page
         .split(&start)
@@ -372,9 +372,9 @@ impl Book {
 
     /// The service began anew with a backup that was made while `writes` came in: of these some are there, once,
     /// and everything from before. Returns how many are not.
-    pub(crate) async fn restored(&mut self, gateway: &str, writes: &[Write]) -> Result<u64> {
+    pub(crate) async fn restored(&mut self, gateway: &str, writes: &[Write]) -> Result<i64> {
         let mut connection = connection(gateway)?;
-        let mut missing: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut missing: BTreeMap<u64, i64> = BTreeMap::new();
         for write in writes {
             let page = text(&read(&mut connection, write.user).await?);
             match page.matches(&format!(">{}<", write.text)).count() {

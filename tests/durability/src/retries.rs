@@ -68,16 +68,13 @@ async fn retries(suite: &mut Suite) -> Result<()> {
             ensure!(other.0 == 422, "{when}, {method}: {other:?}");
         }
     }
-    let page = send(
-        &mut client,
-        &Request {
-            method: "GET",
-            target: "/user?id=900".to_owned(),
-            headers: vec![],
-            body: String::new(),
-        },
-    );
-    let page = page.await.context("the page")?.2;
+    let page = Request {
+        method: "GET",
+        target: "/user?id=900".to_owned(),
+        headers: vec![],
+        body: String::new(),
+    };
+    let (_, _, page) = send(&mut client, &page).await.context("the page")?;
     let times = |text: &str| page.matches(&format!(">{text}<")).count();
     ensure!(times("once") >= 1 && times("twice") == 0, "{page}");
     suite.book.forget(900);
