@@ -58,6 +58,17 @@ pub fn stream(fd: zbus::zvariant::OwnedFd) -> Result<tokio::net::UnixStream> {
     Ok(tokio::net::UnixStream::from_std(stream)?)
 }
 
+/// Whether the agent says that there is no such replica: it may have been destroyed already.
+#[must_use]
+pub fn is_unknown_replica(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::MethodError(name, ..) => {
+            name.as_str() == "org.spare.Agent1.Error.NoSuchReplica"
+        }
+        _ => false,
+    }
+}
+
 /// What an error of the agent says, without D-Bus's wrapping.
 #[must_use]
 pub fn message(error: &zbus::Error) -> String {

@@ -13,7 +13,7 @@ use crate::journal::{unix_us, Journal};
 use crate::kept::{self, KeptList};
 use crate::normalise::Normaliser;
 use crate::record::Recorder;
-use crate::seat::{Memory, Queues, Seat, SeatHandle, Shared, SnapshotRule};
+use crate::seat::{Memory, Queues, Seat, SeatHandle, Shared, SnapshotRule, Verify};
 use crate::stores::{self, SeatStore};
 use anyhow::{Context, Result};
 use spare_agent_client as agent;
@@ -223,7 +223,12 @@ async fn start_seats(
         });
         let resume = resume(&store.resumed, kept.collect());
         let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
-        let memory = memory(config, me, store, &list)?;
+        // Replicas that went on were compared at their last checkpoint; all others come from the disk.
+        let verify = match mine.is_empty() && resume.last.is_some() && me == VOICE {
+            true => Verify::Wanted,
+            false => Verify::Done,
+        };
+        let memory = memory(config, me, store, &list, verify)?;
         let core = Core::new(config.core(me), resume)?;
         let peers = handles.clone();
         let seat = Seat::new(core, group, queues, peers, memory, mine, shared.clone());
@@ -257,6 +262,7 @@ fn memory(
     me: SeatId,
     opened: SeatStore,
     kept: &BTreeMap<ReplicaId, bool>,
+    verify: Verify,
 ) -> Result<Memory> {
     let SeatStore {
         store,
@@ -276,6 +282,7 @@ fn memory(
         snapshot: resumed.snapshots.last().copied().unwrap_or_default(),
         log_bytes: store.disk_use().log,
         view: resumed.view.id,
+        verify,
         kept: list,
         recorder,
         store,

@@ -80,7 +80,7 @@ impl Pending {
     }
 
     /// Gives a request its number and hands it on, one at a time: numbers arrive in order.
-    fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
+    pub(crate) fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;

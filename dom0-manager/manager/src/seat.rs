@@ -17,8 +17,8 @@ use spare_group::local::LocalGroup;
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
 use spare_protocol::channel::{Outcome, RootRequest, ToGuest, PORT_NAME};
-use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage};
-use spare_protocol::{Hash, Position, ReplicaId, SeatId};
+use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage, Request, RequestId};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use spare_store::{AgreedState, ConvictionNote, Event, ReplicaNote, Store};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +44,8 @@ const RECORD_BYTES: usize = 200;
 const CHANNEL_TRIES: u32 = 100;
 const CHANNEL_RETRY: Duration = Duration::from_millis(100);
 
+/// For a scrub at the start: it reads every replica's whole database.
+const VERIFY_LIMIT: Duration = Duration::from_secs(300);
 /// How long what is safe may wait for a record to be written with.
 const SAFE_DELAY: Duration = Duration::from_millis(50);
 
@@ -88,6 +90,14 @@ impl Shared {
     }
 }
 
+/// Whether replicas that were all built from what is on disk were compared before anybody is answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verify {
+    Wanted,
+    Asked(Instant),
+    Done,
+}
+
 /// What the seat's task gets from the store and gives to it.
 pub(crate) struct Memory {
     pub(crate) store: Arc<Store>,
@@ -100,6 +110,7 @@ pub(crate) struct Memory {
     pub(crate) log_bytes: u64,
     /// The newest view that is stored.
     pub(crate) view: ViewId,
+    pub(crate) verify: Verify,
 }
 
 /// A question to a seat.
@@ -452,7 +463,7 @@ impl Seat {
         if self.me != SeatId(0) {
             return;
         }
-        if !self.served && self.core.is_staffed() {
+        if !self.served && self.core.is_staffed() && self.is_verified() {
             self.served = true;
             let text = "every seat has its active replica: the gateway answers clients".to_owned();
             self.shared.journal.event(EventKind::Serving, None, text);
@@ -467,6 +478,55 @@ impl Seat {
             self.shared
                 .journal
                 .event(EventKind::Alarm, None, text.to_owned());
+        }
+    }
+
+    /// Has the replicas' whole states compared, once they are there.
+    fn is_verified(&mut self) -> bool {
+        match self.memory.verify {
+            Verify::Done => return true,
+            Verify::Asked(at) if at.elapsed() < VERIFY_LIMIT => return false,
+            Verify::Asked(_) => {
+                let text = "comparing the replicas' states takes long; it is asked for again";
+                let notice = Notice::Alarm(text.to_owned());
+                self.shared.journal.record(self.me, notice);
+            }
+            Verify::Wanted => {}
+        }
+        self.memory.verify = Verify::Asked(Instant::now());
+        let (seat, inputs) = (self.me, self.queues.handle.inputs.clone());
+        // Nobody waits for the answer; the roots are told by a notice.
+        let _ = self.shared.pending.enter(|number| {
+            let _ = inputs.try_send(Input::Submit(Request {
+                id: RequestId { seat, number },
+                class: Class::Scrub,
+                key: None,
+                proposed_time_us: unix_us(),
+                seed: rand::random(),
+                request: Bytes::new(),
+            }));
+        });
+        false
+    }
+
+    /// The replicas' whole states were compared.
+    fn compared(&mut self, roots: &[(ReplicaId, Hash)]) {
+        if !matches!(self.memory.verify, Verify::Asked(_)) {
+            return;
+        }
+        let root = roots.first().map(|(_, root)| *root);
+        if roots.iter().all(|(_, r)| Some(*r) == root) {
+            self.memory.verify = Verify::Done;
+            let root = root.map_or(String::new(), |r| format!(": {}", r.short()));
+            tracing::info!(
+                "the replicas were built from what is on disk, and their states have the same root{root}"
+            );
+        } else {
+            self.memory.verify = Verify::Wanted;
+            let text = "replicas that were built from what is on disk have different states; those in the \
+                        minority are replaced, and all are compared again";
+            let notice = Notice::Alarm(text.to_owned());
+            self.shared.journal.record(self.me, notice);
         }
     }
 
@@ -637,6 +697,7 @@ impl Seat {
             }
         }
         match &notice {
+            Notice::Scrubbed { roots, .. } => self.compared(roots),
             Notice::CheckpointStable { position, root } => self.stable = Some((*position, *root)),
             Notice::Convicted {
                 replica, position, ..
@@ -992,6 +1053,7 @@ async fn destroy(shared: &Shared, replica: ReplicaId) {
         async move { agent.destroy(&name).await }
     });
     match done.await {
+        Err(error) if agent::is_unknown_replica(&error) => {}
         Ok(()) => {
             let text = format!("replica {replica} is destroyed");
             shared

@@ -19,6 +19,8 @@ const USERS: u64 = 1000;
 const COMMENTS_MAX: usize = 20;
 /// For a request while nothing is wrong, and for one that nobody will answer any more.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long a client waits before it tries again, if the service is away.
+const AWAY: Duration = Duration::from_millis(20);
 /// Of a client's requests so many of a hundred are reads.
 const READS_PERCENT: u32 = 30;
 
@@ -33,8 +35,10 @@ pub(crate) struct Write {
 }
 
 /// The truth about all comments.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Book {
+    /// No other run uses the same keys.
+    run: u32,
     /// The rating of each user, which every comment about him raises by one.
     totals: BTreeMap<u64, i64>,
     number: u64,
@@ -128,6 +132,20 @@ pub(crate) fn text(reply: &Reply) -> String {
     String::from_utf8_lossy(&reply.body).into_owned()
 }
 
+impl Default for Book {
+    fn default() -> Book {
+        Book {
+            run: rand::random(),
+            totals: BTreeMap::new(),
+            number: 0,
+            acknowledged: 0,
+            unknown: 0,
+            unknown_found: 0,
+            retried: 0,
+        }
+    }
+}
+
 impl Book {
     /// Starts `count` clients, which write until they are stopped.
     pub(crate) fn open(&mut self, gateway: &str, count: u64, seed: u64) -> Clients {
@@ -135,7 +153,7 @@ impl Book {
         let stop = Arc::<AtomicBool>::default();
         let answered = Arc::<AtomicU64>::default();
         let tasks = (0..count).map(|client| {
-            let name = format!("{}-{client}", self.number);
+            let name = format!("{:x}-{}-{client}", self.run, self.number);
             // No two clients write about the same users.
             let users = (1..=USERS).filter(move |user| user % count == client);
             let users: Vec<u64> = users.collect();
@@ -312,7 +330,7 @@ async fn work(
                     reply.status,
                     text(&reply)
                 ),
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => tokio::time::sleep(AWAY).await,
             }
             continue;
         }
@@ -331,8 +349,11 @@ async fn work(
                 answered.fetch_add(1, Ordering::Relaxed);
                 writes.push(write);
             }
-            Got::Unknown => writes.push(write),
-            Got::Unsent => tokio::time::sleep(Duration::from_millis(10)).await,
+            Got::Unknown => {
+                writes.push(write);
+                tokio::time::sleep(AWAY).await;
+            }
+            Got::Unsent => tokio::time::sleep(AWAY).await,
         }
     }
     Ok(writes)
