@@ -77,7 +77,9 @@ fn write(position: u64, rows: u64) -> DecidedRequest {
             number: position,
         },
         class: Class::Write,
-        key: (position % 8 == 0).then(|| Hash::of(&position.to_le_bytes())),
+        key: position
+            .is_multiple_of(8)
+            .then(|| Hash::of(&position.to_le_bytes())),
         time_us: position as i64 * 1000,
         seed: [1; 32],
         request: Bytes::from(vec![b'r'; 150]),
@@ -99,7 +101,7 @@ fn options() -> Options {
 fn append(store: &Store, position: u64, rows: u64) {
     store.append(&write(position, rows)).expect("append");
     // A core has no more than some thousands of requests under way.
-    if position % 4096 == 0 {
+    if position.is_multiple_of(4096) {
         store.wait().expect("wait");
     }
 }
@@ -110,7 +112,7 @@ fn a_days_load_stays_bounded() {
     let (count, every) = if is_full() {
         (10_000_000, 200_000)
     } else {
-        (400_000, 20_000)
+        (200_000, 10_000)
     };
     let path = folder("day");
     let options = Options {
@@ -121,12 +123,13 @@ fn a_days_load_stays_bounded() {
     let (mut most, mut bound) = (0, 0);
     for position in 1..=count {
         append(&store, position, 5000);
-        if position % every == 0 {
+        if position.is_multiple_of(every) {
             snapshot(&store, &events, position);
             let used = store.disk_use();
             let total = used.log + used.tables;
-            // Three intervals of log, with what the engine holds free.
-            if position == 5 * every {
+            // Three intervals of log, with what the engine holds free, once there are as many keys as there
+            // may be.
+            if position == 100_000.max(5 * every) {
                 bound = total + total / 4;
             }
             assert!(
@@ -144,12 +147,30 @@ fn a_days_load_stays_bounded() {
     std::fs::remove_dir_all(path).expect("remove");
 }
 
+/// At full scale; otherwise a tenth of them, in a tenth of the time.
 #[test]
 fn a_million_updates_open_within_10_seconds() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = 1_000_000;
+    let (count, limit) = if is_full() {
+        (1_000_000, Duration::from_secs(10))
+    } else {
+        (100_000, Duration::from_secs(1))
+    };
     let path = folder("million");
-    let (store, _, _) = open(&path, &options());
+    fill(&path, count);
+    // Another load on the machine lengthens one opening or the other; what the store needs is the least.
+    let openings: Vec<Opening> = (0..3).map(|_| opening(&path, count)).collect();
+    std::fs::remove_dir_all(path).expect("remove");
+    for opening in &openings {
+        println!("{count} updates: {opening:.2?}");
+    }
+    let least = openings.iter().map(|o| o.opened).min();
+    assert!(least.is_some_and(|least| least <= limit), "{openings:.2?}");
+}
+
+/// So many updates of 100,000 rows, without a snapshot.
+fn fill(path: &Path, count: u64) {
+    let (store, _, _) = open(path, &options());
     let begun = Instant::now();
     let mut in_append = Duration::ZERO;
     for position in 1..=count {
@@ -157,44 +178,66 @@ fn a_million_updates_open_within_10_seconds() {
         let before = Instant::now();
         store.append(&record).expect("append");
         in_append += before.elapsed();
-        if position % 4096 == 0 {
+        if position.is_multiple_of(4096) {
             store.wait().expect("wait");
         }
     }
     store.wait().expect("wait");
-    let took = begun.elapsed();
+    let took = begun.elapsed().as_secs_f64();
     println!(
-        "{count} updates written in {took:.1?} ({:.0} a second); {:.1} us a record for the caller",
-        count as f64 / took.as_secs_f64(),
+        "{count} updates written in {took:.1} s ({:.0} a second); {:.1} us a record for the caller",
+        count as f64 / took,
         in_append.as_secs_f64() * 1e6 / count as f64
     );
-    drop(store);
-    let (begun, cpu_before) = (Instant::now(), cpu_time());
-    let (store, resumed, _) = open(&path, &options());
-    let opened = begun.elapsed();
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "printed")]
+struct Opening {
+    /// Until the manager can go on.
+    opened: Duration,
+    /// What that took of the processors.
+    processor: Duration,
+    /// Until there was the agreed state, which is wanted only when a replica is built.
+    state_after: Duration,
+}
+
+/// Opens the store as after a restart of the host: nothing of the log is in memory.
+fn opening(path: &Path, count: u64) -> Opening {
+    forget(&path.join("log"));
+    let (begun, processor) = (Instant::now(), processor_time());
+    let (store, resumed, _) = open(path, &options());
+    let (opened, processor) = (begun.elapsed(), processor_time() - processor);
     assert_eq!(resumed.log, (Position(0), Position(count)));
     assert_eq!(resumed.damage, []);
+    assert_eq!(resumed.keys.len(), 10_000);
     let (sender, parts) = channel();
     let reply = move |parts: Result<Vec<Bytes>, _>| sender.send(parts).expect("sent");
     store.load(Position(count), 1000, reply).expect("load");
     let parts = parts.recv().expect("answer").expect("whole");
-    assert!(parts.len() > 90);
-    let (ready, cpu) = (begun.elapsed(), cpu_time() - cpu_before);
-    println!(
-        "opened in {opened:.1?}; the agreed state was there after {ready:.1?}; processor time {cpu:.1?}"
-    );
-    std::fs::remove_dir_all(path).expect("remove");
-    // On a machine that does other things meanwhile, what it took of the processors.
-    assert!(opened.min(cpu) <= Duration::from_secs(10), "{opened:?}");
-    // Wanted only when a replica is built: all rows, each written ten times and more.
-    assert!(
-        ready.min(cpu) <= Duration::from_secs(20),
-        "{ready:?}, {cpu:?}"
-    );
+    assert!(parts.len() > 80, "{} parts", parts.len());
+    Opening {
+        opened,
+        processor,
+        state_after: begun.elapsed(),
+    }
+}
+
+/// The kernel forgets what it has read of these files.
+fn forget(folder: &Path) {
+    use nix::fcntl::{posix_fadvise, PosixFadviseAdvice};
+    use std::os::fd::AsRawFd;
+    for entry in std::fs::read_dir(folder).expect("list") {
+        let file = std::fs::File::open(entry.expect("entry").path()).expect("open");
+        // What is not on disk yet stays in memory.
+        file.sync_all().expect("sync");
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        posix_fadvise(file.as_raw_fd(), 0, 0, advice).expect("advice");
+    }
 }
 
 /// What this process has used of the processors.
-fn cpu_time() -> Duration {
+fn processor_time() -> Duration {
     use nix::sys::resource::{getrusage, UsageWho};
     let usage = getrusage(UsageWho::RUSAGE_SELF).expect("usage");
     let times = [usage.user_time(), usage.system_time()];

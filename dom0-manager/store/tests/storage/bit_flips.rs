@@ -107,7 +107,7 @@ fn a_flipped_bit_in_the_log_is_named_or_harmless_and_a_peer_puts_it_right() {
     let peer = open(&disk.after_kill()).expect("open");
     let step = match std::env::var("SPARE_SCALE").as_deref() {
         Ok("full") => 1,
-        _ => 41,
+        _ => 101,
     };
     let (mut flips, mut named) = (0, 0);
     for (folder, name, length) in disk.files() {
@@ -141,7 +141,6 @@ fn a_flipped_bit_in_the_log_is_named_or_harmless_and_a_peer_puts_it_right() {
 #[test]
 fn a_flipped_bit_in_the_tables_is_named_or_harmless() {
     let (disk, model) = written();
-    let peer = open(&disk.after_kill()).expect("open");
     let flips = match std::env::var("SPARE_SCALE").as_deref() {
         Ok("full") => 100_000,
         _ => 1500,
@@ -160,11 +159,8 @@ fn a_flipped_bit_in_the_tables_is_named_or_harmless() {
             named += 1;
             continue;
         };
-        if honest(&opened, &model) || !opened.store.verify().map_or(false, |d| d.is_empty()) {
+        if honest(&opened, &model) || !opened.store.verify().is_ok_and(|d| d.is_empty()) {
             named += 1;
-        }
-        if !opened.store.snapshots().is_empty() {
-            let _ = peer.store.chunk(spare_protocol::Hash::default());
         }
     }
     println!("{flips} flips in used bytes of the tables, {named} of them mattered");

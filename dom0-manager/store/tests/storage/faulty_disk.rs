@@ -144,7 +144,7 @@ impl FaultyDisk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.0.lock().expect("no test panicked with it")
     }
 
     pub(crate) fn folder(&self, number: usize) -> Arc<dyn Disk> {
@@ -295,7 +295,7 @@ struct OneFolder(Arc<Mutex<Inner>>, usize, PathBuf);
 
 impl OneFolder {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.0.lock().expect("no test panicked with it")
     }
 
     fn change(&self, what: &str, naming: Naming) -> io::Result<()> {
@@ -366,7 +366,7 @@ struct OneFile(Arc<Mutex<Inner>>, usize, String);
 
 impl OneFile {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap()
+        self.0.lock().expect("no test panicked with it")
     }
 
     fn change(&self, change: Change) -> io::Result<()> {

@@ -28,7 +28,7 @@ pub(crate) fn options() -> Options {
 
 /// A record; another `flavour` is what another history has at this position.
 pub(crate) fn record(position: u64, flavour: u64) -> DecidedRequest {
-    let read = position % 3 == 0;
+    let read = position.is_multiple_of(3);
     let row = vec![
         Value::Int((position * 7 % 40) as i64),
         Value::Int((position * 1000 + flavour) as i64),
@@ -52,7 +52,9 @@ pub(crate) fn record(position: u64, flavour: u64) -> DecidedRequest {
             number: position,
         },
         class: if read { Class::Read } else { Class::Write },
-        key: (position % 4 == 0).then(|| Hash::of(&position.to_le_bytes())),
+        key: position
+            .is_multiple_of(4)
+            .then(|| Hash::of(&position.to_le_bytes())),
         time_us: position as i64 * 1000,
         seed: [flavour as u8; 32],
         request: Bytes::from(format!("GET /items/{position}")),
@@ -84,7 +86,8 @@ impl Model {
     pub(crate) fn state_at(&self, position: u64) -> Update {
         let mut state = AgreedState::new();
         for record in &self.log[..position as usize] {
-            state.apply(record.position, &record.update).unwrap();
+            let applied = state.apply(record.position, &record.update);
+            applied.expect("canonical");
         }
         state.into_update()
     }
@@ -204,7 +207,7 @@ impl Opened {
         let gone = |_| StoreError::Refused("the keeper stopped".into());
         let mut state = Update::default();
         for part in answer.recv().map_err(gone)?? {
-            state.merge(Update::from_bytes(&part).unwrap());
+            state.merge(Update::from_bytes(&part).expect("canonical"));
         }
         Ok(state)
     }
