@@ -74,6 +74,8 @@ impl Guest<'_> {
             xml,
             format_args!("  <memory unit='MiB'>{}</memory>\n", image.memory_mib),
         );
+        // All of it at the start: a passive that is woken would wait for the host to clear each page.
+        xml.push_str("  <memoryBacking><allocation mode='immediate'/></memoryBacking>\n");
         push(
             xml,
             format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", image.processors),
@@ -246,6 +248,7 @@ mod tests {
         let xml = xml(&image(), Accelerator::Tcg, &[]);
         assert!(xml.contains("<domain type='qemu'>"));
         assert!(xml.contains("<memory unit='MiB'>192</memory>"));
+        assert!(xml.contains("<allocation mode='immediate'/>"));
         assert!(xml.contains("<source file='/state/disks/0.1.qcow2'/>"));
         assert!(xml.contains("<cmdline>console=ttyS0 quiet</cmdline>"));
         for absent in [

@@ -3,6 +3,7 @@
 use anyhow::{bail, Context, Result};
 use serde::Deserialize;
 use spare_protocol::channel::{inherited_port, PORTS_VARIABLE};
+use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,6 +11,9 @@ use std::time::Duration;
 
 /// Where the configuration is if no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
+
+/// Reads that run at once for each processor of the guest, if the configuration does not say.
+const READS_PER_PROCESSOR: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -57,6 +61,9 @@ pub struct Service {
     /// A request that takes longer breaks the replica.
     #[serde(default = "default_request_timeout_ms")]
     pub request_timeout_ms: u64,
+    /// Reads that run at once; those behind them wait in the agreed order.
+    #[serde(default = "default_reads_max")]
+    pub reads_max: NonZeroUsize,
     /// Requests made before the shim says that it is ready, so that the first real request
     /// does not run cold code.
     #[serde(default)]
@@ -65,6 +72,13 @@ pub struct Service {
 
 fn default_request_timeout_ms() -> u64 {
     30_000
+}
+
+/// Enough to keep the processors busy. More would only share them, so that all take longer, and each
+/// replica ends them in another order: the votes on them would come later.
+fn default_reads_max() -> NonZeroUsize {
+    let processors = std::thread::available_parallelism();
+    processors.map_or(NonZeroUsize::MIN, |n| n.saturating_mul(READS_PER_PROCESSOR))
 }
 
 /// A request of the warm-up: `/target` to get a page, `POST /target form` to send a form. A page is
@@ -249,6 +263,7 @@ mod tests {
             Address::Unix("/run/service/http.sock".into())
         );
         assert_eq!(config.service.request_timeout(), Duration::from_secs(30));
+        assert!(config.service.reads_max >= READS_PER_PROCESSOR);
     }
 
     #[test]
@@ -269,6 +284,7 @@ mod tests {
             ("port =", "prot =", "prot"),
             ("port =", "socket = \"/s\"\nport =", "either port or socket"),
             ("unix:/run/service/http.sock", "nowhere", "not an address"),
+            ("user =", "reads_max = 0\nuser =", "reads_max = 0"),
             (
                 "[\"/usr/lib/spare/auction\", \"serve\"]",
                 "[]",

@@ -64,6 +64,7 @@ struct State {
     position: Position,
     /// Parts of a difference arrived, but not the last.
     loading: bool,
+    reads_max: usize,
 }
 
 /// Runs the shim. If the replica turns out to be of no use, that is said on the console and over the
@@ -127,7 +128,7 @@ impl Replica {
         Replica {
             port,
             session: Session::new(),
-            scheduler: Scheduler::default(),
+            scheduler: Scheduler::new(state.reads_max),
             reads: FuturesUnordered::new(),
             reading: BTreeSet::new(),
             state,
@@ -286,6 +287,7 @@ impl State {
             replies: Replies::default(),
             position: Position(0),
             loading: false,
+            reads_max: config.service.reads_max.get(),
         };
         state.rehearse(&pages).await
     }

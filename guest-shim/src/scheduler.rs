@@ -3,10 +3,6 @@
 
 use std::collections::VecDeque;
 
-/// Reads that run at once. More would only wait for the guest's one CPU, and each costs a connection
-/// of the service.
-pub const READS_MAX: usize = 16;
-
 /// How a job may run beside others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -19,22 +15,24 @@ pub enum Mode {
 /// Jobs in the order of their arrival.
 #[derive(Debug)]
 pub struct Scheduler<J> {
+    reads_max: usize,
     waiting: VecDeque<(Mode, J)>,
     shared_running: usize,
     exclusive_running: bool,
 }
 
-impl<J> Default for Scheduler<J> {
-    fn default() -> Self {
+impl<J> Scheduler<J> {
+    /// At most `reads_max` reads, and at least one, run at once.
+    #[must_use]
+    pub fn new(reads_max: usize) -> Scheduler<J> {
         Scheduler {
+            reads_max: reads_max.max(1),
             waiting: VecDeque::new(),
             shared_running: 0,
             exclusive_running: false,
         }
     }
-}
 
-impl<J> Scheduler<J> {
     /// Adds a job behind all others.
     pub fn push(&mut self, mode: Mode, job: J) {
         self.waiting.push_back((mode, job));
@@ -44,7 +42,7 @@ impl<J> Scheduler<J> {
     pub fn start(&mut self) -> Option<(Mode, J)> {
         let (mode, _) = self.waiting.front()?;
         let may_run = match mode {
-            Mode::Shared => !self.exclusive_running && self.shared_running < READS_MAX,
+            Mode::Shared => !self.exclusive_running && self.shared_running < self.reads_max,
             Mode::Exclusive => !self.exclusive_running && self.shared_running == 0,
         };
         if !may_run {
@@ -83,13 +81,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const READS_MAX: usize = 3;
+
     proptest! {
         #[test]
         fn exclusive_jobs_run_alone_and_all_jobs_start_in_order(
             jobs in prop::collection::vec(any::<bool>(), 0..60),
             finish in prop::collection::vec(any::<prop::sample::Index>(), 200),
         ) {
-            let mut scheduler = Scheduler::default();
+            let mut scheduler = Scheduler::new(READS_MAX);
             for (number, exclusive) in jobs.iter().enumerate() {
                 let mode = if *exclusive { Mode::Exclusive } else { Mode::Shared };
                 scheduler.push(mode, number);
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn reads_behind_a_waiting_write_wait_too() {
-        let mut scheduler = Scheduler::default();
+        let mut scheduler = Scheduler::new(READS_MAX);
         scheduler.push(Mode::Shared, 1);
         scheduler.push(Mode::Exclusive, 2);
         scheduler.push(Mode::Shared, 3);

@@ -127,10 +127,16 @@ impl Core {
     /// Moves on over everything that is decided and here, without gaps.
     pub(crate) fn advance(&mut self) {
         let member = matches!(self.standing, Standing::Serving | Standing::CatchingUp);
-        if !member || !self.group.is_established() {
+        if !member {
             return;
         }
-        loop {
+        let final_upto = if self.group.is_established() {
+            Position(u64::MAX)
+        } else {
+            // Every member of an earlier view has this on disk.
+            self.group.settled
+        };
+        while self.agreed < final_upto {
             let position = self.agreed.next();
             let Some(slot) = self.slots.get(position) else {
                 break;
@@ -163,6 +169,7 @@ impl Core {
         self.answer();
         self.forget_slots();
         self.check_caught_up();
+        self.become_member();
     }
 
     /// The next record of the log.
@@ -191,7 +198,7 @@ impl Core {
         let upto = self.group.entries.before().min(self.agreed).min(kept);
         self.slots.forget_upto(upto);
         // What is only in memory somewhere may be lost there, and then another history is agreed on.
-        let safe = self.group.stored_everywhere().min(self.agreed);
+        let safe = self.group.settled.min(self.stored);
         if safe > self.safe && self.live {
             self.safe = safe;
             self.out.push(Output::Safe { position: safe });
@@ -203,5 +210,6 @@ impl Core {
         if self.config.durable {
             self.announce_soon();
         }
+        self.become_member();
     }
 }

@@ -67,6 +67,8 @@ pub struct Core {
     /// Whose state is taken over.
     pub(crate) source: SeatId,
     pub(crate) joined_sent: bool,
+    /// The group takes this manager for a member; it is none before its log has everything up to here.
+    pub(crate) needed: Option<Position>,
     pub(crate) lease: Option<Micros>,
 
     // What is agreed, and who waits for it.
@@ -150,6 +152,7 @@ impl Core {
             ahead: 0,
             source: config.me,
             joined_sent: false,
+            needed: None,
             lease: None,
             slots: Window::above(agreed),
             agreed,

@@ -174,18 +174,36 @@ impl Core {
             return;
         }
         if self.standing == Standing::CatchingUp {
-            self.live = true;
-            self.stand(Standing::Serving);
-            self.deadlines.cancel(Timer::CatchUp);
-            if self.agreed < self.group.entries.before() {
-                self.want_log();
-            }
-            self.announce_built_replicas();
+            self.needed = self.needed.max(Some(self.group.settled));
+            return self.become_member();
         }
         let view = self.primary_view();
         self.store_view(view);
         self.announce_soon();
         self.staff();
+    }
+
+    /// Acts as the member that the group takes this manager for, as soon as its log has everything that
+    /// may have been acknowledged before it joined: should the others be lost, it must be able to go on.
+    /// Until then the view is not established, and nothing more is acknowledged.
+    pub(crate) fn become_member(&mut self) {
+        let has = |needed: &Position| self.stored >= *needed;
+        if self.standing != Standing::CatchingUp || !self.needed.as_ref().is_some_and(has) {
+            return;
+        }
+        self.needed = None;
+        self.live = true;
+        self.stand(Standing::Serving);
+        self.deadlines.cancel(Timer::CatchUp);
+        if self.agreed < self.group.entries.before() {
+            self.want_log();
+        }
+        self.announce_built_replicas();
+        let view = self.primary_view();
+        self.store_view(view);
+        self.announce_soon();
+        self.staff();
+        self.advance();
     }
 
     /// Whether this seat is to build fresh replicas.

@@ -88,6 +88,7 @@ impl Core {
     /// This manager is in the primary view no longer: its state is the group's no longer.
     fn leave(&mut self) {
         self.live = false;
+        self.needed = None;
         self.interrupt();
     }
 

@@ -271,6 +271,40 @@ fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
     assert!(answered(&cluster, number));
 }
 
+/// Seed 1795299432007494: a manager joined while it still lacked records that the only member before it had
+/// acknowledged; the group had forgotten those requests, so that it could not go on without that member.
+#[test]
+fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    });
+    cluster.load(10);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.load(30);
+    assert_eq!(cluster.answers.len(), 40);
+    cluster.disk_stalls(1, true);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(2000);
+    assert_eq!(cluster.cores[1].standing(), Standing::CatchingUp);
+    cluster.crash(0);
+    cluster.form_ring(&[1], true);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.disk_stalls(1, false);
+    cluster.restart(0);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+    }
+    cluster.load(10);
+    assert_eq!(cluster.answers.len(), 50);
+    assert_eq!(cluster.logs[0], cluster.logs[1]);
+}
+
 #[test]
 fn a_lease_that_ended_holds_replies_back_until_it_is_renewed() {
     let mut cluster = Cluster::started(1);

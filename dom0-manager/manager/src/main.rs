@@ -1,8 +1,13 @@
 //! `spare-manager`: see the crate's documentation, and `spare-manager --help`.
 
 use clap::Parser;
+use mimalloc::MiMalloc;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Messages are many and small, and freed in the order of their arrival.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// The replica manager of SPARE.
 #[derive(Parser)]

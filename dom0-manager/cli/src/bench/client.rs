@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How often a client draws again when the page it is on does not have the link that was drawn.
 const DRAWS_MAX: usize = 32;
+/// How far a client that leaves out reads follows the table to the next write.
+const STEPS_MAX: usize = 1_000;
 /// How long a client waits after a failed request before its next.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
 /// A client that bids without looking first looks at items until this many are known.
@@ -117,7 +119,9 @@ impl Client {
         self.load(Interaction::Home).await;
         while self.think().await && self.run.take_request() {
             let write_share = self.run.write_share();
-            if self.rng.random_bool(write_share) {
+            if self.run.writes_only() {
+                self.write_next().await;
+            } else if self.rng.random_bool(write_share) {
                 self.bid_without_looking().await;
             } else {
                 self.follow_the_table().await;
@@ -141,8 +145,13 @@ impl Client {
     }
 
     async fn follow_the_table(&mut self) {
-        let step = self.draw();
-        self.at = match step {
+        self.step();
+        self.load(self.at).await;
+    }
+
+    /// Goes to the next page that the table says, without loading it.
+    fn step(&mut self) {
+        self.at = match self.draw() {
             Step::To(to) => {
                 self.go_to(to);
                 self.history.go(&self.run.table, self.at, to)
@@ -153,6 +162,36 @@ impl Client {
                 self.history.end()
             }
         };
+    }
+
+    /// Follows the table to the next write. Of the pages before it only the item's is loaded, and only
+    /// if the write is about an item that the client has not seen.
+    async fn write_next(&mut self) {
+        for _ in 0..STEPS_MAX {
+            self.step();
+            if self.at.is_write() {
+                break;
+            }
+        }
+        let about_item = self.at.is_write()
+            && !matches!(
+                self.at,
+                Interaction::RegisterUser | Interaction::RegisterItem
+            );
+        if about_item && self.item.seller.is_none() {
+            self.load(Interaction::ViewItem).await;
+            let possible = match self.at {
+                Interaction::StoreBuyNow => self.item.has_buy_now && !self.item.ended,
+                Interaction::StoreBid => !self.item.ended,
+                _ => true,
+            };
+            if !possible || !self.run.take_request() {
+                // Nothing led to this page: there is no way back from it.
+                self.history.end();
+                self.at = Interaction::ViewItem;
+                return;
+            }
+        }
         self.load(self.at).await;
     }
 

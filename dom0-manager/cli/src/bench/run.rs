@@ -132,7 +132,7 @@ pub struct Monitor {
     answered: AtomicU64,
     stop: AtomicBool,
     pause: AtomicBool,
-    bids_only: AtomicBool,
+    writes_only: AtomicBool,
 }
 
 impl Monitor {
@@ -152,9 +152,10 @@ impl Monitor {
         self.pause.store(paused, Ordering::Relaxed);
     }
 
-    /// Clients do nothing but bid for as long as this is set: updates come fast.
-    pub fn bids_only(&self, set: bool) {
-        self.bids_only.store(set, Ordering::Relaxed);
+    /// Clients leave out the pages on which they would only read, for as long as this is set: updates
+    /// come fast, and each kind of them as often as ever.
+    pub fn writes_only(&self, set: bool) {
+        self.writes_only.store(set, Ordering::Relaxed);
     }
 }
 
@@ -189,10 +190,12 @@ fn now_us() -> i64 {
 impl Run {
     /// The share of requests that are bids out of turn.
     pub(crate) fn write_share(&self) -> f64 {
-        if self.monitor.bids_only.load(Ordering::Relaxed) {
-            return 1.0;
-        }
         self.options.write_share.unwrap_or(0.0)
+    }
+
+    /// Whether clients leave out the pages on which they would only read.
+    pub(crate) fn writes_only(&self) -> bool {
+        self.monitor.writes_only.load(Ordering::Relaxed)
     }
 
     fn new(options: BenchOptions, monitor: Arc<Monitor>) -> Result<Run, BenchError> {

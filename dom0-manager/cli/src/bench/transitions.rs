@@ -135,7 +135,7 @@ impl History {
         self.pages.pop().unwrap_or(Home)
     }
 
-    /// A new session begins at the home page.
+    /// What came before is forgotten; a new session begins at the home page.
     pub(crate) fn end(&mut self) -> Interaction {
         self.pages.clear();
         Home

@@ -206,6 +206,8 @@ pub(crate) struct Group {
     pub(crate) entries: Window<Entry>,
     /// Everything up to here is decided.
     pub(crate) decided: Position,
+    /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
+    pub(crate) settled: Position,
     /// Undecided requests that help was asked for.
     pub(crate) helped: BTreeSet<Position>,
     /// Undecided requests that some replicas do not execute for now.
@@ -257,6 +259,7 @@ impl Group {
             exclusive: 0,
             entries: Window::above(position),
             decided: position,
+            settled: position,
             helped: BTreeSet::new(),
             held: BTreeSet::new(),
             late: VecDeque::new(),

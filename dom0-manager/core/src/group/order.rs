@@ -153,6 +153,10 @@ impl Group {
         self.least(|p| p.stored)
     }
 
+    pub(super) fn note_settled(&mut self) {
+        self.settled = self.settled.max(self.stored_everywhere());
+    }
+
     /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
     /// may be recorded and released.
     pub(crate) fn is_established(&self) -> bool {

@@ -36,6 +36,7 @@ impl Group {
                 self.notice(Notice::RecoveryGivenUp { seat: *seat });
             }
         }
+        self.note_settled();
         let lost: Vec<ReplicaId> = self
             .members
             .keys()
@@ -49,7 +50,8 @@ impl Group {
         self.prune();
     }
 
-    /// `Joined` was delivered: its sender has caught up and is a member from here on.
+    /// `Joined` was delivered: its sender has caught up and is a member from here on. It acts as one, and
+    /// the view is established, when it has what is settled.
     pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position) {
         if self.view.contains_key(&seat) || !self.rules.seats.contains(&seat) {
             return;
@@ -85,6 +87,7 @@ impl Group {
             self.entries = super::Window::above(agreed);
         }
         self.decided = agreed;
+        self.settled = agreed;
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             entry.missing.clear();

@@ -17,6 +17,7 @@ impl Group {
                 view_stored: old.view_stored.max(new.view_stored),
                 clock_us: new.clock_us,
             };
+            self.note_settled();
         }
         for vote in &votes.votes {
             if vote.replica.seat == from {
