@@ -204,6 +204,18 @@ impl Agent {
             .collect())
     }
 
+    /// A name that only images with the same content as this one have.
+    async fn image(&self, image: &str) -> Result<String, Fault> {
+        let image = image.to_owned();
+        let content = self
+            .workers
+            .call(Lane::Host, "image", self.timeouts.call(), move |h| {
+                h.image_content(&image)
+            })
+            .await?;
+        Ok(content)
+    }
+
     /// Processor time in nanoseconds and memory in KiB.
     async fn usage(&self, replica: &str) -> Result<(u64, u64), Fault> {
         let deadline = self.timeouts.call();

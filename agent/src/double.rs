@@ -85,6 +85,10 @@ impl Hypervisor for Double {
         Ok(PathBuf::from(format!("/quarantine/{replica}")))
     }
 
+    fn image_content(&self, image: &str) -> Result<String> {
+        Ok(format!("content{image}"))
+    }
+
     fn open_channel(&self, _: ReplicaId, _: &str) -> Result<OwnedFd> {
         let (mut guest, host) = UnixStream::pair().unwrap();
         guest.write_all(GREETING).unwrap();

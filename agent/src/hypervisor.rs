@@ -99,6 +99,9 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Ends the virtual machine, if it still runs, and removes all its files.
     fn destroy(&self, replica: ReplicaId) -> Result<()>;
 
+    /// A name that only images with the same content have.
+    fn image_content(&self, image: &str) -> Result<String>;
+
     /// Pauses it, keeps its memory, disk and console in a folder, then destroys it. Returns the
     /// folder.
     fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf>;

@@ -32,24 +32,33 @@ pub struct Tree {
     pub content: String,
 }
 
+/// What tells the image `name` below `images` from earlier and later ones of this name.
+pub fn content(images: &Path, name: &str, memory_mib_max: u32) -> Result<String> {
+    let description = Files::of(images, name)?.description(memory_mib_max)?;
+    checked_content(name, description.content)
+}
+
+fn checked_content(name: &str, content: Option<String>) -> Result<String> {
+    let content = content.filter(|content| {
+        let plain = |c: char| c.is_ascii_alphanumeric();
+        !content.is_empty() && content.len() <= 128 && content.chars().all(plain)
+    });
+    content.ok_or_else(|| Error::BadImage {
+        name: name.to_owned(),
+        why: "image.toml says no content, which tells it from later images of this name; build it anew"
+            .to_owned(),
+    })
+}
+
 impl Tree {
     /// Finds the tree of the image `name` below `images`; an image that asks for more than
     /// `memory_mib_max` is refused as elsewhere.
     pub fn load(images: &Path, name: &str, memory_mib_max: u32) -> Result<Tree> {
         let files = Files::of(images, name)?;
         let description = files.description(memory_mib_max)?;
-        let content = description.content.filter(|content| {
-            let plain = |c: char| c.is_ascii_alphanumeric();
-            !content.is_empty() && content.len() <= 128 && content.chars().all(plain)
-        });
         Ok(Tree {
             archive: files.find("root.tar")?,
-            content: content.ok_or_else(|| Error::BadImage {
-                name: name.to_owned(),
-                why: "image.toml says no content, which tells it from later images of this name; \
-                      build it anew"
-                    .to_owned(),
-            })?,
+            content: checked_content(name, description.content)?,
         })
     }
 }
@@ -232,5 +241,20 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(message.contains("memory_mib_max is 256"), "{message}");
+    }
+
+    #[test]
+    fn an_image_is_told_from_later_ones_by_its_content() {
+        let scratch = Scratch::new("image-content");
+        image_in(
+            &scratch,
+            "content = \"1f\"\ncmdline = \"\"\nmemory_mib = 8\n",
+        );
+        assert_eq!(content(scratch.path(), "shop", 256).unwrap(), "1f");
+        image_in(&scratch, "cmdline = \"\"\nmemory_mib = 8\n");
+        let message = content(scratch.path(), "shop", 256)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("build it anew"), "{message}");
     }
 }

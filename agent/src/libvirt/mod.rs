@@ -283,6 +283,10 @@ impl Hypervisor for Libvirt {
         Ok(())
     }
 
+    fn image_content(&self, image: &str) -> Result<String> {
+        crate::image::content(&self.images, image, self.memory_mib_max)
+    }
+
     fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf> {
         let disk_bytes = match std::fs::metadata(self.files.disk(replica)) {
             Ok(disk) => disk.blocks() * 512,

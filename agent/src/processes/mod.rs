@@ -379,6 +379,10 @@ impl Hypervisor for Processes {
         self.forget(replica)
     }
 
+    fn image_content(&self, image: &str) -> Result<String> {
+        crate::image::content(&self.images, image, self.memory_mib_max)
+    }
+
     fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf> {
         let note = match self.live(replica) {
             Ok(init) => {

@@ -45,10 +45,28 @@ pub async fn open_stream(
     replica: &str,
     port: &str,
 ) -> Result<tokio::net::UnixStream> {
-    let fd: OwnedFd = agent.open_channel(replica, port).await?.into();
-    let stream = std::os::unix::net::UnixStream::from(fd);
+    stream(agent.open_channel(replica, port).await?)
+}
+
+/// What [`AgentProxy::open_channel`] returns as a stream.
+///
+/// # Errors
+/// When the runtime cannot take it.
+pub fn stream(fd: zbus::zvariant::OwnedFd) -> Result<tokio::net::UnixStream> {
+    let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(fd));
     stream.set_nonblocking(true)?;
     Ok(tokio::net::UnixStream::from_std(stream)?)
+}
+
+/// Whether the agent says that there is no such replica: it may have been destroyed already.
+#[must_use]
+pub fn is_unknown_replica(error: &zbus::Error) -> bool {
+    match error {
+        zbus::Error::MethodError(name, ..) => {
+            name.as_str() == "org.spare.Agent1.Error.NoSuchReplica"
+        }
+        _ => false,
+    }
 }
 
 /// What an error of the agent says, without D-Bus's wrapping.

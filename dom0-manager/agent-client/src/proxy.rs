@@ -23,6 +23,8 @@ pub trait Agent {
     fn open_channel(&self, replica: &str, port: &str) -> zbus::Result<zbus::zvariant::OwnedFd>;
     /// Every replica of the service with its VM's state.
     fn list(&self) -> zbus::Result<Vec<(String, String)>>;
+    /// A name that only images with the same content as this one have.
+    fn image(&self, image: &str) -> zbus::Result<String>;
     /// CPU time in nanoseconds and memory in KiB.
     fn usage(&self, replica: &str) -> zbus::Result<(u64, u64)>;
     /// Sets the niceness of all threads of a replica's VM.

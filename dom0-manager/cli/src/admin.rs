@@ -1,6 +1,10 @@
 //! A client of the replica manager's admin API: HTTP over a Unix socket.
 
 use crate::http::{Address, Connection, HttpError, Reply, Request};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde::Deserialize;
 use spare_protocol::admin::{Event, FaultTimeline, ScrubReport, Status};
@@ -58,6 +62,9 @@ pub enum AdminError {
         source: serde_json::Error,
     },
 }
+
+/// Of the words with which a manager refuses.
+const REFUSAL_BYTES_MAX: usize = 4096;
 
 /// `{}`, the answer of calls that have nothing to say.
 #[derive(Deserialize)]
@@ -119,6 +126,63 @@ impl Admin {
     pub async fn stop(&self) -> Result<(), AdminError> {
         let Nothing {} = self.call("POST", "/v1/stop", WORK_TIMEOUT).await?;
         Ok(())
+    }
+
+    /// Has the manager make a snapshot of now, and writes it to `out`. Check it: a connection that breaks in
+    /// the middle leaves part of it.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached or refuses, and when `out` refuses.
+    pub async fn backup(&self, out: &mut impl std::io::Write) -> Result<(), AdminError> {
+        const CALL: &str = "POST /v1/backup";
+        let address = Address::Unix(self.socket.clone());
+        let broken = |reason: String| {
+            AdminError::Http(HttpError::Broken {
+                address: address.clone(),
+                reason,
+            })
+        };
+        let stream = tokio::net::UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|source| {
+            self.name(HttpError::Connect {
+                address: address.clone(),
+                source,
+            })
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(e.to_string()))?;
+        let driver = tokio::spawn(connection);
+        let request = hyper::Request::post("/v1/backup")
+            .header("host", "localhost")
+            .body(Empty::<Bytes>::new())
+            .map_err(|e| broken(e.to_string()))?;
+        let mut response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| broken(e.to_string()))?;
+        let status = response.status().as_u16();
+        let mut refusal = Vec::new();
+        while let Some(frame) = response.frame().await {
+            let frame = frame.map_err(|e| broken(e.to_string()))?;
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
+            if status == 200 {
+                out.write_all(bytes).map_err(|e| broken(e.to_string()))?;
+            } else if refusal.len() < REFUSAL_BYTES_MAX {
+                refusal.extend_from_slice(bytes);
+            }
+        }
+        driver.abort();
+        if status == 200 {
+            return Ok(());
+        }
+        Err(AdminError::Refused {
+            call: CALL.to_owned(),
+            status,
+            text: String::from_utf8_lossy(&refusal).trim().to_owned(),
+        })
     }
 
     async fn call<T: DeserializeOwned>(

@@ -1,6 +1,7 @@
 //! The command line of `spare`: its subcommands, each from its arguments to what it prints.
 
 use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
+use crate::backup;
 use crate::bench::{self, BenchOptions, Monitor};
 use crate::replay::{self, ReplayOptions};
 use crate::status;
@@ -51,6 +52,21 @@ enum Command {
         /// Print the report as JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Write the agreed state of now to a file, while everything goes on; the file is checked
+    Backup {
+        #[command(flatten)]
+        manager: Manager,
+        /// The file to write
+        file: PathBuf,
+    },
+    /// Begin anew with a backup, before the replica manager is started; what happened after it is lost
+    Restore {
+        /// The replica manager's configuration, which names the store
+        #[arg(long, value_name = "FILE", default_value = "/etc/spare/spare.toml")]
+        config: PathBuf,
+        /// The backup
+        file: PathBuf,
     },
     /// Stop the service and destroy its replicas
     Stop {
@@ -140,9 +156,15 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             show(json, &report, || status::render_scrub(&report))?;
             Ok(report.equal)
         }
+        Command::Backup { manager, file } => {
+            let manifest = backup::write(&manager.connect(), &file).await?;
+            print(&backup::render(&file, &manifest))?;
+            Ok(true)
+        }
+        Command::Restore { config, file } => backup::restore(&config, &file),
         Command::Stop { manager } => {
             manager.connect().stop().await?;
-            print("stopped: the service is down and its replicas are destroyed\n")?;
+            print("stopped: the service is down and its replicas are destroyed; its state is on disk\n")?;
             Ok(true)
         }
         Command::Bench {

@@ -5,6 +5,7 @@
 //! ([`replay`]). It never touches replicas, logs or configuration of a running service.
 
 pub mod admin;
+pub mod backup;
 pub mod bench;
 pub mod command_line;
 pub mod decoders;

@@ -70,6 +70,8 @@ pub fn render_status(status: &Status) -> String {
     out.push_str(&hosts(&status.hosts).render(2));
     out.push_str("\nreplicas\n");
     out.push_str(&replicas(&status.seats, status.updates_max).render(2));
+    out.push_str("\ndisk\n");
+    out.push_str(&disk(status).render(2));
     out.push_str("\ncounters since the start\n");
     out.push_str(&counters(status).render(2));
     out.push('\n');
@@ -141,6 +143,51 @@ fn replicas(seats: &[SeatStatus], updates_max: u64) -> Table {
         }
     }
     table
+}
+
+/// What each seat's store takes.
+fn disk(status: &Status) -> Table {
+    if status.durability == "memory" {
+        let mut table = Table::default();
+        table.row(vec![
+            "NOT DURABLE: store.durability is \"memory\"; nothing survives a stop".to_owned(),
+        ]);
+        return table;
+    }
+    let mut table = Table::new(&[
+        "SEAT", "STORED", "SNAPSHOT", "LOG", "TABLES", "STATE", "REPLIES", "EVIDENCE", "TOTAL",
+    ]);
+    for seat in &status.seats {
+        let disk = &seat.disk;
+        let snapshot = disk.snapshot.map(|position| position.to_string());
+        table.row(vec![
+            seat.seat.to_string(),
+            disk.stored.to_string(),
+            snapshot.unwrap_or_else(|| "none".to_owned()),
+            size(disk.log_bytes),
+            size(disk.table_bytes),
+            size(disk.snapshot_bytes),
+            size(disk.reply_bytes),
+            size(disk.evidence_bytes),
+            size(disk.total_bytes()),
+        ]);
+    }
+    table
+}
+
+/// Bytes as people read them.
+fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut tenths = bytes.saturating_mul(10) / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
 fn replica_row(seat: &SeatStatus, replica: &ReplicaStatus, updates_max: u64) -> Vec<String> {
@@ -278,7 +325,9 @@ pub fn render_scrub(report: &ScrubReport) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spare_protocol::admin::{ConvictionReason, Counters, EventKind, ReplicaState, VoteStatus};
+    use spare_protocol::admin::{
+        ConvictionReason, Counters, DiskStatus, EventKind, ReplicaState, VoteStatus,
+    };
 
     fn replica(replica: &str, state: ReplicaState) -> ReplicaStatus {
         ReplicaStatus {
@@ -306,6 +355,7 @@ mod tests {
             service: "auction".into(),
             mode: Mode::DetectOnly,
             engine: "local".into(),
+            durability: "disk".into(),
             faults: 1,
             epoch: 2,
             ordered: 4_210,
@@ -324,6 +374,13 @@ mod tests {
                     replica("0.1", ReplicaState::Active),
                     replica("0.2", ReplicaState::Passive),
                 ],
+                disk: DiskStatus {
+                    stored: 4_207,
+                    snapshot: Some(4_000),
+                    log_bytes: 3 << 20,
+                    snapshot_bytes: 900,
+                    ..DiskStatus::default()
+                },
             }],
             counters: Counters {
                 requests: 4_210,

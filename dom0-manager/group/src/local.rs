@@ -21,11 +21,12 @@ pub struct LocalGroup {
     deliveries: UnboundedReceiver<Delivery>,
 }
 
-/// A group of `size` members, numbered from 0. The first delivery of each is the view of all.
+/// A group of `size` members, numbered from 0. The first delivery of each is the view of all, as `ring`,
+/// which must be greater than those of all groups of these members before.
 #[must_use]
-pub fn local_group(size: MemberId) -> Vec<LocalGroup> {
+pub fn local_group(size: MemberId, ring: u64) -> Vec<LocalGroup> {
     let view = Delivery::View {
-        ring: 1,
+        ring,
         members: (0..size).collect(),
         primary: true,
     };
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn all_members_see_one_order_that_begins_with_the_view() {
-        let mut group = local_group(3);
+        let mut group = local_group(3, 1);
         let senders: Vec<Queues> = group.iter().map(|m| Arc::clone(&m.queues)).collect();
         std::thread::scope(|scope| {
             for member in &group {

@@ -1,9 +1,11 @@
 //! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
 
-use crate::config::Config;
+use crate::agent_link::AgentLink;
+use crate::config::{Config, Durability};
 use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
 use crate::seat::{SeatHandle, Snapshot};
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,15 +15,22 @@ use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
 use spare_protocol::admin::{
-    HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
+    DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
 };
 use spare_protocol::{Class, SeatId};
+use spare_store::Store;
+use std::io::{BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{mpsc, Notify};
 
 /// For a scrub: it reads every replica's whole database.
 const SCRUB_LIMIT: Duration = Duration::from_secs(600);
+/// For a snapshot to be written, before the backup begins.
+const BACKUP_LIMIT: Duration = Duration::from_secs(600);
+/// Pieces of a backup that wait for its receiver, and their length.
+const BACKUP_PIECES: usize = 8;
+const BACKUP_PIECE_BYTES: usize = 256 << 10;
 /// For the agent to tell a VM's usage; status is shown without it rather than late.
 const USAGE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest a client may ask to wait for events.
@@ -31,9 +40,11 @@ const WAIT_MS_MAX: u64 = 60_000;
 pub(crate) struct Deployment {
     pub(crate) config: Config,
     pub(crate) seats: Vec<SeatHandle>,
+    /// Of the seats, in their order.
+    pub(crate) stores: Vec<Arc<Store>>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) clients: Arc<Clients>,
-    pub(crate) agent: AgentProxy<'static>,
+    pub(crate) agent: AgentLink,
     pub(crate) host: (String, String),
     pub(crate) stop: Arc<Notify>,
 }
@@ -45,6 +56,7 @@ pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/faults", get(faults))
         .route("/v1/scrub", post(scrub))
+        .route("/v1/backup", post(backup))
         .route("/v1/stop", post(stop))
         .with_state(deployment)
 }
@@ -105,6 +117,54 @@ async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
     .into_response()
 }
 
+/// A snapshot of now, as a file.
+async fn backup(State(deployment): State<Arc<Deployment>>) -> Response {
+    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
+        return failure("there are no seats");
+    };
+    match tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => return failure(&format!("{error:#}")),
+        Err(_) => return failure("the snapshot took too long"),
+    }
+    let (sender, receiver) = mpsc::channel(BACKUP_PIECES);
+    let store = Arc::clone(store);
+    tokio::task::spawn_blocking(move || {
+        let mut pieces = BufWriter::with_capacity(BACKUP_PIECE_BYTES, Pieces(sender.clone()));
+        let exported = store.export_snapshot(&mut pieces);
+        let done = match exported {
+            Ok(_) => pieces.flush(),
+            Err(error) => Err(std::io::Error::other(error.to_string())),
+        };
+        if let Err(error) = done {
+            tracing::warn!("a backup ended early: {error}");
+            // So that the receiver does not take it for the whole.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    Body::from_stream(pieces).into_response()
+}
+
+/// Hands what is written to a task.
+struct Pieces(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let piece = Bytes::copy_from_slice(bytes);
+        match self.0.blocking_send(Ok(piece)) {
+            Ok(()) => Ok(bytes.len()),
+            Err(_) => Err(std::io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 async fn stop(State(deployment): State<Arc<Deployment>>) -> Response {
     deployment.stop.notify_one();
     Json(serde_json::json!({})).into_response()
@@ -118,9 +178,9 @@ impl Deployment {
     async fn status(&self) -> Option<Status> {
         let mut seats = Vec::new();
         let mut first: Option<Snapshot> = None;
-        for handle in &self.seats {
+        for (handle, store) in self.seats.iter().zip(&self.stores) {
             let snapshot = handle.snapshot().await?;
-            seats.push(self.seat(handle.seat, &snapshot).await);
+            seats.push(self.seat(handle.seat, &snapshot, store).await);
             first.get_or_insert(snapshot);
         }
         let first = first?;
@@ -138,6 +198,10 @@ impl Deployment {
             service: self.config.service.name.clone(),
             mode,
             engine: "local".into(),
+            durability: match self.config.store.durability {
+                Durability::Disk => "disk".into(),
+                Durability::Memory => "memory".into(),
+            },
             faults: self.config.group.faults,
             epoch: first.epoch,
             ordered: first.ordered.0,
@@ -156,11 +220,11 @@ impl Deployment {
     }
 
     async fn agent_answers(&self) -> bool {
-        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.host()).await;
-        matches!(call, Ok(Ok(_)))
+        let call = |agent: AgentProxy<'static>| async move { agent.host().await };
+        self.agent.call_now(USAGE_LIMIT, call).await.is_some()
     }
 
-    async fn seat(&self, seat: SeatId, snapshot: &Snapshot) -> SeatStatus {
+    async fn seat(&self, seat: SeatId, snapshot: &Snapshot, store: &Arc<Store>) -> SeatStatus {
         let mut replicas = Vec::new();
         for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
             let usage = match view.state {
@@ -182,11 +246,33 @@ impl Deployment {
             seat: seat.0,
             host: self.host.0.clone(),
             replicas,
+            disk: self.disk(store).await,
+        }
+    }
+
+    /// What a seat's store takes; reads folders.
+    async fn disk(&self, store: &Arc<Store>) -> DiskStatus {
+        let store = Arc::clone(store);
+        let read = move || {
+            let newest = store.snapshots().last().map(|m| m.position.0);
+            (store.disk_use(), store.progress(), newest)
+        };
+        let Ok((used, progress, newest)) = tokio::task::spawn_blocking(read).await else {
+            return DiskStatus::default();
+        };
+        DiskStatus {
+            stored: progress.stored.0,
+            snapshot: newest,
+            log_bytes: used.log,
+            snapshot_bytes: used.snapshots,
+            reply_bytes: used.replies,
+            table_bytes: used.tables,
+            evidence_bytes: used.evidence,
         }
     }
 
     async fn usage(&self, replica: &str) -> Option<(u64, u64)> {
-        let call = tokio::time::timeout(USAGE_LIMIT, self.agent.usage(replica)).await;
-        call.ok()?.ok()
+        let call = |agent: AgentProxy<'static>| async move { agent.usage(replica).await };
+        self.agent.call_now(USAGE_LIMIT, call).await
     }
 }

@@ -18,6 +18,9 @@ const BATCH_BYTES_MAX: usize = 256 << 10;
 /// A gateway's clock may be so far ahead of the other managers' clocks.
 const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 
+/// A sync that is slowed down more than this measures nothing.
+const SYNC_DELAY_MS_MAX: u64 = 1000;
+
 /// The replica manager's configuration.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -242,17 +245,41 @@ impl Default for Admin {
     }
 }
 
-/// The folder for the ordered log and for evidence.
+/// Whether what was acknowledged survives the end of this process, or of its host.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Durability {
+    /// A reply leaves when its request is on disk at every member.
+    Disk,
+    /// Nothing survives: for comparison with the paper, and for measurements.
+    Memory,
+}
+
+/// What is remembered over restarts, and where.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Store {
     pub(crate) directory: PathBuf,
+    pub(crate) durability: Durability,
+    /// A snapshot is made when so much was written to the log since the last one …
+    pub(crate) snapshot_mib: u64,
+    /// … or so many requests.
+    pub(crate) snapshot_requests: u64,
+    /// The file of the ordered log that `spare replay` reads.
+    pub(crate) record: Option<PathBuf>,
+    /// Every sync of the disk takes so much longer: for measurements.
+    pub(crate) sync_delay_ms: u64,
 }
 
 impl Default for Store {
     fn default() -> Self {
         Store {
             directory: "/var/lib/spare/manager".into(),
+            durability: Durability::Disk,
+            snapshot_mib: 64,
+            snapshot_requests: 50_000,
+            record: None,
+            sync_delay_ms: 0,
         }
     }
 }
@@ -283,7 +310,7 @@ impl Config {
             me,
             seats: (0..=self.group.faults).map(SeatId).collect(),
             faults: self.group.faults,
-            durable: false,
+            durable: self.store.durability == Durability::Disk,
             updates_max: r.updates_max,
             activation_budget: ms(r.activation_budget_ms),
             buffer_max: r.buffer_max,
@@ -365,9 +392,16 @@ impl Config {
             ("replication.help_timeout_ms", r.help_timeout_ms),
             ("replication.apply_timeout_ms", r.apply_timeout_ms),
             ("replication.build_timeout_ms", r.build_timeout_ms),
+            ("store.snapshot_mib", self.store.snapshot_mib),
+            ("store.snapshot_requests", self.store.snapshot_requests),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{name} is 0; leave it out for its default"));
+        }
+        if self.store.sync_delay_ms > SYNC_DELAY_MS_MAX {
+            return Err(format!(
+                "store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}"
+            ));
         }
         // hyper refuses a smaller read buffer.
         if g.header_bytes_max < 8192 {
@@ -418,6 +452,9 @@ mod tests {
             ),
             ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
             ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
+            ("[store]\nsnapshot_mib = 0\n", "snapshot_mib"),
+            ("[store]\nsync_delay_ms = 5000\n", "sync_delay_ms"),
+            ("[store]\ndurability = \"tape\"\n", "tape"),
         ] {
             let problem = parse(text).expect_err(text);
             assert!(problem.contains(named), "{problem}");
@@ -438,6 +475,10 @@ mod tests {
         assert_eq!(
             format!("{:?}", example.gateway),
             format!("{:?}", smallest.gateway)
+        );
+        assert_eq!(
+            format!("{:?}", example.store),
+            format!("{:?}", smallest.store)
         );
     }
 }

@@ -49,16 +49,38 @@ pub(crate) struct Pending {
 impl Default for Pending {
     /// Numbers begin with the time, so that they grow across restarts.
     fn default() -> Self {
-        Pending {
-            waiting: Mutex::default(),
-            last: AtomicU64::new(u64::try_from(unix_us()).unwrap_or(0)),
-        }
+        Pending::after(0)
     }
 }
 
 impl Pending {
+    /// Numbers grow across restarts: they begin with the time, and above `last`, the greatest that is on
+    /// disk, should the clock have been set back.
+    pub(crate) fn after(last: u64) -> Pending {
+        let now = u64::try_from(unix_us()).unwrap_or(0);
+        Pending {
+            waiting: Mutex::default(),
+            last: AtomicU64::new(now.max(last)),
+        }
+    }
+
+    /// How many wait for their answers.
+    pub(crate) fn count(&self) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.len()
+    }
+
+    /// Tells everybody who waits that no answer will come.
+    pub(crate) fn refuse_all(&self) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, sender) in waiting.drain() {
+            // A client that went away in the meantime gets nothing; that is no error.
+            let _ = sender.send(Answer::Refused(Refusal::Interrupted));
+        }
+    }
+
     /// Gives a request its number and hands it on, one at a time: numbers arrive in order.
-    fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
+    pub(crate) fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
         let (sender, receiver) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
@@ -264,7 +286,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
             "this host is not in the primary view at present; nothing was done about the request",
         ),
         Answer::Refused(Refusal::Interrupted) => unavailable(
-            "this host left the primary view; the request may still take effect",
+            "this host left the primary view, or cannot go on; the request may still take effect",
         ),
     }
 }

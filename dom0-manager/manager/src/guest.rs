@@ -1,21 +1,26 @@
 //! One task for each guest's channel: frames in both directions, sessions, and what a hostile guest
 //! may do to nobody but itself (`docs/channel.md`).
 
+use crate::agent_link::AgentLink;
+use crate::normalise::Normaliser;
+use anyhow::{bail, Result};
 use bytes::Bytes;
+use spare_agent_client as agent;
 use spare_core::Input;
 use spare_protocol::channel::{
-    Decoded, Frame, FrameDecoder, FromGuest, Outcome, ToGuest, CHANNEL_VERSION, REASON_BYTES_MAX,
+    Decoded, Frame, FrameDecoder, FromGuest, Outcome, ToGuest, CHANNEL_VERSION, PORT_NAME,
+    REASON_BYTES_MAX,
 };
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-
-use crate::normalise::Normaliser;
 
 /// Messages that may wait for a guest that does not read. Twice the gateway's default limit of
 /// requests in flight: a guest this far behind is of no use.
@@ -23,7 +28,16 @@ const QUEUE_MESSAGES_MAX: usize = 2048;
 /// Bytes that belong to no frame or to an old session, before the guest's first `Hello`: what was in
 /// the port's buffers when the manager connected.
 const STALE_BYTES_MAX: usize = 1 << 20;
+/// The same for a guest that ran before this manager: what it had to say to the last one may all be
+/// there still.
+const STALE_BYTES_AGAIN_MAX: usize = 256 << 20;
 const READ_BYTES: usize = 64 << 10;
+
+/// From unpausing a guest until it has surely noticed that the last manager hung up.
+const NOTICE_DELAY: Duration = Duration::from_millis(150);
+/// For a guest's `Hello`: it finishes what it was asked to execute before. Several, as the guest may take
+/// the beginning of a session for the rest of a frame; each time the channel is opened anew.
+const HELLO_LIMITS_S: [u64; 4] = [3, 5, 10, 20];
 
 /// The manager's end of one guest's channel. Dropping it ends the channel.
 #[derive(Debug)]
@@ -50,9 +64,33 @@ impl GuestChannel {
         normaliser: Arc<Normaliser>,
         inputs: mpsc::Sender<Input>,
     ) -> GuestChannel {
+        GuestChannel::start(replica, stream, normaliser, inputs, None)
+    }
+
+    /// Opens a session with a guest that ran before this manager. Its seat hears nothing of it until the
+    /// guest's position arrives.
+    pub(crate) fn open_again(
+        replica: ReplicaId,
+        stream: UnixStream,
+        normaliser: Arc<Normaliser>,
+        inputs: mpsc::Sender<Input>,
+    ) -> (GuestChannel, oneshot::Receiver<Position>) {
+        let (sender, position) = oneshot::channel();
+        let channel = GuestChannel::start(replica, stream, normaliser, inputs, Some(sender));
+        (channel, position)
+    }
+
+    fn start(
+        replica: ReplicaId,
+        stream: UnixStream,
+        normaliser: Arc<Normaliser>,
+        inputs: mpsc::Sender<Input>,
+        again: Option<oneshot::Sender<Position>>,
+    ) -> GuestChannel {
         let session = rand::random::<u32>().max(1);
         let (read, write) = stream.into_split();
         let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES_MAX);
+        let silent = Arc::new(AtomicBool::new(again.is_some()));
         let reader = Reader {
             replica,
             session,
@@ -61,10 +99,22 @@ impl GuestChannel {
             decoder: FrameDecoder::new(),
             sequence: 0,
             stale_bytes: 0,
+            stale_bytes_max: match again {
+                Some(_) => STALE_BYTES_AGAIN_MAX,
+                None => STALE_BYTES_MAX,
+            },
+            again,
+            silent: Arc::clone(&silent),
+        };
+        let writer = Writer {
+            replica,
+            session,
+            inputs,
+            silent,
         };
         let tasks = vec![
             tokio::spawn(reader.run(read)),
-            tokio::spawn(write_frames(replica, session, write, waiting, inputs)),
+            tokio::spawn(writer.run(write, waiting)),
         ];
         GuestChannel { queue, tasks }
     }
@@ -80,31 +130,72 @@ impl GuestChannel {
     }
 }
 
-async fn write_frames(
+/// Attaches to a guest that ran before this manager: its channel, and the position of its state once it
+/// has done everything that it was asked to.
+pub(crate) async fn attach(
+    agent: &AgentLink,
+    replica: ReplicaId,
+    normaliser: &Arc<Normaliser>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<(GuestChannel, Position)> {
+    let name = replica.to_string();
+    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
+    // A guest that is paused notices nothing, and says nothing.
+    let woken = agent.call(|agent| {
+        let name = name.clone();
+        async move { agent.unpause(&name).await }
+    });
+    woken.await.map_err(explain)?;
+    tokio::time::sleep(NOTICE_DELAY).await;
+    for limit in HELLO_LIMITS_S.map(Duration::from_secs) {
+        let stream = agent.call(|agent| {
+            let name = name.clone();
+            async move { agent.open_channel(&name, PORT_NAME).await }
+        });
+        let stream = agent::stream(stream.await.map_err(explain)?)?;
+        let (channel, position) =
+            GuestChannel::open_again(replica, stream, Arc::clone(normaliser), inputs.clone());
+        if let Ok(Ok(position)) = tokio::time::timeout(limit, position).await {
+            return Ok((channel, position));
+        }
+        drop(channel);
+        tokio::time::sleep(NOTICE_DELAY).await;
+    }
+    bail!("it does not answer on its channel")
+}
+
+struct Writer {
     replica: ReplicaId,
     session: u32,
-    mut stream: OwnedWriteHalf,
-    mut waiting: mpsc::Receiver<ToGuest>,
     inputs: mpsc::Sender<Input>,
-) {
-    let hello = ToGuest::Hello {
-        version: CHANNEL_VERSION,
-    };
-    let mut message = Some(hello);
-    let mut sequence = 0;
-    while let Some(next) = message {
-        sequence += 1;
-        let frame = Frame {
-            session,
-            sequence,
-            payload: Bytes::from(spare_protocol::encode(&next)),
+    /// The seat does not know of this channel yet.
+    silent: Arc<AtomicBool>,
+}
+
+impl Writer {
+    async fn run(self, mut stream: OwnedWriteHalf, mut waiting: mpsc::Receiver<ToGuest>) {
+        let hello = ToGuest::Hello {
+            version: CHANNEL_VERSION,
         };
-        if let Err(error) = stream.write_all(&frame.to_bytes()).await {
-            let reason = LossReason::VmStopped(format!("its channel was closed: {error}"));
-            let _ = inputs.send(Input::Failed { replica, reason }).await;
-            return;
+        let mut message = Some(hello);
+        let mut sequence = 0;
+        while let Some(next) = message {
+            sequence += 1;
+            let frame = Frame {
+                session: self.session,
+                sequence,
+                payload: Bytes::from(spare_protocol::encode(&next)),
+            };
+            if let Err(error) = stream.write_all(&frame.to_bytes()).await {
+                let replica = self.replica;
+                let reason = LossReason::VmStopped(format!("its channel was closed: {error}"));
+                if !self.silent.load(Ordering::Relaxed) {
+                    let _ = self.inputs.send(Input::Failed { replica, reason }).await;
+                }
+                return;
+            }
+            message = waiting.recv().await;
         }
-        message = waiting.recv().await;
     }
 }
 
@@ -117,6 +208,11 @@ struct Reader {
     /// Of the last frame of this session; 0 before the guest's `Hello`.
     sequence: u64,
     stale_bytes: usize,
+    stale_bytes_max: usize,
+    /// Gets the position in the `Hello` of a guest that ran before.
+    again: Option<oneshot::Sender<Position>>,
+    /// The seat does not know of this channel yet.
+    silent: Arc<AtomicBool>,
 }
 
 impl Reader {
@@ -136,7 +232,7 @@ impl Reader {
             };
             let reason = LossReason::VmStopped(end);
             let replica = self.replica;
-            let _ = self.inputs.send(Input::Failed { replica, reason }).await;
+            self.tell(Input::Failed { replica, reason }).await;
             return;
         }
     }
@@ -149,13 +245,20 @@ impl Reader {
                 Ok(Some(input)) => input,
                 Err(reason) => {
                     let replica = self.replica;
-                    let _ = self.inputs.send(Input::Violated { replica, reason }).await;
+                    self.tell(Input::Violated { replica, reason }).await;
                     return Err(());
                 }
             };
             self.inputs.send(input).await.map_err(|_| ())?;
         }
         Ok(())
+    }
+
+    /// Tells the seat, if it knows of this channel.
+    async fn tell(&self, input: Input) {
+        if !self.silent.load(Ordering::Relaxed) {
+            let _ = self.inputs.send(input).await;
+        }
     }
 
     /// What a frame means; an error is a broken rule.
@@ -181,19 +284,25 @@ impl Reader {
 
     fn skip(&mut self, bytes: usize, what: &str) -> Result<Option<Input>, String> {
         self.stale_bytes += bytes;
-        if self.sequence == 0 && self.stale_bytes <= STALE_BYTES_MAX {
+        if self.sequence == 0 && self.stale_bytes <= self.stale_bytes_max {
             Ok(None)
         } else {
             Err(format!("{} {what} on its channel", self.stale_bytes))
         }
     }
 
-    fn translate(&self, message: FromGuest) -> Result<Option<Input>, String> {
+    fn translate(&mut self, message: FromGuest) -> Result<Option<Input>, String> {
         let replica = self.replica;
         let input = match message {
             FromGuest::Hello { version, position } => {
                 if self.sequence != 1 {
                     return Err("it said hello again".into());
+                }
+                if let (CHANNEL_VERSION, Some(again)) = (version, self.again.take()) {
+                    self.silent.store(false, Ordering::Relaxed);
+                    // Whoever waited for it may have given up.
+                    let _ = again.send(position);
+                    return Ok(None);
                 }
                 if version != CHANNEL_VERSION || position != Position(0) {
                     let reason = LossReason::Broken(format!(
@@ -275,6 +384,9 @@ pub fn understood(
         decoder: FrameDecoder::new(),
         sequence: 0,
         stale_bytes: 0,
+        stale_bytes_max: STALE_BYTES_MAX,
+        again: None,
+        silent: Arc::default(),
     };
     let mut texts = Vec::new();
     for piece in bytes.chunks(piece_bytes) {

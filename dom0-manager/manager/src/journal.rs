@@ -157,6 +157,27 @@ impl Journal {
         self.changed.notify_waiters();
     }
 
+    /// For the store: why a replica was convicted, and the folder of the evidence, if there is any.
+    pub(crate) fn conviction_note(&self, notice: &Notice) -> (String, Option<String>) {
+        let Notice::Convicted {
+            replica,
+            position,
+            basis,
+            evidence,
+        } = notice
+        else {
+            return Default::default();
+        };
+        let why = match basis {
+            ConvictionBasis::Channel(how) => format!("channel: {how}"),
+            ConvictionBasis::Reply => "reply".to_owned(),
+            ConvictionBasis::Update => "update".to_owned(),
+            ConvictionBasis::Root { .. } => "root".to_owned(),
+        };
+        let folder = format!("{replica}-at-{position}");
+        (why, (!evidence.votes.is_empty()).then_some(folder))
+    }
+
     /// A conviction is told by the convicted replica's own manager, which alone has the wrong bytes;
     /// every manager adds the evidence it has.
     fn convicted(

@@ -2,6 +2,7 @@
 //! operators.
 
 mod admin;
+mod agent_link;
 mod config;
 mod daemon;
 pub mod decoders;
@@ -9,11 +10,15 @@ mod evidence;
 mod gateway;
 mod guest;
 mod journal;
+mod kept;
 mod normalise;
-mod recent;
+mod record;
 mod seat;
+mod slow_disk;
+mod stores;
 mod timeline;
 
+use spare_protocol::{Hash, Position};
 use std::path::Path;
 
 /// Reads and checks the configuration file.
@@ -22,6 +27,17 @@ use std::path::Path;
 /// Names the file, the line and what to write instead.
 pub fn check(path: &Path) -> anyhow::Result<()> {
     read(path).map(|_| ())
+}
+
+/// Makes the store that the configuration file names from a backup. Returns its position, and the agreed
+/// root there, if one was known.
+///
+/// # Errors
+/// When there is a store already, when a manager runs, or when the backup cannot be used.
+pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<Hash>)> {
+    let config = read(path)?;
+    let manifest = stores::restore(&config, backup)?;
+    Ok((manifest.position, manifest.root))
 }
 
 /// Runs the replica manager as the file says, until it is told to stop.

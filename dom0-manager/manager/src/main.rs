@@ -19,6 +19,10 @@ struct Arguments {
     /// Check the configuration and exit.
     #[arg(long)]
     check: bool,
+    /// Begin with this backup: makes the store, which must not exist, and exits. Everything after the backup
+    /// is lost.
+    #[arg(long, value_name = "FILE", conflicts_with = "check")]
+    restore: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -43,6 +47,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         spare_manager::check(&arguments.config)?;
         println!("{}: in order", arguments.config.display());
+        return Ok(());
+    }
+    if let Some(backup) = &arguments.restore {
+        let (position, root) = spare_manager::restore(&arguments.config, backup)?;
+        println!(
+            "restored from {}: the state at position {position}{}. Start the replica manager",
+            backup.display(),
+            root.map_or(String::new(), |root| format!(", root {}", root.short()))
+        );
         return Ok(());
     }
     spare_manager::run(&arguments.config)

@@ -6,6 +6,7 @@
 //! | `GET /v1/events?after=N&wait_ms=M` | the [`Event`]s numbered above N; waits up to M for the first |
 //! | `GET /v1/faults` | every [`FaultTimeline`] since the start, bounded in number |
 //! | `POST /v1/scrub` | orders a scrub, waits for it: [`ScrubReport`] |
+//! | `POST /v1/backup` | makes a snapshot of now: the file, not JSON (`docs/store.md`) |
 //! | `POST /v1/stop` | stops the service and destroys its replicas: `{}` |
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,9 @@ pub struct Status {
     pub mode: Mode,
     /// The group engine in use.
     pub engine: String,
+    /// `disk`, or `memory`: nothing survives a stop.
+    #[serde(default)]
+    pub durability: String,
     /// f: how many replicas may be faulty at once.
     pub faults: u16,
     /// The primary view's number.
@@ -73,6 +77,37 @@ pub struct SeatStatus {
     pub host: String,
     /// Its replicas, oldest first.
     pub replicas: Vec<ReplicaStatus>,
+    /// Its store.
+    #[serde(default)]
+    pub disk: DiskStatus,
+}
+
+/// A seat's store, and the bytes that it takes on disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiskStatus {
+    /// Everything up to here is durable.
+    pub stored: u64,
+    /// The position of the newest snapshot.
+    pub snapshot: Option<u64>,
+    /// The log.
+    pub log_bytes: u64,
+    /// The agreed state in snapshots.
+    pub snapshot_bytes: u64,
+    /// Replies to requests with a key.
+    pub reply_bytes: u64,
+    /// The file that holds snapshots and replies, with what is free in it.
+    pub table_bytes: u64,
+    /// Evidence of convictions.
+    pub evidence_bytes: u64,
+}
+
+impl DiskStatus {
+    /// All that it takes.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.log_bytes + self.table_bytes + self.evidence_bytes
+    }
 }
 
 /// One replica.

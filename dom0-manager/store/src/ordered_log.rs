@@ -101,6 +101,30 @@ impl LogWriter {
         })
     }
 
+    /// Goes on with the log at `path`. Returns the position of its last record too; what was cut off by a
+    /// crash is removed.
+    ///
+    /// # Errors
+    /// When it is no ordered log, when it is damaged, and when it cannot be written.
+    pub fn resume(path: &Path) -> Result<(LogWriter, Position), LogError> {
+        let io = |source| LogError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mut reader = LogReader::open(path)?;
+        let mut last = Position(0);
+        for record in &mut reader {
+            last = record?.position;
+        }
+        let file = File::options().append(true).open(path).map_err(io)?;
+        file.set_len(reader.offset).map_err(io)?;
+        let log = LogWriter {
+            path: path.to_owned(),
+            file: BufWriter::new(file),
+        };
+        Ok((log, last))
+    }
+
     /// Appends one record to the buffer in memory.
     ///
     /// # Errors
@@ -281,6 +305,18 @@ mod tests {
                 .all(|(i, r)| *r == record(i as u64 + 1)));
             assert_eq!(read.len() == 3, length == bytes.len());
         }
+        std::fs::remove_file(path).expect("remove");
+    }
+
+    #[test]
+    fn a_log_that_was_cut_off_goes_on_behind_its_last_whole_record() {
+        let (path, bytes) = written("resumed");
+        std::fs::write(&path, &bytes[..bytes.len() - 5]).expect("write");
+        let (mut log, last) = LogWriter::resume(&path).expect("resume");
+        assert_eq!(last, Position(2));
+        log.append(&record(3)).expect("append");
+        log.flush().expect("flush");
+        assert_eq!(std::fs::read(&path).expect("read"), bytes);
         std::fs::remove_file(path).expect("remove");
     }
 

@@ -8,8 +8,8 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use spare_cli::pages::RecordedPage;
 use spare_protocol::admin::{
-    Conviction, ConvictionReason, Counters, Event, EventKind, FaultTimeline, HostStatus, Mode,
-    ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status, VoteStatus,
+    Conviction, ConvictionReason, Counters, DiskStatus, Event, EventKind, FaultTimeline,
+    HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status, VoteStatus,
 };
 use spare_protocol::channel::{Execute, FromGuest, Outcome, RootRequest, ToGuest};
 use spare_protocol::http::{HttpReply, HttpRequest};
@@ -324,6 +324,7 @@ pub fn status() -> impl Strategy<Value = Status> {
         seat,
         host,
         replicas,
+        disk: DiskStatus::default(),
     });
     let lists = (
         prop::collection::vec(host, 0..3),
@@ -336,6 +337,7 @@ pub fn status() -> impl Strategy<Value = Status> {
             service,
             mode: Mode::DetectOnly,
             engine,
+            durability: "disk".into(),
             faults,
             epoch: n[0],
             ordered: n[1],

@@ -86,6 +86,10 @@ pub struct Options {
     pub replication: Vec<String>,
     /// Lines for the manager's section `[gateway]`, but `listen`.
     pub gateway: Vec<String>,
+    /// Lines for the manager's section `[store]`, but `directory` and `record`.
+    pub store: Vec<String>,
+    /// Whether the ordered log is written that the oracle reads.
+    pub record: bool,
 }
 
 impl Default for Options {
@@ -96,6 +100,8 @@ impl Default for Options {
             listen: "127.0.0.1:0".into(),
             replication: Vec::new(),
             gateway: Vec::new(),
+            store: Vec::new(),
+            record: true,
         }
     }
 }
@@ -170,10 +176,10 @@ impl Deployment {
         self.folder.join("images").join(&self.image)
     }
 
-    /// The ordered log of seat 0.
+    /// The ordered log, if [`Options::record`] asked for it.
     #[must_use]
     pub fn ordered_log(&self) -> PathBuf {
-        self.folder.join("manager/store/current/seat-0.log")
+        self.folder.join("manager/ordered.log")
     }
 
     /// The manager's admin socket.
@@ -342,15 +348,20 @@ impl Deployment {
     fn manager_config(&self, options: &Options) -> String {
         let folder = self.folder.display();
         let listen = self.gateway.trim_start_matches("http://");
+        let record = match options.record {
+            true => format!("record = \"{}\"\n", self.ordered_log().display()),
+            false => String::new(),
+        };
         format!(
             "[service]\nname = \"{}\"\nimage = \"{}\"\n\n[group]\nengine = \"local\"\nfaults = 1\n\n\
              [gateway]\nlisten = \"{listen}\"\n{}\n\n[replication]\n{}\n\n\
              [agent]\nsocket = \"{folder}/agent.sock\"\n\n[admin]\nsocket = \"{folder}/manager/admin.sock\"\n\n\
-             [store]\ndirectory = \"{folder}/manager/store\"\n",
+             [store]\ndirectory = \"{folder}/manager/store\"\n{record}{}\n",
             self.service(),
             self.image,
             options.gateway.join("\n"),
             options.replication.join("\n"),
+            options.store.join("\n"),
         )
     }
 
@@ -400,6 +411,53 @@ impl Deployment {
         self.wait_for_socket("manager/admin.sock").await
     }
 
+    /// Ends the replica manager as systemd would, by SIGTERM; replicas and agent go on.
+    pub fn end_manager(&mut self) {
+        if let Some(mut manager) = self.manager.take() {
+            manager.end();
+        }
+        self.register();
+    }
+
+    /// Waits until the replica manager has ended by itself, and returns what it wrote last.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub async fn manager_has_ended(&mut self, limit: Duration) -> Result<String> {
+        let begun = Instant::now();
+        let manager = self
+            .manager
+            .as_mut()
+            .context("there is no replica manager")?;
+        loop {
+            if let Err(ended) = manager.check() {
+                self.manager = None;
+                self.register();
+                return Ok(ended.to_string());
+            }
+            ensure!(begun.elapsed() < limit, "it goes on");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The folder of the stores of all seats.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.folder.join("manager/store")
+    }
+
+    /// The replica manager's configuration.
+    #[must_use]
+    pub fn manager_configuration(&self) -> PathBuf {
+        self.folder.join("spare.toml")
+    }
+
+    /// What the replica manager wrote so far, in all its runs.
+    #[must_use]
+    pub fn manager_log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("manager.log")).unwrap_or_default()
+    }
+
     /// Kills the agent as a crash would (`kill -9`); replicas go on.
     ///
     /// # Errors
@@ -442,7 +500,8 @@ impl Deployment {
     }
 
     /// The main process of each replica.
-    fn replica_processes(&self) -> Vec<u32> {
+    #[must_use]
+    pub fn replica_processes(&self) -> Vec<u32> {
         let (folder, file, program) = match self.hypervisor {
             Hypervisor::Libvirt => (PathBuf::from("/run/libvirt/qemu"), "", "qemu-system"),
             Hypervisor::Process => (self.folder.join("agent/processes"), "init", "spare-shim"),
@@ -517,7 +576,7 @@ impl Deployment {
         Ok(())
     }
 
-    /// Ends everything that was started, replicas first.
+    /// Ends everything that was started.
     pub fn stop(&mut self) {
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         running.retain(|(folder, _)| *folder != self.folder);

@@ -1,0 +1,82 @@
+//! `spare backup` and `spare restore`.
+
+use crate::admin::Admin;
+use anyhow::{anyhow, Context, Result};
+use spare_store::{read_backup, Manifest};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The program that knows where the store is.
+const MANAGER: &str = "spare-manager";
+
+/// Has the manager write the agreed state to `file`, and checks what arrived. There is no file until it is
+/// whole and on disk.
+///
+/// # Errors
+/// When the manager cannot, when the file cannot be written, and when what arrived is damaged.
+pub async fn write(admin: &Admin, file: &Path) -> Result<Manifest> {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let written = receive(admin, &new).await;
+    let done = written.and_then(|manifest| {
+        std::fs::rename(&new, file).with_context(|| format!("cannot write {}", file.display()))?;
+        Ok(manifest)
+    });
+    if done.is_err() {
+        // There may be none.
+        let _ = std::fs::remove_file(&new);
+    }
+    done
+}
+
+async fn receive(admin: &Admin, new: &Path) -> Result<Manifest> {
+    let explain = || format!("cannot write {}", new.display());
+    let mut out = File::create(new).with_context(explain)?;
+    admin.backup(&mut out).await?;
+    out.sync_all().with_context(explain)?;
+    drop(out);
+    let input = BufReader::new(File::open(new).with_context(explain)?);
+    Ok(read_backup(input, None, |_, _| {})?)
+}
+
+/// What was written, in words.
+#[must_use]
+pub fn render(file: &Path, manifest: &Manifest) -> String {
+    let root = manifest.root.map(|root| format!(", root {}", root.short()));
+    let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
+    format!(
+        "{}: the state at position {}{}; {bytes} bytes, checked\n",
+        file.display(),
+        manifest.position,
+        root.unwrap_or_default()
+    )
+}
+
+/// Makes a store from a backup: what `spare-manager --restore` does.
+///
+/// # Errors
+/// When there is no such program.
+pub fn restore(config: &Path, file: &Path) -> Result<bool> {
+    let beside = std::env::current_exe()
+        .ok()
+        .map(|me| me.with_file_name(MANAGER));
+    let program = beside
+        .filter(|p| p.is_file())
+        .unwrap_or_else(|| MANAGER.into());
+    let mut command = Command::new(&program);
+    command
+        .arg("--config")
+        .arg(config)
+        .arg("--restore")
+        .arg(file);
+    let status = command.status().map_err(|e| {
+        anyhow!(
+            "cannot run {}: {e}; install the replica manager",
+            program.display()
+        )
+    })?;
+    Ok(status.success())
+}

@@ -1,0 +1,408 @@
+//! The stores of all local seats: opened together, and put right from each other where one of them is
+//! damaged or gone.
+//!
+//! ```text
+//! DIRECTORY/LOCK            held by the manager that runs
+//! DIRECTORY/seat-N/         a store (docs/store.md), and `kept`
+//! DIRECTORY/seat-N.damaged/ a store that was put aside
+//! ```
+
+use crate::config::{Config, Durability};
+use crate::slow_disk::SlowFolder;
+use anyhow::{bail, Context, Result};
+use nix::fcntl::{Flock, FlockArg};
+use spare_protocol::{Hash, Position, SeatId};
+use spare_store::{
+    DamagedPart, Event, KeyWindow, Manifest, Options, Range, Resumed, Store, StoreError,
+};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, Notify};
+
+/// The folder of evidence in the store of the seat that speaks for all.
+const EVIDENCE: &str = "evidence";
+
+/// A seat's store, open.
+pub(crate) struct SeatStore {
+    pub(crate) store: Arc<Store>,
+    /// Moved out by who starts the seat.
+    pub(crate) resumed: Resumed,
+    pub(crate) folder: PathBuf,
+    /// Something became durable.
+    pub(crate) progress: Arc<Notify>,
+    /// Everything else that happens in the store.
+    pub(crate) news: mpsc::UnboundedReceiver<Event>,
+}
+
+/// The stores of all seats.
+pub(crate) struct Stores {
+    pub(crate) seats: Vec<SeatStore>,
+    /// What was found and done, for the operator.
+    pub(crate) remarks: Vec<String>,
+    pub(crate) lock: Flock<File>,
+}
+
+/// What is common to all stores.
+struct Opening<'a> {
+    config: &'a Config,
+    directory: &'a Path,
+    options: Options,
+    remarks: Vec<String>,
+}
+
+fn seats(config: &Config) -> impl Iterator<Item = SeatId> {
+    (0..=config.group.faults).map(SeatId)
+}
+
+/// The content id of an image, as stores name it.
+pub(crate) fn image_id(content: &str) -> Hash {
+    Hash::of(content.as_bytes())
+}
+
+/// Where evidence of convictions is kept.
+pub(crate) fn evidence_folder(config: &Config, voice: SeatId) -> PathBuf {
+    seat_folder(&config.store.directory, voice).join(EVIDENCE)
+}
+
+fn seat_folder(directory: &Path, seat: SeatId) -> PathBuf {
+    directory.join(format!("seat-{seat}"))
+}
+
+/// Makes a folder that nobody else can look into.
+fn make_folder(path: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path)
+}
+
+/// Takes the directory, which this process alone uses from now on.
+fn take_directory(directory: &Path) -> Result<Flock<File>> {
+    let explain = || {
+        format!(
+            "cannot use the folder {} (store.directory)",
+            directory.display()
+        )
+    };
+    make_folder(directory).with_context(explain)?;
+    let private = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(directory, private).with_context(explain)?;
+    let mut options = File::options();
+    let lock = directory.join("LOCK");
+    let file = options.write(true).create(true).truncate(false).open(lock);
+    match Flock::lock(file.with_context(explain)?, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => bail!(
+            "{} (store.directory) is in use by another replica manager; stop that first, or give this one \
+             another directory",
+            directory.display()
+        ),
+        Err((_, error)) => Err(error).with_context(explain),
+    }
+}
+
+/// Opens all stores. Waits for the disk.
+///
+/// # Errors
+/// When one of them cannot be used, and not be replaced from another one either.
+pub(crate) fn open(config: &Config, image: Hash) -> Result<Stores> {
+    let directory = &config.store.directory;
+    let lock = take_directory(directory)?;
+    let durability = match config.store.durability {
+        Durability::Disk => spare_store::Durability::Disk,
+        Durability::Memory => spare_store::Durability::Memory,
+    };
+    let core = config.core(SeatId(0));
+    let window = KeyWindow {
+        lifetime_us: core.key_lifetime_us,
+        keys_max: core.keys_max,
+    };
+    let mut opening = Opening {
+        config,
+        directory,
+        options: Options::new(durability, image, window),
+        remarks: Vec::new(),
+    };
+    let seats = opening.all()?;
+    Ok(Stores {
+        seats,
+        remarks: opening.remarks,
+        lock,
+    })
+}
+
+impl Opening<'_> {
+    fn all(&mut self) -> Result<Vec<SeatStore>> {
+        let mut opened = BTreeMap::new();
+        for seat in seats(self.config).filter(|s| !self.is_gone(*s)) {
+            opened.insert(seat, self.one(seat)?);
+        }
+        self.put_right(&mut opened)?;
+        for seat in seats(self.config) {
+            if opened.contains_key(&seat) {
+                continue;
+            }
+            if let Some((source, store)) = opened.iter().find(|(_, s)| !s.is_fresh()) {
+                self.rebuild(seat, &store.store)?;
+                self.remarks.push(format!(
+                    "the store of seat {seat} is gone; it begins anew with what seat {source} has"
+                ));
+            }
+            let store = self.one(seat)?;
+            opened.insert(seat, store);
+        }
+        Ok(opened.into_values().collect())
+    }
+
+    fn is_gone(&self, seat: SeatId) -> bool {
+        let entries = std::fs::read_dir(seat_folder(self.directory, seat));
+        entries.map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    fn one(&self, seat: SeatId) -> Result<SeatStore> {
+        let folder = seat_folder(self.directory, seat);
+        make_folder(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let progress = Arc::new(Notify::new());
+        let (sender, news) = mpsc::unbounded_channel();
+        let changed = Arc::clone(&progress);
+        let report = move |event| match event {
+            Event::Progress => changed.notify_one(),
+            other => drop(sender.send(other)),
+        };
+        let delay = Duration::from_millis(self.config.store.sync_delay_ms);
+        let (store, resumed) = if delay.is_zero() {
+            Store::open(&folder, &self.options, report)?
+        } else {
+            let log = folder.join("log");
+            make_folder(&log).with_context(|| format!("cannot make {}", log.display()))?;
+            let tables = Arc::new(SlowFolder::new(&folder, delay));
+            let log = Arc::new(SlowFolder::new(&log, delay));
+            Store::open_on(tables, log, &self.options, report)?
+        };
+        Ok(SeatStore {
+            store: Arc::new(store),
+            resumed,
+            folder,
+            progress,
+            news,
+        })
+    }
+
+    /// Has what is damaged in one store written over from another, or puts the store aside.
+    fn put_right(&mut self, opened: &mut BTreeMap<SeatId, SeatStore>) -> Result<()> {
+        let damaged: Vec<SeatId> = opened
+            .iter()
+            .filter(|(_, store)| !store.is_sound())
+            .map(|(seat, _)| *seat)
+            .collect();
+        for seat in damaged {
+            let Some(store) = opened.remove(&seat) else {
+                continue;
+            };
+            let found = store.found();
+            self.remarks
+                .extend(found.iter().map(|text| format!("seat {seat}: {text}")));
+            let sound = |(_, s): &(&SeatId, &SeatStore)| s.is_sound() && !s.is_fresh();
+            let Some((source, sound)) = opened.iter().find(sound) else {
+                bail!(
+                    "the store of seat {seat} is damaged, and there is no sound one to put it right from:\n  {}\n\
+                     Restore a backup (spare-manager --restore FILE) into an empty store.directory",
+                    found.join("\n  ")
+                );
+            };
+            repair(&store, &sound.store);
+            // Opened anew: what it resumes from must not be what was damaged.
+            drop(store);
+            let mut store = self.one(seat)?;
+            let mut how = "was put right";
+            if !store.is_sound() {
+                drop(store);
+                self.put_aside(seat)?;
+                self.rebuild(seat, &sound.store)?;
+                store = self.one(seat)?;
+                how = "was put aside, and begins anew";
+            }
+            self.remarks.push(format!(
+                "the store of seat {seat} {how} with what seat {source} has"
+            ));
+            opened.insert(seat, store);
+        }
+        Ok(())
+    }
+
+    fn put_aside(&self, seat: SeatId) -> Result<()> {
+        let folder = seat_folder(self.directory, seat);
+        let aside = self.directory.join(format!("seat-{seat}.damaged"));
+        if aside.exists() {
+            std::fs::remove_dir_all(&aside)
+                .with_context(|| format!("cannot remove {}", aside.display()))?;
+        }
+        std::fs::rename(&folder, &aside)
+            .with_context(|| format!("cannot rename {}", folder.display()))
+    }
+
+    /// Makes a store of a seat out of the newest snapshot of another one. What is in the log above it comes
+    /// later, from the other manager.
+    fn rebuild(&self, seat: SeatId, source: &Store) -> Result<()> {
+        if source.snapshots().is_empty() {
+            // Its log begins with the first request: nothing is missing.
+            return Ok(());
+        }
+        let file = self.directory.join(format!("seat-{seat}.snapshot"));
+        let explain = || format!("cannot write {}", file.display());
+        let mut out = BufWriter::new(File::create(&file).with_context(explain)?);
+        source.export_snapshot(&mut out)?;
+        out.flush().with_context(explain)?;
+        import(self.directory, seat, self.options.image, &file)?;
+        std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+    }
+}
+
+impl SeatStore {
+    /// It never held anything.
+    fn is_fresh(&self) -> bool {
+        self.resumed.log.1 == Position(0) && self.resumed.snapshots.is_empty()
+    }
+
+    /// The agreed state at the end of its log can be had from it, and the reply to every retry.
+    fn is_sound(&self) -> bool {
+        self.found().is_empty()
+    }
+
+    /// What keeps it from that, in words.
+    fn found(&self) -> Vec<String> {
+        let resumed = &self.resumed;
+        let mut found: Vec<String> = resumed.damage.iter().map(ToString::to_string).collect();
+        let (before, last) = resumed.log;
+        let base = resumed.snapshots.last().copied().unwrap_or_default();
+        if base < before {
+            found.push(format!(
+                "{}: the log begins after {before}, and there is no snapshot up to there",
+                self.folder.display()
+            ));
+        }
+        if resumed.last.is_none() && last > Position(0) {
+            found.push(format!(
+                "{}: the last record, {last}, cannot be read",
+                self.folder.display()
+            ));
+        }
+        found
+    }
+}
+
+/// Writes over what is damaged, as far as the other store has it.
+fn repair(damaged: &SeatStore, sound: &Store) {
+    for damage in &damaged.resumed.damage {
+        let done: Result<(), StoreError> = match &damage.part {
+            DamagedPart::Records(range) => put_back_records(damaged, sound, range),
+            DamagedPart::Chunk(hash) => sound
+                .chunk(*hash)
+                .and_then(|bytes| damaged.store.put_back_chunk(&bytes)),
+            DamagedPart::Snapshot(_) | DamagedPart::File => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!("{damage}: cannot be put right: {error}");
+        }
+    }
+    let _ = damaged.store.wait();
+}
+
+/// Records that are handed on at once.
+const PORTION: usize = 256;
+const PORTION_BYTES: usize = 16 << 20;
+
+fn put_back_records(damaged: &SeatStore, sound: &Store, range: &Range) -> Result<(), StoreError> {
+    let mut after = range.first.previous();
+    while after < range.last {
+        let mut records = sound.records_after(after, PORTION, PORTION_BYTES)?;
+        records.retain(|r| r.position <= range.last);
+        let Some(last) = records.last() else { break };
+        after = last.position;
+        damaged.store.put_back(&records)?;
+    }
+    Ok(())
+}
+
+/// Makes stores of all seats from a backup. Returns what it holds.
+///
+/// # Errors
+/// When the manager runs, when there is a store already, and when the backup cannot be used.
+pub(crate) fn restore(config: &Config, backup: &Path) -> Result<Manifest> {
+    let directory = &config.store.directory;
+    if config.store.durability != Durability::Disk {
+        bail!("store.durability is \"memory\": what is restored would not be read");
+    }
+    let _lock = take_directory(directory)?;
+    for seat in seats(config) {
+        let folder = seat_folder(directory, seat);
+        let entries = std::fs::read_dir(&folder);
+        if entries.is_ok_and(|mut entries| entries.next().is_some()) {
+            bail!(
+                "{} exists: move it away first. A backup is restored into an empty store.directory, and \
+                 everything that happened after it is lost",
+                folder.display()
+            );
+        }
+    }
+    let explain = || format!("cannot use {}", backup.display());
+    let input = File::open(backup).with_context(explain)?;
+    let found = spare_store::read_backup(BufReader::new(input), None, |_, _| {});
+    let image = found.with_context(explain)?.image;
+    let mut manifest = None;
+    for seat in seats(config) {
+        manifest = Some(import(directory, seat, image, backup)?);
+    }
+    hand_over(directory)?;
+    manifest.context("a group has seats")
+}
+
+/// Gives everything in the folder to whoever has the folder: the manager's user, if root restores.
+fn hand_over(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let explain = || format!("cannot hand {} over to its owner", folder.display());
+    let owner = std::fs::metadata(folder).with_context(explain)?;
+    if !nix::unistd::geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).with_context(explain)? {
+            let entry = entry.with_context(explain)?;
+            let path = entry.path();
+            std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))
+                .with_context(explain)?;
+            if entry.file_type().with_context(explain)?.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a store of a seat from a backup; all of it, or nothing.
+fn import(directory: &Path, seat: SeatId, image: Hash, backup: &Path) -> Result<Manifest> {
+    let new = directory.join(format!("seat-{seat}.new"));
+    if new.exists() {
+        std::fs::remove_dir_all(&new)
+            .with_context(|| format!("cannot remove {}", new.display()))?;
+    }
+    make_folder(&new).with_context(|| format!("cannot make {}", new.display()))?;
+    let input = File::open(backup).with_context(|| format!("cannot read {}", backup.display()))?;
+    let manifest = Store::import_snapshot(&new, image, BufReader::new(input))
+        .with_context(|| format!("cannot use {}", backup.display()))?;
+    let folder = seat_folder(directory, seat);
+    if folder.exists() {
+        // Empty, or it would not be replaced.
+        std::fs::remove_dir(&folder)
+            .with_context(|| format!("cannot replace {}", folder.display()))?;
+    }
+    std::fs::rename(&new, &folder).with_context(|| format!("cannot rename {}", new.display()))?;
+    File::open(directory)
+        .and_then(|d| d.sync_all())
+        .with_context(|| format!("cannot sync {}", directory.display()))?;
+    Ok(manifest)
+}

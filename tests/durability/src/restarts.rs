@@ -1,0 +1,156 @@
+//! One part is restarted, and everything else goes on.
+
+use crate::suite::Suite;
+use crate::trial;
+use anyhow::{ensure, Result};
+use libtest_mimic::Trial;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// For what happened last to be on disk everywhere, and known to be.
+const SETTLE: Duration = Duration::from_secs(3);
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "a_manager_that_is_restarted_under_load_takes_its_replicas_up_as_they_are",
+            ended_under_load,
+        ),
+        trial(
+            "a_manager_that_is_killed_while_nothing_happens_takes_its_replicas_up_as_they_are",
+            killed_while_idle,
+        ),
+        trial(
+            "a_manager_that_is_killed_under_load_loses_nothing",
+            killed_under_load,
+        ),
+        trial(
+            "an_agent_that_is_killed_and_comes_back_is_missed_by_nobody",
+            agent_killed,
+        ),
+        trial(
+            "replicas_that_no_store_knows_are_destroyed",
+            unknown_replicas,
+        ),
+        trial(
+            "an_operators_stop_destroys_the_replicas_and_keeps_the_state",
+            stopped,
+        ),
+    ]
+}
+
+async fn ended_under_load(suite: &mut Suite) -> Result<()> {
+    let before = suite.replicas().await?;
+    let clients = suite.load();
+    clients.wait_for(50).await?;
+    let begun = Instant::now();
+    suite.deployment.end_manager();
+    println!("ended after {:?}", begun.elapsed());
+    suite.deployment.start_manager().await?;
+    suite.serves().await?;
+    println!("serves again after {:?}", begun.elapsed());
+    let so_far = clients.answered.load(std::sync::atomic::Ordering::Relaxed);
+    clients.wait_for(so_far + 50).await?;
+    suite.check(clients).await?;
+    let after = suite.replicas().await?;
+    ensure!(before == after, "before {before:?}, after {after:?}");
+    suite.scrub().await
+}
+
+async fn killed_while_idle(suite: &mut Suite) -> Result<()> {
+    suite.write(50).await?;
+    let before = suite.replicas().await?;
+    tokio::time::sleep(SETTLE).await;
+    suite.deployment.kill_manager()?;
+    let begun = Instant::now();
+    suite.deployment.start_manager().await?;
+    suite.serves().await?;
+    println!("serves again after {:?}", begun.elapsed());
+    suite.write(50).await?;
+    let after = suite.replicas().await?;
+    ensure!(before == after, "before {before:?}, after {after:?}");
+    suite.scrub().await
+}
+
+/// Replicas that went beyond what is on disk cannot be kept.
+async fn killed_under_load(suite: &mut Suite) -> Result<()> {
+    for _ in 0..3 {
+        suite.complete().await?;
+        let clients = suite.load();
+        clients.wait_for(30).await?;
+        suite.deployment.kill_manager()?;
+        let writes = clients.close().await?;
+        suite.deployment.start_manager().await?;
+        suite.serves().await?;
+        let gateway = suite.gateway();
+        suite.book.check(&gateway, &writes).await?;
+    }
+    suite.scrub().await
+}
+
+async fn agent_killed(suite: &mut Suite) -> Result<()> {
+    let before = suite.replicas().await?;
+    let clients = suite.load();
+    clients.wait_for(50).await?;
+    suite.deployment.kill_agent()?;
+    let so_far = clients.answered.load(std::sync::atomic::Ordering::Relaxed);
+    clients.wait_for(so_far + 20).await?;
+    suite.deployment.start_agent().await?;
+    let so_far = clients.answered.load(std::sync::atomic::Ordering::Relaxed);
+    // Passives are brought up to date meanwhile, for which they are woken.
+    clients.wait_for(so_far + 150).await?;
+    suite.check(clients).await?;
+    let after = suite.replicas().await?;
+    ensure!(before == after, "before {before:?}, after {after:?}");
+    // The agent that came back is listened to: one that dies is replaced.
+    let victim = suite.deployment.replica_processes();
+    let active = suite.deployment.active_of(0).await?;
+    let agent = suite.deployment.agent().await?;
+    agent.destroy(&active).await?;
+    let names = |s: &spare_protocol::admin::Status| -> BTreeSet<String> {
+        let replicas = s.seats.iter().flat_map(|s| &s.replicas);
+        replicas.map(|r| r.replica.clone()).collect()
+    };
+    suite
+        .deployment
+        .wait_for(
+            Duration::from_secs(60),
+            "the lost replica is replaced",
+            |s| !names(s).contains(&active) && names(s).len() == 4,
+        )
+        .await?;
+    let replicas = suite.replicas().await?;
+    ensure!(
+        !victim.iter().all(|pid| replicas.1.contains(pid)),
+        "the lost replica's process is still there"
+    );
+    suite.scrub().await
+}
+
+async fn unknown_replicas(suite: &mut Suite) -> Result<()> {
+    suite.complete().await?;
+    tokio::time::sleep(SETTLE).await;
+    suite.deployment.kill_manager()?;
+    for seat in [0, 1] {
+        std::fs::write(
+            suite.deployment.store().join(format!("seat-{seat}/kept")),
+            "",
+        )?;
+    }
+    let old: BTreeSet<u32> = suite.deployment.replica_processes().into_iter().collect();
+    suite.deployment.start_manager().await?;
+    let (_, new) = suite.replicas().await?;
+    ensure!(old.is_disjoint(&new), "old {old:?}, new {new:?}");
+    suite.write(20).await
+}
+
+async fn stopped(suite: &mut Suite) -> Result<()> {
+    suite.write(20).await?;
+    suite.deployment.admin().stop().await?;
+    suite.deployment.end_manager();
+    let left = suite.deployment.replica_processes();
+    ensure!(left.is_empty(), "processes {left:?} are left");
+    suite.deployment.start_manager().await?;
+    suite.serves().await?;
+    suite.book.check_totals(&suite.gateway()).await
+}
