@@ -234,7 +234,8 @@ impl Group {
     /// Reports scrubs that every usable replica has answered.
     pub(super) fn finish_scrubs(&mut self) {
         for position in self.checkpoints.open_scrubs() {
-            let mut due = self.members.iter().filter(|(_, m)| m.built_at <= position);
+            // Whose first state contains the scrub was not asked for its root there.
+            let mut due = self.members.iter().filter(|(_, m)| m.built_at < position);
             let Some(checkpoint) = self.checkpoints.get_mut(position) else {
                 continue;
             };

@@ -5,6 +5,11 @@ use crate::model::{open, record, Model, Opened};
 use spare_protocol::Position;
 use spare_store::{Event, StoreError};
 
+/// Where the older of the two snapshots is.
+const OLDER_SNAPSHOT: Position = Position(60);
+/// A segment that has no record is not longer.
+const HEAD_BYTES: usize = 72;
+
 /// A store with two snapshots, a compacted log, and records above.
 fn written() -> (FaultyDisk, Model) {
     let disk = FaultyDisk::new();
@@ -35,10 +40,22 @@ fn written() -> (FaultyDisk, Model) {
     model.generation = 5;
     let snapshots = opened.store.snapshots();
     let positions: Vec<u64> = snapshots.iter().map(|m| m.position.0).collect();
-    assert_eq!(positions, [60, 80]);
+    assert_eq!(positions, [OLDER_SNAPSHOT.0, 80]);
     assert!(opened.store.record(Position(20)).is_err(), "compacted");
     drop(opened);
     (disk, model)
+}
+
+/// Names and lengths of the segments, the largest first. Old ones may be about to be removed: nobody needs
+/// what is in them.
+fn segments(disk: &FaultyDisk) -> Vec<(String, usize)> {
+    let files = disk.files().into_iter();
+    let segments = files.filter(|(folder, name, length)| {
+        *folder == 1 && name.ends_with(".seg") && *length > HEAD_BYTES
+    });
+    let mut segments: Vec<_> = segments.map(|(_, name, length)| (name, length)).collect();
+    segments.sort_by_key(|(_, length)| std::cmp::Reverse(*length));
+    segments
 }
 
 /// Everything that can be asked for is right, or is refused. Returns whether something was refused.
@@ -172,7 +189,7 @@ fn a_missing_segment_is_named() {
     for (folder, name, _) in disk.files() {
         if folder == 1 && name.ends_with(".seg") {
             let left = disk.after_kill();
-            let empty = disk.bytes(1, &name).len() <= 72;
+            let empty = disk.bytes(1, &name).len() <= HEAD_BYTES;
             // Below the newest snapshot nobody needs it.
             let needed = |opened: &Opened| opened.resumed.log.0 > Position(80);
             left.remove(1, &name);
@@ -187,14 +204,19 @@ fn a_missing_segment_is_named() {
 fn a_bit_that_flips_while_the_store_runs_is_never_served() {
     let (disk, model) = written();
     let opened = open(&disk).expect("open");
-    let files = disk.files();
-    let largest = files.iter().filter(|f| f.0 == 1).max_by_key(|f| f.2);
-    let (_, name, length) = largest.expect("a segment");
-    disk.flip(1, name, (length - 20) * 8);
-    assert!(honest(&opened, &model), "the read noticed");
+    let flipped = segments(&disk).into_iter().find(|(name, length)| {
+        let bit = (length - 20) * 8;
+        disk.flip(1, name, bit);
+        let noticed = honest(&opened, &model);
+        if !noticed {
+            disk.flip(1, name, bit);
+        }
+        noticed
+    });
+    let (name, _) = flipped.expect("a read noticed");
     let damage = opened.store.verify().expect("verify");
     assert_eq!(damage.len(), 1);
-    assert!(damage[0].path.ends_with(name));
+    assert!(damage[0].path.ends_with(&name));
     put_right(&opened, &model, &opened);
     assert!(opened
         .events
@@ -205,19 +227,21 @@ fn a_bit_that_flips_while_the_store_runs_is_never_served() {
 #[test]
 fn a_record_of_another_history_is_not_put_back() {
     let (disk, _) = written();
-    let flipped = disk.after_kill();
-    let name = disk
-        .files()
-        .into_iter()
-        .filter(|f| f.0 == 1)
-        .max_by_key(|f| f.2);
-    let (_, name, length) = name.expect("a segment");
-    flipped.flip(1, &name, (length - 20) * 8);
-    let opened = open(&flipped).expect("open");
-    let spare_store::DamagedPart::Records(range) = opened.resumed.damage[0].part else {
-        panic!("{:?}", opened.resumed.damage);
-    };
-    let error = opened.store.put_back(&[record(range.first.0, 3)]);
+    let damaged = segments(&disk).into_iter().find_map(|(name, length)| {
+        let flipped = disk.after_kill();
+        flipped.flip(1, &name, (length - 20) * 8);
+        let opened = open(&flipped).expect("open");
+        // One record, of which the length and the checksum are known.
+        let first = opened.resumed.damage.iter().find_map(|d| match d.part {
+            spare_store::DamagedPart::Records(range) if d.what == "checksum" => Some(range.first),
+            _ => None,
+        });
+        // What is below the older snapshot goes, or is about to.
+        let needed = first.filter(|first| *first > OLDER_SNAPSHOT);
+        Some((needed?, opened))
+    });
+    let (first, opened) = damaged.expect("a segment that is needed");
+    let error = opened.store.put_back(&[record(first.0, 3)]);
     let text = error.expect_err("another history").to_string();
     assert!(text.contains("is not the one that stood"), "{text}");
 }
