@@ -621,6 +621,8 @@ impl Seat {
                 );
                 let done = self.memory.store.truncate(after);
                 self.keep(done);
+                // What takes the place of these records is told again.
+                self.told_stored = self.told_stored.min(after);
                 if let Some(recorder) = &mut self.memory.recorder {
                     recorder.truncate(after);
                 }
