@@ -2,6 +2,9 @@
 //! and everything the core wants done is started here, so nothing in the core locks (DESIGN §3.1).
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
+mod memory;
+mod replicas;
+
 use crate::agent_link::AgentLink;
 use crate::gateway::{Answer, Pending};
 use crate::guest::GuestChannel;
@@ -9,17 +12,17 @@ use crate::journal::{unix_us, Journal};
 use crate::kept::KeptList;
 use crate::normalise::Normaliser;
 use crate::record::Recorder;
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use bytes::Bytes;
-use spare_agent_client as agent;
+use replicas::{merged, prioritise};
 use spare_core::{Core, DecidedRequest, Input, Micros, Notice, Now, Output, ViewId};
 use spare_group::local::LocalGroup;
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
-use spare_protocol::channel::{Outcome, RootRequest, ToGuest, PORT_NAME};
-use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage, Request, RequestId};
-use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
-use spare_store::{AgreedState, ConvictionNote, Event, ReplicaNote, Store};
+use spare_protocol::channel::{Outcome, ToGuest};
+use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage};
+use spare_protocol::{Hash, Position, ReplicaId, SeatId};
+use spare_store::{ConvictionNote, Event, ReplicaNote, Store};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -29,32 +32,14 @@ use tokio::sync::{mpsc, oneshot, Notify};
 
 /// Inputs handled before what was held back is flushed and other sources are looked at again.
 const BATCH_MAX: usize = 256;
-/// Rows in one part of a first state.
-const LOAD_ROWS_MAX: usize = 2000;
 /// Records in one message to another manager, and about so many bytes of them.
 const LOG_RECORDS_MAX: usize = 64;
 const LOG_BYTES_MAX: usize = 16 << 20;
-/// Records that are read at once to bring a replica up to date that ran before this manager.
-const CATCH_UP_RECORDS: usize = 4096;
-/// The longest update that fits into a frame of the guest channel, with room for its encoding.
-const UPDATE_BYTES_MAX: usize = 18 << 20;
 /// What a record takes in the log beside its request, reply and update.
 const RECORD_BYTES: usize = 200;
-/// How long a new VM's channel may take to appear.
-const CHANNEL_TRIES: u32 = 100;
-const CHANNEL_RETRY: Duration = Duration::from_millis(100);
 
-/// For a scrub at the start: it reads every replica's whole database.
-const VERIFY_LIMIT: Duration = Duration::from_secs(300);
-/// How long what is safe may wait for a record to be written with.
-const SAFE_DELAY: Duration = Duration::from_millis(50);
-
-/// The niceness of a passive's VM: when it runs, a client waits for it, or it is done soon.
-const PASSIVE_NICE: i32 = -10;
 /// The niceness of an active's VM: behind everything in Dom0, which all replicas depend on.
 const ACTIVE_NICE: i32 = 5;
-/// The niceness of a VM that is being built: behind those that serve.
-const BUILDING_NICE: i32 = 10;
 
 /// What one seat shares with the rest of the daemon.
 #[derive(Clone)]
@@ -286,148 +271,6 @@ impl Seat {
         }
     }
 
-    fn query(&mut self, query: Query) {
-        match query {
-            Query::Snapshot(asker) => drop(asker.send(self.snapshot())),
-            Query::Stored(asker) => {
-                let position = self.safe;
-                if position == Position(0) {
-                    let why = "nothing was agreed on yet: there is nothing to keep";
-                    return drop(asker.send(Err(why.to_owned())));
-                }
-                self.awaited.push((position, asker));
-                self.ask_snapshot(position);
-            }
-        }
-    }
-
-    /// Something became durable.
-    fn progress(&mut self) {
-        let progress = self.memory.store.progress();
-        if progress.view > self.told_view {
-            self.told_view = progress.view;
-            self.step(Input::ViewStored(progress.view));
-        }
-        if progress.stored != self.told_stored {
-            self.told_stored = progress.stored;
-            let position = progress.stored;
-            self.step(Input::Stored { position });
-        }
-        let ready = |r: &ReplicaId| r.generation <= progress.generation;
-        let (ready, waiting) = std::mem::take(&mut self.to_create)
-            .into_iter()
-            .partition(ready);
-        self.to_create = waiting;
-        let ready: Vec<ReplicaId> = ready;
-        ready.into_iter().for_each(|replica| self.create(replica));
-    }
-
-    /// Something else happened in the store.
-    fn news(&mut self, event: Event) {
-        match event {
-            Event::Progress => self.progress(),
-            Event::Snapshot(position) => {
-                tracing::debug!("seat {}: snapshot at {position}", self.me);
-                self.answer_awaited(position);
-            }
-            Event::Trouble(error) => {
-                let text = format!("the store of seat {}: {error}", self.me);
-                for (_, asker) in self.awaited.drain(..) {
-                    let _ = asker.send(Err(text.clone()));
-                }
-                self.shared.journal.record(self.me, Notice::Alarm(text));
-            }
-            Event::Failed(error) => self.step_aside(&error),
-        }
-    }
-
-    fn answer_awaited(&mut self, position: Position) {
-        let awaited = std::mem::take(&mut self.awaited);
-        for (wanted, asker) in awaited {
-            if wanted <= position {
-                let _ = asker.send(Ok(position));
-            } else {
-                self.awaited.push((wanted, asker));
-            }
-        }
-    }
-
-    /// What the disk refuses cannot be promised: everybody who waits is told so, and the manager ends. Its
-    /// replicas stay for the next run.
-    fn step_aside(&mut self, error: &dyn std::fmt::Display) {
-        if std::mem::replace(&mut self.stepped_aside, true) {
-            return;
-        }
-        self.shared.close_gateway();
-        self.shared.pending.refuse_all();
-        let text = format!("the store of seat {} failed: {error}", self.me);
-        self.shared
-            .journal
-            .record(self.me, Notice::Alarm(text.clone()));
-        // The daemon may be ending already.
-        let _ = self.shared.fatal.send(text);
-    }
-
-    /// Hands something to the store.
-    fn keep<E: std::fmt::Display>(&mut self, done: Result<(), E>) {
-        if let Err(error) = done {
-            self.step_aside(&error);
-        }
-    }
-
-    fn flush_record(&mut self) {
-        let flushed = self.memory.recorder.as_mut().map(Recorder::flush);
-        self.recorded(flushed);
-    }
-
-    fn recorded(&mut self, done: Option<Result<(), spare_store::LogError>>) {
-        if let Some(Err(error)) = done {
-            self.memory.recorder = None;
-            let text = format!("the ordered log ends here: {error}");
-            self.shared.journal.record(self.me, Notice::Alarm(text));
-        }
-    }
-
-    /// Every member has the records up to here.
-    fn is_safe(&mut self, position: Position) {
-        self.safe = self.safe.max(position);
-        let due = || Instant::now() + SAFE_DELAY;
-        self.safe_due.get_or_insert_with(due);
-        let done = self.memory.recorder.as_mut().map(|r| r.safe(position));
-        self.recorded(done);
-        let rule = self.shared.snapshots;
-        let records = self.safe.0.saturating_sub(self.asked_snapshot.0);
-        if self.grown_bytes >= rule.bytes || records >= rule.records {
-            self.ask_snapshot(self.safe);
-        }
-    }
-
-    /// Tells the store what is safe: with the next record, so that it costs no sync of its own, or a little
-    /// later if there is none.
-    fn hand_over_safe(&mut self) {
-        if self.safe_due.take().is_some() {
-            let done = self.memory.store.safe(self.safe);
-            self.keep(done);
-        }
-    }
-
-    /// Asks for a snapshot at `position`, which is safe.
-    fn ask_snapshot(&mut self, position: Position) {
-        if position <= self.asked_snapshot {
-            // It is there, or on its way.
-            let there = self.memory.store.snapshots().last().map(|m| m.position);
-            return self.answer_awaited(there.unwrap_or_default());
-        }
-        self.hand_over_safe();
-        self.grown_bytes = 0;
-        self.asked_snapshot = position;
-        let stable = self.stable.filter(|(at, _)| *at == position);
-        let root = stable.map(|(_, root)| root);
-        if let Err(error) = self.memory.store.snapshot(position, root) {
-            self.step_aside(&error);
-        }
-    }
-
     /// Takes what is there already, so that votes on it travel together.
     fn drain(&mut self) {
         for _ in 0..BATCH_MAX {
@@ -478,55 +321,6 @@ impl Seat {
             self.shared
                 .journal
                 .event(EventKind::Alarm, None, text.to_owned());
-        }
-    }
-
-    /// Has the replicas' whole states compared, once they are there.
-    fn is_verified(&mut self) -> bool {
-        match self.memory.verify {
-            Verify::Done => return true,
-            Verify::Asked(at) if at.elapsed() < VERIFY_LIMIT => return false,
-            Verify::Asked(_) => {
-                let text = "comparing the replicas' states takes long; it is asked for again";
-                let notice = Notice::Alarm(text.to_owned());
-                self.shared.journal.record(self.me, notice);
-            }
-            Verify::Wanted => {}
-        }
-        self.memory.verify = Verify::Asked(Instant::now());
-        let (seat, inputs) = (self.me, self.queues.handle.inputs.clone());
-        // Nobody waits for the answer; the roots are told by a notice.
-        let _ = self.shared.pending.enter(|number| {
-            let _ = inputs.try_send(Input::Submit(Request {
-                id: RequestId { seat, number },
-                class: Class::Scrub,
-                key: None,
-                proposed_time_us: unix_us(),
-                seed: rand::random(),
-                request: Bytes::new(),
-            }));
-        });
-        false
-    }
-
-    /// The replicas' whole states were compared.
-    fn compared(&mut self, roots: &[(ReplicaId, Hash)]) {
-        if !matches!(self.memory.verify, Verify::Asked(_)) {
-            return;
-        }
-        let root = roots.first().map(|(_, root)| *root);
-        if roots.iter().all(|(_, r)| Some(*r) == root) {
-            self.memory.verify = Verify::Done;
-            let root = root.map_or(String::new(), |r| format!(": {}", r.short()));
-            tracing::info!(
-                "the replicas were built from what is on disk, and their states have the same root{root}"
-            );
-        } else {
-            self.memory.verify = Verify::Wanted;
-            let text = "replicas that were built from what is on disk have different states; those in the \
-                        minority are replaced, and all are compared again";
-            let notice = Notice::Alarm(text.to_owned());
-            self.shared.journal.record(self.me, notice);
         }
     }
 
@@ -815,260 +609,6 @@ impl Seat {
             };
             pending.answer(number, answer);
         });
-    }
-
-    fn load(&mut self, replica: ReplicaId, upto: Position) {
-        let Some(queue) = self.channels.get(&replica).map(GuestChannel::queue) else {
-            return self.report_failure(replica, LossReason::ChannelStalled);
-        };
-        let inputs = self.queues.handle.inputs.clone();
-        let store = Arc::clone(&self.memory.store);
-        let from = self.kept_at.remove(&replica).unwrap_or_default();
-        tokio::spawn(async move {
-            let messages = if from == Position(0) {
-                first_state(&store, upto).await
-            } else {
-                missed_updates(store, from, upto).await
-            };
-            match messages {
-                Ok(messages) => {
-                    for message in messages {
-                        if queue.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    let text = format!("it cannot be brought to position {upto}: {error:#}");
-                    let reason = LossReason::Broken(text);
-                    let _ = inputs.send(Input::Failed { replica, reason }).await;
-                }
-            }
-        });
-    }
-
-    fn create(&self, replica: ReplicaId) {
-        let text = format!(
-            "replica {replica} is being created from image {}",
-            self.shared.image
-        );
-        self.shared
-            .journal
-            .event(EventKind::Creating, Some(replica), text);
-        let shared = self.shared.clone();
-        let opened = self.opened_sender.clone();
-        let inputs = self.queues.handle.inputs.clone();
-        tokio::spawn(async move {
-            match create(&shared, replica).await {
-                Ok(stream) => {
-                    let _ = opened.send((replica, stream)).await;
-                }
-                Err(error) => {
-                    let reason = LossReason::Hypervisor(format!("{error:#}"));
-                    let _ = inputs.send(Input::Failed { replica, reason }).await;
-                }
-            }
-        });
-    }
-
-    fn pause(&self, replica: ReplicaId, pause: bool) {
-        let agent = self.shared.agent.clone();
-        let inputs = self.queues.handle.inputs.clone();
-        tokio::spawn(async move {
-            let name = replica.to_string();
-            let done = agent.call(|agent| {
-                let name = name.clone();
-                async move {
-                    match pause {
-                        true => agent.pause(&name).await,
-                        false => agent.unpause(&name).await,
-                    }
-                }
-            });
-            let done = done.await;
-            if pause && done.is_ok() {
-                prioritise(&agent, replica, PASSIVE_NICE).await;
-            }
-            let input = match done {
-                Ok(()) if pause => Input::Paused(replica),
-                Ok(()) => Input::Unpaused(replica),
-                Err(error) => Input::Failed {
-                    replica,
-                    reason: LossReason::Hypervisor(agent::message(&error)),
-                },
-            };
-            let _ = inputs.send(input).await;
-        });
-    }
-
-    /// The replica is out of service: a later run does not take it up.
-    fn forget(&mut self, replica: ReplicaId) {
-        self.channels.remove(&replica);
-        self.kept_at.remove(&replica);
-        self.to_create.retain(|waiting| *waiting != replica);
-        let done = self.memory.kept.forget(replica);
-        self.keep(done);
-    }
-
-    fn quarantine(&mut self, replica: ReplicaId) {
-        self.forget(replica);
-        let shared = self.shared.clone();
-        tokio::spawn(async move {
-            let done = shared.agent.call(|agent| {
-                let name = replica.to_string();
-                async move { agent.quarantine(&name).await }
-            });
-            match done.await {
-                Ok(folder) => {
-                    let text = format!(
-                        "replica {replica} is destroyed; its disk and memory are kept in {folder}"
-                    );
-                    shared
-                        .journal
-                        .event(EventKind::Quarantined, Some(replica), text);
-                }
-                Err(error) => {
-                    let text = format!(
-                        "replica {replica} could not be quarantined ({}); it is destroyed",
-                        agent::message(&error)
-                    );
-                    shared.journal.event(EventKind::Alarm, Some(replica), text);
-                    destroy(&shared, replica).await;
-                }
-            }
-        });
-    }
-
-    fn destroy(&mut self, replica: ReplicaId) {
-        self.forget(replica);
-        let shared = self.shared.clone();
-        tokio::spawn(async move { destroy(&shared, replica).await });
-    }
-}
-
-async fn prioritise(agent: &AgentLink, replica: ReplicaId, nice: i32) {
-    let done = agent.call(|agent| {
-        let name = replica.to_string();
-        async move { agent.prioritise(&name, nice).await }
-    });
-    // Without its priority a passive is slower, not wrong.
-    if let Err(error) = done.await {
-        tracing::debug!("replica {replica}: {}", agent::message(&error));
-    }
-}
-
-/// Several agreed updates as one with the effect of all: merging them here costs a hundredth of what
-/// it costs in a guest, and a passive that is woken has somebody waiting for it.
-fn merged(updates: Vec<(Position, Bytes)>, upto: Position) -> Vec<(Position, Bytes)> {
-    if updates.len() < 2 {
-        return updates;
-    }
-    let mut all = AgreedState::new();
-    let canonical = updates
-        .iter()
-        .all(|(p, update)| all.apply(*p, update).is_ok());
-    if canonical {
-        vec![(upto, Bytes::from(all.into_update().to_bytes()))]
-    } else {
-        // More than f replicas are faulty, which `decided` has reported; the guest will say so too.
-        updates
-    }
-}
-
-/// The agreed state at `upto`, for a replica in its pristine state.
-async fn first_state(store: &Store, upto: Position) -> Result<Vec<ToGuest>> {
-    let (sender, parts) = oneshot::channel();
-    store.load(upto, LOAD_ROWS_MAX, move |parts| drop(sender.send(parts)))?;
-    let parts = parts.await.context("the store has ended")??;
-    let last = parts.len().saturating_sub(1);
-    let messages = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, part)| ToGuest::Load {
-            part,
-            last: (i == last).then_some(upto),
-        });
-    Ok(messages.collect())
-}
-
-/// What was agreed on after `from`, up to `upto`, as one update.
-async fn missed_updates(store: Arc<Store>, from: Position, upto: Position) -> Result<Vec<ToGuest>> {
-    let read = move || -> Result<Bytes> {
-        let mut all = AgreedState::new();
-        let mut after = from;
-        while after < upto {
-            let records = store.records_after(after, CATCH_UP_RECORDS, LOG_BYTES_MAX)?;
-            let Some(last) = records.last().map(|r| r.position) else {
-                bail!("the log ends with {after}");
-            };
-            for record in records.iter().filter(|r| r.position <= upto) {
-                all.apply(record.position, &record.update)
-                    .with_context(|| format!("the update of request {}", record.position))?;
-            }
-            after = last;
-        }
-        Ok(Bytes::from(all.into_update().to_bytes()))
-    };
-    let update = tokio::task::spawn_blocking(read).await??;
-    if update.len() > UPDATE_BYTES_MAX {
-        bail!(
-            "what it missed has {} bytes; a new replica is quicker",
-            update.len()
-        );
-    }
-    Ok(vec![ToGuest::Apply {
-        updates: vec![(upto, update)],
-        upto,
-        root: RootRequest::No,
-    }])
-}
-
-async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream> {
-    let name = replica.to_string();
-    let created = shared.agent.call(|agent| {
-        let (name, image) = (name.clone(), shared.image.clone());
-        async move { agent.create(&name, &image).await }
-    });
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
-    created.await.map_err(explain)?;
-    prioritise(&shared.agent, replica, BUILDING_NICE).await;
-    let mut tries = 0;
-    loop {
-        let opened = shared.agent.call(|agent| {
-            let name = name.clone();
-            async move { agent.open_channel(&name, PORT_NAME).await }
-        });
-        match opened.await {
-            Ok(stream) => return agent::stream(stream),
-            Err(error) if tries >= CHANNEL_TRIES => {
-                return Err(explain(error)).context("its channel cannot be opened");
-            }
-            Err(_) => tokio::time::sleep(CHANNEL_RETRY).await,
-        }
-        tries += 1;
-    }
-}
-
-async fn destroy(shared: &Shared, replica: ReplicaId) {
-    let done = shared.agent.call(|agent| {
-        let name = replica.to_string();
-        async move { agent.destroy(&name).await }
-    });
-    match done.await {
-        Err(error) if agent::is_unknown_replica(&error) => {}
-        Ok(()) => {
-            let text = format!("replica {replica} is destroyed");
-            shared
-                .journal
-                .event(EventKind::Destroyed, Some(replica), text);
-        }
-        Err(error) => {
-            let text = format!(
-                "replica {replica} could not be destroyed: {}",
-                agent::message(&error)
-            );
-            shared.journal.event(EventKind::Alarm, Some(replica), text);
-        }
     }
 }
 
