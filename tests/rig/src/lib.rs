@@ -5,7 +5,9 @@
 mod deployment;
 mod door;
 mod process;
+mod program;
 
 pub use deployment::{end_all, end_signal, Deployment, Hypervisor, Options};
 pub use door::{Closed, Door, Said};
 pub use process::{binaries, checkout};
+pub use program::run_program;

@@ -1,7 +1,7 @@
 //! What durability costs: requests a second with `durability = "disk"`, every sync of whose disk takes so much
 //! longer, against `durability = "memory"`, in turn: `scripts/bench durability`.
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
 use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
@@ -70,28 +70,7 @@ struct Report {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    let done = runtime
-        .context("cannot start")
-        .and_then(|runtime| runtime.block_on(run_or_end(&arguments)));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("durability-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run_or_end(arguments: &Arguments) -> Result<()> {
-    tokio::select! {
-        done = run(arguments) => done,
-        // Dropping the deployment ends everything that was started.
-        _ = spare_rig::end_signal() => bail!("interrupted; everything is stopped"),
-    }
+    spare_rig::run_program("durability-bench", run(&arguments))
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

@@ -88,28 +88,7 @@ struct Report {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    let done = runtime
-        .context("cannot start")
-        .and_then(|runtime| runtime.block_on(run_or_end(&arguments)));
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fault-bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run_or_end(arguments: &Arguments) -> Result<()> {
-    tokio::select! {
-        done = run(arguments) => done,
-        // Dropping the deployment ends everything that was started.
-        _ = spare_rig::end_signal() => anyhow::bail!("interrupted; everything is stopped"),
-    }
+    spare_rig::run_program("fault-bench", run(&arguments))
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {
