@@ -211,11 +211,11 @@ impl Core {
     }
 
     /// Whether every local replica has what it needs after this input if it had before, unless more is
-    /// agreed on because of it: a request that is not delivered yet, an answer of an active. That is
-    /// most inputs.
+    /// agreed on because of it: a request that is not delivered yet, an answer of an active, messages that
+    /// leave. That is most inputs.
     fn is_routine(&self, input: &Input) -> bool {
         match input {
-            Input::Submit(_) => true,
+            Input::Submit(_) | Input::Flush => true,
             Input::Executed { replica, .. } => {
                 let member = self.group.members.get(replica);
                 member.is_some_and(Member::is_active)

@@ -122,7 +122,9 @@ impl Core {
     }
 
     /// Answers clients: the request is decided, its bytes are here, and every member of the primary
-    /// view has it — on disk, unless `durable` is off (DESIGN §4.4).
+    /// view has delivered it and has it in its log — on disk, unless `durable` is off (DESIGN §4.4). That a
+    /// member delivered it is not enough without a disk either: its votes may all come from replicas of
+    /// one seat, and what is only delivered is given up where all members leave the primary view.
     pub(crate) fn answer(&mut self) {
         if self.answerable.is_empty() {
             return;
@@ -131,9 +133,8 @@ impl Core {
         if self.standing != Standing::Serving || !self.group.is_established() || !in_time {
             return;
         }
-        // What is not in the log yet would be lost if all members left the primary view.
         let mut everywhere = self.group.delivered_everywhere().min(self.agreed);
-        if self.config.durable && !planted(Bug::ReplyBeforeDisk) {
+        if !planted(Bug::ReplyBeforeDisk) {
             everywhere = everywhere.min(self.group.stored_everywhere());
         }
         if planted(Bug::ReplyBeforeDelivery) {

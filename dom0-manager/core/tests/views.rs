@@ -305,6 +305,23 @@ fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
     assert_eq!(cluster.logs[0], cluster.logs[1]);
 }
 
+/// Seed 155574358785846: both votes came from one seat. The others had delivered the request, fetched its
+/// bytes in vain, and gave it up when they had left the primary view, one after another.
+#[test]
+fn a_reply_waits_until_every_member_has_the_record_without_disks_too() {
+    let mut cluster = Cluster::with(seats(4));
+    cluster.load(10);
+    cluster.deaf = vec![2];
+    let held_back = cluster.submit(Class::Write);
+    cluster.run_for(1000);
+    assert_eq!(cluster.logs[0].len(), 11);
+    assert_eq!(cluster.logs[2].len(), 10, "seat 2 has no bytes yet");
+    assert!(!answered(&cluster, held_back));
+    cluster.deaf.clear();
+    cluster.run_for(1000);
+    assert!(answered(&cluster, held_back));
+}
+
 #[test]
 fn a_lease_that_ended_holds_replies_back_until_it_is_renewed() {
     let mut cluster = Cluster::started(1);

@@ -66,6 +66,10 @@ impl Ballot {
 
     /// The result with the most votes, and how many that are. Of several with as many, the least.
     pub(crate) fn leader(&self) -> Option<(Decision, usize)> {
+        let (_, first) = self.votes.first()?;
+        if self.votes.iter().all(|(_, d)| d == first) {
+            return Some((*first, self.votes.len()));
+        }
         let count = |d: &Decision| self.votes.iter().filter(|(_, x)| x == d).count();
         let mut best: Option<(Decision, usize)> = None;
         for (_, decision) in &self.votes {
