@@ -12,8 +12,8 @@ use std::time::Duration;
 /// Where the configuration is if no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
 
-/// Reads that run at once for each processor of the guest, if the configuration does not say.
-const READS_PER_PROCESSOR: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// At least so many reads run at once, if the configuration does not say.
+const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// The whole file.
 #[derive(Clone, Debug, Deserialize)]
@@ -74,11 +74,10 @@ fn default_request_timeout_ms() -> u64 {
     30_000
 }
 
-/// Enough to keep the processors busy. More would only share them, so that all take longer, and each
-/// replica ends them in another order: the votes on them would come later.
+/// One for each processor. More would only share them, so that all take longer, and each replica ends
+/// them in another order: the votes on them would come later.
 fn default_reads_max() -> NonZeroUsize {
-    let processors = std::thread::available_parallelism();
-    processors.map_or(NonZeroUsize::MIN, |n| n.saturating_mul(READS_PER_PROCESSOR))
+    std::thread::available_parallelism().map_or(READS_MAX_LEAST, |n| n.max(READS_MAX_LEAST))
 }
 
 /// A request of the warm-up: `/target` to get a page, `POST /target form` to send a form. A page is
@@ -263,7 +262,7 @@ mod tests {
             Address::Unix("/run/service/http.sock".into())
         );
         assert_eq!(config.service.request_timeout(), Duration::from_secs(30));
-        assert!(config.service.reads_max >= READS_PER_PROCESSOR);
+        assert!(config.service.reads_max >= READS_MAX_LEAST);
     }
 
     #[test]

@@ -6,14 +6,19 @@
 //! statements that are there are used one after another. All statements of a batch travel to the server
 //! at once.
 //!
-//! The connection acts in the name of a replication origin, so the change stream does not carry what
+//! Where there are several processors, large batches are applied on several connections at once, each with
+//! tables of its own: a passive that is woken is waited for. They commit when all have succeeded; should
+//! a commit fail then, the replica is of no use any more, as after every failure of its database.
+//!
+//! A connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
 
 use super::schema::{quoted, Column, Schema, Table};
 use super::values::{Canonical, ColumnArray, Kind};
-use super::ORIGIN;
+use super::ORIGINS;
 use anyhow::{bail, Context, Result};
-use spare_protocol::update::{Key, Row, RowOp, TableUpdate, Update, Value};
+use spare_protocol::update::{Key, Row, RowOp, SequenceState, TableUpdate, Update, Value};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
@@ -25,11 +30,21 @@ use tokio_postgres::{Client, Statement};
 
 /// Sets of columns per table whose statements are kept.
 const COLUMN_SETS_MAX: usize = 64;
+/// Fewer rows are applied sooner on one connection than several connections agree to commit.
+const SHARED_ROWS_MIN: usize = 40;
 
 /// Applies updates.
 #[derive(Debug)]
 pub(super) struct Applier {
     schema: Arc<Schema>,
+    /// At least one.
+    lanes: Vec<Lane>,
+}
+
+/// A connection that applies updates, beside others.
+#[derive(Debug)]
+struct Lane {
+    origin: &'static str,
     client: Client,
     tables: Vec<Statements>,
     set_sequences: Statement,
@@ -54,10 +69,19 @@ struct Statements {
 pub(super) enum Purpose {
     /// Agreed updates: committed, not captured.
     Agreed,
-    /// A trial whose changes are to be captured: committed.
+    /// A trial whose changes are to be captured: committed. Made on every connection, so that all are warm.
     Captured,
-    /// A trial that leaves no trace: rolled back.
+    /// A trial that leaves no trace: rolled back. Made on every connection, too.
     Trial,
+}
+
+/// What a transaction ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its commands, in the same journey.
+    With(Purpose),
+    /// It waits for the others.
+    Later,
 }
 
 /// How rows are put.
@@ -71,18 +95,105 @@ enum Way {
 }
 
 impl Applier {
-    /// Prepares the statements of all tables.
+    /// Prepares the statements of all tables, on each of `clients`.
     ///
     /// # Errors
     /// When a statement is refused.
-    pub(super) async fn open(client: Client, schema: Arc<Schema>) -> Result<Applier> {
+    pub(super) async fn open(clients: Vec<Client>, schema: Arc<Schema>) -> Result<Applier> {
+        let mut lanes = Vec::with_capacity(clients.len());
+        for (client, origin) in clients.into_iter().zip(ORIGINS) {
+            lanes.push(Lane::open(client, origin, &schema).await?);
+        }
+        anyhow::ensure!(!lanes.is_empty(), "no connection to apply updates on");
+        Ok(Applier { schema, lanes })
+    }
+
+    /// A connection, for reading.
+    #[must_use]
+    pub(super) fn client(&self) -> &Client {
+        &self.lanes[0].client
+    }
+
+    /// Applies one update, as a whole or not at all.
+    ///
+    /// # Errors
+    /// When it does not fit the schema or what the database holds, or the database fails.
+    pub(super) async fn apply(&mut self, update: &Update, purpose: Purpose) -> Result<()> {
+        for lane in &mut self.lanes {
+            lane.prepare_changes(&self.schema, update).await?;
+        }
+        let attempted = match purpose {
+            Purpose::Agreed => self.attempt_agreed(update).await,
+            Purpose::Captured | Purpose::Trial => self.attempt_on_each(update, purpose).await,
+        };
+        let complete = match attempted {
+            Err(e) if is_conflict(&e) => {
+                let lane = &self.lanes[0];
+                let whole = lane.with_whole_rows(&self.schema, update).await?;
+                let steps = lane.steps(&self.schema, &Share::from(&whole), Way::Replacing)?;
+                let replaced = lane.run(&steps, End::With(purpose)).await;
+                replaced.context("cannot apply an update by replacing rows")?
+            }
+            result => result.context("cannot apply an update")?,
+        };
+        anyhow::ensure!(complete, "a row that an agreed update changes is not there");
+        Ok(())
+    }
+
+    /// Whether all rows to change were there; what else there was to do is done in any case. So with the
+    /// other attempts.
+    async fn attempt_on_each(&self, update: &Update, purpose: Purpose) -> Result<bool> {
+        let mut complete = true;
+        for lane in &self.lanes {
+            let steps = lane.steps(&self.schema, &Share::from(update), Way::Trusting)?;
+            complete &= lane.run(&steps, End::With(purpose)).await?;
+        }
+        Ok(complete)
+    }
+
+    async fn attempt_agreed(&self, update: &Update) -> Result<bool> {
+        let shares = shares(update, self.lanes.len());
+        let [share] = &*shares else {
+            return self.attempt_shared(&shares).await;
+        };
+        let steps = self.lanes[0].steps(&self.schema, share, Way::Trusting)?;
+        let end = End::With(Purpose::Agreed);
+        self.lanes[0].run(&steps, end).await
+    }
+
+    /// Every share on a connection of its own.
+    async fn attempt_shared(&self, shares: &[Share<'_>]) -> Result<bool> {
+        let lanes = || self.lanes.iter().zip(shares);
+        let work = lanes().enumerate().map(|(number, (lane, share))| {
+            Box::pin(async move {
+                if number > 0 {
+                    // The server has the other shares to work on while this one's parameters are written.
+                    tokio::task::yield_now().await;
+                }
+                let steps = lane.steps(&self.schema, share, Way::Trusting)?;
+                lane.run(&steps, End::Later).await
+            })
+        });
+        let done = in_order(work.collect()).await;
+        let done: Result<Vec<bool>> = done.into_iter().collect();
+        let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ends = lanes().map(|(lane, _)| Box::pin(lane.client.batch_execute(end)));
+        for ended in in_order(ends.collect()).await {
+            ended?;
+        }
+        Ok(done?.into_iter().all(|complete| complete))
+    }
+}
+
+impl Lane {
+    async fn open(client: Client, origin: &'static str, schema: &Schema) -> Result<Lane> {
         // Keys are always looked up in their index, so the plan does not depend on statistics.
         client
             .batch_execute(&format!(
-                "SET session_replication_role = replica; SET synchronous_commit = off; \
+                "SET session_replication_role = replica; \
                  SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
                  {}",
-                enter_origin()
+                enter_origin(origin)
             ))
             .await
             .context(
@@ -100,43 +211,19 @@ impl Applier {
                  FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called)",
             )
             .await?;
-        Ok(Applier {
-            schema,
+        Ok(Lane {
+            origin,
             client,
             tables,
             set_sequences,
         })
     }
 
-    /// The connection, for reading.
-    #[must_use]
-    pub(super) fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Applies one update, in one transaction.
-    ///
-    /// # Errors
-    /// When it does not fit the schema or what the database holds, or the database fails.
-    pub(super) async fn apply(&mut self, update: &Update, purpose: Purpose) -> Result<()> {
-        self.prepare_changes(update).await?;
-        let complete = match self.attempt(update, purpose, Way::Trusting).await {
-            Err(e) if is_conflict(&e) => {
-                let whole = self.with_whole_rows(update).await?;
-                let replaced = self.attempt(&whole, purpose, Way::Replacing).await;
-                replaced.context("cannot apply an update by replacing rows")?
-            }
-            result => result.context("cannot apply an update")?,
-        };
-        anyhow::ensure!(complete, "a row that an agreed update changes is not there");
-        Ok(())
-    }
-
     /// Prepares statements for columns that the update changes and that those there do not change.
-    async fn prepare_changes(&mut self, update: &Update) -> Result<()> {
+    async fn prepare_changes(&mut self, schema: &Schema, update: &Update) -> Result<()> {
         for update in &update.tables {
-            let index = self.index(update)?;
-            let (table, statements) = (&self.schema.tables[index], &mut self.tables[index]);
+            let index = index(schema, update)?;
+            let (table, statements) = (&schema.tables[index], &mut self.tables[index]);
             let sets: BTreeSet<Vec<u16>> = changes(update).map(columns_of).collect();
             // Small ones first: the large ones are often made of them.
             let mut sets: Vec<Vec<u16>> = sets.into_iter().collect();
@@ -155,30 +242,36 @@ impl Applier {
         Ok(())
     }
 
-    /// Whether all rows to change were there; what else there was to do is done in any case.
-    async fn attempt(&self, update: &Update, purpose: Purpose, way: Way) -> Result<bool> {
-        let sequences = SequenceArrays::new(&self.schema, update)?;
+    /// What there is to do, in its order.
+    fn steps<'a>(
+        &'a self,
+        schema: &'a Schema,
+        share: &Share<'a>,
+        way: Way,
+    ) -> Result<Vec<Step<'a>>> {
         let mut steps: Vec<Step> = Vec::new();
-        for table in &update.tables {
-            self.deletions(table, way, &mut steps)?;
+        for table in &share.tables {
+            self.deletions(schema, table, way, &mut steps)?;
         }
-        for table in &update.tables {
-            self.changes(table, &mut steps)?;
-            self.puts(table, &mut steps)?;
+        for table in &share.tables {
+            self.changes(schema, table, &mut steps)?;
+            self.puts(schema, table, &mut steps)?;
         }
-        if !update.sequences.is_empty() {
-            steps.push(Step::new(&self.set_sequences, sequences.parameters()));
+        if !share.sequences.is_empty() {
+            let arrays = SequenceArrays::new(schema, share.sequences)?;
+            steps.push(Step::new(&self.set_sequences, arrays.into_parameters()));
         }
-        self.run(&steps, purpose).await
+        Ok(steps)
     }
 
     fn deletions<'a>(
         &'a self,
+        schema: &'a Schema,
         update: &'a TableUpdate,
         way: Way,
         steps: &mut Vec<Step<'a>>,
     ) -> Result<()> {
-        let (table, statements) = self.table(update)?;
+        let (table, statements) = self.table(schema, update)?;
         if update.truncated {
             steps.push(Step::new(&statements.clear, vec![]));
         }
@@ -199,8 +292,13 @@ impl Applier {
         Ok(())
     }
 
-    fn changes<'a>(&'a self, update: &'a TableUpdate, steps: &mut Vec<Step<'a>>) -> Result<()> {
-        let (table, statements) = self.table(update)?;
+    fn changes<'a>(
+        &'a self,
+        schema: &'a Schema,
+        update: &'a TableUpdate,
+        steps: &mut Vec<Step<'a>>,
+    ) -> Result<()> {
+        let (table, statements) = self.table(schema, update)?;
         let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
         for change in changes(update) {
             by_set.entry(columns_of(change)).or_default().push(change);
@@ -228,8 +326,13 @@ impl Applier {
         Ok(())
     }
 
-    fn puts<'a>(&'a self, update: &'a TableUpdate, steps: &mut Vec<Step<'a>>) -> Result<()> {
-        let (table, statements) = self.table(update)?;
+    fn puts<'a>(
+        &'a self,
+        schema: &'a Schema,
+        update: &'a TableUpdate,
+        steps: &mut Vec<Step<'a>>,
+    ) -> Result<()> {
+        let (table, statements) = self.table(schema, update)?;
         let row = |op: &'a RowOp| match op {
             RowOp::Put { row, .. } => Some(row),
             _ => None,
@@ -246,14 +349,14 @@ impl Applier {
     }
 
     /// The update with all columns of the rows that it changes.
-    async fn with_whole_rows(&self, update: &Update) -> Result<Update> {
+    async fn with_whole_rows(&self, schema: &Schema, update: &Update) -> Result<Update> {
         let mut whole = update.clone();
         for update in &mut whole.tables {
             let keys: Vec<Vec<Value>> = changes(update).map(|c| c.key.to_vec()).collect();
             if keys.is_empty() {
                 continue;
             }
-            let (table, statements) = self.table(update)?;
+            let (table, statements) = self.table(schema, update)?;
             let there = self.read(table, statements, &keys).await?;
             for op in &mut update.ops {
                 let RowOp::Change { key, before, .. } = &*op else {
@@ -295,34 +398,30 @@ impl Applier {
         Ok(rows)
     }
 
-    fn table(&self, update: &TableUpdate) -> Result<(&Table, &Statements)> {
-        let index = self.index(update)?;
-        Ok((&self.schema.tables[index], &self.tables[index]))
-    }
-
-    /// The index of the update's table.
-    fn index(&self, update: &TableUpdate) -> Result<usize> {
-        match self.schema.find(&update.table) {
-            Some(index) if self.schema.tables[index].matches(update) => Ok(index),
-            Some(_) => bail!("an update of table {} with other columns", update.table),
-            None => bail!("an update of table {}, which does not exist", update.table),
-        }
+    fn table<'a>(
+        &'a self,
+        schema: &'a Schema,
+        update: &TableUpdate,
+    ) -> Result<(&'a Table, &'a Statements)> {
+        let index = index(schema, update)?;
+        Ok((&schema.tables[index], &self.tables[index]))
     }
 
     /// Sends all steps at once and waits for all results: whether each acted on as many rows as it
     /// should.
-    async fn run(&self, steps: &[Step<'_>], purpose: Purpose) -> Result<bool> {
+    async fn run(&self, steps: &[Step<'_>], end: End) -> Result<bool> {
         type Sent<'f> = Pin<Box<dyn Future<Output = Result<bool, tokio_postgres::Error>> + 'f>>;
-        let (begin, end) = match purpose {
-            Purpose::Agreed => ("BEGIN".to_owned(), "COMMIT".to_owned()),
-            Purpose::Captured => (
-                "SELECT pg_replication_origin_session_reset(); BEGIN".to_owned(),
-                format!("COMMIT; {}", enter_origin()),
+        let (begin, end) = match end {
+            End::With(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
+            End::With(Purpose::Captured) => (
+                "SELECT pg_replication_origin_session_reset(); BEGIN",
+                Some(format!("COMMIT; {}", enter_origin(self.origin))),
             ),
-            Purpose::Trial => ("BEGIN".to_owned(), "ROLLBACK".to_owned()),
+            End::With(Purpose::Trial) => ("BEGIN", Some("ROLLBACK".to_owned())),
+            End::Later => ("BEGIN", None),
         };
         let batch = |sql| async move { self.client.batch_execute(sql).await.map(|()| true) };
-        let mut sent: Vec<Sent<'_>> = vec![Box::pin(batch(&begin))];
+        let mut sent: Vec<Sent<'_>> = vec![Box::pin(batch(begin))];
         for step in steps {
             sent.push(Box::pin(async {
                 let parameters: Vec<&(dyn ToSql + Sync)> =
@@ -332,9 +431,64 @@ impl Applier {
             }));
         }
         // After a failed statement this rolls back, too.
-        sent.push(Box::pin(batch(&end)));
+        if let Some(end) = &end {
+            sent.push(Box::pin(batch(end)));
+        }
         let results: Result<Vec<bool>, _> = in_order(sent).await.into_iter().collect();
         Ok(results?.into_iter().all(|complete| complete))
+    }
+}
+
+/// A part of an update, for one connection.
+#[derive(Debug, Default)]
+struct Share<'a> {
+    tables: Vec<&'a TableUpdate>,
+    sequences: &'a [(String, SequenceState)],
+}
+
+impl<'a> From<&'a Update> for Share<'a> {
+    fn from(update: &'a Update) -> Share<'a> {
+        Share {
+            tables: update.tables.iter().collect(),
+            sequences: &update.sequences,
+        }
+    }
+}
+
+impl Share<'_> {
+    fn rows(&self) -> usize {
+        self.tables.iter().map(|t| t.ops.len()).sum()
+    }
+}
+
+/// The update in as many parts as are worth being applied beside each other: each with tables of its own,
+/// about equally many rows in each.
+fn shares(update: &Update, lanes: usize) -> Vec<Share<'_>> {
+    let whole = Share::from(update);
+    let lanes = lanes.min(whole.tables.len());
+    if lanes < 2 || whole.rows() < SHARED_ROWS_MIN {
+        return vec![whole];
+    }
+    let mut tables = whole.tables;
+    tables.sort_by_key(|t| Reverse(t.ops.len()));
+    let mut shares: Vec<Share> = (0..lanes).map(|_| Share::default()).collect();
+    for table in tables {
+        if let Some(share) = shares.iter_mut().min_by_key(|s| s.rows()) {
+            share.tables.push(table);
+        }
+    }
+    if let Some(share) = shares.iter_mut().min_by_key(|s| s.rows()) {
+        share.sequences = &update.sequences;
+    }
+    shares
+}
+
+/// The index of the update's table.
+fn index(schema: &Schema, update: &TableUpdate) -> Result<usize> {
+    match schema.find(&update.table) {
+        Some(index) if schema.tables[index].matches(update) => Ok(index),
+        Some(_) => bail!("an update of table {} with other columns", update.table),
+        None => bail!("an update of table {}, which does not exist", update.table),
     }
 }
 
@@ -443,13 +597,13 @@ struct SequenceArrays {
 }
 
 impl SequenceArrays {
-    fn new(schema: &Schema, update: &Update) -> Result<SequenceArrays> {
+    fn new(schema: &Schema, sequences: &[(String, SequenceState)]) -> Result<SequenceArrays> {
         let mut arrays = SequenceArrays {
             names: vec![],
             values: vec![],
             called: vec![],
         };
-        for (name, state) in &update.sequences {
+        for (name, state) in sequences {
             let Some(sequence) = schema.sequences.iter().find(|s| s.name == *name) else {
                 bail!("an update of sequence {name}, which does not exist");
             };
@@ -460,11 +614,11 @@ impl SequenceArrays {
         Ok(arrays)
     }
 
-    fn parameters(&self) -> Vec<Box<dyn ToSql + Sync + '_>> {
+    fn into_parameters(self) -> Vec<Box<dyn ToSql + Sync>> {
         vec![
-            Box::new(self.names.as_slice()),
-            Box::new(self.values.as_slice()),
-            Box::new(self.called.as_slice()),
+            Box::new(self.names),
+            Box::new(self.values),
+            Box::new(self.called),
         ]
     }
 }
@@ -484,8 +638,8 @@ impl Statements {
 }
 
 /// From now on, the connection acts in the name of the origin.
-fn enter_origin() -> String {
-    format!("SELECT pg_replication_origin_session_setup('{ORIGIN}')")
+fn enter_origin(origin: &str) -> String {
+    format!("SELECT pg_replication_origin_session_setup('{origin}')")
 }
 
 fn insert_sql(table: &Table) -> String {
@@ -580,6 +734,40 @@ fn is_conflict(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_updates_are_shared_by_tables() {
+        let table = |name: &str, rows: i64| TableUpdate {
+            table: name.into(),
+            columns: vec!["id".into()],
+            key: vec![0],
+            truncated: false,
+            ops: (0..rows)
+                .map(|id| RowOp::Put {
+                    row: [Value::Int(id)].into_iter().collect(),
+                    before: None,
+                })
+                .collect(),
+        };
+        let mut update = Update {
+            tables: vec![table("bids", 30), table("items", 25), table("users", 10)],
+            ..Update::default()
+        };
+        let names = |update: &Update, lanes: usize| -> Vec<Vec<String>> {
+            let names = |s: &Share| s.tables.iter().map(|t| t.table.clone()).collect();
+            shares(update, lanes).iter().map(names).collect()
+        };
+        assert_eq!(names(&update, 1), [["bids", "items", "users"]]);
+        assert_eq!(names(&update, 2), [vec!["bids"], vec!["items", "users"]]);
+        assert_eq!(names(&update, 4), [["bids"], ["items"], ["users"]]);
+        let alone = Update {
+            tables: vec![table("bids", 1000)],
+            ..Update::default()
+        };
+        assert_eq!(names(&alone, 2), [["bids"]]);
+        update.tables[0].ops.truncate(2);
+        assert_eq!(names(&update, 2), [["bids", "items", "users"]]);
+    }
 
     #[test]
     fn columns_are_covered_by_sets_that_are_known() {

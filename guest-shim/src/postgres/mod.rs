@@ -24,14 +24,16 @@ use schema::{Schema, Table};
 use spare_protocol::channel::RootRequest;
 use spare_protocol::update::{row_hash, Row, RowOp, TableUpdate, Update};
 use spare_protocol::Hash;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
 /// The output plugin of the slot (`guest-shim/output-plugin`).
 const PLUGIN: &str = "spare_output";
-/// The replication origin under which agreed updates are applied. The plugin drops its changes.
-const ORIGIN: &str = "spare";
+/// The replication origins under which agreed updates are applied: one for each connection that does it
+/// beside others. The plugin drops what has an origin.
+const ORIGINS: [&str; 2] = ["spare", "spare-2"];
 /// The role that the shim uses.
 const SUPERUSER: &str = "postgres";
 /// A database that does not accept connections after this never will.
@@ -67,9 +69,14 @@ impl Database {
                 table.name
             );
         }
+        let mut clients = vec![client];
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        while clients.len() < processors.min(ORIGINS.len()) {
+            clients.push(connect(config).await?);
+        }
         Ok(Database {
             capture: Capture::open(config, schema.clone()).await?,
-            applier: Applier::open(client, schema.clone()).await?,
+            applier: Applier::open(clients, schema.clone()).await?,
             schema,
             leaves,
         })
@@ -91,6 +98,7 @@ impl Database {
     /// When it can't be undone, or the database fails.
     pub async fn undo(&mut self) -> Result<()> {
         let undo = self.capture.collect_undo().await?;
+        self.applier.apply(&undo, Purpose::Trial).await?;
         self.applier.apply(&undo, Purpose::Agreed).await?;
         self.capture.note_sequences(&undo.sequences).await
     }

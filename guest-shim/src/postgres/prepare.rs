@@ -1,13 +1,13 @@
 //! What is done once, when an image is built: everything the shim expects to find in the database.
 
 use super::schema::{quoted, Schema};
-use super::{connect, scan, ORIGIN, PLUGIN};
+use super::{connect, scan, ORIGINS, PLUGIN};
 use crate::config::Postgresql;
 use crate::root::write_leaves;
 use anyhow::{bail, Context, Result};
 use tokio_postgres::Client;
 
-/// Sets every table's replica identity, creates the publication, the origin and the slot; what is there already
+/// Sets every table's replica identity, creates the publication, the origins and the slot; what is there already
 /// stays. The database must be running.
 ///
 /// # Errors
@@ -31,15 +31,17 @@ pub async fn prepare(config: &Postgresql) -> Result<()> {
         );
         client.batch_execute(&command).await.context(command)?;
     }
-    prepare_origin(&client).await?;
+    prepare_origins(&client).await?;
     prepare_slot(&client, &config.slot).await
 }
 
-async fn prepare_origin(client: &Client) -> Result<()> {
+async fn prepare_origins(client: &Client) -> Result<()> {
     let known = "SELECT 1 FROM pg_replication_origin WHERE roname = $1";
-    if client.query_opt(known, &[&ORIGIN]).await?.is_none() {
-        let create = "SELECT pg_replication_origin_create($1)";
-        client.query_one(create, &[&ORIGIN]).await?;
+    for origin in ORIGINS {
+        if client.query_opt(known, &[&origin]).await?.is_none() {
+            let create = "SELECT pg_replication_origin_create($1)";
+            client.query_one(create, &[&origin]).await?;
+        }
     }
     Ok(())
 }
