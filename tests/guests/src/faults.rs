@@ -37,13 +37,6 @@ impl Misbehaviour {
             .iter()
             .any(|end| command.ends_with(end))
     }
-
-    /// Whether a virtual machine that does it differs from a process that does, or for one kind to stand for
-    /// all others.
-    fn is_told_from_a_process(self) -> bool {
-        let floods = matches!(self.attack, Attack::Disaster(c) if c.contains(" flood "));
-        self.needs_a_machine() || floods || self.attack == Attack::Liar("--mode always")
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +44,10 @@ struct Misbehaviour {
     name: &'static str,
     attack: Attack,
     fate: Fate,
+    /// Whose misbehaviour the shortened run shows with virtual machines. With process replicas it shows all,
+    /// in a fraction of the time: what remains is where it matters that there is a machine (its kernel, its
+    /// channel, its pauses), and the plain lie.
+    short: &'static [Part],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,21 +65,25 @@ const MISBEHAVIOURS: [Misbehaviour; 11] = [
         name: "always_sends_wrong_pages",
         attack: Attack::Liar("--mode always"),
         fate: Fate::Convicted,
+        short: &[Part::Active, Part::Passive],
     },
     Misbehaviour {
         name: "sends_one_wrong_page",
         attack: Attack::Liar("--mode once"),
         fate: Fate::Convicted,
+        short: &[],
     },
     Misbehaviour {
         name: "sends_right_pages_but_a_wrong_update",
         attack: Attack::Liar("--mode update"),
         fate: Fate::Convicted,
+        short: &[],
     },
     Misbehaviour {
         name: "is_wrong_and_late",
         attack: Attack::Liar("--mode late --delay-ms 3000"),
         fate: Fate::Convicted,
+        short: &[],
     },
     Misbehaviour {
         name: "had_its_database_tampered_with",
@@ -90,58 +91,63 @@ const MISBEHAVIOURS: [Misbehaviour; 11] = [
             "psql -q -h /run/postgresql -U postgres auction -c 'UPDATE items SET max_bid = max_bid + 1'",
         ),
         fate: Fate::Convicted,
+        short: &[Part::Active],
     },
     Misbehaviour {
         name: "hangs",
         attack: Attack::Disaster("kill -STOP $(pidof spare-shim | tr ' ' '\\n' | grep -vx 1)"),
         fate: Fate::Gone,
+        short: &[Part::Active],
     },
     Misbehaviour {
         name: "lost_its_application",
         attack: Attack::Disaster("kill -KILL $(pidof auction)"),
         fate: Fate::Gone,
+        short: &[],
     },
     Misbehaviour {
         name: "has_a_kernel_panic",
         attack: Attack::Disaster("exec /usr/lib/spare/spare-attacker panic"),
         fate: Fate::Gone,
+        short: &[Part::Active],
     },
     Misbehaviour {
         name: "floods_its_channel_with_garbage",
         attack: Attack::Disaster("exec /usr/lib/spare/spare-attacker flood --kind garbage --bytes 50000000"),
         fate: Fate::Convicted,
+        short: &[Part::Passive],
     },
     Misbehaviour {
         name: "floods_its_channel_with_giant_lengths",
         attack: Attack::Disaster("exec /usr/lib/spare/spare-attacker flood --kind lengths --bytes 50000000"),
         fate: Fate::Convicted,
+        short: &[Part::Active],
     },
     Misbehaviour {
         name: "runs_a_fork_bomb",
         attack: Attack::Disaster("exec /usr/lib/spare/spare-attacker forkbomb"),
         fate: Fate::Any,
+        short: &[Part::Active],
     },
 ];
 
-/// Shortened, the passives of virtual machines misbehave only where it matters that they are virtual
-/// machines (their kernel, their channel) and once beside: the rest is seen with process replicas, a tenth as
-/// long.
 pub(crate) fn trials(scale: Scale, hypervisor: Hypervisor) -> Vec<Trial> {
-    let every_passive = scale == Scale::Full || hypervisor == Hypervisor::Process;
+    let all = scale == Scale::Full || hypervisor == Hypervisor::Process;
     let mut trials = Vec::new();
     for misbehaviour in MISBEHAVIOURS {
         if hypervisor == Hypervisor::Process && misbehaviour.needs_a_machine() {
             continue;
         }
-        trials.push(trial(
-            format!("an_active_that_{}_is_masked", misbehaviour.name),
-            move |s| told(s, |s| active(s, misbehaviour, scale)),
-        ));
-        if every_passive || misbehaviour.is_told_from_a_process() {
-            trials.push(trial(
-                format!("a_passive_that_{}_is_masked", misbehaviour.name),
-                move |s| told(s, |s| passive(s, misbehaviour, scale)),
-            ));
+        let name = misbehaviour.name;
+        if all || misbehaviour.short.contains(&Part::Active) {
+            trials.push(trial(format!("an_active_that_{name}_is_masked"), move |s| {
+                told(s, |s| active(s, misbehaviour, scale))
+            }));
+        }
+        if all || misbehaviour.short.contains(&Part::Passive) {
+            trials.push(trial(format!("a_passive_that_{name}_is_masked"), move |s| {
+                told(s, |s| passive(s, misbehaviour, scale))
+            }));
         }
     }
     trials
