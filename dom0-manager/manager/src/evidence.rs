@@ -1,11 +1,17 @@
 //! Evidence of a conviction, as files that an operator can read.
 
 use spare_core::Evidence;
+use spare_protocol::admin::Conviction;
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{HttpReply, HttpRequest};
 use spare_protocol::ReplicaId;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+
+/// The file of a conviction as the status shows it.
+const CONVICTION: &str = "conviction.json";
+/// A larger one is none of ours.
+const CONVICTION_BYTES_MAX: u64 = 1 << 20;
 
 /// A request in one line.
 pub(crate) fn request_line(request: &[u8]) -> String {
@@ -16,14 +22,34 @@ pub(crate) fn request_line(request: &[u8]) -> String {
     }
 }
 
-/// Writes what `evidence` holds into `folder`, on a thread of its own: the disk may be slow.
-pub(crate) fn keep(folder: PathBuf, replica: ReplicaId, evidence: &Evidence) {
+/// Writes what `evidence` holds into `folder`, and the conviction, from the seat that tells of it; on a thread
+/// of its own: the disk may be slow.
+pub(crate) fn keep(
+    folder: PathBuf,
+    replica: ReplicaId,
+    evidence: &Evidence,
+    conviction: Option<Conviction>,
+) {
     let evidence = evidence.clone();
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = write(&folder, replica, &evidence) {
+        if let Err(error) = write(&folder, replica, &evidence, conviction.as_ref()) {
             tracing::error!("cannot keep evidence in {}: {error}", folder.display());
         }
     });
+}
+
+/// The newest conviction among the folders in `evidence`, of whatever run.
+pub(crate) fn newest(evidence: &Path) -> Option<Conviction> {
+    let folders = std::fs::read_dir(evidence).ok()?;
+    let convictions = folders.filter_map(|folder| read(&folder.ok()?.path().join(CONVICTION)));
+    convictions.max_by_key(|conviction| conviction.at_us)
+}
+
+/// Nothing if it is not there, or not whole: its host may have crashed meanwhile.
+fn read(path: &Path) -> Option<Conviction> {
+    let length = std::fs::symlink_metadata(path).ok()?.len();
+    let text = (length <= CONVICTION_BYTES_MAX).then(|| std::fs::read(path).ok())??;
+    serde_json::from_slice(&text).ok()
 }
 
 /// For [`crate::decoders`]: the texts of a request and of a reply.
@@ -31,8 +57,19 @@ pub(crate) fn texts(bytes: &[u8], outcome: &Outcome) -> [Vec<u8>; 2] {
     [request(bytes), reply(outcome)]
 }
 
-fn write(folder: &Path, replica: ReplicaId, evidence: &Evidence) -> std::io::Result<()> {
+fn write(
+    folder: &Path,
+    replica: ReplicaId,
+    evidence: &Evidence,
+    conviction: Option<&Conviction>,
+) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    if let Some(conviction) = conviction {
+        std::fs::write(folder.join(CONVICTION), serde_json::to_vec_pretty(conviction)?)?;
+    }
+    if evidence.votes.is_empty() {
+        return Ok(());
+    }
     std::fs::write(folder.join("votes.txt"), votes(replica, evidence))?;
     std::fs::write(folder.join("request.txt"), request(&evidence.request))?;
     for (name, bytes) in [("agreed", &evidence.agreed), ("wrong", &evidence.wrong)] {
@@ -96,4 +133,39 @@ fn reply(outcome: &Outcome) -> Vec<u8> {
     headers(&mut text, &http.headers);
     text.extend_from_slice(&http.body);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::admin::ConvictionReason;
+
+    #[test]
+    fn the_newest_conviction_is_found_among_damaged_ones() {
+        let folder = std::env::temp_dir().join(format!("spare-evidence-{}", std::process::id()));
+        assert_eq!(newest(&folder), None);
+        let evidence = Evidence::default();
+        for (replica, at_us) in [("0.1", 5), ("1.2", 9), ("0.3", 7)] {
+            let replica: ReplicaId = replica.parse().expect("it is one");
+            let conviction = Conviction {
+                replica: replica.to_string(),
+                position: 1,
+                at_us,
+                reason: ConvictionReason::Channel,
+                request: "no request".into(),
+                votes: vec![],
+                agreed_reply: String::new(),
+                agreed_update: String::new(),
+                evidence: None,
+            };
+            let place = folder.join(replica.to_string());
+            write(&place, replica, &evidence, Some(&conviction)).expect("it is written");
+        }
+        let found = || newest(&folder).map(|c| c.replica);
+        assert_eq!(found().as_deref(), Some("1.2"));
+        let torn = folder.join("1.2").join(CONVICTION);
+        std::fs::write(&torn, "{\"replica\": \"1.").expect("it is written");
+        assert_eq!(found().as_deref(), Some("0.3"));
+        std::fs::remove_dir_all(&folder).expect("it is there");
+    }
 }

@@ -50,10 +50,15 @@ pub(crate) fn unix_us() -> i64 {
 }
 
 impl Journal {
-    /// A journal that records what all notice alike from seat `voice`.
+    /// A journal that records what all notice alike from seat `voice`. It goes on with the last conviction
+    /// that earlier runs left in `evidence_folder`.
     pub(crate) fn new(voice: SeatId, evidence_folder: PathBuf) -> Journal {
+        let inner = Inner {
+            last_conviction: evidence::newest(&evidence_folder),
+            ..Inner::default()
+        };
         Journal {
-            inner: Mutex::default(),
+            inner: Mutex::new(inner),
             changed: Notify::new(),
             evidence_folder,
             voice,
@@ -192,10 +197,10 @@ impl Journal {
             .evidence_folder
             .join(format!("{replica}-at-{position}"));
         let shown = !evidence.votes.is_empty();
-        if shown {
-            evidence::keep(folder.clone(), replica, evidence);
-        }
         if replica.seat != seat {
+            if shown {
+                evidence::keep(folder, replica, evidence, None);
+            }
             return;
         }
         let conviction = Conviction {
@@ -209,6 +214,7 @@ impl Journal {
             agreed_update: evidence.agreed_update.to_string(),
             evidence: shown.then(|| folder.display().to_string()),
         };
+        evidence::keep(folder, replica, evidence, Some(conviction.clone()));
         let text = conviction_text(replica, position, basis, &conviction);
         let mut inner = self.lock();
         inner.counters.convictions += 1;

@@ -114,7 +114,13 @@ fn replicas_outlive_their_keepers(suite: &mut Suite, hypervisor: Hypervisor) -> 
         }
         deployment.start_manager().await
     })?;
-    suite.wait_until_complete()?;
+    let restarted = suite.wait_until_complete()?;
+    ensure!(
+        restarted.last_conviction == status.last_conviction,
+        "before {:?}, after {:?}",
+        status.last_conviction,
+        restarted.last_conviction
+    );
     ensure_clean(&suite.load(100, Some(0.5))?)
 }
 
