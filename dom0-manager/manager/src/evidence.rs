@@ -65,7 +65,10 @@ fn write(
 ) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     if let Some(conviction) = conviction {
-        std::fs::write(folder.join(CONVICTION), serde_json::to_vec_pretty(conviction)?)?;
+        std::fs::write(
+            folder.join(CONVICTION),
+            serde_json::to_vec_pretty(conviction)?,
+        )?;
     }
     if evidence.votes.is_empty() {
         return Ok(());

@@ -19,6 +19,9 @@ use tokio::net::UnixStream;
 /// For a replica that competes with others for the machine to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
+/// For the hypervisor to notice that all replicas were killed.
+const NOTICED_LIMIT: Duration = Duration::from_secs(20);
+
 pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
     vec![
         trial(
@@ -48,11 +51,15 @@ fn everything_is_killed(suite: &mut Suite) -> Result<()> {
     runtime.block_on(async {
         deployment.start_agent().await?;
         let agent = deployment.agent().await?;
-        let left = agent.list().await?;
-        ensure!(
-            left.len() == 4 && left.iter().all(|(_, state)| state == "stopped"),
-            "{left:?}"
-        );
+        // The processes are dead; the hypervisor notices a moment later.
+        loop {
+            let left = agent.list().await?;
+            if left.len() == 4 && left.iter().all(|(_, state)| state == "stopped") {
+                break;
+            }
+            ensure!(begun.elapsed() < NOTICED_LIMIT, "{left:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         deployment.start_manager().await
     })?;
     suite.wait_until_complete()?;

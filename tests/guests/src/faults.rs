@@ -140,14 +140,16 @@ pub(crate) fn trials(scale: Scale, hypervisor: Hypervisor) -> Vec<Trial> {
         }
         let name = misbehaviour.name;
         if all || misbehaviour.short.contains(&Part::Active) {
-            trials.push(trial(format!("an_active_that_{name}_is_masked"), move |s| {
-                told(s, |s| active(s, misbehaviour, scale))
-            }));
+            trials.push(trial(
+                format!("an_active_that_{name}_is_masked"),
+                move |s| told(s, |s| active(s, misbehaviour, scale)),
+            ));
         }
         if all || misbehaviour.short.contains(&Part::Passive) {
-            trials.push(trial(format!("a_passive_that_{name}_is_masked"), move |s| {
-                told(s, |s| passive(s, misbehaviour, scale))
-            }));
+            trials.push(trial(
+                format!("a_passive_that_{name}_is_masked"),
+                move |s| told(s, |s| passive(s, misbehaviour, scale)),
+            ));
         }
     }
     trials

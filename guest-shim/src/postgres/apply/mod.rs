@@ -1,0 +1,171 @@
+//! Agreed updates, applied at the data layer alone: no trigger, no foreign-key action, no rule runs.
+//!
+//! Per table one statement inserts all new rows, one deletes all keys, and for each set of columns that
+//! a request changes together one changes them in all rows; those are prepared when such a change is
+//! first seen, which is when the warm-up's forms are undone. Where several requests changed one row, the
+//! statements that are there are used one after another. All statements of a batch travel to the server
+//! at once.
+//!
+//! Where there are several processors, large batches are applied on several connections at once, each with
+//! tables of its own: a passive that is woken is waited for. They commit when all have succeeded; should
+//! a commit fail then, the replica is of no use any more, as after every failure of its database.
+//!
+//! A connection acts in the name of a replication origin, so the change stream does not carry what
+//! it changes.
+
+mod lane;
+mod shares;
+mod statements;
+
+use super::schema::Schema;
+use super::ORIGINS;
+use anyhow::{Context, Result};
+use lane::{End, Lane, Way};
+use shares::{shares, Share};
+use spare_protocol::update::Update;
+use std::future::{poll_fn, Future};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::Client;
+
+/// Applies updates.
+#[derive(Debug)]
+pub(super) struct Applier {
+    schema: Arc<Schema>,
+    /// At least one.
+    lanes: Vec<Lane>,
+}
+
+/// What becomes of the transaction, and whether the change stream carries its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Agreed updates: committed, not captured.
+    Agreed,
+    /// A trial whose changes are to be captured: committed. Made on every connection, so that all are warm.
+    Captured,
+    /// A trial that leaves no trace: rolled back. Made on every connection, too.
+    Trial,
+}
+
+impl Applier {
+    /// Prepares the statements of all tables, on each of `clients`.
+    ///
+    /// # Errors
+    /// When a statement is refused.
+    pub(super) async fn open(clients: Vec<Client>, schema: Arc<Schema>) -> Result<Applier> {
+        let mut lanes = Vec::with_capacity(clients.len());
+        for (client, origin) in clients.into_iter().zip(ORIGINS) {
+            lanes.push(Lane::open(client, origin, &schema).await?);
+        }
+        anyhow::ensure!(!lanes.is_empty(), "no connection to apply updates on");
+        Ok(Applier { schema, lanes })
+    }
+
+    /// A connection, for reading.
+    #[must_use]
+    pub(super) fn client(&self) -> &Client {
+        &self.lanes[0].client
+    }
+
+    /// Applies one update, as a whole or not at all.
+    ///
+    /// # Errors
+    /// When it does not fit the schema or what the database holds, or the database fails.
+    pub(super) async fn apply(&mut self, update: &Update, purpose: Purpose) -> Result<()> {
+        for lane in &mut self.lanes {
+            lane.prepare_changes(&self.schema, update).await?;
+        }
+        let attempted = match purpose {
+            Purpose::Agreed => self.attempt_agreed(update).await,
+            Purpose::Captured | Purpose::Trial => self.attempt_on_each(update, purpose).await,
+        };
+        let complete = match attempted {
+            Err(e) if is_conflict(&e) => {
+                let lane = &self.lanes[0];
+                let whole = lane.with_whole_rows(&self.schema, update).await?;
+                let steps = lane.steps(&self.schema, &Share::from(&whole), Way::Replacing)?;
+                let replaced = lane.run(&steps, End::With(purpose)).await;
+                replaced.context("cannot apply an update by replacing rows")?
+            }
+            result => result.context("cannot apply an update")?,
+        };
+        anyhow::ensure!(complete, "a row that an agreed update changes is not there");
+        Ok(())
+    }
+
+    /// Whether all rows to change were there; what else there was to do is done in any case. So with the
+    /// other attempts.
+    async fn attempt_on_each(&self, update: &Update, purpose: Purpose) -> Result<bool> {
+        let mut complete = true;
+        for lane in &self.lanes {
+            let steps = lane.steps(&self.schema, &Share::from(update), Way::Trusting)?;
+            complete &= lane.run(&steps, End::With(purpose)).await?;
+        }
+        Ok(complete)
+    }
+
+    async fn attempt_agreed(&self, update: &Update) -> Result<bool> {
+        let shares = shares(update, self.lanes.len());
+        let [share] = &*shares else {
+            return self.attempt_shared(&shares).await;
+        };
+        let steps = self.lanes[0].steps(&self.schema, share, Way::Trusting)?;
+        let done = self.lanes[0].run(&steps, End::With(Purpose::Agreed)).await;
+        self.lanes[0].flush_soon();
+        done
+    }
+
+    /// Every share on a connection of its own.
+    async fn attempt_shared(&self, shares: &[Share<'_>]) -> Result<bool> {
+        let lanes = || self.lanes.iter().zip(shares);
+        let work = lanes().enumerate().map(|(number, (lane, share))| {
+            Box::pin(async move {
+                if number > 0 {
+                    // The server has the other shares to work on while this one's parameters are written.
+                    tokio::task::yield_now().await;
+                }
+                let steps = lane.steps(&self.schema, share, Way::Trusting)?;
+                lane.run(&steps, End::Later).await
+            })
+        });
+        let done = in_order(work.collect()).await;
+        let done: Result<Vec<bool>> = done.into_iter().collect();
+        let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ends = lanes().map(|(lane, _)| Box::pin(lane.client.batch_execute(end)));
+        for ended in in_order(ends.collect()).await {
+            ended?;
+        }
+        self.lanes[0].flush_soon();
+        Ok(done?.into_iter().all(|complete| complete))
+    }
+}
+
+/// Runs futures together; each is polled for the first time, which sends its message, after those
+/// before it.
+async fn in_order<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Output> {
+    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    poll_fn(|context| {
+        for (future, output) in futures.iter_mut().zip(&mut outputs) {
+            if output.is_none() {
+                if let Poll::Ready(value) = Pin::new(future).poll(context) {
+                    *output = Some(value);
+                }
+            }
+        }
+        match outputs.iter().all(Option::is_some) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+    outputs.into_iter().flatten().collect()
+}
+
+fn is_conflict(error: &anyhow::Error) -> bool {
+    let code = error
+        .downcast_ref::<tokio_postgres::Error>()
+        .and_then(|e| e.code());
+    code == Some(&SqlState::UNIQUE_VIOLATION) || code == Some(&SqlState::EXCLUSION_VIOLATION)
+}
