@@ -23,7 +23,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 const NOTICED_LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
-    vec![
+    let mut trials = vec![
         trial(
             "replicas_outlive_a_killed_manager_and_a_killed_agent",
             move |s| replicas_outlive_their_keepers(s, hypervisor),
@@ -32,7 +32,40 @@ pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
             "after_everything_was_killed_it_serves_again",
             everything_is_killed,
         ),
-    ]
+    ];
+    if hypervisor == Hypervisor::Libvirt {
+        let name = "a_libvirtd_that_is_killed_under_load_is_missed_by_nobody";
+        trials.insert(0, trial(name, libvirtd_is_killed));
+    }
+    trials
+}
+
+fn libvirtd_is_killed(suite: &mut Suite) -> Result<()> {
+    if !suite.deployment.owns_hypervisor() {
+        println!("skipped: the libvirtd of this machine is not the tests' own");
+        return Ok(());
+    }
+    suite.wait_until_complete()?;
+    let counted = suite.status()?.counters.convictions;
+    let loading = suite.begin_load(300, Some(0.3));
+    suite.await_load(&loading);
+    let restarted = suite.deployment.restart_hypervisor();
+    let report = suite.end_load(loading)?;
+    restarted?;
+    ensure_clean(&report)?;
+    let before = suite.wait_until_complete()?.counters;
+    ensure!(
+        before.convictions == counted,
+        "a correct replica was convicted"
+    );
+    // The agent speaks to the new one: passives are woken for their updates.
+    ensure_clean(&suite.load(300, Some(0.5))?)?;
+    let after = suite.status()?.counters;
+    ensure!(
+        after.passive_updates > before.passive_updates,
+        "no passive was brought up to date"
+    );
+    Ok(())
 }
 
 /// What was acknowledged before is another matter.

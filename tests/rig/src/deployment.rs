@@ -377,6 +377,24 @@ impl Deployment {
         self.start_manager().await
     }
 
+    /// Whether the libvirtd that the replicas run on was started for this deployment.
+    #[must_use]
+    pub fn owns_hypervisor(&self) -> bool {
+        self.folder.join("libvirt/libvirtd.pid").exists()
+    }
+
+    /// Kills the libvirtd of this deployment and starts another.
+    ///
+    /// # Errors
+    /// When it is not this deployment's own, or does not start.
+    pub fn restart_hypervisor(&self) -> Result<()> {
+        let folder = self.folder.join("libvirt");
+        run_script(
+            "scripts/hypervisor",
+            &["restart".as_ref(), folder.as_os_str()],
+        )
+    }
+
     /// Starts the agent, at first or after [`Deployment::kill_agent`], and waits until it serves.
     ///
     /// # Errors
