@@ -12,8 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// After so long a node that is silent is taken for lost.
+/// After so long a node that is silent is taken for lost, where there are two …
 pub const TOKEN: Duration = Duration::from_millis(1000);
+
+/// … and so much later for each one more (Corosync's default).
+const TOKEN_COEFFICIENT: Duration = Duration::from_millis(650);
 
 /// Where the witness is.
 const WITNESS: &str = "10.77.0.100";
@@ -231,7 +234,10 @@ impl Hosts {
             std::thread::sleep(Duration::from_millis(50));
         }
         let mut command = host.namespace.command("corosync-qdevice");
-        command.arg("-f").stdin(Stdio::null()).stdout(log.try_clone()?);
+        command
+            .arg("-f")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?);
         host.device = Some(command.stderr(log).spawn()?);
         Ok(())
     }
@@ -268,6 +274,13 @@ impl Hosts {
     #[must_use]
     pub fn command(&self, i: usize, program: &str) -> Command {
         self.hosts[i].namespace.command(program)
+    }
+
+    /// After so long a node that is silent is taken for lost here.
+    #[must_use]
+    pub fn token(&self) -> Duration {
+        let more = self.hosts.len().saturating_sub(2);
+        TOKEN + TOKEN_COEFFICIENT * u32::try_from(more).unwrap_or(0)
     }
 
     /// Where logs may go.

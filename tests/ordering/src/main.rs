@@ -8,8 +8,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(about, after_help = "The last line is JSON. Needs root, and Corosync installed: the two hosts \
-    are network namespaces.")]
+#[command(
+    about,
+    after_help = "The last line is JSON. Needs root, and Corosync installed: the two hosts \
+    are network namespaces."
+)]
 struct Arguments {
     #[command(flatten)]
     bench: bench::Options,

@@ -127,7 +127,7 @@ impl Engine {
     }
 
     /// Runs until the group is closed, for the reason that is returned.
-    pub(super) fn run(mut self) -> Reason {
+    pub(super) fn run(&mut self) -> Reason {
         loop {
             match self.round() {
                 Ok(()) if self.shared.ended.load(Ordering::SeqCst) => return self.shared.reason(),
@@ -413,5 +413,7 @@ fn arrival(cpg: &Cpg, node: u32) -> Result<(Vec<Event>, Peer), JoinError> {
 
 fn clock_ms() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 16))
+    since.map_or(0, |d| {
+        u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 16)
+    })
 }

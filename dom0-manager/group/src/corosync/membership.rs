@@ -345,8 +345,9 @@ impl Membership {
 }
 
 fn list(members: &BTreeMap<Peer, MemberId>) -> String {
-    let one =
-        |(p, m): (&Peer, &MemberId)| format!("member {m}: process {} on node {}", p.process, p.node);
+    let one = |(p, m): (&Peer, &MemberId)| {
+        format!("member {m}: process {} on node {}", p.process, p.node)
+    };
     members.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 

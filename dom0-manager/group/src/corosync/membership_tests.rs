@@ -224,7 +224,10 @@ impl World {
     /// Whatever is under way arrives.
     fn settle(&mut self) {
         for _ in 0..200 {
-            for i in (0..NODES).filter(|i| !self.nodes[*i].frozen).collect::<Vec<_>>() {
+            for i in (0..NODES)
+                .filter(|i| !self.nodes[*i].frozen)
+                .collect::<Vec<_>>()
+            {
                 self.quorum(i);
                 self.order(i);
                 while !self.nodes[i].stream.is_empty() {

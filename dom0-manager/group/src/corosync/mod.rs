@@ -258,9 +258,11 @@ pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
         .spawn(move || {
             let engine = Engine::start(settings, Arc::clone(&theirs), wake, sender);
             match engine {
-                Ok(engine) => {
+                Ok(mut engine) => {
                     let _ = started.send(Ok(()));
+                    // The reason is there before the reader learns, from the queue's end, that there is one.
                     theirs.end(engine.run());
+                    drop(engine);
                 }
                 Err(e) => {
                     let _ = started.send(Err(e));
