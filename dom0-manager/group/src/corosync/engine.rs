@@ -45,6 +45,8 @@ pub(super) struct Engine {
     reports: Reports,
     pulse: Arc<Pulse>,
     gaps: u64,
+    /// Corosync does not answer at the moment.
+    silent: bool,
     /// How long Corosync and this process may have stood still without anybody noticing.
     pause_max: Duration,
     nodes: BTreeMap<u32, MemberId>,
@@ -107,6 +109,7 @@ impl Engine {
             cpg,
             reports,
             gaps: pulse.gaps(),
+            silent: false,
             pulse,
             pause_max,
             nodes: settings.nodes,
@@ -171,7 +174,8 @@ impl Engine {
         let gaps = self.pulse.gaps();
         let now = since_boot();
         let silent = now.saturating_sub(self.pulse.alive()) > self.pause_max;
-        if gaps != self.gaps || (silent && !self.shared.silent.swap(true, Ordering::SeqCst)) {
+        let was_silent = std::mem::replace(&mut self.silent, silent);
+        if gaps != self.gaps || (silent && !was_silent) {
             self.gaps = gaps;
             tracing::warn!(
                 "this process or Corosync stood still for more than {} ms",
@@ -179,9 +183,6 @@ impl Engine {
             );
             self.membership.hung(now);
             self.react()?;
-        }
-        if !silent {
-            self.shared.silent.store(false, Ordering::SeqCst);
         }
         Ok(())
     }
@@ -297,10 +298,8 @@ impl Engine {
                     self.deliver(delivery)?;
                 }
                 Effect::Pause => self.outbox.pause(),
-                Effect::Enter(view) => {
-                    self.outbox.enter(view);
-                    self.incoming.clear();
-                }
+                Effect::CountAnew => self.incoming.clear(),
+                Effect::Enter(view) => self.outbox.enter(view),
                 Effect::Ping(number) => self.urgent.push_back(wire::ping(number)),
                 Effect::Warn(what) => tracing::error!("{what}"),
                 Effect::Close(why) => return Err(why),

@@ -70,6 +70,8 @@ pub(super) enum Effect {
     Deliver(Delivery),
     /// Send nothing until the next view.
     Pause,
+    /// The group is in a new view, whether the reader is or not: packets are counted anew.
+    CountAnew,
     /// Send in this view.
     Enter(u64),
     /// Send a ping with this number.
@@ -283,6 +285,7 @@ impl Membership {
             // The group went on without this member.
             self.step_down();
         }
+        self.effects.push(Effect::CountAnew);
         let may = self.is_quorate(now) && self.quorum.is_some_and(|q| q.ring == ring);
         if primary && !may {
             self.step_down();

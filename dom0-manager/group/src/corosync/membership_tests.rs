@@ -140,7 +140,7 @@ impl World {
                 Effect::Pause => node.view = None,
                 Effect::Enter(view) => node.view = Some(view),
                 Effect::Ping(number) => node.sent.push_back(Message::Ping(number)),
-                Effect::Warn(_) => {}
+                Effect::Warn(_) | Effect::CountAnew => {}
                 Effect::Close(why) => panic!("{why}"),
             }
         }

@@ -164,8 +164,6 @@ struct Shared {
     waker: UnixStream,
     /// The threads are to end.
     ended: AtomicBool,
-    /// Corosync does not answer at the moment.
-    silent: AtomicBool,
     reason: Mutex<Option<String>>,
     /// Nanoseconds since boot.
     lease: AtomicU64,
@@ -244,7 +242,6 @@ pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
         sleeping: AtomicBool::new(false),
         waker,
         ended: AtomicBool::new(false),
-        silent: AtomicBool::new(false),
         reason: Mutex::new(None),
         lease: AtomicU64::new(0),
     });
