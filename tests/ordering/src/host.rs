@@ -1,0 +1,354 @@
+//! Hosts: each has a network, a `/dev/shm`, a `/run` and a Corosync of its own, and hangs with one cable on
+//! a switch. All of it vanishes with the processes that hold the namespaces, and they with the test.
+
+use anyhow::{bail, ensure, Context, Result};
+use nix::sys::signal::{kill, Signal};
+use nix::unistd::Pid;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// After so long a node that is silent is taken for lost, where there are two …
+pub const TOKEN: Duration = Duration::from_millis(1000);
+
+/// … and so much later for each one more (Corosync's default).
+const TOKEN_COEFFICIENT: Duration = Duration::from_millis(650);
+
+/// Where the witness is.
+const WITNESS: &str = "10.77.0.100";
+
+/// Holds a host's namespaces until its input ends.
+const HOLD: &str = "set -e
+mount --make-rprivate /
+for d in /dev/shm /run /var/lib/corosync; do mount -t tmpfs tmpfs $d; done
+mkdir /run/corosync-qdevice /run/corosync-qnetd
+ip link set lo up
+echo ready
+exec cat";
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Namespaces, and what runs in them.
+struct Namespace {
+    holder: Child,
+}
+
+impl Namespace {
+    fn new() -> Result<Namespace> {
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--net", "sh", "-c", HOLD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("unshare")?;
+        let mut line = String::new();
+        let stdout = holder.stdout.take().context("its output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.trim() == "ready", "a host cannot be set up");
+        Ok(Namespace { holder })
+    }
+
+    /// A command in there, that ends with the thread that starts it.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("setpriv");
+        let holder = self.holder.id().to_string();
+        command.args(["--pdeathsig", "KILL", "nsenter", "-m", "-n", "-t", &holder]);
+        command.args(["--", program]);
+        command
+    }
+
+    fn run(&self, program: &str, arguments: &str) -> Result<()> {
+        let mut command = self.command(program);
+        let status = command.args(arguments.split_whitespace()).status()?;
+        ensure!(status.success(), "{program} {arguments}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        end(&mut self.holder);
+    }
+}
+
+struct Host {
+    namespace: Namespace,
+    daemon: Option<Child>,
+    /// The witness's agent.
+    device: Option<Child>,
+    log: PathBuf,
+}
+
+/// Some hosts on one switch.
+pub struct Hosts {
+    // Before the switch: dropped in this order.
+    hosts: Vec<Host>,
+    switch: Namespace,
+    /// `corosync-qnetd`, which hangs on the switch.
+    witness: Option<Child>,
+    folder: PathBuf,
+}
+
+impl Hosts {
+    /// So many hosts, with Corosync on all of them, together.
+    ///
+    /// # Errors
+    /// When something cannot be started.
+    pub fn start(count: usize) -> Result<Hosts> {
+        Hosts::new(count, false)
+    }
+
+    /// The same, and a witness: `corosync-qnetd`, and `corosync-qdevice` on each host.
+    ///
+    /// # Errors
+    /// When something cannot be started.
+    pub fn start_with_witness(count: usize) -> Result<Hosts> {
+        Hosts::new(count, true)
+    }
+
+    fn new(count: usize, with_witness: bool) -> Result<Hosts> {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("spare-ordering-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder)?;
+        let switch = Namespace::new()?;
+        switch.run("ip", "link add br0 type bridge")?;
+        switch.run("ip", "link set br0 up")?;
+        let mut all = Hosts {
+            hosts: Vec::new(),
+            switch,
+            witness: None,
+            folder,
+        };
+        all.configure(count, with_witness)?;
+        if with_witness {
+            all.start_witness()?;
+        }
+        for i in 0..count {
+            all.plug_in(i)?;
+            all.start_corosync(i)?;
+        }
+        all.wait_for_ring(count)?;
+        Ok(all)
+    }
+
+    fn start_witness(&mut self) -> Result<()> {
+        self.switch
+            .run("ip", &format!("addr add {WITNESS}/24 dev br0"))?;
+        let log = File::create(self.folder.join("witness.log"))?;
+        let mut command = self.switch.command("corosync-qnetd");
+        command.args(["-f", "-s", "off", "-l", WITNESS]);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?);
+        self.witness = Some(command.stderr(log).spawn()?);
+        Ok(())
+    }
+
+    fn configure(&self, count: usize, with_witness: bool) -> Result<()> {
+        let key: Vec<u8> = (0..=255).collect();
+        std::fs::write(self.folder.join("key"), key)?;
+        let mut nodes = String::new();
+        for id in 1..=count {
+            write!(
+                nodes,
+                "node {{\n ring0_addr: 10.77.0.{id}\n nodeid: {id}\n name: host{id}\n}}\n"
+            )?;
+        }
+        let device = format!(
+            "device {{\n model: net\n votes: 1\n net {{\n host: {WITNESS}\n algorithm: ffsplit\n tls: off\n \
+             connect_timeout: 1000\n }}\n}}\n"
+        );
+        let device = if with_witness { &*device } else { "" };
+        let key = self.folder.join("key");
+        let configuration = format!(
+            "totem {{\n version: 2\n cluster_name: test\n transport: knet\n crypto_cipher: aes256\n \
+             crypto_hash: sha256\n keyfile: {}\n token: {}\n interface {{\n linknumber: 0\n \
+             knet_ping_interval: 200\n knet_ping_timeout: 1000\n }}\n}}\n\
+             quorum {{\n provider: corosync_votequorum\n{device}}}\nnodelist {{\n{nodes}}}\n\
+             logging {{\n to_stderr: yes\n to_syslog: no\n timestamp: hires\n}}\n",
+            key.display(),
+            TOKEN.as_millis(),
+        );
+        std::fs::write(self.configuration(), configuration)?;
+        Ok(())
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.folder.join("corosync.conf")
+    }
+
+    fn plug_in(&mut self, i: usize) -> Result<()> {
+        let namespace = Namespace::new()?;
+        let holder = namespace.holder.id();
+        let id = i + 1;
+        let cable = format!("link add p{id} type veth peer name eth0 netns {holder}");
+        self.switch.run("ip", &cable)?;
+        self.switch
+            .run("ip", &format!("link set p{id} master br0"))?;
+        self.switch.run("ip", &format!("link set p{id} up"))?;
+        namespace.run("ip", &format!("addr add 10.77.0.{id}/24 dev eth0"))?;
+        namespace.run("ip", "link set eth0 up")?;
+        let log = self.folder.join(format!("corosync{id}.log"));
+        self.hosts.push(Host {
+            namespace,
+            daemon: None,
+            device: None,
+            log,
+        });
+        Ok(())
+    }
+
+    /// Starts Corosync on a host where it does not run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_corosync(&mut self, i: usize) -> Result<()> {
+        let configuration = self.configuration();
+        let host = &mut self.hosts[i];
+        let log = File::options().create(true).append(true).open(&host.log)?;
+        let mut command = host.namespace.command("corosync");
+        command.arg("-f").arg("-c").arg(configuration);
+        command.stdin(Stdio::null()).stdout(log.try_clone()?);
+        host.daemon = Some(command.stderr(log).spawn()?);
+        if self.witness.is_some() {
+            self.start_device(i)?;
+        }
+        Ok(())
+    }
+
+    fn start_device(&mut self, i: usize) -> Result<()> {
+        let log = File::create(self.folder.join(format!("device{}.log", i + 1)))?;
+        let host = &mut self.hosts[i];
+        // It wants to find Corosync.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let ready = || {
+            let mut command = host.namespace.command("corosync-cmapctl");
+            let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+            quiet.status().is_ok_and(|s| s.success())
+        };
+        while !ready() {
+            ensure!(Instant::now() < deadline, "Corosync does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let mut command = host.namespace.command("corosync-qdevice");
+        command
+            .arg("-f")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?);
+        host.device = Some(command.stderr(log).spawn()?);
+        Ok(())
+    }
+
+    /// Waits until so many hosts are in one ring, seen from the first that runs.
+    ///
+    /// # Errors
+    /// When they do not find together.
+    pub fn wait_for_ring(&self, count: usize) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let first = self.hosts.iter().find(|h| h.daemon.is_some());
+        let first = first.context("no host runs Corosync")?;
+        while Instant::now() < deadline {
+            let mut command = first.namespace.command("corosync-quorumtool");
+            let output = command.arg("-s").stderr(Stdio::null()).output()?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let is = |what: &str, n: usize| {
+                let found = text.lines().find_map(|l| l.strip_prefix(what));
+                found.is_some_and(|f| f.trim() == n.to_string())
+            };
+            let votes = count + usize::from(self.witness.is_some());
+            if is("Nodes:", count) && is("Total votes:", votes) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        bail!(
+            "no ring of {count} hosts; Corosync on the first says:\n{}",
+            std::fs::read_to_string(&first.log).unwrap_or_default()
+        );
+    }
+
+    /// A command on a host, that ends with the thread that starts it.
+    #[must_use]
+    pub fn command(&self, i: usize, program: &str) -> Command {
+        self.hosts[i].namespace.command(program)
+    }
+
+    /// After so long a node that is silent is taken for lost here.
+    #[must_use]
+    pub fn token(&self) -> Duration {
+        let more = self.hosts.len().saturating_sub(2);
+        TOKEN + TOKEN_COEFFICIENT * u32::try_from(more).unwrap_or(0)
+    }
+
+    /// Where logs may go.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// How many hosts there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Kills Corosync on a host, and the witness's agent there.
+    pub fn kill_corosync(&mut self, i: usize) {
+        let host = &mut self.hosts[i];
+        for mut child in [host.daemon.take(), host.device.take()]
+            .into_iter()
+            .flatten()
+        {
+            end(&mut child);
+        }
+    }
+
+    /// Sends a signal to Corosync on a host, and to the witness's agent there.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal_corosync(&self, i: usize, signal: Signal) -> Result<()> {
+        let daemon = self.hosts[i].daemon.as_ref().context("it does not run")?;
+        if let Some(device) = &self.hosts[i].device {
+            signal_child(device, signal)?;
+        }
+        signal_child(daemon, signal)
+    }
+
+    /// Pulls the cable of a host out of the switch, or puts it back.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn connect(&self, i: usize, connected: bool) -> Result<()> {
+        let state = if connected { "up" } else { "down" };
+        self.switch
+            .run("ip", &format!("link set p{} {state}", i + 1))
+    }
+}
+
+pub(crate) fn signal_child(child: &Child, signal: Signal) -> Result<()> {
+    let id = Pid::from_raw(i32::try_from(child.id())?);
+    Ok(kill(id, signal)?)
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        if let Some(witness) = &mut self.witness {
+            end(witness);
+        }
+        for i in 0..self.hosts.len() {
+            self.kill_corosync(i);
+        }
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.folder);
+        }
+    }
+}

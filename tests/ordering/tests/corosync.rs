@@ -1,0 +1,349 @@
+//! The engine over real Corosync daemons on hosts of their own. Needs root and Corosync; what is missing
+//! is printed and the test skipped; with `SPARE_TEST_REQUIRE=1` a skip is a failure.
+
+use anyhow::{ensure, Result};
+use nix::sys::signal::Signal;
+use spare_ordering_tests::{missing, Heard, Hosts, Member, TOKEN};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_spare-ordering-bench");
+const LONG: Duration = Duration::from_secs(60);
+
+/// One test at a time: times are measured.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Whether a test can run here.
+fn turn() -> Option<MutexGuard<'static, ()>> {
+    let Some(missing) = missing() else {
+        return Some(TURN.lock().unwrap_or_else(PoisonError::into_inner));
+    };
+    let required = std::env::var_os("SPARE_TEST_REQUIRE").is_some();
+    assert!(!required, "SPARE_TEST_REQUIRE is set, and {missing}");
+    eprintln!("SKIPPED: {missing}");
+    None
+}
+
+fn start(count: usize) -> Result<(Hosts, Vec<Member>)> {
+    members_on(Hosts::start(count)?)
+}
+
+/// A member on each host, all in a view that may decide.
+fn members_on(hosts: Hosts) -> Result<(Hosts, Vec<Member>)> {
+    let count = hosts.count();
+    let members: Result<Vec<Member>> = (0..count)
+        .map(|i| Member::start(&hosts, i, PROGRAM))
+        .collect();
+    let members = members?;
+    let all: Vec<u16> = (0..count as u16).collect();
+    for member in &members {
+        member.wait_for_view(0, &all, true)?;
+    }
+    Ok((hosts, members))
+}
+
+/// Waits until a member got `count` messages of another.
+fn wait_for_messages(member: &Member, from: u16, number: u64) -> Result<()> {
+    let is = |h: &Heard| matches!(h, Heard::Message(f, n, _) if *f == from && *n == number);
+    member.wait(0, LONG, is).map(|_| ())
+}
+
+/// What was delivered from the last view with all members on.
+fn since_last_view(member: &Member) -> Vec<Heard> {
+    let heard = member.heard();
+    let last = heard.iter().rposition(|h| matches!(h, Heard::View(..)));
+    heard[last.unwrap_or(0)..].to_vec()
+}
+
+fn messages(heard: &[Heard], from: u16) -> Vec<u64> {
+    let number = |h: &Heard| match h {
+        Heard::Message(f, n, _) if *f == from => Some(*n),
+        _ => None,
+    };
+    heard.iter().filter_map(number).collect()
+}
+
+/// Names grow, and no message came twice or before an earlier one.
+fn check(member: &Member) {
+    let heard = member.heard();
+    let name = |h: &Heard| match h {
+        Heard::View(name, ..) => Some(*name),
+        _ => None,
+    };
+    let names: Vec<u64> = heard.iter().filter_map(name).collect();
+    assert!(names.is_sorted_by(|a, b| a < b), "names grow: {names:?}");
+    for from in 0..4 {
+        let numbers = messages(&heard, from);
+        assert!(numbers.is_sorted_by(|a, b| a < b), "once, and in order");
+    }
+}
+
+#[test]
+fn all_members_get_one_order_while_all_send_and_long_messages_pass() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (_hosts, mut members) = start(3)?;
+    for member in &mut members {
+        member.tell("send 3000 100")?;
+        member.tell("send 1 16777216")?;
+        member.tell("send 3000 1000")?;
+    }
+    for member in &members {
+        for from in 0..3 {
+            wait_for_messages(member, from, 6000)?;
+        }
+    }
+    let first = since_last_view(&members[0]);
+    assert_eq!(first.len(), 1 + 3 * 6001);
+    for member in &members {
+        assert_eq!(since_last_view(member), first, "one order");
+        for from in 0..3 {
+            let numbers = messages(&first, from);
+            assert_eq!(numbers, (0..=6000).collect::<Vec<u64>>());
+        }
+        let long = Heard::Message(0, 3000, 16 << 20);
+        assert!(first.contains(&long), "a message of 16 MiB passed");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_member_is_gone_at_once_and_comes_back_with_a_greater_ring() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (hosts, mut members) = start(2)?;
+    let killed = Instant::now();
+    members[1].signal(Signal::SIGKILL)?;
+    let (_, at) = members[0].wait_for_view(0, &[0], true)?;
+    let time = at - killed;
+    println!("a killed process is told of after {time:?}");
+    assert!(time < hosts.token() * 5 / 2);
+    members[1] = Member::start(&hosts, 1, PROGRAM)?;
+    let (seen, _) = members[0].wait_for_view(0, &[0], true)?;
+    members[0].wait_for_view(seen, &[0, 1], true)?;
+    members[1].wait_for_view(0, &[0, 1], true)?;
+    members[1].tell("send 10 100")?;
+    for member in &members {
+        wait_for_messages(member, 1, 9)?;
+    }
+    check(&members[0]);
+    assert_eq!(since_last_view(&members[0]), since_last_view(&members[1]));
+    Ok(())
+}
+
+#[test]
+fn a_killed_corosync_closes_the_group_with_a_reason_and_the_others_go_on() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (mut hosts, mut members) = start(3)?;
+    let killed = Instant::now();
+    hosts.kill_corosync(2);
+    let (i, _) = members[2].wait(0, LONG, |h| matches!(h, Heard::Closed(_)))?;
+    let heard = members[2].heard();
+    let Heard::Closed(reason) = &heard[i] else {
+        unreachable!()
+    };
+    assert!(
+        reason.contains("connection to Corosync is lost"),
+        "{reason}"
+    );
+    let mut latest = killed;
+    for member in &members[..2] {
+        let (_, at) = member.wait_for_view(0, &[0, 1], true)?;
+        latest = latest.max(at);
+    }
+    println!("a killed Corosync is told of after {:?}", latest - killed);
+    ensure!(
+        latest - killed < hosts.token() * 5 / 2,
+        "{:?}",
+        latest - killed
+    );
+    let failed = Member::start(&hosts, 2, PROGRAM)?;
+    let (i, _) = failed.wait(0, LONG, |h| matches!(h, Heard::Failed(_)))?;
+    assert!(format!("{:?}", failed.heard()[i]).contains("Corosync does not answer"));
+    hosts.start_corosync(2)?;
+    hosts.wait_for_ring(3)?;
+    members[2] = Member::start(&hosts, 2, PROGRAM)?;
+    for member in &members {
+        member.wait_for_view(0, &[0, 1, 2], true)?;
+    }
+    check(&members[0]);
+    Ok(())
+}
+
+#[test]
+fn who_is_cut_off_may_not_decide_and_nothing_comes_twice_after_the_heal() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (hosts, mut members) = start(3)?;
+    hosts.connect(2, false)?;
+    for member in &mut members {
+        member.tell("send 20000 500")?;
+    }
+    members[2].wait_for_view(0, &[2], false)?;
+    for member in &members[..2] {
+        member.wait_for_view(0, &[0, 1], true)?;
+    }
+    for member in &mut members {
+        member.tell("send 100 500")?;
+    }
+    wait_for_messages(&members[0], 1, 20_099)?;
+    wait_for_messages(&members[2], 2, 20_099)?;
+    hosts.connect(2, true)?;
+    for member in &members {
+        let (cut, _) = member.wait(
+            0,
+            LONG,
+            |h| matches!(h, Heard::View(_, _, m) if m.len() < 3),
+        )?;
+        member.wait_for_view(cut, &[0, 1, 2], true)?;
+    }
+    for member in &mut members {
+        member.tell("send 100 500")?;
+    }
+    for member in &members {
+        for from in 0..3 {
+            wait_for_messages(member, from, 20_199)?;
+        }
+        check(member);
+        // What a member sent itself, it always gets.
+    }
+    for (i, member) in members.iter().enumerate() {
+        let own = messages(&member.heard(), i as u16);
+        assert_eq!(own, (0..20_200).collect::<Vec<u64>>());
+    }
+    let last: Vec<_> = members.iter().map(since_last_view).collect();
+    assert_eq!(last[0], last[1]);
+    assert_eq!(last[0], last[2]);
+    Ok(())
+}
+
+#[test]
+fn who_stood_still_is_told_first_that_it_may_not_decide() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (hosts, mut members) = start(3)?;
+    members[2].signal(Signal::SIGSTOP)?;
+    hosts.signal_corosync(2, Signal::SIGSTOP)?;
+    members[0].tell("send 1000 100")?;
+    std::thread::sleep(Duration::from_secs(5));
+    members[0].wait_for_view(0, &[0, 1], true)?;
+    let before = members[2].heard().len();
+    hosts.signal_corosync(2, Signal::SIGCONT)?;
+    members[2].signal(Signal::SIGCONT)?;
+    members[2].wait_for_view(before, &[0, 1, 2], true)?;
+    let heard = members[2].heard();
+    let next = heard[before..]
+        .iter()
+        .find(|h| matches!(h, Heard::View(..)));
+    assert!(matches!(next, Some(Heard::View(_, false, _))), "{next:?}");
+    for member in &members {
+        check(member);
+    }
+    Ok(())
+}
+
+/// A survivor that is told that it may not decide, however briefly, has lost the state of the group.
+#[test]
+fn with_a_witness_the_one_that_is_left_goes_on_without_a_break() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    for lost in [1, 0] {
+        let (mut hosts, members) = members_on(Hosts::start_with_witness(2)?)?;
+        let left = 1 - lost;
+        let (seen, _) = members[left].wait_for_view(0, &[0, 1], true)?;
+        let killed = Instant::now();
+        members[lost].signal(Signal::SIGKILL)?;
+        if lost == 0 {
+            // The process is gone before its host: two changes.
+            members[left].wait_for_view(seen, &[left as u16], true)?;
+        }
+        hosts.kill_corosync(lost);
+        std::thread::sleep(TOKEN * 4);
+        let (_, at) = members[left].wait_for_view(seen, &[left as u16], true)?;
+        println!("host {lost} lost: told after {:?}", at - killed);
+        let heard = members[left].heard();
+        let views: Vec<_> = heard[seen..].iter().collect();
+        assert!(
+            views.iter().all(|h| matches!(h, Heard::View(_, true, _))),
+            "{views:?}"
+        );
+        assert_eq!(views.len(), if lost == 0 { 3 } else { 2 });
+    }
+    Ok(())
+}
+
+/// A is alone, hangs, B takes over with the witness, A wakes: it must not decide for a moment.
+#[test]
+fn a_lone_host_that_stood_still_while_another_took_over_does_not_decide() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (mut hosts, mut members) = members_on(Hosts::start_with_witness(2)?)?;
+    members[1].signal(Signal::SIGKILL)?;
+    hosts.kill_corosync(1);
+    std::thread::sleep(TOKEN * 4);
+    members[0].wait_for_view(0, &[0], true)?;
+    let before = members[0].heard().len();
+    members[0].signal(Signal::SIGSTOP)?;
+    hosts.signal_corosync(0, Signal::SIGSTOP)?;
+    hosts.start_corosync(1)?;
+    let other = Member::start(&hosts, 1, PROGRAM)?;
+    other.wait(
+        0,
+        LONG,
+        |h| matches!(h, Heard::View(_, true, m) if m == &[1]),
+    )?;
+    hosts.connect(0, false)?;
+    hosts.signal_corosync(0, Signal::SIGCONT)?;
+    members[0].signal(Signal::SIGCONT)?;
+    members[0].tell("lease")?;
+    let (i, _) = members[0].wait(before, LONG, |h| matches!(h, Heard::Lease(_)))?;
+    assert!(matches!(members[0].heard()[i], Heard::Lease(ms) if ms < 0));
+    std::thread::sleep(Duration::from_secs(25));
+    let heard = members[0].heard();
+    let primary = heard[before..]
+        .iter()
+        .find(|h| matches!(h, Heard::View(_, true, _)));
+    assert_eq!(primary, None, "it may not decide");
+    hosts.connect(0, true)?;
+    for member in [&members[0], &other] {
+        member.wait_for_view(0, &[0, 1], true)?;
+        check(member);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_process_that_stood_still_alone_goes_on_and_its_lease_had_ended() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (_hosts, mut members) = start(2)?;
+    let lease = |member: &mut Member| -> Result<i64> {
+        let before = member.heard().len();
+        member.tell("lease")?;
+        let (i, _) = member.wait(before, LONG, |h| matches!(h, Heard::Lease(_)))?;
+        match member.heard()[i] {
+            Heard::Lease(ms) => Ok(ms),
+            _ => unreachable!(),
+        }
+    };
+    let left = lease(&mut members[1])?;
+    assert!(left > 0 && left < 1000, "{left} ms");
+    members[1].signal(Signal::SIGSTOP)?;
+    members[0].tell("send 100 100")?;
+    std::thread::sleep(Duration::from_secs(2));
+    members[1].signal(Signal::SIGCONT)?;
+    wait_for_messages(&members[1], 0, 99)?;
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(lease(&mut members[1])? > 0);
+    assert_eq!(since_last_view(&members[0]).len(), 101, "the view lasts");
+    assert_eq!(messages(&members[1].heard(), 0).len(), 100);
+    Ok(())
+}
+
+#[test]
+fn a_host_that_is_not_in_the_list_is_told_so() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let hosts = Hosts::start(1)?;
+    let member = Member::start_with(&hosts, 0, PROGRAM, 5, "0")?;
+    let (i, _) = member.wait(0, LONG, |h| matches!(h, Heard::Failed(_)))?;
+    assert!(format!("{:?}", member.heard()[i]).contains("is listed as member 0"));
+    let first = Member::start(&hosts, 0, PROGRAM)?;
+    first.wait_for_view(0, &[0], true)?;
+    let second = Member::start(&hosts, 0, PROGRAM)?;
+    let (i, _) = second.wait(0, LONG, |h| matches!(h, Heard::Failed(_)))?;
+    assert!(format!("{:?}", second.heard()[i]).contains("is in the group already"));
+    Ok(())
+}
