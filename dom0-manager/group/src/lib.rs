@@ -3,7 +3,10 @@
 //!
 //! Engines:
 //! - [`local`]: all seats of one host in one process.
+//!
+//! [`guarded`] adds to an engine that its members may go on without hosts that were fenced.
 
+pub mod guarded;
 pub mod local;
 
 use bytes::Bytes;
