@@ -13,12 +13,16 @@
 
 use crate::{Closed, Delivery, GroupChannel, MemberId};
 use bytes::Bytes;
+use nix::time::{clock_gettime, ClockId};
 use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 /// The last byte of each message tells what it is.
 const OF_MEMBERS: u8 = 0;
 const MISSING_ARE_OFF: u8 = 1;
+/// What is asked for anew before each use need not last long.
+const FENCED_LEASE: Duration = Duration::from_secs(1);
 
 /// A membership, as the engine told of it last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct Guarded<G> {
     current: Membership,
     known_off: BTreeSet<MemberId>,
     asked: bool,
+    /// The current membership may decide because those who are missing are off.
+    by_fencing: bool,
     told: watch::Sender<Membership>,
     off: mpsc::UnboundedReceiver<(u64, MemberId)>,
     ready: VecDeque<Delivery>,
@@ -86,6 +92,7 @@ pub fn guarded<G: GroupChannel>(engine: G, all: Vec<MemberId>) -> (Guarded<G>, G
         current: Membership::default(),
         known_off: BTreeSet::new(),
         asked: false,
+        by_fencing: false,
         told,
         off,
         ready: VecDeque::new(),
@@ -138,6 +145,7 @@ impl<G: GroupChannel> Guarded<G> {
         };
         self.known_off.clear();
         self.asked = false;
+        self.by_fencing = false;
         self.told.send_replace(self.current.clone());
         self.ready.push_back(Delivery::View {
             ring: ring.saturating_mul(2),
@@ -169,6 +177,7 @@ impl<G: GroupChannel> Guarded<G> {
             return;
         }
         self.current.primary = true;
+        self.by_fencing = true;
         self.told.send_replace(self.current.clone());
         self.ready.push_back(Delivery::View {
             ring: ring.saturating_mul(2).saturating_add(1),
@@ -201,6 +210,20 @@ impl<G: GroupChannel> GroupChannel for Guarded<G> {
             self.take(delivery);
         }
         self.ready.pop_front()
+    }
+
+    /// Nobody else can decide while those who are missing are off, however long this member stood still: who
+    /// is switched on again is in this member's membership before it may decide.
+    fn lease(&self) -> Option<Duration> {
+        if self.by_fencing {
+            let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+            return Some(now + FENCED_LEASE);
+        }
+        self.engine.lease()
+    }
+
+    fn closed_because(&self) -> Option<String> {
+        self.engine.closed_because()
     }
 }
 

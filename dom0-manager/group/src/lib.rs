@@ -2,14 +2,17 @@
 //! is the same at every member (DESIGN §3.2).
 //!
 //! Engines:
+//! - [`corosync`]: one seat a host, over Corosync.
 //! - [`local`]: all seats of one host in one process.
 //!
 //! [`guarded`] adds to an engine that its members may go on without hosts that were fenced.
 
+pub mod corosync;
 pub mod guarded;
 pub mod local;
 
 use bytes::Bytes;
+use std::time::Duration;
 
 /// The number of a member: its seat.
 pub type MemberId = u16;
@@ -59,4 +62,16 @@ pub trait GroupChannel: Send {
 
     /// The next delivery if one is there already.
     fn try_receive(&mut self) -> Option<Delivery>;
+
+    /// Until when this member may act although no other can confirm that it is in the view that decides:
+    /// the time since boot, on a clock that counts suspension (`CLOCK_BOOTTIME`). To be asked for anew
+    /// before each use; it grows while the member is sure. `None`: the engine's views need no lease.
+    fn lease(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Why the group was closed, once it is, and if there is more to say.
+    fn closed_because(&self) -> Option<String> {
+        None
+    }
 }

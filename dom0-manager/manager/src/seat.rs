@@ -20,7 +20,7 @@ use crate::peers::Peers;
 use crate::record::Recorder;
 use bytes::Bytes;
 use replicas::{merged, prioritise};
-use spare_core::{Core, Input, Notice, Now, Output, Standing, ViewId};
+use spare_core::{Core, Input, Micros, Notice, Now, Output, Refusal, Standing, ViewId};
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
 use spare_protocol::channel::ToGuest;
@@ -39,6 +39,8 @@ const BATCH_MAX: usize = 256;
 /// Bytes of records that are read at once from the own log.
 const LOG_BYTES_MAX: usize = 16 << 20;
 
+/// The core is told of a longer lease when it is longer by this.
+const LEASE_STEP: Micros = Micros(50_000);
 /// The niceness of an active's VM: behind everything in Dom0, which all replicas depend on.
 const ACTIVE_NICE: i32 = 5;
 
@@ -136,6 +138,8 @@ pub(crate) struct Seat<G> {
     /// The store has failed: nothing more is promised.
     stepped_aside: bool,
     served: bool,
+    /// Until when the core may act alone, as it was told last.
+    lease: Option<Micros>,
     shared: Shared,
 }
 
@@ -176,6 +180,7 @@ impl<G: GroupChannel> Seat<G> {
             stepped_aside: false,
             memory,
             served: false,
+            lease: None,
             shared,
         }
     }
@@ -209,9 +214,13 @@ impl<G: GroupChannel> Seat<G> {
     fn group_ended(&self) {
         if !self.shared.ending.load(Ordering::SeqCst) {
             self.shared.close_gateway();
-            let text = "the group engine ended; is corosync running (systemctl status corosync)?";
+            let why = self.group.closed_because();
+            let why = why.unwrap_or_else(|| "its engine ended".to_owned());
             // The daemon may be ending already.
-            let _ = self.shared.fatal.send(text.to_owned());
+            let _ = self
+                .shared
+                .fatal
+                .send(format!("the group is closed: {why}"));
         }
     }
 
@@ -263,7 +272,12 @@ impl<G: GroupChannel> Seat<G> {
         let serving = self.served && self.core.can_decide();
         let before = self.shared.serving.swap(serving, Ordering::Relaxed);
         if before && !serving {
-            let text = "fewer than f + 1 replicas can vote: clients get 503 until replicas return";
+            let text = match self.core.standing() {
+                Standing::Serving => {
+                    "fewer than f + 1 replicas can vote: clients get 503 until replicas return"
+                }
+                _ => "this host is not in the primary view any more: its clients get 503",
+            };
             self.shared
                 .journal
                 .event(EventKind::Alarm, None, text.to_owned());
@@ -329,7 +343,24 @@ impl<G: GroupChannel> Seat<G> {
         self.channels.insert(replica, channel);
     }
 
+    /// Tells the core how long it may act alone, before it does.
+    fn renew_lease(&mut self) {
+        let Some(until) = self.group.lease().map(clock::of) else {
+            return;
+        };
+        let told = self.lease.unwrap_or_default();
+        if self.lease.is_none() || until > told.after(LEASE_STEP) {
+            self.lease = Some(until);
+            self.step_now(Input::Lease { until });
+        }
+    }
+
     fn step(&mut self, input: Input) {
+        self.renew_lease();
+        self.step_now(input);
+    }
+
+    fn step_now(&mut self, input: Input) {
         let now = Now {
             monotonic: clock::now(),
             clock_us: unix_us(),
@@ -408,8 +439,13 @@ impl<G: GroupChannel> Seat<G> {
                 id,
                 position,
                 outcome,
-                ..
+                release_before,
             } => {
+                if !self.may_release(release_before) {
+                    // This host stood still; others may have gone on without it.
+                    let answer = Answer::Refused(Refusal::Interrupted);
+                    return self.shared.pending.answer(id.number, answer);
+                }
                 let answer = Answer::Agreed(position, outcome);
                 self.shared.pending.answer(id.number, answer);
                 self.shared.journal.answered(position);
@@ -422,6 +458,12 @@ impl<G: GroupChannel> Seat<G> {
             Output::Decided(decided) => self.decided(decided),
             Output::Notice(notice) => self.notice(notice),
         }
+    }
+
+    /// Whether it is not too late to release a reply.
+    fn may_release(&self, before: Option<Micros>) -> bool {
+        let in_time = |before: Micros| clock::now() < before;
+        before.is_none_or(in_time) || self.group.lease().map(clock::of).is_some_and(in_time)
     }
 
     fn notice(&mut self, notice: Notice) {

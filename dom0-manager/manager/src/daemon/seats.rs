@@ -13,7 +13,8 @@ use crate::stores::SeatStore;
 use anyhow::{Context, Result};
 use spare_agent_client as agent;
 use spare_core::{Core, KeptReplica, Resume};
-use spare_group::guarded::Guard;
+use spare_group::corosync::{self, Settings};
+use spare_group::guarded::{engine_ring, guarded, Guard};
 use spare_group::local::local_group;
 use spare_group::GroupChannel;
 use spare_protocol::admin::EventKind;
@@ -51,8 +52,34 @@ pub(super) async fn start(start: Start<'_>, tasks: &mut JoinSet<()>) -> Result<O
             start_seats(start, join, tasks).await?;
             Ok(None)
         }
-        Engine::Corosync => anyhow::bail!("this program was built without Corosync"),
+        Engine::Corosync => {
+            let settings = settings(start.config)?;
+            let all = start.config.group.seats();
+            let mut guard = None;
+            let join = |last: u64| {
+                let settings = Settings {
+                    last_ring: engine_ring(last),
+                    ..settings
+                };
+                // Until Corosync's nodes have formed a ring.
+                let joined = tokio::task::block_in_place(|| corosync::join(settings));
+                let members = all.into_iter().map(|seat| seat.0).collect();
+                let (group, found) = guarded(joined?, members);
+                guard = Some(found);
+                Ok(vec![group])
+            };
+            start_seats(start, join, tasks).await?;
+            Ok(guard)
+        }
     }
+}
+
+fn settings(config: &Config) -> Result<Settings> {
+    let hosts = config.group.hosts.iter();
+    let nodes = hosts.map(|h| (u32::from(h.seat) + 1, h.seat)).collect();
+    let me = config.group.this_host().context("group.host is missing")?;
+    let group = format!("spare-{}", config.service.name);
+    Ok(Settings::new(me.seat, nodes, &group))
 }
 
 /// `join` gets the newest ring on disk, and returns the ends of the group.

@@ -29,7 +29,7 @@ impl Authority {
         let folder =
             std::env::temp_dir().join(format!("spare-peers-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("folder");
-        let mut params = CertificateParams::new(Vec::new()).expect("params");
+        let mut params = CertificateParams::new(Vec::<String>::new()).expect("params");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("key");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("authority");

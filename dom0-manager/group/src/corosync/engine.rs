@@ -1,0 +1,419 @@
+//! The thread that speaks to Corosync: it alone dispatches and sends.
+
+use super::cpg::{Cpg, Event};
+use super::fragments::{Incoming, Torn};
+use super::membership::{Effect, Membership, Peer};
+use super::packing::{cost, Outbox};
+use super::quorum::{since_boot, token, Prober, Pulse, Reports};
+use super::wire::{self, NoPacket, Packet};
+use super::{JoinError, Settings, Shared};
+use crate::{Delivery, MemberId};
+use bytes::Bytes;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use rust_corosync::CsError;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc::UnboundedSender;
+
+/// Events and packets handled before the other direction is looked at.
+const EVENTS_MAX: usize = 128;
+const PACKETS_MAX: usize = 32;
+/// The longest sleep, and the one while Corosync takes no more.
+const SLEEP_MS: u16 = 25;
+const BACK_OFF_MS: u16 = 1;
+/// Until a member's own arrival shows in the stream.
+const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(30);
+/// Deliveries that nobody takes: far more than what admission lets be under way at once.
+const UNREAD_BYTES_MAX: usize = 512 << 20;
+/// For so long a change of membership may be incomplete before the log tells whom it waits for.
+const WAIT_TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// Why the thread ends.
+type Reason = String;
+
+fn corosync(e: CsError) -> Reason {
+    format!("the connection to Corosync is lost ({e}): is the service corosync still running?")
+}
+
+pub(super) struct Engine {
+    cpg: Cpg,
+    reports: Reports,
+    pulse: Arc<Pulse>,
+    gaps: u64,
+    /// How long Corosync and this process may have stood still without anybody noticing.
+    pause_max: Duration,
+    nodes: BTreeMap<u32, MemberId>,
+    own: Peer,
+    membership: Membership,
+    outbox: Outbox,
+    /// The engine's own packets; they go first.
+    urgent: VecDeque<Vec<u8>>,
+    incoming: BTreeMap<Peer, Incoming>,
+    complained: BTreeSet<(Peer, String)>,
+    changed: Instant,
+    /// Corosync took no more.
+    refused: bool,
+    wake: UnixStream,
+    deliveries: UnboundedSender<Delivery>,
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Connects and joins; blocks until the group has this member in it.
+    pub(super) fn start(
+        settings: Settings,
+        shared: Arc<Shared>,
+        wake: UnixStream,
+        deliveries: UnboundedSender<Delivery>,
+    ) -> Result<Engine, JoinError> {
+        let cpg = Cpg::connect().map_err(JoinError::from)?;
+        let node = cpg.node()?;
+        match settings.nodes.get(&node) {
+            Some(member) if *member == settings.me => {}
+            other => {
+                return Err(JoinError::NotInTheList {
+                    node,
+                    me: settings.me,
+                    found: *other.unwrap_or(&settings.me),
+                    listed: other.is_some(),
+                })
+            }
+        }
+        let reports = Reports::connect()?;
+        let pulse = Arc::new(Pulse::default());
+        let prober = Prober::connect(&pulse)?;
+        let pause_max = (token() * 3 / 4).max(Duration::from_millis(100));
+        let (beat, life) = (Arc::clone(&pulse), Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("corosync-pulse".into())
+            .spawn(move || prober.run(&beat, pause_max, &life.ended))
+            .map_err(JoinError::Thread)?;
+        cpg.join(&settings.group)?;
+        let (events, own) = arrival(&cpg, node)?;
+        let packet_bytes_max = cpg.packet_bytes_max()?;
+        let mut engine = Engine {
+            membership: Membership::new(
+                settings.me,
+                own,
+                settings.last_ring,
+                settings.witness_timeout,
+            ),
+            outbox: Outbox::new(packet_bytes_max),
+            cpg,
+            reports,
+            gaps: pulse.gaps(),
+            pulse,
+            pause_max,
+            nodes: settings.nodes,
+            own,
+            urgent: VecDeque::new(),
+            incoming: BTreeMap::new(),
+            complained: BTreeSet::new(),
+            changed: Instant::now(),
+            refused: false,
+            wake,
+            deliveries,
+            shared,
+        };
+        for event in events {
+            engine.event(event).map_err(JoinError::Ended)?;
+        }
+        Ok(engine)
+    }
+
+    /// Runs until the group is closed, for the reason that is returned.
+    pub(super) fn run(mut self) -> Reason {
+        loop {
+            match self.round() {
+                Ok(()) if self.shared.ended.load(Ordering::SeqCst) => return self.shared.reason(),
+                Ok(()) => {}
+                Err(reason) => return reason,
+            }
+        }
+    }
+
+    fn round(&mut self) -> Result<(), Reason> {
+        self.check_pulse()?;
+        for report in self.reports.take().map_err(corosync)? {
+            self.membership.quorum(report);
+            self.react()?;
+        }
+        let events = self.cpg.events(EVENTS_MAX).map_err(corosync)?;
+        let mut busy = !events.is_empty();
+        for event in events {
+            self.event(event)?;
+        }
+        if let Some(claim) = self.membership.wanted_claim(since_boot(), clock_ms()) {
+            self.urgent.push_back(wire::claim(&claim));
+        }
+        for message in self.shared.take_outgoing() {
+            self.outbox.push(message);
+        }
+        busy |= self.send()?;
+        self.renew_lease();
+        if !busy {
+            self.tell_who_is_awaited();
+            self.sleep()?;
+        }
+        Ok(())
+    }
+
+    /// Whether this process and Corosync ran all the time.
+    fn check_pulse(&mut self) -> Result<(), Reason> {
+        if self.pulse.lost.load(Ordering::SeqCst) {
+            return Err(corosync(CsError::CsErrLibrary));
+        }
+        let gaps = self.pulse.gaps();
+        let now = since_boot();
+        let silent = now.saturating_sub(self.pulse.alive()) > self.pause_max;
+        if gaps != self.gaps || (silent && !self.shared.silent.swap(true, Ordering::SeqCst)) {
+            self.gaps = gaps;
+            tracing::warn!(
+                "this process or Corosync stood still for more than {} ms",
+                self.pause_max.as_millis()
+            );
+            self.membership.hung(now);
+            self.react()?;
+        }
+        if !silent {
+            self.shared.silent.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) -> Result<(), Reason> {
+        match event {
+            Event::Configuration(peers, _) => {
+                self.changed = Instant::now();
+                self.membership.configuration(peers);
+            }
+            Event::Ring(ring) => {
+                self.changed = Instant::now();
+                self.membership.ring(ring);
+            }
+            Event::Message(from, bytes) => match wire::decode(bytes) {
+                Ok(packet) => self.packet(from, packet)?,
+                Err(NoPacket::Malformed) if from == self.own => {
+                    return Err("Corosync delivered other bytes than were sent".into());
+                }
+                Err(e) => self.complain(from, &e.to_string()),
+            },
+        }
+        self.react()
+    }
+
+    fn packet(&mut self, from: Peer, packet: Packet) -> Result<(), Reason> {
+        match packet {
+            Packet::Claim(claim) => {
+                if self.nodes.get(&from.node) != Some(&claim.member) {
+                    let other = format!(
+                        "it says that it is member {}, which this member's settings do not say of its node",
+                        claim.member
+                    );
+                    self.complain(from, &other);
+                }
+                self.membership.claim(from, claim, since_boot());
+                Ok(())
+            }
+            Packet::Ping(number) => {
+                self.membership.ping(from, number);
+                Ok(())
+            }
+            Packet::Batch {
+                view,
+                number,
+                messages,
+            } => self.in_view(from, view, number, |incoming| {
+                incoming.whole().map(|()| messages)
+            }),
+            Packet::Part {
+                view,
+                number,
+                total,
+                offset,
+                bytes,
+            } => self.in_view(from, view, number, |incoming| {
+                let whole = incoming.part(total, offset, &bytes)?;
+                Ok(whole.into_iter().collect())
+            }),
+        }
+    }
+
+    /// A packet with messages, which counts only in the view it was sent in.
+    fn in_view(
+        &mut self,
+        from: Peer,
+        view: u64,
+        number: u64,
+        messages: impl FnOnce(&mut Incoming) -> Result<Vec<Bytes>, Torn>,
+    ) -> Result<(), Reason> {
+        let Some((member, aloud)) = self.membership.sender(from, view) else {
+            return Ok(());
+        };
+        let incoming = self.incoming.entry(from).or_default();
+        let messages = incoming.count(number).and_then(|()| messages(incoming));
+        let messages = messages.map_err(|e| format!("packets of member {member} got lost: {e}"))?;
+        if from == self.own {
+            self.shared.sent(self.outbox.delivered());
+        }
+        if aloud {
+            for bytes in messages {
+                self.deliver(Delivery::Message {
+                    from: member,
+                    bytes,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, delivery: Delivery) -> Result<(), Reason> {
+        let size = match &delivery {
+            Delivery::Message { bytes, .. } => cost(bytes),
+            Delivery::View { .. } => 0,
+        };
+        let unread = self.shared.unread.fetch_add(size, Ordering::SeqCst) + size;
+        if unread > UNREAD_BYTES_MAX {
+            return Err(format!(
+                "{unread} bytes were delivered and not taken: this manager does not keep up"
+            ));
+        }
+        // Fails only when the group was dropped, which ends this thread too.
+        let _ = self.deliveries.send(delivery);
+        Ok(())
+    }
+
+    /// Does what the membership wants done.
+    fn react(&mut self) -> Result<(), Reason> {
+        for effect in std::mem::take(&mut self.membership.effects) {
+            match effect {
+                Effect::Deliver(delivery) => {
+                    tracing::info!(?delivery, "membership");
+                    self.deliver(delivery)?;
+                }
+                Effect::Pause => self.outbox.pause(),
+                Effect::Enter(view) => {
+                    self.outbox.enter(view);
+                    self.incoming.clear();
+                }
+                Effect::Ping(number) => self.urgent.push_back(wire::ping(number)),
+                Effect::Warn(what) => tracing::error!("{what}"),
+                Effect::Close(why) => return Err(why),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what Corosync takes, up to a limit; returns whether something went out.
+    fn send(&mut self) -> Result<bool, Reason> {
+        let mut sent = 0;
+        self.refused = false;
+        while sent < PACKETS_MAX {
+            let urgent = self.urgent.front().map(Vec::as_slice);
+            let is_urgent = urgent.is_some();
+            let Some(packet) = urgent.or_else(|| self.outbox.next()) else {
+                break;
+            };
+            if !self.cpg.send(packet).map_err(corosync)? {
+                self.refused = true;
+                break;
+            }
+            sent += 1;
+            if is_urgent {
+                self.urgent.pop_front();
+            } else {
+                self.outbox.sent();
+            }
+        }
+        Ok(sent > 0)
+    }
+
+    fn renew_lease(&self) {
+        if self.membership.is_sure(since_boot()) {
+            let until = self.pulse.alive() + self.pause_max;
+            let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+            self.shared.lease.fetch_max(nanos, Ordering::SeqCst);
+        }
+    }
+
+    /// Until something comes from Corosync, or is to be sent.
+    fn sleep(&mut self) -> Result<(), Reason> {
+        if !self.shared.may_sleep() {
+            return Ok(());
+        }
+        let (cpg, quorum) = (self.cpg.descriptor(), self.reports.descriptor());
+        let (cpg, quorum) = (cpg.map_err(corosync)?, quorum.map_err(corosync)?);
+        // SAFETY: both belong to connections that this thread alone uses, and that live as long as `self`.
+        let (cpg, quorum) =
+            unsafe { (BorrowedFd::borrow_raw(cpg), BorrowedFd::borrow_raw(quorum)) };
+        let mut descriptors = [
+            PollFd::new(cpg, PollFlags::POLLIN),
+            PollFd::new(quorum, PollFlags::POLLIN),
+            PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
+        ];
+        let time = if self.refused { BACK_OFF_MS } else { SLEEP_MS };
+        // An interrupted sleep is a short one.
+        let _ = poll(&mut descriptors, PollTimeout::from(time));
+        self.shared.woke();
+        let mut bytes = [0; 64];
+        while matches!(self.wake.read(&mut bytes), Ok(n) if n > 0) {}
+        Ok(())
+    }
+
+    /// Something about a peer that an operator should know, once.
+    fn complain(&mut self, from: Peer, what: &str) {
+        if self.complained.len() < 1000 && self.complained.insert((from, what.to_owned())) {
+            let Peer { node, process } = from;
+            tracing::error!("process {process} on Corosync's node {node}: {what}");
+        }
+    }
+
+    fn tell_who_is_awaited(&mut self) {
+        if self.changed.elapsed() < WAIT_TOLD_AFTER {
+            return;
+        }
+        self.changed = Instant::now();
+        for Peer { node, process } in self.membership.awaited() {
+            tracing::warn!(
+                "the membership changed, and process {process} on Corosync's node {node} does not say \
+                 anything: nothing goes on until it does, or ends"
+            );
+        }
+    }
+}
+
+/// Waits until the stream tells that this process is in the group; returns what came, and its name there.
+fn arrival(cpg: &Cpg, node: u32) -> Result<(Vec<Event>, Peer), JoinError> {
+    let started = Instant::now();
+    let mut all = Vec::new();
+    while started.elapsed() < ARRIVAL_TIME_MAX {
+        all.extend(cpg.events(EVENTS_MAX)?);
+        let came = all.iter().find_map(|event| match event {
+            Event::Configuration(peers, came) => {
+                Some((came.iter().copied().find(|p| p.node == node)?, peers))
+            }
+            _ => None,
+        });
+        if let Some((own, peers)) = came {
+            let other = peers.iter().find(|p| p.node == node && **p != own);
+            return match other.map(|p| p.process) {
+                Some(process) => Err(JoinError::Taken { process }),
+                None => Ok((all, own)),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Err(JoinError::NotRunning(CsError::CsErrTimeout))
+}
+
+fn clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |d| {
+        u64::try_from(d.as_millis()).unwrap_or(u64::MAX >> 16)
+    })
+}

@@ -1,0 +1,356 @@
+//! Which membership there is, and whether it may decide: a state machine without I/O, fed from the ordered
+//! stream of CPG and from the quorum API. How it works and why is told in [`super`].
+//!
+//! ```text
+//!              a process or a ring came or went
+//!     Changing ◀──────────────────────────────── (any)
+//!        │ every member's claim for this very membership is here
+//!        ▼
+//!     In a view ──▶ In another view   when a member's claim says something else than before
+//! ```
+//!
+//! Beside that, what the reader was told: a member that lost its quorum, or was cut off, takes leave of a
+//! view that may decide at once and on its own (`step_down`), and hears nothing more until the next view.
+
+use crate::{Delivery, MemberId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A process in the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Peer {
+    pub(super) node: u32,
+    pub(super) process: u32,
+}
+
+/// Corosync's name for a membership of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ring {
+    pub(super) node: u32,
+    pub(super) number: u64,
+}
+
+/// What a member says about itself in a membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) member: MemberId,
+    /// Its node is quorate in `ring`.
+    pub(super) quorate: bool,
+    /// Grows when this member left a view on its own and needs a new one.
+    pub(super) attempt: u32,
+    pub(super) ring: Ring,
+    /// The count of the next view must not be below.
+    pub(super) floor: u64,
+    /// The newest view that may decide which it knows of.
+    pub(super) last_primary: u64,
+    /// The membership as it sees it.
+    pub(super) peers: BTreeSet<Peer>,
+}
+
+impl Claim {
+    /// What a new view is for if it changes.
+    fn essence(&self) -> (bool, u32) {
+        (self.quorate, self.attempt)
+    }
+}
+
+/// What the quorum API said last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Quorum {
+    pub(super) ring: Ring,
+    pub(super) quorate: bool,
+    /// How many nodes the ring has.
+    pub(super) nodes: usize,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// For the reader.
+    Deliver(Delivery),
+    /// Send nothing until the next view.
+    Pause,
+    /// Send in this view.
+    Enter(u64),
+    /// Send a ping with this number.
+    Ping(u64),
+    /// For the log.
+    Warn(String),
+    /// Something that must never be was seen: the group ends for this member.
+    Close(String),
+}
+
+#[derive(Debug)]
+struct View {
+    name: u64,
+    members: BTreeMap<Peer, MemberId>,
+    basis: Vec<(bool, u32)>,
+}
+
+/// One member's idea of the group.
+#[derive(Debug)]
+pub(super) struct Membership {
+    me: MemberId,
+    own: Peer,
+    /// After a hang a lone node's quorum is not trusted for so long.
+    settle: Duration,
+    /// The greatest count in the name of a view that this member was in.
+    greatest: u64,
+    last_primary: u64,
+    peers: BTreeSet<Peer>,
+    /// The ring of the stream, once it told.
+    ring: Option<Ring>,
+    quorum: Option<Quorum>,
+    claims: BTreeMap<Peer, Claim>,
+    claimed: Option<Claim>,
+    view: Option<View>,
+    /// The reader is in the view.
+    aloud: bool,
+    /// What the reader was told last may decide.
+    told_primary: bool,
+    attempt: u32,
+    /// This process or its Corosync stood still, and it is not known yet whether the ring went on without.
+    suspect: bool,
+    pings: u64,
+    distrust_until: Duration,
+    pub(super) effects: Vec<Effect>,
+}
+
+/// The name of a view: a count, and its lowest member. Two memberships at the same time have no member in
+/// common, so no lowest one; and the count of one member grows.
+fn name(count: u64, lowest: MemberId) -> u64 {
+    count.saturating_mul(1 << 16) | u64::from(lowest)
+}
+
+impl Membership {
+    pub(super) fn new(me: MemberId, own: Peer, last_ring: u64, settle: Duration) -> Membership {
+        Membership {
+            me,
+            own,
+            settle,
+            greatest: last_ring >> 16,
+            last_primary: last_ring,
+            peers: BTreeSet::new(),
+            ring: None,
+            quorum: None,
+            claims: BTreeMap::new(),
+            claimed: None,
+            view: None,
+            aloud: false,
+            told_primary: false,
+            attempt: 0,
+            suspect: false,
+            pings: 0,
+            distrust_until: Duration::ZERO,
+            effects: Vec::new(),
+        }
+    }
+
+    /// The stream says: from here on these processes are in the group.
+    pub(super) fn configuration(&mut self, peers: BTreeSet<Peer>) {
+        self.peers = peers;
+        self.changed();
+    }
+
+    /// The stream says: from here on it is another ring.
+    pub(super) fn ring(&mut self, ring: Ring) {
+        self.ring = Some(ring);
+        self.changed();
+    }
+
+    fn changed(&mut self) {
+        if self.suspect {
+            // The others may have had a view without this member.
+            self.step_down();
+            self.suspect = false;
+        }
+        self.claims.clear();
+        self.claimed = None;
+        self.view = None;
+        self.aloud = false;
+        self.effects.push(Effect::Pause);
+    }
+
+    /// The quorum API says this.
+    pub(super) fn quorum(&mut self, quorum: Quorum) {
+        self.quorum = Some(quorum);
+        if !quorum.quorate {
+            self.step_down();
+        }
+    }
+
+    /// This process, its Corosync or the whole host stood still for longer than the others may wait.
+    pub(super) fn hung(&mut self, now: Duration) {
+        if self.quorum.is_some_and(|q| q.nodes > 1) {
+            self.suspect = true;
+            self.pings += 1;
+            self.effects.push(Effect::Ping(self.pings));
+        } else {
+            // Nobody can tell a lone node that it is late, and its quorum may be old.
+            self.distrust_until = now.saturating_add(self.settle);
+            self.step_down();
+        }
+    }
+
+    /// A ping was delivered: if it is this member's last one, all nodes of the ring are still in it.
+    pub(super) fn ping(&mut self, from: Peer, number: u64) {
+        if from == self.own && number == self.pings {
+            self.suspect = false;
+        }
+    }
+
+    /// Whether a view of this member alone may be trusted to be the only one now.
+    pub(super) fn is_sure(&self, now: Duration) -> bool {
+        !self.suspect && self.told_primary && self.is_quorate(now)
+    }
+
+    fn is_quorate(&self, now: Duration) -> bool {
+        now >= self.distrust_until && self.quorum.is_some_and(|q| q.quorate)
+    }
+
+    /// What is to be multicast about this member now, if that is something new. `clock_ms` is the time of
+    /// day: names of before a restart that no disk knows are in its past.
+    pub(super) fn wanted_claim(&mut self, now: Duration, clock_ms: u64) -> Option<Claim> {
+        let quorum = self.quorum?;
+        let ring_known = self.ring.is_none_or(|r| r == quorum.ring);
+        if !ring_known || !self.peers.contains(&self.own) {
+            return None;
+        }
+        let claim = Claim {
+            member: self.me,
+            quorate: self.is_quorate(now),
+            attempt: self.attempt,
+            ring: quorum.ring,
+            floor: clock_ms.max(self.greatest + 1),
+            last_primary: self.last_primary,
+            peers: self.peers.clone(),
+        };
+        let known = |c: &Claim| c.essence() == claim.essence() && c.ring == claim.ring;
+        if self.claimed.as_ref().is_some_and(known) {
+            return None;
+        }
+        self.claimed = Some(claim.clone());
+        Some(claim)
+    }
+
+    /// A claim was delivered.
+    pub(super) fn claim(&mut self, from: Peer, claim: Claim, now: Duration) {
+        let current = claim.peers == self.peers && self.ring.is_none_or(|r| r == claim.ring);
+        if !current || !self.peers.contains(&from) {
+            return;
+        }
+        self.claims.insert(from, claim);
+        let complete = self.claims.len() == self.peers.len();
+        let ring = self.claims.values().next().map(|c| c.ring);
+        if let (true, Some(ring)) = (complete, ring) {
+            if self.claims.values().all(|c| c.ring == ring) {
+                self.enter(ring, now);
+            }
+        }
+    }
+
+    /// All members said what they are: all draw the same conclusion at the same place.
+    fn enter(&mut self, ring: Ring, now: Duration) {
+        let basis: Vec<_> = self.claims.values().map(Claim::essence).collect();
+        if self.view.as_ref().is_some_and(|v| v.basis == basis) {
+            return;
+        }
+        self.ring = Some(ring);
+        let members: BTreeMap<Peer, MemberId> =
+            self.claims.iter().map(|(p, c)| (*p, c.member)).collect();
+        let seats: BTreeSet<MemberId> = members.values().copied().collect();
+        if seats.len() < members.len() {
+            self.effects.push(Effect::Warn(format!(
+                "two processes are the same member of the group: {}; end one of them",
+                list(&members)
+            )));
+        }
+        let floor = self.claims.values().map(|c| c.floor).max();
+        let last = self.view.as_ref().map(|v| (v.name >> 16) + 1);
+        let count = floor.max(last).unwrap_or_default() + 1;
+        if count <= self.greatest {
+            let why = format!(
+                "the name {count} of a membership does not exceed {}",
+                self.greatest
+            );
+            return self.effects.push(Effect::Close(why));
+        }
+        let lowest = seats.first().copied().unwrap_or(self.me);
+        let name = name(count, lowest);
+        let primary = self.claims.values().all(|c| c.quorate) && seats.len() == members.len();
+        let known = self.claims.values().map(|c| c.last_primary).max();
+        if known > Some(self.last_primary) {
+            // The group went on without this member.
+            self.step_down();
+        }
+        let may = self.is_quorate(now) && self.quorum.is_some_and(|q| q.ring == ring);
+        if primary && !may {
+            self.step_down();
+            // Whatever comes next, it needs a new view.
+            self.attempt += 1;
+        } else {
+            self.effects.push(Effect::Deliver(Delivery::View {
+                ring: name,
+                members: seats.into_iter().collect(),
+                primary,
+            }));
+            self.effects.push(Effect::Enter(name));
+            self.told_primary = primary;
+            self.aloud = true;
+        }
+        self.greatest = count;
+        if primary {
+            self.last_primary = name;
+        }
+        let view = View {
+            name,
+            members,
+            basis,
+        };
+        self.view = Some(view);
+    }
+
+    /// Tells the reader that it may decide nothing now, if it thinks it may.
+    fn step_down(&mut self) {
+        if !self.told_primary {
+            return;
+        }
+        self.told_primary = false;
+        self.aloud = false;
+        self.attempt += 1;
+        self.greatest += 1;
+        self.effects.push(Effect::Pause);
+        self.effects.push(Effect::Deliver(Delivery::View {
+            ring: name(self.greatest, self.me),
+            members: vec![self.me],
+            primary: false,
+        }));
+    }
+
+    /// Whose claims are waited for.
+    pub(super) fn awaited(&self) -> Vec<Peer> {
+        let there = |p: &&Peer| !self.claims.contains_key(p);
+        match self.view {
+            Some(_) => Vec::new(),
+            None => self.peers.iter().filter(there).copied().collect(),
+        }
+    }
+
+    /// Who sent a packet of this view, and whether the reader hears it; nobody if it was sent in another.
+    pub(super) fn sender(&self, from: Peer, view: u64) -> Option<(MemberId, bool)> {
+        let current = self.view.as_ref().filter(|v| v.name == view)?;
+        let member = current.members.get(&from)?;
+        Some((*member, self.aloud))
+    }
+}
+
+fn list(members: &BTreeMap<Peer, MemberId>) -> String {
+    let one = |(p, m): (&Peer, &MemberId)| {
+        format!("member {m}: process {} on node {}", p.process, p.node)
+    };
+    members.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+//! Quorum: what Corosync reports, and whether Corosync and this process run at all.
+
+use super::cpg::patiently;
+use super::membership::{Quorum, Ring};
+use nix::time::{clock_gettime, ClockId};
+use rust_corosync::quorum::{self, Handle, Model1Data, Model1Flags, ModelData, RingId};
+use rust_corosync::{cmap, CsError, DispatchFlags, NodeId, TrackFlags};
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Corosync's own default.
+const TOKEN_DEFAULT: Duration = Duration::from_millis(3000);
+const TOKEN_KEY: &str = "runtime.config.totem.token";
+
+thread_local! {
+    static REPORTS: RefCell<Vec<Quorum>> = const { RefCell::new(Vec::new()) };
+}
+
+fn reported(_: &Handle, quorate: bool, ring: RingId, nodes: Vec<NodeId>) {
+    let report = Quorum {
+        ring: Ring {
+            node: ring.nodeid.into(),
+            number: ring.seq,
+        },
+        quorate,
+        nodes: nodes.len(),
+    };
+    REPORTS.with(|reports| {
+        if let Ok(mut reports) = reports.try_borrow_mut() {
+            reports.push(report);
+        }
+    });
+}
+
+fn connect() -> rust_corosync::Result<Handle> {
+    let model = ModelData::ModelV1(Model1Data {
+        flags: Model1Flags::None,
+        quorum_notification_fn: Some(reported),
+        nodelist_notification_fn: None,
+    });
+    patiently(|| quorum::initialize(&model, 0)).map(|(handle, _)| handle)
+}
+
+/// A connection to the quorum API that reports changes. To be used by the thread that made it.
+pub(super) struct Reports {
+    handle: Handle,
+}
+
+impl Reports {
+    /// The first report, of what is now, comes by itself.
+    pub(super) fn connect() -> rust_corosync::Result<Reports> {
+        let handle = connect()?;
+        patiently(|| quorum::trackstart(&handle, TrackFlags::Changes))?;
+        Ok(Reports { handle })
+    }
+
+    pub(super) fn descriptor(&self) -> rust_corosync::Result<i32> {
+        quorum::fd_get(&self.handle)
+    }
+
+    /// The reports that are there.
+    pub(super) fn take(&self) -> rust_corosync::Result<Vec<Quorum>> {
+        loop {
+            match quorum::dispatch(&self.handle, DispatchFlags::OneNonblocking) {
+                Ok(()) => {}
+                Err(CsError::CsErrTryAgain) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(REPORTS.with(RefCell::take))
+    }
+}
+
+/// How long a node may be silent before the others form a ring without it.
+pub(super) fn token() -> Duration {
+    let value = cmap::initialize(cmap::Map::Icmap).and_then(|h| cmap::get(&h, TOKEN_KEY));
+    match value {
+        Ok(cmap::Data::UInt32(ms)) => Duration::from_millis(u64::from(ms)),
+        other => {
+            let why = other.err().map_or("no number".into(), |e| e.to_string());
+            tracing::warn!("Corosync does not tell {TOKEN_KEY} ({why}): taking its default");
+            TOKEN_DEFAULT
+        }
+    }
+}
+
+/// The time since boot; it goes on while the host is suspended.
+pub(super) fn since_boot() -> Duration {
+    // Linux has this clock since 2.6.39, and nothing else is wrong with the call.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
+}
+
+/// What is known about this process and its Corosync having run without a pause.
+#[derive(Debug, Default)]
+pub(super) struct Pulse {
+    /// When Corosync was last asked something that it answered; nanoseconds since boot.
+    alive: AtomicU64,
+    /// How often it was too long until then.
+    gaps: AtomicU64,
+    /// The connection is lost.
+    pub(super) lost: AtomicBool,
+}
+
+impl Pulse {
+    pub(super) fn alive(&self) -> Duration {
+        Duration::from_nanos(self.alive.load(Ordering::SeqCst))
+    }
+
+    pub(super) fn gaps(&self) -> u64 {
+        self.gaps.load(Ordering::SeqCst)
+    }
+
+    fn beat(&self, asked: Duration, answered: Duration, pause_max: Duration) {
+        if answered.saturating_sub(self.alive()) > pause_max {
+            self.gaps.fetch_add(1, Ordering::SeqCst);
+        }
+        let nanos = u64::try_from(asked.as_nanos()).unwrap_or(u64::MAX);
+        self.alive.store(nanos, Ordering::SeqCst);
+    }
+}
+
+/// Asks Corosync again and again whether it is there, until `stop`.
+pub(super) struct Prober {
+    handle: Handle,
+}
+
+impl Prober {
+    /// Connects, and asks once.
+    pub(super) fn connect(pulse: &Pulse) -> rust_corosync::Result<Prober> {
+        let handle = connect()?;
+        let asked = since_boot();
+        patiently(|| quorum::getquorate(&handle))?;
+        pulse.beat(asked, asked, Duration::MAX);
+        Ok(Prober { handle })
+    }
+
+    pub(super) fn run(&self, pulse: &Pulse, pause_max: Duration, stop: &AtomicBool) {
+        while !stop.load(Ordering::SeqCst) {
+            std::thread::sleep(pause_max / 5);
+            let asked = since_boot();
+            match quorum::getquorate(&self.handle) {
+                Ok(_) => pulse.beat(asked, since_boot(), pause_max),
+                Err(CsError::CsErrTryAgain) => {}
+                Err(_) => {
+                    pulse.lost.store(true, Ordering::SeqCst);
+                    return;
+                }
+            }
+        }
+    }
+}
