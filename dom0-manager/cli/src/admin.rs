@@ -1,6 +1,6 @@
 //! A client of the replica manager's admin API: HTTP over a Unix socket.
 
-use crate::http::{Address, Connection, HttpError, Reply, Request};
+use crate::http::{form_encode, Address, Connection, HttpError, Reply, Request};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
@@ -117,6 +117,16 @@ impl Admin {
     /// When the manager cannot be reached, refuses, or answers something else.
     pub async fn scrub(&self) -> Result<ScrubReport, AdminError> {
         self.call("POST", "/v1/scrub", WORK_TIMEOUT).await
+    }
+
+    /// Tells the manager that a lost host is off.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached, or when that means nothing at present.
+    pub async fn confirm_fence(&self, host: &str) -> Result<(), AdminError> {
+        let path = format!("/v1/fence/confirm?{}", form_encode(&[("host", host)]));
+        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
+        Ok(())
     }
 
     /// Stops the service and destroys its replicas.

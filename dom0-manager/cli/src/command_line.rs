@@ -68,6 +68,11 @@ enum Command {
         /// The backup
         file: PathBuf,
     },
+    /// Tell a host without quorum that a lost host is off
+    Fence {
+        #[command(subcommand)]
+        what: Fence,
+    },
     /// Stop the service and destroy its replicas
     Stop {
         #[command(flatten)]
@@ -92,6 +97,18 @@ enum Command {
         /// Also write the report to this file as JSON
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+    },
+}
+
+#[derive(Subcommand)]
+enum Fence {
+    /// I made sure that HOST is switched off and stays so until it has rejoined: go on without it. If it is not,
+    /// both go on alone, and what one of them answers is lost
+    Confirm {
+        #[command(flatten)]
+        manager: Manager,
+        /// Its name in group.hosts
+        host: String,
     },
 }
 
@@ -162,6 +179,15 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Restore { config, file } => backup::restore(&config, &file),
+        Command::Fence {
+            what: Fence::Confirm { manager, host },
+        } => {
+            manager.connect().confirm_fence(&host).await?;
+            print(&format!(
+                "the group goes on without host {host} once all other missing hosts are off too\n"
+            ))?;
+            Ok(true)
+        }
         Command::Stop { manager } => {
             manager.connect().stop().await?;
             print("stopped: the service is down and its replicas are destroyed; its state is on disk\n")?;

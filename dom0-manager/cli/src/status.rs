@@ -89,6 +89,7 @@ fn head(status: &Status) -> String {
         Mode::DetectOnly => {
             "DETECT ONLY: too few replicas can vote, clients get 503 until replicas return"
         }
+        Mode::Apart => "APART: this host is not in the primary view, its clients get 503",
     };
     let undecided = status.ordered.saturating_sub(status.decided);
     format!(
@@ -106,21 +107,41 @@ fn head(status: &Status) -> String {
 }
 
 fn hosts(hosts: &[HostStatus]) -> Table {
-    let mut table = Table::new(&["HOST", "ACCELERATOR", "AGENT"]);
+    let several = hosts.len() > 1;
+    let mut names = vec!["HOST", "ACCELERATOR", "AGENT"];
+    if several {
+        names.extend(["VIEW", "CONNECTION"]);
+    }
+    let mut table = Table::new(&names);
     for host in hosts {
-        let agent = if host.agent {
-            "answers"
-        } else {
-            "DOES NOT ANSWER: systemctl status spare-agent"
+        let agent = match (host.here, host.agent) {
+            (false, _) => "-",
+            (true, true) => "answers",
+            (true, false) => "DOES NOT ANSWER: systemctl status spare-agent",
         };
-        table.row(vec![
+        let mut row = vec![
             host.name.clone(),
             match host.accelerator.as_str() {
+                "" => "-".to_owned(),
                 "process" => "process: NO VIRTUAL MACHINES, for development only".to_owned(),
                 accelerator => accelerator.to_owned(),
             },
             agent.to_owned(),
-        ]);
+        ];
+        if several {
+            let member = if host.member {
+                "member"
+            } else {
+                "NOT A MEMBER"
+            };
+            let connection = match (host.here, host.connected) {
+                (true, _) => "this host",
+                (false, true) => "up",
+                (false, false) => "DOWN",
+            };
+            row.extend([member.to_owned(), connection.to_owned()]);
+        }
+        table.row(row);
     }
     table
 }
@@ -157,7 +178,7 @@ fn disk(status: &Status) -> Table {
     let mut table = Table::new(&[
         "SEAT", "STORED", "SNAPSHOT", "LOG", "TABLES", "STATE", "REPLIES", "EVIDENCE", "TOTAL",
     ]);
-    for seat in &status.seats {
+    for seat in status.seats.iter().filter(|s| s.here) {
         let disk = &seat.disk;
         let snapshot = disk.snapshot.map(|position| position.to_string());
         table.row(vec![
@@ -197,8 +218,11 @@ fn replica_row(seat: &SeatStatus, replica: &ReplicaStatus, updates_max: u64) -> 
         seat.host.clone(),
         replica.replica.clone(),
         name(&replica.state),
-        replica.position.to_string(),
-        format!("{}/{updates_max}", replica.updates_waiting),
+        or_unknown(seat.here.then(|| replica.position.to_string())),
+        or_unknown(
+            seat.here
+                .then(|| format!("{}/{updates_max}", replica.updates_waiting)),
+        ),
         if replica.clean { "yes" } else { "no" }.to_owned(),
         replica.suspicions.to_string(),
         or_unknown(replica.cpu_ms.map(|ms| {
@@ -366,7 +390,11 @@ mod tests {
                 name: "alpha".into(),
                 accelerator: "tcg".into(),
                 agent: false,
+                here: true,
+                member: true,
+                connected: true,
             }],
+            standing: "serving".into(),
             seats: vec![SeatStatus {
                 seat: 0,
                 host: "alpha".into(),
@@ -374,6 +402,7 @@ mod tests {
                     replica("0.1", ReplicaState::Active),
                     replica("0.2", ReplicaState::Passive),
                 ],
+                here: true,
                 disk: DiskStatus {
                     stored: 4_207,
                     snapshot: Some(4_000),

@@ -4,8 +4,11 @@
 //! Engines:
 //! - [`corosync`]: one seat a host, over Corosync.
 //! - [`local`]: all seats of one host in one process.
+//!
+//! [`guarded`] adds to an engine that its members may go on without hosts that were fenced.
 
 pub mod corosync;
+pub mod guarded;
 pub mod local;
 
 use bytes::Bytes;

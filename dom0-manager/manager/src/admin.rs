@@ -2,8 +2,10 @@
 
 use crate::agent_link::AgentLink;
 use crate::config::{Config, Durability};
+use crate::fencing::Fencing;
 use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
+use crate::peers::Peers;
 use crate::seat::{SeatHandle, Snapshot};
 use axum::body::Body;
 use axum::extract::{Query, State};
@@ -14,6 +16,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
+use spare_core::Standing;
 use spare_protocol::admin::{
     DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
 };
@@ -39,7 +42,11 @@ const WAIT_MS_MAX: u64 = 60_000;
 /// What the API tells about and can do.
 pub(crate) struct Deployment {
     pub(crate) config: Config,
+    /// Those on this host.
     pub(crate) seats: Vec<SeatHandle>,
+    pub(crate) peers: Arc<Peers>,
+    /// None if all seats are here.
+    pub(crate) fencing: Option<Arc<Fencing>>,
     /// Of the seats, in their order.
     pub(crate) stores: Vec<Arc<Store>>,
     pub(crate) journal: Arc<Journal>,
@@ -57,6 +64,7 @@ pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
         .route("/v1/faults", get(faults))
         .route("/v1/scrub", post(scrub))
         .route("/v1/backup", post(backup))
+        .route("/v1/fence/confirm", post(confirm_fence))
         .route("/v1/stop", post(stop))
         .with_state(deployment)
 }
@@ -165,6 +173,26 @@ impl Write for Pieces {
     }
 }
 
+#[derive(Deserialize)]
+struct Named {
+    host: String,
+}
+
+/// An operator says that a host is off.
+async fn confirm_fence(
+    State(deployment): State<Arc<Deployment>>,
+    Query(named): Query<Named>,
+) -> Response {
+    let done = match &deployment.fencing {
+        Some(fencing) => fencing.confirm(&named.host),
+        None => Err("all seats are on this host".to_owned()),
+    };
+    match done {
+        Ok(()) => Json(serde_json::json!({})).into_response(),
+        Err(why) => (StatusCode::CONFLICT, why).into_response(),
+    }
+}
+
 async fn stop(State(deployment): State<Arc<Deployment>>) -> Response {
     deployment.stop.notify_one();
     Json(serde_json::json!({})).into_response()
@@ -180,24 +208,32 @@ impl Deployment {
         let mut first: Option<Snapshot> = None;
         for (handle, store) in self.seats.iter().zip(&self.stores) {
             let snapshot = handle.snapshot().await?;
-            seats.push(self.seat(handle.seat, &snapshot, store).await);
+            seats.push(self.seat(handle.seat, &snapshot, Some(store)).await);
             first.get_or_insert(snapshot);
         }
         let first = first?;
+        for seat in self.config.group.seats() {
+            if self.seats.iter().all(|s| s.seat != seat) {
+                seats.push(self.seat(seat, &first, None).await);
+            }
+        }
+        seats.sort_by_key(|s| s.seat);
         let serving = self
             .clients
             .serving
             .load(std::sync::atomic::Ordering::Relaxed);
         let counters = self.journal.counters();
+        let apart = first.standing != Standing::Serving;
         let mode = match (serving, first.staffed || counters.requests > 0) {
             (true, _) => Mode::Serving,
+            (false, _) if apart && self.config.group.this_host().is_some() => Mode::Apart,
             (false, true) if !first.can_decide => Mode::DetectOnly,
             _ => Mode::Starting,
         };
         Some(Status {
             service: self.config.service.name.clone(),
             mode,
-            engine: "local".into(),
+            engine: self.config.group.engine.name().into(),
             durability: match self.config.store.durability {
                 Durability::Disk => "disk".into(),
                 Durability::Memory => "memory".into(),
@@ -208,15 +244,42 @@ impl Deployment {
             decided: first.agreed.0,
             updates_max: self.config.replication.updates_max as u64,
             gateway: format!("http://{}", self.clients.limits.listen),
-            hosts: vec![HostStatus {
-                name: self.host.0.clone(),
-                accelerator: self.host.1.clone(),
-                agent: self.agent_answers().await,
-            }],
+            standing: format!("{:?}", first.standing).to_lowercase(),
+            hosts: self.hosts(&first).await,
             seats,
             counters,
             last_conviction: self.journal.last_conviction(),
         })
+    }
+
+    /// This host, then the others.
+    async fn hosts(&self, snapshot: &Snapshot) -> Vec<HostStatus> {
+        let group = &self.config.group;
+        let this = group.this_host();
+        let member = |seat: u16| snapshot.view.contains(&SeatId(seat));
+        let mut hosts = vec![HostStatus {
+            name: self.host_name().to_owned(),
+            accelerator: self.host.1.clone(),
+            agent: self.agent_answers().await,
+            here: true,
+            member: this.is_none_or(|host| member(host.seat)),
+            connected: true,
+        }];
+        let others = group.hosts.iter().filter(|h| Some(*h) != this);
+        hosts.extend(others.map(|host| HostStatus {
+            name: host.name.clone(),
+            accelerator: String::new(),
+            agent: false,
+            here: false,
+            member: member(host.seat),
+            connected: self.peers.reaches(SeatId(host.seat)),
+        }));
+        hosts
+    }
+
+    fn host_name(&self) -> &str {
+        let this = self.config.group.this_host();
+        this.map_or(&self.host.0, |host| &host.name)
     }
 
     async fn agent_answers(&self) -> bool {
@@ -224,11 +287,18 @@ impl Deployment {
         self.agent.call_now(USAGE_LIMIT, call).await.is_some()
     }
 
-    async fn seat(&self, seat: SeatId, snapshot: &Snapshot, store: &Arc<Store>) -> SeatStatus {
+    /// `store` is none for a seat on another host.
+    async fn seat(
+        &self,
+        seat: SeatId,
+        snapshot: &Snapshot,
+        store: Option<&Arc<Store>>,
+    ) -> SeatStatus {
         let mut replicas = Vec::new();
         for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
             let usage = match view.state {
                 ReplicaState::Quarantined | ReplicaState::Lost | ReplicaState::Destroyed => None,
+                _ if store.is_none() => None,
                 _ => self.usage(&view.replica.to_string()).await,
             };
             replicas.push(ReplicaStatus {
@@ -242,11 +312,17 @@ impl Deployment {
                 memory_kib: usage.map(|(_, memory)| memory),
             });
         }
+        let mut hosts = self.config.group.hosts.iter();
+        let host = hosts.find(|h| h.seat == seat.0);
         SeatStatus {
             seat: seat.0,
-            host: self.host.0.clone(),
+            host: host.map_or(self.host_name(), |h| &h.name).to_owned(),
             replicas,
-            disk: self.disk(store).await,
+            here: store.is_some(),
+            disk: match store {
+                Some(store) => self.disk(store).await,
+                None => DiskStatus::default(),
+            },
         }
     }
 

@@ -1,5 +1,9 @@
 //! `spare.toml`. `docs/configuration.md` explains each key.
 
+mod hosts;
+
+pub(crate) use hosts::{Engine, Fencing, Group, Host, Peers};
+
 use serde::Deserialize;
 use spare_core::Micros;
 use spare_protocol::SeatId;
@@ -7,8 +11,6 @@ use spare_settings::SettingsError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// From asking another manager for bytes until it is asked again.
-const FETCH_TIMEOUT: Micros = Micros(500_000);
 /// A recovery builds a replica, waits for a checkpoint, and may have to build a second time.
 const RECOVERY_BUILDS: u64 = 3;
 /// Requests in one multicast message.
@@ -27,6 +29,8 @@ const SYNC_DELAY_MS_MAX: u64 = 1000;
 pub(crate) struct Config {
     pub(crate) service: Service,
     pub(crate) group: Group,
+    pub(crate) peers: Option<Peers>,
+    pub(crate) fencing: Option<Fencing>,
     #[serde(default)]
     pub(crate) gateway: Gateway,
     #[serde(default)]
@@ -51,23 +55,6 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
-}
-
-/// The group engines.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Engine {
-    /// All seats on this host, in this process.
-    Local,
-}
-
-/// The group of replica managers.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Group {
-    pub(crate) engine: Engine,
-    /// f.
-    pub(crate) faults: u16,
 }
 
 /// Where clients connect, and what one client may take.
@@ -308,7 +295,7 @@ impl Config {
         let ms = Micros::from_ms;
         spare_core::Config {
             me,
-            seats: (0..=self.group.faults).map(SeatId).collect(),
+            seats: self.group.seats(),
             faults: self.group.faults,
             durable: self.store.durability == Durability::Disk,
             updates_max: r.updates_max,
@@ -319,7 +306,7 @@ impl Config {
             delivery_timeout: (ms(r.delivery_timeout_ms), ms(r.delivery_timeout_max_ms)),
             abort_timeout: ms(r.abort_timeout_ms),
             help_timeout: ms(r.help_timeout_ms),
-            fetch_timeout: FETCH_TIMEOUT,
+            fetch_timeout: self.group.fetch_timeout(),
             apply_timeout: ms(r.apply_timeout_ms),
             build_timeout: ms(r.build_timeout_ms),
             recovery_timeout: ms(r.build_timeout_ms).times(RECOVERY_BUILDS),
@@ -344,12 +331,9 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.group.faults > 8 {
-            return Err(format!(
-                "group.faults: {} faulty replicas would need {} hosts' worth of replicas; write 8 or less",
-                self.group.faults,
-                self.group.faults + 1
-            ));
+        self.group.check(self.peers.as_ref())?;
+        if let Some(fencing) = &self.fencing {
+            fencing.check(&self.group)?;
         }
         let r = &self.replication;
         if r.delivery_timeout_ms < r.vote_timeout_ms {
@@ -380,7 +364,9 @@ impl Config {
                 return Err(format!("replication.{name}"));
             }
         }
-        self.core(SeatId(0)).check().map_err(|e| e.to_string())?;
+        self.core(self.group.voice())
+            .check()
+            .map_err(|e| e.to_string())?;
         let g = &self.gateway;
         let zero = [
             ("gateway.requests_max", g.requests_max as u64),
@@ -432,6 +418,77 @@ mod tests {
     #[test]
     fn the_smallest_configuration_is_complete() {
         assert_eq!(parse(""), Ok(()));
+    }
+
+    fn several(group: &str, more: &str) -> Result<(), String> {
+        let text = format!(
+            "[service]\nname = \"a\"\nimage = \"a\"\n[group]\nengine = \"corosync\"\nfaults = 1\n{group}\n{more}\n"
+        );
+        let config: Config =
+            spare_settings::parse(Path::new("spare.toml"), &text).map_err(|e| e.to_string())?;
+        config.check()
+    }
+
+    const PEERS: &str = "[peers]\ncertificate = \"c\"\nkey = \"k\"\nauthority = \"a\"\n";
+    const TWO: &str = "hosts = [{ name = \"h1\", seat = 0, address = \"10.0.0.1:7400\" }, \
+                       { name = \"h2\", seat = 1, address = \"10.0.0.2:7400\" }]";
+
+    #[test]
+    fn several_hosts_are_named_each_with_its_seat_and_address() {
+        assert_eq!(several(&format!("host = \"h2\"\n{TWO}"), PEERS), Ok(()));
+        for (group, more, named) in [
+            (format!("host = \"h3\"\n{TWO}"), PEERS, "h3"),
+            (TWO.to_owned(), PEERS, "group.host"),
+            (format!("host = \"h1\"\n{TWO}"), "", "[peers]"),
+            ("host = \"h1\"".to_owned(), PEERS, "f + 1"),
+            (
+                format!("host = \"h1\"\n{}", TWO.replace("h2", "h1")),
+                PEERS,
+                "two hosts are named",
+            ),
+            (
+                format!("host = \"h1\"\n{}", TWO.replace("seat = 1", "seat = 0")),
+                PEERS,
+                "seat 0",
+            ),
+            (
+                format!("host = \"h1\"\n{}", TWO.replace("0.2:", "0.1:")),
+                PEERS,
+                "address",
+            ),
+            (
+                format!("host = \"h1\"\n{}", TWO.replace("h2", "H_2")),
+                PEERS,
+                "H_2",
+            ),
+        ] {
+            let problem = several(&group, more).expect_err(named);
+            assert!(problem.contains(named), "{problem}");
+        }
+    }
+
+    #[test]
+    fn fencing_is_told_about_hosts_that_there_are() {
+        let group = format!("host = \"h1\"\n{TWO}");
+        let fencing = |more: &str| {
+            let text = format!("{PEERS}[fencing]\nagent = \"fence_xvm\"\ndelay_ms = 500\n{more}");
+            several(&group, &text)
+        };
+        assert_eq!(fencing("hosts.h2 = { port = \"h2\" }"), Ok(()));
+        for (more, named) in [
+            ("hosts.h3 = { port = \"h3\" }", "h3"),
+            ("parameters = { action = \"on\" }", "action"),
+            ("timeout_s = 0", "timeout_s"),
+        ] {
+            let problem = fencing(more).expect_err(named);
+            assert!(problem.contains(named), "{problem}");
+        }
+    }
+
+    #[test]
+    fn keys_of_several_hosts_are_refused_where_all_seats_are_on_one() {
+        let problem = parse(PEERS).expect_err("unused");
+        assert!(problem.contains("engine = \"corosync\""), "{problem}");
     }
 
     #[test]

@@ -4,25 +4,26 @@
 //! its store knows, and destroys all others. What it does not remember (`durability = "memory"`) it
 //! destroys as well, at its end and at its start.
 
+mod catch_up;
+mod seats;
+
 use crate::admin::{self, Deployment};
-use crate::agent_link::{self, AgentLink};
-use crate::config::{Config, Durability, Engine};
+use crate::agent_link;
+use crate::config::{Config, Durability};
+use crate::fencing::Fencing;
 use crate::gateway::{self, Clients, Pending};
-use crate::guest::{self, GuestChannel};
-use crate::journal::{unix_us, Journal};
-use crate::kept::{self, KeptList};
+use crate::journal::Journal;
 use crate::normalise::Normaliser;
-use crate::record::Recorder;
-use crate::seat::{Memory, Queues, Seat, SeatHandle, Shared, SnapshotRule, Verify};
-use crate::stores::{self, SeatStore};
+use crate::peers::{LocalSeat, Network, Peers};
+use crate::seat::{Queues, SeatHandle, Shared, SnapshotRule};
+use crate::stores;
 use anyhow::{Context, Result};
+use seats::{destroy_others, Start};
 use spare_agent_client as agent;
-use spare_core::{Core, KeptReplica, Resume};
-use spare_group::local::local_group;
 use spare_protocol::admin::EventKind;
-use spare_protocol::{Position, ReplicaId, SeatId};
-use spare_store::{Resumed, Store};
-use std::collections::{BTreeMap, BTreeSet};
+use spare_protocol::Position;
+use spare_store::Store;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -31,8 +32,6 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, Notify, Semaphore};
 use tokio::task::JoinSet;
 
-/// The seat whose manager speaks for all where all know the same, and whose gateway clients use.
-const VOICE: SeatId = SeatId(0);
 /// At its end the manager waits so long for the requests that are under way.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// … and so long until all seats know that all have everything.
@@ -49,17 +48,27 @@ enum End {
     Signal(&'static str),
     /// It cannot go on.
     Failed(String),
+    /// The others' logs begin after this position, and this host's ends before.
+    Behind(Position),
 }
 
-/// A replica that was there before, attached to.
-type Attached = (ReplicaId, Position, GuestChannel);
+/// What is to be done when the manager has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// It begins anew, in a new process: with a snapshot of another host.
+    Again,
+}
 
 /// Runs the replica manager until it is told to stop.
-pub(crate) async fn run(config: Config) -> Result<()> {
+pub(crate) async fn run(config: Config) -> Result<Next> {
     // Whatever can be wrong with the surroundings is found out before the first VM is created.
     let normaliser = Arc::new(Normaliser::new(&config.normalise)?);
     warn_of_memory(&config);
     let listener = bind_gateway(&config).await?;
+    let network = Network::open(&config).await?;
+    let voice = config.group.voice();
     let admin_listener = bind_admin(&config.admin.socket)?;
     let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
     let host = agent.call(|agent| async move { agent.host().await }).await;
@@ -77,11 +86,14 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let content = content
         .await
         .map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
-    let opening = config.clone();
-    let open = move || stores::open(&opening, stores::image_id(&content));
-    let stores = tokio::task::spawn_blocking(open).await??;
+    let image = stores::image_id(&content);
+    let stores = catch_up::open(&config, image, network.as_ref()).await?;
 
-    let journal = Arc::new(Journal::new(VOICE, stores::evidence_folder(&config, VOICE)));
+    let journal = Arc::new(Journal::new(
+        voice,
+        config.group.seats_here(),
+        stores::evidence_folder(&config, voice),
+    ));
     for remark in stores.remarks {
         journal.event(EventKind::Alarm, None, remark);
     }
@@ -89,6 +101,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let last_number = numbers.map(|n| n.number).max().unwrap_or(0);
     let (fatal, failures) = mpsc::unbounded_channel();
     let shared = Shared {
+        voice,
+        several_hosts: network.is_some(),
         image: config.service.image.clone(),
         agent: agent.clone(),
         journal: Arc::clone(&journal),
@@ -101,21 +115,35 @@ pub(crate) async fn run(config: Config) -> Result<()> {
             bytes: config.store.snapshot_mib << 20,
             records: config.store.snapshot_requests,
         },
-        started: Instant::now(),
     };
-    let queues: Vec<Queues> = (0..=config.group.faults)
-        .map(|seat| Queues::new(SeatId(seat)))
-        .collect();
+    let here = config.group.seats_here();
+    let queues: Vec<Queues> = here.into_iter().map(Queues::new).collect();
     let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     let mut tasks = JoinSet::new();
     tasks.spawn(watch.run(seats.clone(), Arc::clone(&journal)));
+    let (behind, lags) = mpsc::unbounded_channel();
+    let speaker = seats.iter().find(|s| s.seat == voice);
+    let speaker = speaker.context("no seat is on this host")?;
+    let peers = match network {
+        Some(network) => {
+            let store = stores.seats.first().context("this host has no store")?;
+            let local = LocalSeat {
+                inputs: speaker.inputs.clone(),
+                behind,
+                store: Arc::clone(&store.store),
+            };
+            network.start(local, &mut tasks)?
+        }
+        None => Peers::here(&seats),
+    };
+    let peers = Arc::new(peers);
     // Until the group serves clients get 503, and operators learn why.
     let clients = Arc::new(Clients {
         limits: config.gateway.clone(),
         rules: config.requests.clone(),
-        seat: VOICE,
+        seat: voice,
         pending: Arc::clone(&shared.pending),
-        inputs: seats[usize::from(VOICE.0)].inputs.clone(),
+        inputs: speaker.inputs.clone(),
         serving: Arc::clone(&shared.serving),
         in_flight: Semaphore::new(config.gateway.requests_max),
     });
@@ -124,14 +152,30 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         .map(|s| Arc::clone(&s.store))
         .collect();
     let durable = config.store.durability == Durability::Disk;
-    match config.group.engine {
-        Engine::Local => start_seats(&config, stores.seats, queues, &shared, &mut tasks).await?,
+    let start = Start {
+        config: &config,
+        stores: stores.seats,
+        queues,
+        peers: Arc::clone(&peers),
+        shared: &shared,
+    };
+    let guard = seats::start(start, &mut tasks).await?;
+    let fencing = guard.map(|guard| {
+        let hosts = config.group.hosts.clone();
+        let settings = config.fencing.as_ref();
+        Arc::new(Fencing::new(guard, hosts, settings, Arc::clone(&journal)))
+    });
+    if let Some(fencing) = &fencing {
+        tasks.spawn(Arc::clone(fencing).run());
     }
     let stop = Arc::new(Notify::new());
     let admin_socket = config.admin.socket.clone();
+    let store_directory = config.store.directory.clone();
     let deployment = Arc::new(Deployment {
         config,
         seats: seats.clone(),
+        peers,
+        fencing,
         stores: all_stores.clone(),
         journal,
         clients,
@@ -146,14 +190,19 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     });
 
-    let end = wait_for_end(&stop, failures, &mut tasks).await?;
+    let lagging = Lagging {
+        told: lags,
+        store: all_stores.first().filter(|_| durable).map(Arc::clone),
+    };
+    let end = wait_for_end(&stop, failures, lagging, &mut tasks).await?;
     let why = match &end {
         End::Stopped => "an operator asked for it",
         End::Signal(name) => name,
         End::Failed(why) => why,
+        End::Behind(_) => "it needs a snapshot of another host, and begins anew with it",
     };
     tracing::info!("stopping: {why}");
-    if !matches!(end, End::Failed(_)) {
+    if !matches!(end, End::Failed(_) | End::Behind(_)) {
         drain(&shared, &seats).await;
     }
     shared.close_gateway();
@@ -170,10 +219,15 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         End::Failed(why) => anyhow::bail!("{why}"),
         End::Signal(_) if durable => {
             tracing::info!("replicas stay as they are; the next run takes them up");
-            Ok(())
+            Ok(Next::Nothing)
+        }
+        End::Behind(after) => {
+            stores::note_behind(&store_directory, after)?;
+            Ok(Next::Again)
         }
         _ => destroy_others(&agent, &BTreeSet::new())
             .await
+            .map(|()| Next::Nothing)
             .context("replicas cannot be removed"),
     }
 }
@@ -192,151 +246,6 @@ fn warn_of_memory(config: &Config) {
             config.store.sync_delay_ms
         );
     }
-}
-
-async fn start_seats(
-    config: &Config,
-    stores: Vec<SeatStore>,
-    queues: Vec<Queues>,
-    shared: &Shared,
-    tasks: &mut JoinSet<()>,
-) -> Result<()> {
-    let handles: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
-    let known = known_replicas(config, &stores);
-    let mut attached = attach(shared, &handles, &known).await?;
-    let size = config.group.faults + 1;
-    // Greater than every ring's before: of those whose view is on disk for certain, of others unless the
-    // clock was set back, and those nothing refers to.
-    let last = stores.iter().map(|s| s.resumed.view.id.ring).max();
-    let now = u64::try_from(unix_us()).unwrap_or(0);
-    let ring = now.max(last.unwrap_or(0).saturating_add(1));
-    let groups = local_group(size, ring);
-    for ((group, queues), store) in groups.into_iter().zip(queues).zip(stores) {
-        let me = queues.handle.seat;
-        let mut mine: Vec<Attached> = Vec::new();
-        mine.extend(attached.extract_if(.., |(r, ..)| r.seat == me));
-        let clean = |r: &ReplicaId| known.get(r).copied().unwrap_or(false);
-        let kept = mine.iter().map(|(replica, position, _)| KeptReplica {
-            replica: *replica,
-            position: *position,
-            clean: clean(replica),
-        });
-        let resume = resume(&store.resumed, kept.collect());
-        let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
-        // Replicas that went on were compared at their last checkpoint; all others come from the disk.
-        let verify = match mine.is_empty() && resume.last.is_some() && me == VOICE {
-            true => Verify::Wanted,
-            false => Verify::Done,
-        };
-        let memory = memory(config, me, store, &list, verify)?;
-        let core = Core::new(config.core(me), resume)?;
-        let peers = handles.clone();
-        let seat = Seat::new(core, group, queues, peers, memory, mine, shared.clone());
-        tasks.spawn(seat.run());
-    }
-    Ok(())
-}
-
-/// The replicas that earlier runs had in service, and whether they are clean.
-fn known_replicas(config: &Config, stores: &[SeatStore]) -> BTreeMap<ReplicaId, bool> {
-    if config.store.durability == Durability::Memory {
-        return BTreeMap::new();
-    }
-    stores.iter().flat_map(|s| kept::read(&s.folder)).collect()
-}
-
-fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
-    Resume {
-        view: resumed.view.clone(),
-        last: resumed.last.clone(),
-        safe: resumed.safe,
-        keys: resumed.keys.clone(),
-        numbers: resumed.numbers.clone(),
-        generation: resumed.generation,
-        kept,
-    }
-}
-
-fn memory(
-    config: &Config,
-    me: SeatId,
-    opened: SeatStore,
-    kept: &BTreeMap<ReplicaId, bool>,
-    verify: Verify,
-) -> Result<Memory> {
-    let SeatStore {
-        store,
-        resumed,
-        folder,
-        progress,
-        news,
-    } = opened;
-    let list = KeptList::begin(&folder, kept)
-        .with_context(|| format!("cannot write into {}", folder.display()))?;
-    let record = config.store.record.as_ref().filter(|_| me == VOICE);
-    let fresh = config.store.durability == Durability::Memory;
-    let recorder = record
-        .map(|path| Recorder::open(path, fresh, &store, resumed.safe))
-        .transpose()?;
-    Ok(Memory {
-        snapshot: resumed.snapshots.last().copied().unwrap_or_default(),
-        log_bytes: store.disk_use().log,
-        view: resumed.view.id,
-        verify,
-        kept: list,
-        recorder,
-        store,
-        progress,
-        news,
-    })
-}
-
-/// Attaches to the replicas of earlier runs that are `known`; all others are destroyed.
-async fn attach(
-    shared: &Shared,
-    seats: &[SeatHandle],
-    known: &BTreeMap<ReplicaId, bool>,
-) -> Result<Vec<Attached>> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
-    let listed = shared.agent.call(|agent| async move { agent.list().await });
-    let mut attempts = JoinSet::new();
-    for (name, state) in listed.await.map_err(explain)? {
-        let Ok(replica) = name.parse::<ReplicaId>() else {
-            continue;
-        };
-        let seat = seats.iter().find(|s| s.seat == replica.seat);
-        let (Some(seat), true) = (seat, known.contains_key(&replica) && state != "stopped") else {
-            continue;
-        };
-        let (agent, normaliser) = (shared.agent.clone(), Arc::clone(&shared.normaliser));
-        let inputs = seat.inputs.clone();
-        attempts.spawn(async move {
-            let done = guest::attach(&agent, replica, &normaliser, &inputs).await;
-            (replica, done)
-        });
-    }
-    let mut attached = Vec::new();
-    while let Some(attempt) = attempts.join_next().await {
-        match attempt? {
-            (replica, Ok((channel, position))) => {
-                tracing::info!(
-                    "replica {replica} is there since an earlier run, at position {position}"
-                );
-                attached.push((replica, position, channel));
-            }
-            (replica, Err(error)) => {
-                let text = format!(
-                    "replica {replica} of an earlier run cannot be taken up ({error:#}); it is destroyed"
-                );
-                shared.journal.event(EventKind::Alarm, Some(replica), text);
-            }
-        }
-    }
-    let kept: BTreeSet<String> = attached.iter().map(|(r, ..)| r.to_string()).collect();
-    destroy_others(&shared.agent, &kept)
-        .await
-        .context("replicas of an earlier run cannot be removed")?;
-    Ok(attached)
 }
 
 /// No more requests are taken; those under way are answered, and all seats learn that all have
@@ -388,23 +297,35 @@ fn bind_admin(socket: &Path) -> Result<UnixListener> {
     })
 }
 
-/// Destroys every VM of the service but these.
-async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -> Result<()> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
-    let listed = agent.call(|agent| async move { agent.list().await });
-    for (replica, _) in listed.await.map_err(explain)? {
-        if !kept.contains(&replica) {
-            let replica = &replica;
-            let done = agent.call(|agent| async move { agent.destroy(replica).await });
-            done.await.map_err(explain)?;
+/// Finds out whether this host needs a snapshot.
+struct Lagging {
+    /// Where other hosts' logs begin.
+    told: mpsc::UnboundedReceiver<Position>,
+    /// None if nothing of it would survive.
+    store: Option<Arc<Store>>,
+}
+
+impl Lagging {
+    /// Returns where another host's log begins, once that is after the end of this host's.
+    async fn noticed(&mut self) -> Position {
+        while let Some(after) = self.told.recv().await {
+            match &self.store {
+                Some(store) if store.last() < after => return after,
+                Some(_) => {}
+                None => tracing::error!(
+                    "the others' logs begin after {after}, and with store.durability = \"memory\" a host cannot \
+                     take over a snapshot: stop all managers"
+                ),
+            }
         }
+        std::future::pending().await
     }
-    Ok(())
 }
 
 async fn wait_for_end(
     stop: &Notify,
     mut failures: mpsc::UnboundedReceiver<String>,
+    mut lagging: Lagging,
     tasks: &mut JoinSet<()>,
 ) -> Result<End> {
     use tokio::signal::unix::{signal, SignalKind};
@@ -416,6 +337,7 @@ async fn wait_for_end(
             _ = terminate.recv() => return Ok(End::Signal("SIGTERM")),
             _ = interrupt.recv() => return Ok(End::Signal("SIGINT")),
             Some(why) = failures.recv() => return Ok(End::Failed(why)),
+            after = lagging.noticed() => return Ok(End::Behind(after)),
             Some(ended) = tasks.join_next() => {
                 if let Err(error) = ended {
                     return Ok(End::Failed(format!("a part of the replica manager failed: {error}")));

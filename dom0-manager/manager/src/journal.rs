@@ -31,6 +31,8 @@ pub(crate) struct Journal {
     changed: Notify,
     evidence_folder: PathBuf,
     voice: SeatId,
+    /// The seats on this host.
+    here: Vec<SeatId>,
 }
 
 #[derive(Default)]
@@ -50,9 +52,9 @@ pub(crate) fn unix_us() -> i64 {
 }
 
 impl Journal {
-    /// A journal that records what all notice alike from seat `voice`. It goes on with the last conviction
-    /// that earlier runs left in `evidence_folder`.
-    pub(crate) fn new(voice: SeatId, evidence_folder: PathBuf) -> Journal {
+    /// A journal of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
+    /// with the last conviction that earlier runs left in `evidence_folder`.
+    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, evidence_folder: PathBuf) -> Journal {
         let inner = Inner {
             last_conviction: evidence::newest(&evidence_folder),
             ..Inner::default()
@@ -62,6 +64,7 @@ impl Journal {
             changed: Notify::new(),
             evidence_folder,
             voice,
+            here,
         }
     }
 
@@ -183,8 +186,8 @@ impl Journal {
         (why, (!evidence.votes.is_empty()).then_some(folder))
     }
 
-    /// A conviction is told by the convicted replica's own manager, which alone has the wrong bytes;
-    /// every manager adds the evidence it has.
+    /// A conviction is told by the convicted replica's own seat, which alone has the wrong bytes, or, if that is
+    /// on another host, by the voice of this one; every seat adds the evidence it has.
     fn convicted(
         &self,
         seat: SeatId,
@@ -197,7 +200,11 @@ impl Journal {
             .evidence_folder
             .join(format!("{replica}-at-{position}"));
         let shown = !evidence.votes.is_empty();
-        if replica.seat != seat {
+        let teller = match self.here.contains(&replica.seat) {
+            true => replica.seat,
+            false => self.voice,
+        };
+        if seat != teller {
             if shown {
                 evidence::keep(folder, replica, evidence, None);
             }

@@ -3,20 +3,25 @@
 
 mod admin;
 mod agent_link;
+mod clock;
 mod config;
 mod daemon;
 pub mod decoders;
 mod evidence;
+mod fencing;
 mod gateway;
 mod guest;
 mod journal;
 mod kept;
 mod normalise;
+mod peers;
 mod record;
 mod seat;
 mod slow_disk;
 mod stores;
 mod timeline;
+
+pub use daemon::Next;
 
 use spare_protocol::{Hash, Position};
 use std::path::Path;
@@ -44,7 +49,7 @@ pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<H
 ///
 /// # Errors
 /// When the configuration or its surroundings are not in order, or the manager cannot go on.
-pub fn run(path: &Path) -> anyhow::Result<()> {
+pub fn run(path: &Path) -> anyhow::Result<Next> {
     let config = read(path)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

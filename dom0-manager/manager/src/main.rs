@@ -1,9 +1,12 @@
 //! `spare-manager`: see the crate's documentation, and `spare-manager --help`.
 
+use anyhow::Context;
 use clap::Parser;
 use mimalloc::MiMalloc;
+use spare_manager::Next;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// Messages are many and small, and freed in the order of their arrival.
 #[global_allocator]
@@ -58,5 +61,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    spare_manager::run(&arguments.config)
+    match spare_manager::run(&arguments.config)? {
+        Next::Nothing => Ok(()),
+        // A new process has nothing of this one open.
+        Next::Again => {
+            let program = std::env::current_exe()?;
+            let failed = Command::new(program)
+                .args(std::env::args_os().skip(1))
+                .exec();
+            Err(failed).context("the replica manager cannot begin anew")
+        }
+    }
 }

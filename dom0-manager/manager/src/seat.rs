@@ -2,48 +2,55 @@
 //! and everything the core wants done is started here, so nothing in the core locks (DESIGN §3.1).
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
+mod handle;
+mod log;
 mod memory;
 mod replicas;
 
+pub(crate) use handle::{Queues, SeatHandle, Snapshot};
+
 use crate::agent_link::AgentLink;
+use crate::clock;
 use crate::gateway::{Answer, Pending};
 use crate::guest::GuestChannel;
 use crate::journal::{unix_us, Journal};
 use crate::kept::KeptList;
 use crate::normalise::Normaliser;
+use crate::peers::Peers;
 use crate::record::Recorder;
-use anyhow::{bail, Result};
 use bytes::Bytes;
 use replicas::{merged, prioritise};
-use spare_core::{Core, DecidedRequest, Input, Micros, Notice, Now, Output, ViewId};
-use spare_group::local::LocalGroup;
+use spare_core::{Core, Input, Micros, Notice, Now, Output, Refusal, Standing, ViewId};
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
-use spare_protocol::channel::{Outcome, ToGuest};
-use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage};
+use spare_protocol::channel::ToGuest;
+use spare_protocol::group::{Envelope, GroupMessage, LossReason};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use spare_store::{ConvictionNote, Event, ReplicaNote, Store};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, Notify};
 
 /// Inputs handled before what was held back is flushed and other sources are looked at again.
 const BATCH_MAX: usize = 256;
-/// Records in one message to another manager, and about so many bytes of them.
-const LOG_RECORDS_MAX: usize = 64;
+/// Bytes of records that are read at once from the own log.
 const LOG_BYTES_MAX: usize = 16 << 20;
-/// What a record takes in the log beside its request, reply and update.
-const RECORD_BYTES: usize = 200;
 
+/// The core is told of a longer lease when it is longer by this.
+const LEASE_STEP: Micros = Micros(50_000);
 /// The niceness of an active's VM: behind everything in Dom0, which all replicas depend on.
 const ACTIVE_NICE: i32 = 5;
 
 /// What one seat shares with the rest of the daemon.
 #[derive(Clone)]
 pub(crate) struct Shared {
+    /// The seat that speaks for all on this host.
+    pub(crate) voice: SeatId,
+    /// Other seats are on other hosts.
+    pub(crate) several_hosts: bool,
     pub(crate) image: String,
     pub(crate) agent: AgentLink,
     pub(crate) journal: Arc<Journal>,
@@ -55,7 +62,6 @@ pub(crate) struct Shared {
     /// Takes the reason why the manager cannot go on.
     pub(crate) fatal: mpsc::UnboundedSender<String>,
     pub(crate) snapshots: SnapshotRule,
-    pub(crate) started: Instant,
 }
 
 /// When a snapshot is due.
@@ -98,85 +104,15 @@ pub(crate) struct Memory {
     pub(crate) verify: Verify,
 }
 
-/// A question to a seat.
-enum Query {
-    Snapshot(oneshot::Sender<Snapshot>),
-    /// A snapshot of what is agreed now, on disk.
-    Stored(oneshot::Sender<Result<Position, String>>),
-}
-
-/// What a seat tells about itself.
-#[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) epoch: u64,
-    pub(crate) ordered: Position,
-    pub(crate) agreed: Position,
-    pub(crate) staffed: bool,
-    pub(crate) can_decide: bool,
-    pub(crate) replicas: Vec<spare_core::replica::ReplicaView>,
-    /// Every seat has everything up to here, and it is on disk here that it does.
-    pub(crate) safe: Position,
-}
-
-/// The ends of a seat's queues that others hold.
-#[derive(Clone)]
-pub(crate) struct SeatHandle {
-    pub(crate) seat: SeatId,
-    pub(crate) inputs: mpsc::Sender<Input>,
-    queries: mpsc::Sender<Query>,
-}
-
-impl SeatHandle {
-    /// What the seat tells about itself; `None` when its task has ended.
-    pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
-        let (sender, receiver) = oneshot::channel();
-        self.queries.send(Query::Snapshot(sender)).await.ok()?;
-        receiver.await.ok()
-    }
-
-    /// Has the agreed state of now written to disk as a snapshot; returns its position.
-    pub(crate) async fn store_snapshot(&self) -> Result<Position> {
-        let (sender, receiver) = oneshot::channel();
-        self.queries.send(Query::Stored(sender)).await?;
-        match receiver.await? {
-            Ok(position) => Ok(position),
-            Err(why) => bail!(why),
-        }
-    }
-}
-
-/// The queues of one seat, before its task runs.
-pub(crate) struct Queues {
-    pub(crate) handle: SeatHandle,
-    inputs: mpsc::Receiver<Input>,
-    queries: mpsc::Receiver<Query>,
-}
-
-impl Queues {
-    pub(crate) fn new(seat: SeatId) -> Queues {
-        let (inputs, received) = mpsc::channel(4096);
-        let (queries, asked) = mpsc::channel(16);
-        Queues {
-            handle: SeatHandle {
-                seat,
-                inputs,
-                queries,
-            },
-            inputs: received,
-            queries: asked,
-        }
-    }
-}
-
 /// A seat's task.
-pub(crate) struct Seat {
+pub(crate) struct Seat<G> {
     me: SeatId,
     core: Core,
     /// Empty; kept for its memory.
     outputs: Vec<Output>,
-    group: LocalGroup,
+    group: G,
     queues: Queues,
-    peers: Vec<SeatHandle>,
+    peers: Arc<Peers>,
     /// Channels of new VMs, as they are opened.
     opened: mpsc::Receiver<(ReplicaId, UnixStream)>,
     opened_sender: mpsc::Sender<(ReplicaId, UnixStream)>,
@@ -202,20 +138,22 @@ pub(crate) struct Seat {
     /// The store has failed: nothing more is promised.
     stepped_aside: bool,
     served: bool,
+    /// Until when the core may act alone, as it was told last.
+    lease: Option<Micros>,
     shared: Shared,
 }
 
-impl Seat {
+impl<G: GroupChannel> Seat<G> {
     /// `kept` are the replicas that ran before this manager, with the positions of their states.
     pub(crate) fn new(
         core: Core,
-        group: LocalGroup,
+        group: G,
         queues: Queues,
-        peers: Vec<SeatHandle>,
+        peers: Arc<Peers>,
         memory: Memory,
         kept: Vec<(ReplicaId, Position, GuestChannel)>,
         shared: Shared,
-    ) -> Seat {
+    ) -> Seat<G> {
         let (opened_sender, opened) = mpsc::channel(16);
         let kept_at = kept.iter().map(|(r, p, _)| (*r, *p)).collect();
         let progress = memory.store.progress();
@@ -242,6 +180,7 @@ impl Seat {
             stepped_aside: false,
             memory,
             served: false,
+            lease: None,
             shared,
         }
     }
@@ -254,7 +193,7 @@ impl Seat {
             tokio::select! {
                 delivery = self.group.receive() => match delivery {
                     Ok(delivery) => self.delivered(delivery),
-                    Err(_) => return,
+                    Err(_) => return self.group_ended(),
                 },
                 Some(input) = self.queues.inputs.recv() => self.input(input),
                 Some((replica, stream)) = self.opened.recv() => self.opened(replica, stream),
@@ -262,12 +201,26 @@ impl Seat {
                 Some(event) = self.memory.news.recv() => self.news(event),
                 () = progress.notified() => self.progress(),
                 () = until(self.safe_due) => self.hand_over_safe(),
-                () = sleep_until(self.shared.started, deadline) => self.step(Input::Tick),
+                () = clock::sleep_until(deadline) => self.step(Input::Tick),
             }
             self.drain();
             self.step(Input::Flush);
             self.flush_record();
             self.update_mode();
+        }
+    }
+
+    /// The engine is gone. Replicas stay for the next run.
+    fn group_ended(&self) {
+        if !self.shared.ending.load(Ordering::SeqCst) {
+            self.shared.close_gateway();
+            let why = self.group.closed_because();
+            let why = why.unwrap_or_else(|| "its engine ended".to_owned());
+            // The daemon may be ending already.
+            let _ = self
+                .shared
+                .fatal
+                .send(format!("the group is closed: {why}"));
         }
     }
 
@@ -297,13 +250,15 @@ impl Seat {
             staffed: self.core.is_staffed(),
             can_decide: self.core.can_decide(),
             replicas: self.core.replicas(),
+            standing: self.core.standing(),
+            view: self.core.view(),
             safe: self.memory.store.progress().safe,
         }
     }
 
     /// The gateway serves from when every seat has its active, and while f+1 replicas can vote.
     fn update_mode(&mut self) {
-        if self.me != SeatId(0) {
+        if self.me != self.shared.voice {
             return;
         }
         if !self.served && self.core.is_staffed() && self.is_verified() {
@@ -317,7 +272,12 @@ impl Seat {
         let serving = self.served && self.core.can_decide();
         let before = self.shared.serving.swap(serving, Ordering::Relaxed);
         if before && !serving {
-            let text = "fewer than f + 1 replicas can vote: clients get 503 until replicas return";
+            let text = match self.core.standing() {
+                Standing::Serving => {
+                    "fewer than f + 1 replicas can vote: clients get 503 until replicas return"
+                }
+                _ => "this host is not in the primary view any more: its clients get 503",
+            };
             self.shared
                 .journal
                 .event(EventKind::Alarm, None, text.to_owned());
@@ -354,10 +314,13 @@ impl Seat {
     }
 
     fn count(&self, message: &GroupMessage) {
-        if let (GroupMessage::Requests(requests), SeatId(0)) = (message, self.me) {
-            for request in requests {
-                self.shared.journal.ordered(request.class);
+        match message {
+            GroupMessage::Requests(requests) if self.me == self.shared.voice => {
+                for request in requests {
+                    self.shared.journal.ordered(request.class);
+                }
             }
+            _ => {}
         }
     }
 
@@ -380,10 +343,26 @@ impl Seat {
         self.channels.insert(replica, channel);
     }
 
+    /// Tells the core how long it may act alone, before it does.
+    fn renew_lease(&mut self) {
+        let Some(until) = self.group.lease().map(clock::of) else {
+            return;
+        };
+        let told = self.lease.unwrap_or_default();
+        if self.lease.is_none() || until > told.after(LEASE_STEP) {
+            self.lease = Some(until);
+            self.step_now(Input::Lease { until });
+        }
+    }
+
     fn step(&mut self, input: Input) {
-        let elapsed = self.shared.started.elapsed().as_micros();
+        self.renew_lease();
+        self.step_now(input);
+    }
+
+    fn step_now(&mut self, input: Input) {
         let now = Now {
-            monotonic: Micros(u64::try_from(elapsed).unwrap_or(u64::MAX)),
+            monotonic: clock::now(),
             clock_us: unix_us(),
         };
         let mut outputs = std::mem::take(&mut self.outputs);
@@ -400,7 +379,7 @@ impl Seat {
                 // The group is closed only when the daemon ends.
                 let _ = self.group.multicast(Bytes::from(envelope.to_bytes()));
             }
-            Output::SendPeer { to, message } => self.send_peer(to, message),
+            Output::SendPeer { to, message } => self.peers.send(self.me, to, message),
             Output::SendLog { to, after } => {
                 self.send_log(to, after);
             }
@@ -460,8 +439,13 @@ impl Seat {
                 id,
                 position,
                 outcome,
-                ..
+                release_before,
             } => {
+                if !self.may_release(release_before) {
+                    // This host stood still; others may have gone on without it.
+                    let answer = Answer::Refused(Refusal::Interrupted);
+                    return self.shared.pending.answer(id.number, answer);
+                }
                 let answer = Answer::Agreed(position, outcome);
                 self.shared.pending.answer(id.number, answer);
                 self.shared.journal.answered(position);
@@ -474,6 +458,12 @@ impl Seat {
             Output::Decided(decided) => self.decided(decided),
             Output::Notice(notice) => self.notice(notice),
         }
+    }
+
+    /// Whether it is not too late to release a reply.
+    fn may_release(&self, before: Option<Micros>) -> bool {
+        let in_time = |before: Micros| clock::now() < before;
+        before.is_none_or(in_time) || self.group.lease().map(clock::of).is_some_and(in_time)
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -493,6 +483,10 @@ impl Seat {
             }
         }
         match &notice {
+            Notice::Standing {
+                from: Standing::CatchingUp,
+                to: Standing::Serving,
+            } => self.joined(),
             Notice::Scrubbed { roots, .. } => self.compared(roots),
             Notice::CheckpointStable { position, root } => self.stable = Some((*position, *root)),
             Notice::Convicted {
@@ -540,90 +534,11 @@ impl Seat {
             let _ = inputs.send(input).await;
         });
     }
-
-    fn send_peer(&self, to: SeatId, message: PeerMessage) {
-        let from = self.me;
-        if let Some(peer) = self.peers.iter().find(|p| p.seat == to) {
-            let inputs = peer.inputs.clone();
-            tokio::spawn(async move {
-                let _ = inputs.send(Input::Peer { from, message }).await;
-            });
-        }
-    }
-
-    fn decided(&mut self, decided: DecidedRequest) {
-        let reply = match &decided.outcome {
-            Some(Outcome::Reply(reply)) => reply.len(),
-            _ => 0,
-        };
-        let bytes = decided.request.len() + decided.update.len() + reply + RECORD_BYTES;
-        self.grown_bytes += bytes as u64;
-        self.hand_over_safe();
-        let done = self.memory.store.append(&decided);
-        self.keep(done);
-        if let Some(recorder) = &mut self.memory.recorder {
-            recorder.decided(&decided);
-        }
-    }
-
-    /// Looks soon at what is durable, though nothing may have changed.
-    fn progress_soon(&self) {
-        self.memory.progress.notify_one();
-    }
-
-    /// Reads the log for another manager, on a thread of its own.
-    fn send_log(&self, to: SeatId, after: Position) {
-        let from = self.me;
-        let store = Arc::clone(&self.memory.store);
-        let Some(peer) = self.peers.iter().find(|p| p.seat == to) else {
-            return;
-        };
-        let inputs = peer.inputs.clone();
-        tokio::task::spawn_blocking(move || {
-            match store.records_after(after, LOG_RECORDS_MAX, LOG_BYTES_MAX) {
-                Ok(records) if records.is_empty() => {}
-                Ok(records) => {
-                    let message = PeerMessage::Log { records };
-                    // It ends only with the daemon.
-                    let _ = inputs.blocking_send(Input::Peer { from, message });
-                }
-                Err(error) => {
-                    tracing::warn!("seat {to} asks for the log above {after}: {error}");
-                }
-            }
-        });
-    }
-
-    /// Answers a retry with what the first request got.
-    fn answer_again(&self, number: u64, position: Position) {
-        let store = Arc::clone(&self.memory.store);
-        let pending = Arc::clone(&self.shared.pending);
-        tokio::task::spawn_blocking(move || {
-            let answer = match store.kept_reply(position) {
-                Ok(Some(kept)) => Answer::Agreed(position, kept.outcome),
-                Ok(None) => Answer::Forgotten(position),
-                Err(error) => {
-                    tracing::warn!("the reply to request {position} cannot be read: {error}");
-                    Answer::Forgotten(position)
-                }
-            };
-            pending.answer(number, answer);
-        });
-    }
 }
 
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(started: Instant, deadline: Option<Micros>) {
-    match deadline {
-        Some(at) => {
-            tokio::time::sleep_until((started + Duration::from_micros(at.0)).into()).await;
-        }
         None => std::future::pending().await,
     }
 }

@@ -1,11 +1,15 @@
 //! The stores of all local seats: opened together, and put right from each other where one of them is
-//! damaged or gone.
+//! damaged or gone. Where this host has one seat only, it is put right from another host (`replace`).
 //!
 //! ```text
 //! DIRECTORY/LOCK            held by the manager that runs
 //! DIRECTORY/seat-N/         a store (docs/store.md), and `kept`
 //! DIRECTORY/seat-N.damaged/ a store that was put aside
 //! ```
+
+mod replace;
+
+pub(crate) use replace::{note_behind, Replacement};
 
 use crate::config::{Config, Durability};
 use crate::slow_disk::SlowFolder;
@@ -47,6 +51,14 @@ pub(crate) struct Stores {
     pub(crate) lock: Flock<File>,
 }
 
+/// What opening the stores came to.
+pub(crate) enum Opened {
+    /// They can be used.
+    Ready(Stores),
+    /// Another host's snapshot has to be fetched first.
+    Replace(Box<Replacement>),
+}
+
 /// What is common to all stores.
 struct Opening<'a> {
     config: &'a Config,
@@ -55,8 +67,9 @@ struct Opening<'a> {
     remarks: Vec<String>,
 }
 
+/// The seats whose stores are on this host.
 fn seats(config: &Config) -> impl Iterator<Item = SeatId> {
-    (0..=config.group.faults).map(SeatId)
+    config.group.seats_here().into_iter()
 }
 
 /// The content id of an image, as stores name it.
@@ -108,14 +121,14 @@ fn take_directory(directory: &Path) -> Result<Flock<File>> {
 ///
 /// # Errors
 /// When one of them cannot be used, and not be replaced from another one either.
-pub(crate) fn open(config: &Config, image: Hash) -> Result<Stores> {
+pub(crate) fn open(config: &Config, image: Hash) -> Result<Opened> {
     let directory = &config.store.directory;
     let lock = take_directory(directory)?;
     let durability = match config.store.durability {
         Durability::Disk => spare_store::Durability::Disk,
         Durability::Memory => spare_store::Durability::Memory,
     };
-    let core = config.core(SeatId(0));
+    let core = config.core(config.group.voice());
     let window = KeyWindow {
         lifetime_us: core.key_lifetime_us,
         keys_max: core.keys_max,
@@ -126,12 +139,15 @@ pub(crate) fn open(config: &Config, image: Hash) -> Result<Stores> {
         options: Options::new(durability, image, window),
         remarks: Vec::new(),
     };
+    if config.group.this_host().is_some() {
+        return opening.only_one(lock);
+    }
     let seats = opening.all()?;
-    Ok(Stores {
+    Ok(Opened::Ready(Stores {
         seats,
         remarks: opening.remarks,
         lock,
-    })
+    }))
 }
 
 impl Opening<'_> {
@@ -155,6 +171,29 @@ impl Opening<'_> {
             opened.insert(seat, store);
         }
         Ok(opened.into_values().collect())
+    }
+
+    /// The store of the one seat on this host.
+    fn only_one(mut self, lock: Flock<File>) -> Result<Opened> {
+        let seat = self.config.group.voice();
+        replace::finish(self.directory, seat)?;
+        let store = self.one(seat)?;
+        let durable = self.config.store.durability == Durability::Disk;
+        let found = store.found();
+        if durable && (!found.is_empty() || replace::is_behind(self.directory)) {
+            let resumed = store.resumed;
+            // Closed, so that it can be replaced.
+            drop(store.store);
+            let about = (seat, self.directory, &self.options);
+            let replacement = Replacement::new(about, &resumed, &found, lock)?;
+            return Ok(Opened::Replace(Box::new(replacement)));
+        }
+        self.remarks.extend(found);
+        Ok(Opened::Ready(Stores {
+            seats: vec![store],
+            remarks: self.remarks,
+            lock,
+        }))
     }
 
     fn is_gone(&self, seat: SeatId) -> bool {

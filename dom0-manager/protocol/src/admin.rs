@@ -7,6 +7,7 @@
 //! | `GET /v1/faults` | every [`FaultTimeline`] since the start, bounded in number |
 //! | `POST /v1/scrub` | orders a scrub, waits for it: [`ScrubReport`] |
 //! | `POST /v1/backup` | makes a snapshot of now: the file, not JSON (`docs/store.md`) |
+//! | `POST /v1/fence/confirm?host=H` | an operator says that host H is off: `{}` |
 //! | `POST /v1/stop` | stops the service and destroys its replicas: `{}` |
 
 use serde::{Deserialize, Serialize};
@@ -35,9 +36,12 @@ pub struct Status {
     pub updates_max: u64,
     /// Where clients connect.
     pub gateway: String,
-    /// The machines.
+    /// How the manager that answers stands to the group.
+    #[serde(default)]
+    pub standing: String,
+    /// The machines; the one whose manager answers first.
     pub hosts: Vec<HostStatus>,
-    /// The seats with their replicas.
+    /// The seats with their replicas. Of those on other hosts only what all managers know is told.
     pub seats: Vec<SeatStatus>,
     /// Counts since the start.
     pub counters: Counters,
@@ -55,6 +59,8 @@ pub enum Mode {
     Serving,
     /// Fewer than f+1 replicas can vote: requests get 503 until replicas return.
     DetectOnly,
+    /// The manager that answers is not in the primary view: its clients get 503.
+    Apart,
 }
 
 /// One machine.
@@ -66,6 +72,19 @@ pub struct HostStatus {
     pub accelerator: String,
     /// Whether its agent answers.
     pub agent: bool,
+    /// The manager that answers is on this one; of the others neither accelerator nor agent are known.
+    #[serde(default = "yes")]
+    pub here: bool,
+    /// Its seats are in the primary view.
+    #[serde(default = "yes")]
+    pub member: bool,
+    /// Messages get through to its manager.
+    #[serde(default = "yes")]
+    pub connected: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// One seat.
@@ -77,6 +96,9 @@ pub struct SeatStatus {
     pub host: String,
     /// Its replicas, oldest first.
     pub replicas: Vec<ReplicaStatus>,
+    /// The manager that answers has this seat. Of the others neither positions nor stores are known.
+    #[serde(default = "yes")]
+    pub here: bool,
     /// Its store.
     #[serde(default)]
     pub disk: DiskStatus,
@@ -295,6 +317,8 @@ pub enum EventKind {
     View,
     /// A seat's replicas are being replaced by fresh ones, or were.
     Recovery,
+    /// A host is known to be off.
+    Fenced,
     /// Something needs an operator.
     Alarm,
 }

@@ -22,6 +22,6 @@ pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use segment::{Range, SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
 pub use snapshot::{read_backup, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk};
 pub use store::{
-    ConvictionNote, DiskUse, Durability, Event, KeyWindow, LoadReply, Options, Progress,
+    ConvictionNote, DiskUse, Durability, Event, KeyWindow, LoadReply, Options, Pinned, Progress,
     ReplicaNote, Report, Resumed, Store, SEGMENT_BYTES,
 };

@@ -8,6 +8,10 @@
 //! FOLDER/evidence/       of convictions, written by the manager
 //! ```
 
+mod transfer;
+
+pub use transfer::Pinned;
+
 use crate::disk::{Disk, Folder};
 use crate::engine::{Commit, Engine};
 use crate::error::{io_at, Damage, DamagedPart, StoreError};

@@ -318,12 +318,16 @@ pub fn status() -> impl Strategy<Value = Status> {
         name,
         accelerator,
         agent,
+        here: agent,
+        member: true,
+        connected: true,
     });
     let replicas = prop::collection::vec(replica_status(), 0..3);
     let seat = (any::<u16>(), text(), replicas).prop_map(|(seat, host, replicas)| SeatStatus {
         seat,
         host,
         replicas,
+        here: seat % 2 == 0,
         disk: DiskStatus::default(),
     });
     let lists = (
@@ -344,6 +348,7 @@ pub fn status() -> impl Strategy<Value = Status> {
             decided: n[2],
             updates_max: n[3],
             gateway,
+            standing: "serving".into(),
             hosts,
             seats,
             counters: Counters {

@@ -1,11 +1,13 @@
 //! What the seat's store and the replicas' states on disk have to do with it: what became durable, snapshots,
 //! a disk that fails, and the comparison of states at a start.
 
-use super::{Query, Seat, Verify};
+use super::handle::Query;
+use super::{Seat, Verify};
 use crate::journal::unix_us;
 use crate::record::Recorder;
 use bytes::Bytes;
 use spare_core::{Input, Notice};
+use spare_group::GroupChannel;
 use spare_protocol::group::{Request, RequestId};
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 use spare_store::Event;
@@ -16,7 +18,7 @@ const VERIFY_LIMIT: Duration = Duration::from_secs(300);
 /// How long what is safe may wait for a record to be written with.
 const SAFE_DELAY: Duration = Duration::from_millis(50);
 
-impl Seat {
+impl<G: GroupChannel> Seat<G> {
     pub(super) fn query(&mut self, query: Query) {
         match query {
             Query::Snapshot(asker) => drop(asker.send(self.snapshot())),
@@ -185,6 +187,14 @@ impl Seat {
             }));
         });
         false
+    }
+
+    /// This seat has joined others that serve. If they are on other hosts, their replicas were there before, and
+    /// scrubs and checkpoints hold those of this host against them: service is not interrupted for it.
+    pub(super) fn joined(&mut self) {
+        if self.shared.several_hosts {
+            self.memory.verify = Verify::Done;
+        }
     }
 
     /// The replicas' whole states were compared.

@@ -7,6 +7,7 @@ use anyhow::{bail, Context, Result};
 use bytes::Bytes;
 use spare_agent_client as agent;
 use spare_core::Input;
+use spare_group::GroupChannel;
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::{RootRequest, ToGuest, PORT_NAME};
 use spare_protocol::group::LossReason;
@@ -31,7 +32,7 @@ const PASSIVE_NICE: i32 = -10;
 /// The niceness of a VM that is being built: behind those that serve.
 const BUILDING_NICE: i32 = 10;
 
-impl Seat {
+impl<G: GroupChannel> Seat<G> {
     pub(super) fn load(&mut self, replica: ReplicaId, upto: Position) {
         let Some(queue) = self.channels.get(&replica).map(GuestChannel::queue) else {
             return self.report_failure(replica, LossReason::ChannelStalled);

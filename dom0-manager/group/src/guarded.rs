@@ -1,0 +1,349 @@
+//! Going on without hosts that are known to be off (DESIGN §3.2).
+//!
+//! Two hosts cannot tell a crash from a partition. An engine calls a membership primary when a quorum, perhaps
+//! with a witness, says so. Where it does not, its members may go on all the same once every member that
+//! is missing was *fenced*: somebody who can tell says that it is off. [`guarded`] wraps an engine, and adds such
+//! memberships. What is known of fencing is multicast like everything else, so that all members go on at
+//! the same point of the order.
+//!
+//! ```text
+//! engine:   view r, not primary ...                    messages ...
+//! told:     view 2r, not primary ... [all missing off] view 2r+1, primary ... messages ...
+//! ```
+
+use crate::{Closed, Delivery, GroupChannel, MemberId};
+use bytes::Bytes;
+use nix::time::{clock_gettime, ClockId};
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// The last byte of each message tells what it is.
+const OF_MEMBERS: u8 = 0;
+const MISSING_ARE_OFF: u8 = 1;
+/// What is asked for anew before each use need not last long.
+const FENCED_LEASE: Duration = Duration::from_secs(1);
+
+/// A membership, as the engine told of it last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The engine's name for it; 0 before the first.
+    pub ring: u64,
+    /// Who is in it.
+    pub members: Vec<MemberId>,
+    /// Who is not.
+    pub missing: Vec<MemberId>,
+    /// It may decide.
+    pub primary: bool,
+    /// This member was in one that may decide before: the missing ones were lost, they are not just late.
+    pub was_primary: bool,
+}
+
+/// Learns of memberships, and tells who is off.
+#[derive(Debug)]
+pub struct Guard {
+    memberships: watch::Receiver<Membership>,
+    off: mpsc::UnboundedSender<(u64, MemberId)>,
+}
+
+impl Guard {
+    /// Memberships, the newest only.
+    #[must_use]
+    pub fn memberships(&self) -> watch::Receiver<Membership> {
+        self.memberships.clone()
+    }
+
+    /// This member, missing in the ring of this name, is off: it stopped after it was in the ring before, and
+    /// it has not started since. Means nothing in another ring.
+    pub fn is_off(&self, ring: u64, member: MemberId) {
+        // The group may be closed already.
+        let _ = self.off.send((ring, member));
+    }
+}
+
+/// An engine whose members may go on when those missing are off.
+#[derive(Debug)]
+pub struct Guarded<G> {
+    engine: G,
+    all: Vec<MemberId>,
+    current: Membership,
+    known_off: BTreeSet<MemberId>,
+    asked: bool,
+    /// The current membership may decide because those who are missing are off.
+    by_fencing: bool,
+    told: watch::Sender<Membership>,
+    off: mpsc::UnboundedReceiver<(u64, MemberId)>,
+    ready: VecDeque<Delivery>,
+}
+
+/// The name that an engine's ring is greater than, if those of a guarded group are greater than `last`.
+#[must_use]
+pub fn engine_ring(last: u64) -> u64 {
+    last / 2
+}
+
+/// Wraps one member's end of a group of these members.
+pub fn guarded<G: GroupChannel>(engine: G, all: Vec<MemberId>) -> (Guarded<G>, Guard) {
+    let (told, memberships) = watch::channel(Membership::default());
+    let (sender, off) = mpsc::unbounded_channel();
+    let guarded = Guarded {
+        engine,
+        all,
+        current: Membership::default(),
+        known_off: BTreeSet::new(),
+        asked: false,
+        by_fencing: false,
+        told,
+        off,
+        ready: VecDeque::new(),
+    };
+    let guard = Guard {
+        memberships,
+        off: sender,
+    };
+    (guarded, guard)
+}
+
+fn with_kind(bytes: &[u8], kind: u8) -> Bytes {
+    let mut message = Vec::with_capacity(bytes.len() + 1);
+    message.extend_from_slice(bytes);
+    message.push(kind);
+    message.into()
+}
+
+impl<G: GroupChannel> Guarded<G> {
+    fn take(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::View {
+                ring,
+                members,
+                primary,
+            } => self.view(ring, members, primary),
+            Delivery::Message { from, mut bytes } => {
+                let content = bytes.split_to(bytes.len().saturating_sub(1));
+                match bytes.first() {
+                    Some(&OF_MEMBERS) => self.ready.push_back(Delivery::Message {
+                        from,
+                        bytes: content,
+                    }),
+                    Some(&MISSING_ARE_OFF) => self.missing_are_off(&content),
+                    // Of a later version, or nothing at all.
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn view(&mut self, ring: u64, members: Vec<MemberId>, primary: bool) {
+        let missing = self.all.iter().copied().filter(|m| !members.contains(m));
+        self.current = Membership {
+            ring,
+            missing: missing.collect(),
+            primary,
+            was_primary: self.current.primary || self.current.was_primary && !primary,
+            members: members.clone(),
+        };
+        self.known_off.clear();
+        self.asked = false;
+        self.by_fencing = false;
+        self.told.send_replace(self.current.clone());
+        self.ready.push_back(Delivery::View {
+            ring: ring.saturating_mul(2),
+            members,
+            primary,
+        });
+    }
+
+    /// Somebody tells this member, not through the order, who is off.
+    fn is_off(&mut self, ring: u64, member: MemberId) -> Result<(), Closed> {
+        let current = &self.current;
+        if ring != current.ring || current.primary || !current.missing.contains(&member) {
+            return Ok(());
+        }
+        self.known_off.insert(member);
+        let all = current.missing.iter().all(|m| self.known_off.contains(m));
+        if all && !self.asked {
+            self.asked = true;
+            let message = with_kind(&ring.to_le_bytes(), MISSING_ARE_OFF);
+            self.engine.multicast(message)?;
+        }
+        Ok(())
+    }
+
+    /// Delivered: all that are missing in the ring are off.
+    fn missing_are_off(&mut self, content: &[u8]) {
+        let ring = self.current.ring;
+        if self.current.primary || content != ring.to_le_bytes() {
+            return;
+        }
+        self.current.primary = true;
+        self.by_fencing = true;
+        self.told.send_replace(self.current.clone());
+        self.ready.push_back(Delivery::View {
+            ring: ring.saturating_mul(2).saturating_add(1),
+            members: self.current.members.clone(),
+            primary: true,
+        });
+    }
+}
+
+impl<G: GroupChannel> GroupChannel for Guarded<G> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+        self.engine.multicast(with_kind(&bytes, OF_MEMBERS))
+    }
+
+    async fn receive(&mut self) -> Result<Delivery, Closed> {
+        loop {
+            if let Some(delivery) = self.ready.pop_front() {
+                return Ok(delivery);
+            }
+            tokio::select! {
+                delivery = self.engine.receive() => self.take(delivery?),
+                Some((ring, member)) = self.off.recv() => self.is_off(ring, member)?,
+            }
+        }
+    }
+
+    fn try_receive(&mut self) -> Option<Delivery> {
+        if self.ready.is_empty() {
+            let delivery = self.engine.try_receive()?;
+            self.take(delivery);
+        }
+        self.ready.pop_front()
+    }
+
+    /// Nobody else can decide while those who are missing are off, however long this member stood still: who
+    /// is switched on again is in this member's membership before it may decide.
+    fn lease(&self) -> Option<Duration> {
+        if self.by_fencing {
+            let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+            return Some(now + FENCED_LEASE);
+        }
+        self.engine.lease()
+    }
+
+    fn closed_because(&self) -> Option<String> {
+        self.engine.closed_because()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    /// Delivers what the test says; what is multicast is kept.
+    #[derive(Default)]
+    struct Script {
+        deliveries: VecDeque<Delivery>,
+        multicast: Arc<Mutex<Vec<Bytes>>>,
+    }
+
+    impl GroupChannel for Script {
+        fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+            self.multicast.lock().expect("unpoisoned").push(bytes);
+            Ok(())
+        }
+
+        async fn receive(&mut self) -> Result<Delivery, Closed> {
+            match self.deliveries.pop_front() {
+                Some(delivery) => Ok(delivery),
+                None => std::future::pending().await,
+            }
+        }
+
+        fn try_receive(&mut self) -> Option<Delivery> {
+            self.deliveries.pop_front()
+        }
+    }
+
+    fn view(ring: u64, members: &[MemberId], primary: bool) -> Delivery {
+        Delivery::View {
+            ring,
+            members: members.to_vec(),
+            primary,
+        }
+    }
+
+    fn message(from: MemberId, bytes: Bytes) -> Delivery {
+        Delivery::Message { from, bytes }
+    }
+
+    /// A member of 0, 1 and 2, and what it multicasts.
+    fn member() -> (Guarded<Script>, Guard, Arc<Mutex<Vec<Bytes>>>) {
+        let script = Script::default();
+        let multicast = Arc::clone(&script.multicast);
+        let (guarded, guard) = guarded(script, vec![0, 1, 2]);
+        (guarded, guard, multicast)
+    }
+
+    impl Guarded<Script> {
+        fn deliver(&mut self, delivery: Delivery) -> Vec<Delivery> {
+            self.engine.deliveries.push_back(delivery);
+            std::iter::from_fn(|| self.try_receive()).collect()
+        }
+
+        fn hear_of_fencing(&mut self) {
+            while let Ok((ring, member)) = self.off.try_recv() {
+                self.is_off(ring, member).expect("open");
+            }
+        }
+    }
+
+    #[test]
+    fn members_go_on_at_one_point_of_the_order_once_all_that_are_missing_are_off() {
+        let (mut member, guard, multicast) = member();
+        let found = member.deliver(view(5, &[0, 1, 2], true));
+        assert_eq!(found, [view(10, &[0, 1, 2], true)]);
+        let found = member.deliver(view(7, &[0], false));
+        assert_eq!(found, [view(14, &[0], false)]);
+        let told = guard.memberships().borrow().clone();
+        assert_eq!((told.missing, told.was_primary), (vec![1, 2], true));
+
+        guard.is_off(7, 1);
+        member.hear_of_fencing();
+        assert!(multicast.lock().expect("unpoisoned").is_empty());
+        guard.is_off(7, 2);
+        guard.is_off(7, 2);
+        member.hear_of_fencing();
+        let sent = multicast.lock().expect("unpoisoned").clone();
+        assert_eq!(sent.len(), 1);
+        let found = member.deliver(message(0, sent[0].clone()));
+        assert_eq!(found, [view(15, &[0], true)]);
+        // Another member found out as well.
+        assert_eq!(member.deliver(message(0, sent[0].clone())), []);
+        let found = member.deliver(view(8, &[0, 1, 2], true));
+        assert_eq!(found, [view(16, &[0, 1, 2], true)]);
+        assert_eq!(engine_ring(15), 7);
+    }
+
+    #[test]
+    fn what_is_known_of_one_membership_means_nothing_in_the_next() {
+        let (mut member, guard, multicast) = member();
+        member.deliver(view(5, &[0, 1], false));
+        guard.is_off(5, 2);
+        member.hear_of_fencing();
+        let sent = multicast.lock().expect("unpoisoned").clone();
+        assert_eq!(sent.len(), 1);
+        member.deliver(view(6, &[0], false));
+        assert_eq!(member.deliver(message(1, sent[0].clone())), []);
+        guard.is_off(5, 1);
+        guard.is_off(6, 1);
+        member.hear_of_fencing();
+        assert_eq!(multicast.lock().expect("unpoisoned").len(), 1);
+    }
+
+    #[test]
+    fn messages_arrive_as_they_were_sent_and_others_are_dropped() {
+        let (mut member, _guard, multicast) = member();
+        member.multicast(Bytes::from_static(b"abc")).expect("open");
+        member.multicast(Bytes::new()).expect("open");
+        for (sent, expected) in [(0, &b"abc"[..]), (1, b"")] {
+            let sent = multicast.lock().expect("unpoisoned")[sent].clone();
+            let found = member.deliver(message(2, sent));
+            assert_eq!(found, [message(2, Bytes::copy_from_slice(expected))]);
+        }
+        assert_eq!(member.deliver(message(2, Bytes::new())), []);
+        assert_eq!(member.deliver(message(2, Bytes::from_static(b"x"))), []);
+    }
+}

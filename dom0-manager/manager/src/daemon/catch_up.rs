@@ -1,0 +1,62 @@
+//! Opens the stores; where this host has one that is damaged, or too old to go on from, the newest snapshot of
+//! another host takes its place first.
+
+use crate::config::Config;
+use crate::peers::{Fetched, Network, Source};
+use crate::stores::{self, Opened, Replacement, Stores};
+use anyhow::{Context, Result};
+use spare_protocol::{Hash, SeatId};
+use std::time::Duration;
+
+/// From asking all hosts in vain until they are asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Opens the stores of this host's seats. Waits for another host if it must.
+pub(super) async fn open(
+    config: &Config,
+    image: Hash,
+    network: Option<&Network>,
+) -> Result<Stores> {
+    loop {
+        let opening = config.clone();
+        let open = move || stores::open(&opening, image);
+        let replacement = match tokio::task::spawn_blocking(open).await?? {
+            Opened::Ready(stores) => return Ok(stores),
+            Opened::Replace(replacement) => *replacement,
+        };
+        tracing::warn!(
+            "{}; this host begins with a snapshot of another one",
+            replacement.why
+        );
+        let network = network.context("there is no other host to ask for a snapshot")?;
+        let fetched = fetch(&replacement, network.sources()).await;
+        let put = move || replacement.put_in_place(fetched.as_ref());
+        tokio::task::spawn_blocking(put).await??;
+        tracing::info!("the snapshot is in its place");
+    }
+}
+
+/// Asks one host after the other until one has given everything.
+async fn fetch(replacement: &Replacement, sources: Vec<Source>) -> Option<Fetched> {
+    let fits = |source: &&Source| match &replacement.sources {
+        Some(seats) => seats.contains(&SeatId(source.seat())),
+        None => true,
+    };
+    let folder = replacement.fetched();
+    let mut told = Vec::new();
+    loop {
+        let mut found = Vec::new();
+        for source in sources.iter().filter(fits) {
+            match source.fetch(&folder).await {
+                Ok(fetched) => return fetched,
+                Err(error) => found.push(format!("host {}: {error:#}", source.name())),
+            }
+        }
+        // Told once, not with every attempt.
+        if found != told {
+            tracing::warn!("waiting for a snapshot: {}", found.join("; "));
+            told = found;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}

@@ -1,0 +1,162 @@
+//! How messages for one other manager, outside the order, get there: to a seat in this process, or over a
+//! connection to another host.
+//!
+//! Every manager listens, and dials every other one: on a connection messages go from the one who dialled to
+//! the one who accepted. Messages may get lost, the core asks again: a connection that is down, or that
+//! takes less than is sent, drops them.
+
+mod frame;
+mod link;
+mod snapshot;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use crate::config::{Config, Host};
+use crate::seat::SeatHandle;
+use anyhow::{Context, Result};
+use link::{Accepting, Dialler, Link, LinkMessage, Listener};
+pub(crate) use snapshot::{Fetched, Source};
+use spare_core::Input;
+use spare_protocol::group::PeerMessage;
+use spare_protocol::{Position, SeatId};
+use spare_store::Store;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tls::{Credentials, Purpose};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// The ways to all seats but those that nothing is sent to.
+#[derive(Default)]
+pub(crate) struct Peers {
+    ways: BTreeMap<SeatId, Way>,
+}
+
+enum Way {
+    /// In this process.
+    Here(mpsc::Sender<Input>),
+    Link(Link),
+}
+
+/// The other hosts, before anything is sent.
+pub(crate) struct Network {
+    listener: TcpListener,
+    credentials: Arc<Credentials>,
+    /// The other hosts.
+    others: Vec<Host>,
+    bulk_bytes_per_s: u64,
+}
+
+impl Peers {
+    /// All seats are in this process.
+    pub(crate) fn here(seats: &[SeatHandle]) -> Peers {
+        let ways = seats.iter().map(|s| (s.seat, Way::Here(s.inputs.clone())));
+        Peers {
+            ways: ways.collect(),
+        }
+    }
+
+    /// Sends a message to one seat; it may get lost.
+    pub(crate) fn send(&self, from: SeatId, to: SeatId, message: PeerMessage) {
+        match self.ways.get(&to) {
+            Some(Way::Here(inputs)) => {
+                let inputs = inputs.clone();
+                tokio::spawn(async move {
+                    let _ = inputs.send(Input::Peer { from, message }).await;
+                });
+            }
+            Some(Way::Link(link)) => link.send(LinkMessage::Peer(message)),
+            None => {}
+        }
+    }
+
+    /// Tells a seat that the log which it asks for begins after `after` only.
+    pub(crate) fn send_log_begins(&self, to: SeatId, after: Position) {
+        if let Some(Way::Link(link)) = self.ways.get(&to) {
+            link.send(LinkMessage::LogBegins { after });
+        }
+    }
+
+    /// Whether messages get through to the seat at present.
+    pub(crate) fn reaches(&self, seat: SeatId) -> bool {
+        match self.ways.get(&seat) {
+            Some(Way::Here(_)) => true,
+            Some(Way::Link(link)) => link.is_up(),
+            None => false,
+        }
+    }
+}
+
+impl Network {
+    /// Reads the certificates and listens; none if all seats are on this host.
+    pub(crate) async fn open(config: &Config) -> Result<Option<Network>> {
+        let (Some(peers), Some(me)) = (&config.peers, config.group.this_host()) else {
+            return Ok(None);
+        };
+        let credentials = Credentials::read(peers, &config.service.name, &me.name)?;
+        let address = peers.listen.unwrap_or(me.address);
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!(
+                "cannot listen on {address} for the other managers; set peers.listen, or this host's address in \
+                 group.hosts, to an address of this host"
+            )
+        })?;
+        let all = config.group.hosts.iter();
+        Ok(Some(Network {
+            listener,
+            credentials: Arc::new(credentials),
+            others: all.filter(|h| h.seat != me.seat).cloned().collect(),
+            bulk_bytes_per_s: u64::from(peers.bulk_mib_per_s) << 20,
+        }))
+    }
+
+    /// The other hosts, to fetch snapshots from.
+    pub(crate) fn sources(&self) -> Vec<Source> {
+        let others = self.others.iter().cloned();
+        let source = |host| Source {
+            host,
+            credentials: Arc::clone(&self.credentials),
+        };
+        others.map(source).collect()
+    }
+
+    /// Connects.
+    pub(crate) fn start(self, local: LocalSeat, tasks: &mut JoinSet<()>) -> Result<Peers> {
+        let client = self.credentials.client(Purpose::Messages)?;
+        let mut peers = Peers::default();
+        for host in &self.others {
+            let (dialler, link) = Dialler::new(
+                &host.name,
+                host.address,
+                Arc::clone(&client),
+                self.bulk_bytes_per_s,
+            )?;
+            tasks.spawn(dialler.run());
+            peers.ways.insert(SeatId(host.seat), Way::Link(link));
+        }
+        let hosts = self.others.iter();
+        let accepting = Accepting {
+            credentials: self.credentials,
+            hosts: hosts.map(|h| (SeatId(h.seat), h.name.clone())).collect(),
+            inputs: local.inputs,
+            behind: local.behind,
+            store: local.store,
+            bulk_bytes_per_s: self.bulk_bytes_per_s,
+        };
+        tasks.spawn(Listener::new(self.listener, accepting)?.run());
+        Ok(peers)
+    }
+}
+
+/// What the one seat on this host has to do with its peers.
+pub(crate) struct LocalSeat {
+    /// Where messages for it go.
+    pub(crate) inputs: mpsc::Sender<Input>,
+    /// Learns that the others' logs begin after this one's end, perhaps.
+    pub(crate) behind: mpsc::UnboundedSender<Position>,
+    /// Whose snapshots others may fetch.
+    pub(crate) store: Arc<Store>,
+}

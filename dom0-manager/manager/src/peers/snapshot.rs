@@ -1,0 +1,263 @@
+//! Snapshots over connections of their own, so that nothing waits for them. Whoever wants one asks for the
+//! manifest, then for the chunks that it has not got yet: what has arrived is not sent again after an
+//! interruption, and what two snapshots have in common is sent once.
+
+use super::frame::{self, Frames};
+use super::link::connect;
+use super::tls::{Credentials, Purpose};
+use crate::config::Host;
+use anyhow::{bail, Context, Result};
+use bytes::Bytes;
+use rustls::pki_types::ServerName;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use spare_protocol::Hash;
+use spare_store::{ChunkRef, Manifest, Pinned, Store};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Chunks that were asked for and have not arrived.
+const ASKED_MAX: usize = 4;
+/// From asking to the next bytes.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often progress is told.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
+
+/// A question.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Ask {
+    /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
+    Manifest,
+    Chunk(Hash),
+}
+
+/// An answer, in the order of the questions.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Given {
+    Manifest(Bytes),
+    Chunk(Bytes),
+    /// There is no snapshot: the log begins with the first request.
+    None,
+    /// It cannot be given, in words.
+    Refused(String),
+}
+
+/// Reads messages from a stream.
+struct Incoming<R> {
+    stream: R,
+    frames: Frames,
+}
+
+impl<R: AsyncRead + Unpin> Incoming<R> {
+    /// The next message; none at the end of the stream.
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        loop {
+            if let Some(message) = self.frames.message()? {
+                return Ok(Some(message));
+            }
+            let read = self.stream.read_buf(self.frames.room());
+            match tokio::time::timeout(SILENCE_MAX, read).await {
+                Ok(Ok(0)) => return Ok(None),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => bail!("nothing arrived for {} s", SILENCE_MAX.as_secs()),
+            }
+        }
+    }
+}
+
+/// Answers questions until the other one closes, at most so many bytes in a second.
+pub(super) async fn give(
+    stream: impl AsyncRead + AsyncWrite,
+    store: Arc<Store>,
+    bytes_per_s: u64,
+) -> Result<()> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut incoming = Incoming {
+        stream: reader,
+        frames: Frames::default(),
+    };
+    let mut pinned: Option<Pinned> = None;
+    while let Some(ask) = incoming.next::<Ask>().await? {
+        let (store, held) = (Arc::clone(&store), pinned.take());
+        let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
+        let (given, held) = answering.await?;
+        pinned = held;
+        let frame = frame::encode(&given)?;
+        let nanos = (frame.len() as u64).saturating_mul(1_000_000_000) / bytes_per_s.max(1);
+        let from = tokio::time::Instant::now();
+        writer.write_all(&frame).await?;
+        writer.flush().await?;
+        tokio::time::sleep_until(from + Duration::from_nanos(nanos)).await;
+    }
+    Ok(())
+}
+
+fn answer(store: &Store, pinned: Option<Pinned>, ask: &Ask) -> (Given, Option<Pinned>) {
+    let refused = |why: &dyn std::fmt::Display| Given::Refused(why.to_string());
+    match (ask, pinned) {
+        (Ask::Manifest, _) => match store.pin() {
+            Ok(Some(found)) => {
+                let bytes = Bytes::from(found.manifest().to_bytes());
+                (Given::Manifest(bytes), Some(found))
+            }
+            Ok(None) => (Given::None, None),
+            Err(error) => (refused(&error), None),
+        },
+        (Ask::Chunk(hash), Some(found)) => {
+            let given = match found.chunk(*hash) {
+                Ok(bytes) => Given::Chunk(bytes.into()),
+                Err(error) => refused(&error),
+            };
+            (given, Some(found))
+        }
+        (Ask::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
+    }
+}
+
+/// Another host, asked for its snapshot.
+pub(crate) struct Source {
+    pub(super) host: Host,
+    pub(super) credentials: Arc<Credentials>,
+}
+
+/// A snapshot that has arrived: its chunks are in a folder.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    folder: PathBuf,
+    pub(crate) manifest: Manifest,
+}
+
+impl Fetched {
+    /// A chunk of it.
+    pub(crate) fn chunk(&self, chunk: ChunkRef) -> std::io::Result<Vec<u8>> {
+        std::fs::read(self.folder.join(chunk.hash.to_string()))
+    }
+}
+
+impl Source {
+    pub(crate) fn seat(&self) -> u16 {
+        self.host.seat
+    }
+
+    /// Its host's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.host.name
+    }
+
+    /// Fetches its newest snapshot into `folder`, where parts of it may be already; none if it has none.
+    ///
+    /// # Errors
+    /// When it cannot be reached, or the connection ends: what has arrived stays.
+    pub(crate) async fn fetch(&self, folder: &Path) -> Result<Option<Fetched>> {
+        let name = ServerName::try_from(self.host.name.clone())?;
+        let client = self.credentials.client(Purpose::Snapshot)?;
+        let stream = connect(self.host.address, &name, &client).await?;
+        fetch(stream, &self.host.name, folder).await
+    }
+}
+
+async fn fetch(
+    stream: impl AsyncRead + AsyncWrite,
+    from: &str,
+    folder: &Path,
+) -> Result<Option<Fetched>> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut incoming = Incoming {
+        stream: reader,
+        frames: Frames::default(),
+    };
+    ask(&mut writer, &Ask::Manifest).await?;
+    let manifest = match incoming.next().await?.context("it closed the connection")? {
+        Given::Manifest(bytes) => {
+            Manifest::from_bytes(&bytes).context("its manifest is damaged")?
+        }
+        Given::None => return Ok(None),
+        Given::Refused(why) => bail!("it cannot give its snapshot: {why}"),
+        Given::Chunk(_) => bail!("it answered another question"),
+    };
+    let mut missing = VecDeque::from(begin(folder, &manifest).await?);
+    let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
+    tracing::info!(
+        "host {from} sends the snapshot at {}: {} of {} MiB are missing here",
+        manifest.position,
+        total >> 20,
+        (manifest.state_bytes() + manifest.reply_bytes()) >> 20
+    );
+    let begun = Instant::now();
+    let (mut arrived, mut told) = (0u64, begun);
+    let mut asked: VecDeque<ChunkRef> = VecDeque::new();
+    while !missing.is_empty() || !asked.is_empty() {
+        while let (Some(next), true) = (missing.front().copied(), asked.len() < ASKED_MAX) {
+            ask(&mut writer, &Ask::Chunk(next.hash)).await?;
+            missing.pop_front();
+            asked.push_back(next);
+        }
+        let given = incoming.next().await?.context("it closed the connection")?;
+        let (Given::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
+            bail!("it cannot give a part of its snapshot");
+        };
+        arrived += bytes.len() as u64;
+        keep(folder, wanted, bytes).await?;
+        if told.elapsed() >= TOLD_EVERY {
+            told = Instant::now();
+            let rate = arrived as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
+            tracing::info!(
+                "{} % of the snapshot has arrived ({rate:.1} MiB/s)",
+                arrived.saturating_mul(100) / total.max(1)
+            );
+        }
+    }
+    Ok(Some(Fetched {
+        folder: folder.to_owned(),
+        manifest,
+    }))
+}
+
+async fn ask(writer: &mut (impl AsyncWrite + Unpin), ask: &Ask) -> Result<()> {
+    writer.write_all(&frame::encode(ask)?).await?;
+    Ok(writer.flush().await?)
+}
+
+/// Prepares the folder. Returns the chunks that are missing in it, each once; those that do not belong to the
+/// snapshot are removed.
+async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>> {
+    let named = manifest.chunks().map(|c| (c.hash.to_string(), c));
+    let mut wanted: BTreeMap<String, ChunkRef> = named.collect();
+    let folder = folder.to_owned();
+    let look = move || -> std::io::Result<Vec<ChunkRef>> {
+        std::fs::create_dir_all(&folder)?;
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let name = path
+                .file_name()
+                .and_then(|n| n.to_str())
+                .unwrap_or_default();
+            let whole = |c: &ChunkRef| {
+                std::fs::read(&path).is_ok_and(|content| Hash::of(&content) == c.hash)
+            };
+            if wanted.get(name).is_some_and(whole) {
+                wanted.remove(name);
+            } else {
+                std::fs::remove_file(&path)?;
+            }
+        }
+        Ok(wanted.into_values().collect())
+    };
+    Ok(tokio::task::spawn_blocking(look).await??)
+}
+
+/// What is cut short by a crash has another hash, and is asked for again.
+async fn keep(folder: &Path, wanted: ChunkRef, bytes: Bytes) -> Result<()> {
+    let path = folder.join(wanted.hash.to_string());
+    let write = move || {
+        if Hash::of(&bytes) != wanted.hash {
+            bail!("a part of its snapshot is damaged");
+        }
+        std::fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+    };
+    tokio::task::spawn_blocking(write).await?
+}

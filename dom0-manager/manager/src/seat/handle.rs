@@ -1,0 +1,79 @@
+//! A seat as others have it: its queues, and what it tells about itself.
+
+use anyhow::{bail, Result};
+use spare_core::{Input, Standing};
+use spare_protocol::{Position, SeatId};
+use tokio::sync::{mpsc, oneshot};
+
+/// A question to a seat.
+pub(super) enum Query {
+    Snapshot(oneshot::Sender<Snapshot>),
+    /// A snapshot of what is agreed now, on disk.
+    Stored(oneshot::Sender<Result<Position, String>>),
+}
+
+/// What a seat tells about itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) epoch: u64,
+    pub(crate) ordered: Position,
+    pub(crate) agreed: Position,
+    pub(crate) staffed: bool,
+    pub(crate) can_decide: bool,
+    pub(crate) replicas: Vec<spare_core::replica::ReplicaView>,
+    pub(crate) standing: Standing,
+    /// The members of the primary view.
+    pub(crate) view: Vec<SeatId>,
+    /// Every seat has everything up to here, and it is on disk here that it does.
+    pub(crate) safe: Position,
+}
+
+/// The ends of a seat's queues that others hold.
+#[derive(Clone)]
+pub(crate) struct SeatHandle {
+    pub(crate) seat: SeatId,
+    pub(crate) inputs: mpsc::Sender<Input>,
+    queries: mpsc::Sender<Query>,
+}
+
+impl SeatHandle {
+    /// What the seat tells about itself; `None` when its task has ended.
+    pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
+        let (sender, receiver) = oneshot::channel();
+        self.queries.send(Query::Snapshot(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+
+    /// Has the agreed state of now written to disk as a snapshot; returns its position.
+    pub(crate) async fn store_snapshot(&self) -> Result<Position> {
+        let (sender, receiver) = oneshot::channel();
+        self.queries.send(Query::Stored(sender)).await?;
+        match receiver.await? {
+            Ok(position) => Ok(position),
+            Err(why) => bail!(why),
+        }
+    }
+}
+
+/// The queues of one seat, before its task runs.
+pub(crate) struct Queues {
+    pub(crate) handle: SeatHandle,
+    pub(super) inputs: mpsc::Receiver<Input>,
+    pub(super) queries: mpsc::Receiver<Query>,
+}
+
+impl Queues {
+    pub(crate) fn new(seat: SeatId) -> Queues {
+        let (inputs, received) = mpsc::channel(4096);
+        let (queries, asked) = mpsc::channel(16);
+        Queues {
+            handle: SeatHandle {
+                seat,
+                inputs,
+                queries,
+            },
+            inputs: received,
+            queries: asked,
+        }
+    }
+}

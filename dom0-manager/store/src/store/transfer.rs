@@ -1,0 +1,96 @@
+//! Snapshots on their way from one host's store to another's.
+
+use super::{damaged_manifest, hold, Store};
+use crate::disk::Folder;
+use crate::engine::{Commit, Engine, View};
+use crate::error::{io_at, StoreError};
+use crate::snapshot::{BackupError, ChunkRef, Manifest};
+use spare_protocol::Hash;
+use std::path::Path;
+
+/// Chunks that are written together.
+const PORTION_BYTES: usize = 16 << 20;
+
+/// The newest snapshot, whose chunks stay until this is dropped, whatever newer ones there will be.
+pub struct Pinned {
+    manifest: Manifest,
+    view: View,
+}
+
+impl Pinned {
+    /// What it consists of.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// One of its chunks. Reads the disk.
+    ///
+    /// # Errors
+    /// When it is damaged, or no chunk of this snapshot.
+    pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
+        self.view.chunk(hash)
+    }
+}
+
+impl Store {
+    /// The newest snapshot, if there is one. Reads the disk.
+    ///
+    /// # Errors
+    /// When its manifest is damaged, or the disk refuses.
+    pub fn pin(&self) -> Result<Option<Pinned>, StoreError> {
+        let view = self.engine.view()?;
+        let Some((position, bytes)) = view.manifests()?.pop() else {
+            return Ok(None);
+        };
+        let manifest = Manifest::from_bytes(&bytes)
+            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
+        Ok(Some(Pinned { manifest, view }))
+    }
+
+    /// Makes a store in `folder`, which has none, that begins with a snapshot. `chunk` gives its chunks, which
+    /// are held against their hashes.
+    ///
+    /// # Errors
+    /// When the snapshot is of another image, when a chunk is not what it should be, and when the disk refuses.
+    pub fn install(
+        folder: &Path,
+        image: Hash,
+        manifest: &Manifest,
+        mut chunk: impl FnMut(ChunkRef) -> Result<Vec<u8>, BackupError>,
+    ) -> Result<(), BackupError> {
+        if manifest.image != image {
+            return Err(BackupError::OtherImage {
+                found: manifest.image,
+                expected: image,
+            });
+        }
+        let log = folder.join("log");
+        std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
+        let _lock = hold(folder)?;
+        let engine = Engine::open(&Folder::new(folder), false, image)?;
+        let mut portion = Vec::new();
+        let mut bytes = 0;
+        for reference in manifest.chunks() {
+            let content = chunk(reference)?;
+            if Hash::of(&content) != reference.hash {
+                let text = format!("chunk {} does not match its hash", reference.hash);
+                return Err(BackupError::Damaged(text));
+            }
+            bytes += content.len();
+            portion.push((reference.hash, content));
+            if bytes >= PORTION_BYTES {
+                bytes = 0;
+                engine.put_chunks(std::mem::take(&mut portion))?;
+            }
+        }
+        engine.commit(&Commit {
+            position: manifest.position,
+            manifest: &manifest.to_bytes(),
+            chunks: portion,
+            keep_manifests: [manifest.position].into(),
+            keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
+        })?;
+        Ok(())
+    }
+}
