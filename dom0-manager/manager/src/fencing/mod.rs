@@ -82,10 +82,9 @@ impl Fencing {
         let names = names.join(", ");
         let what = match fences {
             true => format!("host {names} is turned off before this host goes on"),
-            false => format!(
-                "clients get 503 until it is back, or a witness gives quorum, or an operator makes sure that it \
-                 is off and says so: spare fence confirm HOST"
-            ),
+            false => "clients get 503 until it is back, or a witness gives quorum, or an operator makes sure that \
+                      it is off and says so: spare fence confirm HOST"
+                .to_owned(),
         };
         self.event(
             EventKind::Alarm,
