@@ -138,12 +138,12 @@ impl Quorum {
             let line = text.lines().find_map(|l| l.strip_prefix(key))?;
             Some(line.trim().to_owned())
         };
-        let device = text.lines().find(|l| l.trim_end().ends_with("Qdevice"));
+        let own = text.lines().find(|l| l.trim_end().ends_with("(local)"));
         Some(Quorum {
             quorate: value("Quorate:")? == "Yes",
             members: value("Nodes:")?.parse().ok()?,
             // A(live), V(ote), M(aster wins), each with N before it when it is not so.
-            witness_votes: device.is_some_and(|l| l.contains("A,V,")),
+            witness_votes: own.is_some_and(|l| l.contains(" A,V,")),
         })
     }
 
