@@ -246,7 +246,7 @@ impl Host {
         } else {
             let not_on = || format!("{} is {}", self.name, self.power());
             let leader = self.leader().with_context(not_on)?;
-            command.args(["--target", &leader.to_string(), "--all", "--wd=/"]);
+            command.args(["--target", &leader.to_string(), "--all", "--wdns=/"]);
             command.args(["env", "-i", HOST_PATH, "HOME=/root", "LANG=C.UTF-8"]);
         }
         command.args(words);
@@ -299,7 +299,7 @@ impl Host {
             }
             return Ok(std::fs::write(path, content)?);
         }
-        let mut command = self.command(["tee", path])?;
+        let mut command = self.command(["sh", "-c", "cat >\"$1\"", "sh", path])?;
         let done = output(&mut command, content)?;
         if !done.status.success() {
             bail!("cannot write {path} on {}", self.name);

@@ -16,8 +16,7 @@ readonly WITNESS_PACKAGES=corosync-qnetd
 # Units that a host in the lab has no use for, or that wait for what a container has not got.
 readonly MASKED="apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer
 	e2scrub_reap.service fstrim.timer systemd-networkd-wait-online.service
-	systemd-timesyncd.service libvirt-guests.service systemd-resolved.service
-	systemd-machined.service"
+	systemd-timesyncd.service libvirt-guests.service systemd-resolved.service"
 # Units that the lab starts where they belong.
 readonly DISABLED="corosync.service corosync-qdevice.service corosync-qnetd.service"
 
@@ -61,7 +60,7 @@ configure_system() {
 		--shell /usr/sbin/nologin spare
 	# Each host has its own, from the lab.
 	rm -f "$root/etc/machine-id" "$root/var/lib/dbus/machine-id" "$root/etc/hostname"
-	# The journal in memory: nothing of a host's log outlives it but what the lab copies.
+	# On the host's disk, where a crash leaves it to be read.
 	mkdir -p "$root/etc/systemd/journald.conf.d"
 	printf '[Journal]\nStorage=persistent\nSystemMaxUse=64M\nRateLimitBurst=0\n' \
 		>"$root/etc/systemd/journald.conf.d/lab.conf"

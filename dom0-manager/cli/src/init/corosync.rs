@@ -14,7 +14,7 @@ const KNET_PING_TIMEOUT_MS: u32 = 1000;
 /// How long the quorum waits for the witness's word outside of, and during, a change of membership. The
 /// heartbeat towards the witness is 0.8 of it, so these also bound how late the witness notices a host that
 /// fell silent without closing its connection (a frozen one, a cut cable).
-const DEVICE_TIMEOUT_MS: u32 = 2000;
+const DEVICE_TIMEOUT_MS: u32 = 1250;
 const DEVICE_SYNC_TIMEOUT_MS: u32 = 4000;
 /// Less than 1000 fails on a busy host: measured.
 const CONNECT_TIMEOUT_MS: u32 = 1500;
@@ -335,7 +335,7 @@ quorum {
 	device {
 		model: net
 		votes: 1
-		timeout: 2000
+		timeout: 1250
 		sync_timeout: 4000
 		net {
 			host: 10.0.0.9
