@@ -3,6 +3,7 @@
 use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
 use crate::backup;
 use crate::bench::{self, BenchOptions, Monitor};
+use crate::init::{self, InitOptions};
 use crate::replay::{self, ReplayOptions};
 use crate::status;
 use anyhow::anyhow;
@@ -23,6 +24,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Write what several hosts need before their managers start: Corosync's configuration, keys,
+    /// certificates, and a part of spare.toml, in a folder for each host
+    Init(InitOptions),
     /// Show mode, hosts, replicas, counters and the last conviction
     Status {
         #[command(flatten)]
@@ -157,6 +161,11 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 /// Runs a command; false means that it did its work and found something wrong.
 async fn execute(command: Command) -> anyhow::Result<bool> {
     match command {
+        Command::Init(options) => {
+            let written = init::run(&options).map_err(|e| anyhow!("{e:#}"))?;
+            print(&written)?;
+            Ok(true)
+        }
         Command::Status { manager, json } => {
             let status = manager.connect().status().await?;
             show(json, &status, || status::render_status(&status))?;

@@ -2,7 +2,7 @@
 //!
 //! It talks to a running replica manager over the admin API ([`admin`]), loads a gateway with
 //! emulated clients ([`bench`]) and holds what clients were told against a trusted replica
-//! ([`replay`]). It never touches replicas, logs or configuration of a running service.
+//! ([`replay`]). Before all that it writes what several hosts need ([`init`]). It never touches replicas, logs or configuration of a running service.
 
 pub mod admin;
 pub mod backup;
@@ -10,6 +10,7 @@ pub mod bench;
 pub mod command_line;
 pub mod decoders;
 pub mod http;
+pub mod init;
 pub mod pages;
 pub mod replay;
 pub mod status;

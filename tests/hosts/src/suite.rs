@@ -1,0 +1,188 @@
+//! The lab that all tests share, and what they ask of it.
+
+use anyhow::{bail, ensure, Context, Result};
+use libtest_mimic::Trial;
+use spare_lab::rules::Ways;
+use spare_lab::{names, Host, Lab, Options, Power};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Its name: a contributor's own lab is left alone.
+const LAB: &str = "hosttests";
+/// Until both hosts know each other and the witness again, whatever was done to them.
+const ORDER_LIMIT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(50);
+
+static SUITE: Mutex<Option<Lab>> = Mutex::new(None);
+
+/// A test over the shared lab, which is in order when it begins.
+pub(crate) fn trial(name: &str, test: fn(&Lab) -> Result<()>) -> Trial {
+    Trial::test(name, move || {
+        let begun = Instant::now();
+        let result = with_lab(|lab| {
+            put_in_order(lab)?;
+            test(lab)
+        });
+        print!("{:4} s ", begun.elapsed().as_secs());
+        result.map_err(|e| format!("{e:#}").into())
+    })
+}
+
+fn with_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    let mut lab = SUITE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if lab.is_none() {
+        // What an interrupted run left.
+        Lab::down(LAB, false)?;
+        *lab = Some(Lab::up(&options(), &|line| eprintln!("lab: {line}"))?);
+    }
+    test(lab.as_ref().context("no lab")?)
+}
+
+fn options() -> Options {
+    Options {
+        lab: LAB.to_owned(),
+        hosts: 2,
+        witness: true,
+        token_ms: 1000,
+        shared: Vec::new(),
+    }
+}
+
+/// What is left to see when everything else is done.
+pub(crate) fn closing_trials() -> Vec<Trial> {
+    vec![Trial::test(
+        "nothing_of_a_lab_is_left_when_it_is_down",
+        || nothing_is_left().map_err(|e| format!("{e:#}").into()),
+    )]
+}
+
+fn nothing_is_left() -> Result<()> {
+    // One that lives, so that there is something to leave.
+    with_lab(|lab| lab.change_link("h1", "h2", Ways::Both, |f| f.delay_ms = 1))?;
+    end()?;
+    for folder in ["/run/netns", names::STATE, names::DISKS] {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let left: Vec<String> = entries
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.contains(LAB) && !name.ends_with(".lock"))
+            .collect();
+        ensure!(left.is_empty(), "left in {folder}: {left:?}");
+    }
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let groups = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+        let ours = Path::new("spare-lab").join(LAB).display().to_string();
+        let named = process.file_name().to_string_lossy().into_owned();
+        // One that only waits to be collected, by this program, is gone.
+        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let ended = stat
+            .rsplit_once(") ")
+            .is_none_or(|(_, state)| state.starts_with('Z'));
+        ensure!(
+            ended || !groups.contains(&ours),
+            "process {named} is left: {stat}"
+        );
+    }
+    Ok(())
+}
+
+/// Ends the lab, if there is one.
+pub(crate) fn end() -> Result<()> {
+    let mut lab = SUITE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    if lab.take().is_some() && std::env::var_os("SPARE_LAB_KEEP").is_none() {
+        Lab::down(LAB, false)?;
+    }
+    Ok(())
+}
+
+fn put_in_order(lab: &Lab) -> Result<()> {
+    lab.heal(None)?;
+    lab.set_fence_mode(spare_lab::FenceMode::Works)?;
+    for name in lab.names() {
+        let host = lab.host(&name)?;
+        match host.power() {
+            Power::Off => host.power_on()?,
+            Power::Frozen => host.thaw()?,
+            Power::Starting | Power::On => {}
+        }
+    }
+    for name in lab.booted() {
+        lab.host(&name)?.wait_until_booted()?;
+    }
+    for name in lab.voters() {
+        let host = lab.host(&name)?;
+        within(ORDER_LIMIT, &format!("{name} is one of two"), || {
+            Ok(Quorum::of(&host)?.is(true, 2, true))
+        })?;
+    }
+    Ok(())
+}
+
+/// What `corosync-quorumtool` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Quorum {
+    /// Whether the host may go on.
+    pub(crate) quorate: bool,
+    /// Hosts in its ring.
+    pub(crate) members: usize,
+    /// Whether the witness votes for it.
+    pub(crate) witness_votes: bool,
+}
+
+impl Quorum {
+    pub(crate) fn of(host: &Host) -> Result<Quorum> {
+        // Its exit code is the quorum's state, or another failure's.
+        let done = host.run(["corosync-quorumtool", "-s"])?;
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        Quorum::parse(&text).with_context(|| format!("on {}: {text}", host.name()))
+    }
+
+    fn parse(text: &str) -> Option<Quorum> {
+        let value = |key: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+            Some(line.trim().to_owned())
+        };
+        let own = text.lines().find(|l| l.trim_end().ends_with("(local)"));
+        Some(Quorum {
+            quorate: value("Quorate:")? == "Yes",
+            members: value("Nodes:")?.parse().ok()?,
+            // A(live), V(ote), M(aster wins), each with N before it when it is not so.
+            witness_votes: own.is_some_and(|l| l.contains(" A,V,")),
+        })
+    }
+
+    pub(crate) fn is(&self, quorate: bool, members: usize, witness_votes: bool) -> bool {
+        *self
+            == Quorum {
+                quorate,
+                members,
+                witness_votes,
+            }
+    }
+}
+
+/// Waits until something is so, and says how long that took.
+pub(crate) fn within(
+    limit: Duration,
+    what: &str,
+    mut is_so: impl FnMut() -> Result<bool>,
+) -> Result<Duration> {
+    let begun = Instant::now();
+    loop {
+        let last = is_so();
+        if matches!(last, Ok(true)) {
+            return Ok(begun.elapsed());
+        }
+        if begun.elapsed() > limit {
+            match last {
+                Err(e) => return Err(e.context(format!("not within {limit:?}: {what}"))),
+                Ok(_) => bail!("not within {limit:?}: {what}"),
+            }
+        }
+        std::thread::sleep(POLL);
+    }
+}
