@@ -75,13 +75,6 @@ fn nodelist(text: &mut String, plan: &Plan) {
 
 fn quorum(text: &mut String, plan: &Plan) {
     line!(text, "quorum {{\n\tprovider: corosync_votequorum");
-    if plan.two_node() {
-        line!(
-            text,
-            "\t# Safe only because a lost host is fenced before the other goes on."
-        );
-        line!(text, "\ttwo_node: 1");
-    }
     if let Some(Witness { address, tls }) = &plan.witness {
         line!(text, "\tdevice {{\n\t\tmodel: net\n\t\tvotes: 1");
         line!(text, "\t\ttimeout: {DEVICE_TIMEOUT_MS}");
@@ -356,17 +349,10 @@ logging {
     }
 
     #[test]
-    fn one_of_two_is_enough_only_with_fencing_and_without_a_witness() {
+    fn one_of_two_is_never_enough_for_corosync() {
         let mut plan = plan(&["h1=10.0.0.1", "h2=10.0.0.2"]);
-        let two_node = |plan: &Plan| configuration(plan, TOKEN_MS).contains("two_node: 1");
-        assert!(!two_node(&plan));
         plan.fencing = true;
-        assert!(two_node(&plan));
-        plan.witness = witness(WitnessTls::Required);
-        assert!(!two_node(&plan));
-        let mut three = self::plan(&["h1=10.0.0.1", "h2=10.0.0.2", "h3=10.0.0.3"]);
-        three.fencing = true;
-        assert!(!two_node(&three));
+        assert!(!configuration(&plan, TOKEN_MS).contains("two_node"));
     }
 
     #[test]

@@ -121,10 +121,10 @@ fn existing(file: &Path, options: &InitOptions) -> Result<Plan> {
         .with_context(|| format!("--existing: cannot read {}", file.display()))?;
     let existing =
         corosync::read(&text).map_err(|e| anyhow!("--existing: {}: {e}", file.display()))?;
-    if existing.two_node && !options.fencing {
+    if existing.two_node {
         bail!(
-            "--existing: {} has two_node: 1, so both halves of a partition are quorate, and only fencing \
-             keeps them apart. Set fencing up and add --fencing, or replace two_node by a witness",
+            "--existing: {} has two_node: 1, so both halves of a partition are quorate, and SPARE does not run on \
+             that. Replace two_node by a witness, or remove it and let SPARE fence (--fencing)",
             file.display()
         );
     }

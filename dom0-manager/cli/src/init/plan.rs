@@ -403,10 +403,10 @@ impl Plan {
                 }
             ));
         }
-        if self.two_node() {
+        if self.witness.is_none() && self.fencing {
             notes.push(
-                "two_node: to Corosync both halves of a partition are quorate. Only fencing keeps them \
-                 apart: set it up in spare.toml on every host before the first start (docs/hosts.md)"
+                "fencing: a host goes on alone when the other is known to be off. Set [fencing] up in spare.toml \
+                 on every host before the first start (docs/hosts.md)"
                     .to_owned(),
             );
         }
@@ -421,12 +421,6 @@ impl Plan {
             );
         }
         notes
-    }
-
-    /// Whether Corosync is told that one of two is enough, which only fencing makes safe.
-    #[must_use]
-    pub fn two_node(&self) -> bool {
-        self.hosts.len() == 2 && self.witness.is_none() && self.fencing
     }
 }
 
@@ -563,11 +557,11 @@ pub(crate) mod tests {
         let mut plan = plan(&["h1=10.0.0.1", "h2=10.0.0.2"]);
         assert!(plan.notes()[0].contains("stop answering"));
         plan.fencing = true;
-        assert!(plan.notes()[0].contains("Only fencing keeps them apart"));
+        assert!(plan.notes()[0].contains("Set [fencing] up"));
         plan.witness = Some(Witness {
             address: "10.0.0.3".into(),
             tls: WitnessTls::Required,
         });
-        assert!(plan.notes().is_empty() && !plan.two_node());
+        assert!(plan.notes().is_empty());
     }
 }

@@ -4,7 +4,7 @@ use super::cpg::{Cpg, Event};
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
-use super::quorum::{since_boot, token, Prober, Pulse, Reports};
+use super::quorum::{is_two_node, since_boot, token, Prober, Pulse, Reports};
 use super::wire::{self, NoPacket, Packet};
 use super::{JoinError, Settings, Shared};
 use crate::{Delivery, MemberId};
@@ -85,6 +85,9 @@ impl Engine {
                     listed: other.is_some(),
                 })
             }
+        }
+        if is_two_node() {
+            return Err(JoinError::TwoNode);
         }
         let reports = Reports::connect()?;
         let pulse = Arc::new(Pulse::default());

@@ -127,6 +127,12 @@ pub enum JoinError {
         /// Whether the node is in the list.
         listed: bool,
     },
+    /// Both halves of a cluster that is cut in two would be quorate.
+    #[error(
+        "corosync.conf has `two_node: 1`: both halves of a group that is cut in two would go on. Remove it on all hosts \
+         and restart corosync; without a witness, fencing lets one host go on alone"
+    )]
+    TwoNode,
     /// Another process of this host is in the group.
     #[error("process {process} on this host is in the group already: end it first")]
     Taken {

@@ -12,6 +12,8 @@ use std::time::Duration;
 /// Corosync's own default.
 const TOKEN_DEFAULT: Duration = Duration::from_millis(3000);
 const TOKEN_KEY: &str = "runtime.config.totem.token";
+/// Whether `two_node` is configured.
+const TWO_NODE_KEY: &str = "quorum.two_node";
 
 thread_local! {
     static REPORTS: RefCell<Vec<Quorum>> = const { RefCell::new(Vec::new()) };
@@ -82,6 +84,17 @@ pub(super) fn token() -> Duration {
             tracing::warn!("Corosync does not tell {TOKEN_KEY} ({why}): taking its default");
             TOKEN_DEFAULT
         }
+    }
+}
+
+/// Whether Corosync counts one node of two as a majority.
+pub(super) fn is_two_node() -> bool {
+    let value = cmap::initialize(cmap::Map::Icmap).and_then(|h| cmap::get(&h, TWO_NODE_KEY));
+    match value {
+        Ok(cmap::Data::UInt8(value)) => value != 0,
+        Ok(cmap::Data::String(value)) => value == "1",
+        // It is not there where nothing was configured.
+        _ => false,
     }
 }
 

@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 
+/// For the membership to settle: a host that froze and wakes first sees itself alone, for a moment. It must not
+/// turn off those who went on without it.
+const SETTLING: Duration = Duration::from_secs(1);
 /// From an attempt that failed to the next one.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -103,7 +106,7 @@ impl Fencing {
         let (Some(agent), name) = (self.agents.get(&seat), self.name(seat)) else {
             return;
         };
-        tokio::time::sleep(self.delay).await;
+        tokio::time::sleep(SETTLING + self.delay).await;
         let mut told = String::new();
         loop {
             match agent.turn_off().await {
