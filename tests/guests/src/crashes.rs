@@ -10,7 +10,7 @@ use spare_protocol::channel::{
     Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION, PORT_NAME,
 };
 use spare_protocol::Position;
-use spare_rig::Hypervisor;
+use spare_rig::{Deployment, Hypervisor};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -41,15 +41,15 @@ pub(crate) fn trials(hypervisor: Hypervisor) -> Vec<Trial> {
 }
 
 fn libvirtd_is_killed(suite: &mut Suite) -> Result<()> {
-    if !suite.deployment.owns_hypervisor() {
+    let Some(hypervisor) = suite.deployment.hypervisor_folder() else {
         println!("skipped: the libvirtd of this machine is not the tests' own");
         return Ok(());
-    }
+    };
     suite.wait_until_complete()?;
     let counted = suite.status()?.counters.convictions;
     let loading = suite.begin_load(300, Some(0.3));
     suite.await_load(&loading);
-    let restarted = suite.deployment.restart_hypervisor();
+    let restarted = Deployment::restart_hypervisor(&hypervisor);
     let report = suite.end_load(loading)?;
     restarted?;
     ensure_clean(&report)?;

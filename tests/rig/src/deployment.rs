@@ -377,18 +377,21 @@ impl Deployment {
         self.start_manager().await
     }
 
-    /// Whether the libvirtd that the replicas run on was started for this deployment.
+    /// The folder for which `scripts/hypervisor` started the libvirtd that the replicas run on: this
+    /// deployment's, or the one that `SPARE_LIBVIRT` names. `None` if it is the machine's.
     #[must_use]
-    pub fn owns_hypervisor(&self) -> bool {
-        self.folder.join("libvirt/libvirtd.pid").exists()
+    pub fn hypervisor_folder(&self) -> Option<PathBuf> {
+        let given = std::env::var_os("SPARE_LIBVIRT").map(PathBuf::from);
+        let folders = [Some(self.folder.join("libvirt")), given];
+        let mut folders = folders.into_iter().flatten();
+        folders.find(|folder| folder.join("libvirtd.pid").exists())
     }
 
-    /// Kills the libvirtd of this deployment and starts another.
+    /// Kills the libvirtd that was started for `folder` and starts another.
     ///
     /// # Errors
-    /// When it is not this deployment's own, or does not start.
-    pub fn restart_hypervisor(&self) -> Result<()> {
-        let folder = self.folder.join("libvirt");
+    /// When there is none, or it does not start.
+    pub fn restart_hypervisor(folder: &Path) -> Result<()> {
         run_script(
             "scripts/hypervisor",
             &["restart".as_ref(), folder.as_os_str()],
