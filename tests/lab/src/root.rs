@@ -10,7 +10,6 @@ use std::process::{Command, Stdio};
 /// What builds it; its hash names it.
 const RECIPE: &str = include_str!("root.sh");
 const KEY_HEX: usize = 16;
-const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// The root, which is built if it is not there; `say` hears about that.
 pub(crate) fn ensure(say: &dyn Fn(&str)) -> Result<PathBuf> {
@@ -45,7 +44,7 @@ fn build(new: &Path, log: &Path) -> Result<()> {
     let status = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "bash"])
         .args([recipe.as_path(), new])
-        .arg(mirror())
+        .arg(mirror()?)
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
@@ -66,15 +65,15 @@ fn build(new: &Path, log: &Path) -> Result<()> {
 }
 
 /// The machine's own mirror.
-fn mirror() -> String {
+fn mirror() -> Result<String> {
     if let Ok(mirror) = std::env::var("SPARE_MIRROR") {
-        return mirror;
+        return Ok(mirror);
     }
     let format = "$(CREATED_BY) $(RELEASE) $(REPO_URI)";
     let targets = run("apt-get", &["indextargets", "--format", format]).unwrap_or_default();
     let uri = targets
         .lines()
         .find_map(|line| line.strip_prefix("Packages bookworm "));
-    uri.map_or(MIRROR, |uri| uri.trim_end_matches('/'))
-        .to_owned()
+    let uri = uri.context("apt knows no mirror of Debian 12; name one with SPARE_MIRROR")?;
+    Ok(uri.trim_end_matches('/').to_owned())
 }

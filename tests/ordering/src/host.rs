@@ -201,7 +201,7 @@ impl Hosts {
         Ok(())
     }
 
-    /// Starts Corosync on a host where it does not run.
+    /// Starts Corosync on a host where it does not run, and waits until it answers.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -213,16 +213,6 @@ impl Hosts {
         command.arg("-f").arg("-c").arg(configuration);
         command.stdin(Stdio::null()).stdout(log.try_clone()?);
         host.daemon = Some(command.stderr(log).spawn()?);
-        if self.witness.is_some() {
-            self.start_device(i)?;
-        }
-        Ok(())
-    }
-
-    fn start_device(&mut self, i: usize) -> Result<()> {
-        let log = File::create(self.folder.join(format!("device{}.log", i + 1)))?;
-        let host = &mut self.hosts[i];
-        // It wants to find Corosync.
         let deadline = Instant::now() + Duration::from_secs(30);
         let ready = || {
             let mut command = host.namespace.command("corosync-cmapctl");
@@ -233,6 +223,15 @@ impl Hosts {
             ensure!(Instant::now() < deadline, "Corosync does not start");
             std::thread::sleep(Duration::from_millis(50));
         }
+        if self.witness.is_some() {
+            self.start_device(i)?;
+        }
+        Ok(())
+    }
+
+    fn start_device(&mut self, i: usize) -> Result<()> {
+        let log = File::create(self.folder.join(format!("device{}.log", i + 1)))?;
+        let host = &mut self.hosts[i];
         let mut command = host.namespace.command("corosync-qdevice");
         command
             .arg("-f")
