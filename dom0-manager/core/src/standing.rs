@@ -78,6 +78,7 @@ impl Core {
             live: self.live,
             came_from,
             view,
+            established: self.group.established.iter().copied().collect(),
             log: (self.agreed_epoch, self.agreed),
             delivered: self.group.delivered,
             version: GROUP_VERSION,
@@ -187,9 +188,21 @@ impl Core {
                 |s: &Sync| s.live && s.view.id == known && (s.came_from, s.delivered) == newest;
             let mut members: Vec<SeatId> = Vec::new();
             let mut last: &[SeatId] = &[];
+            let mut established: &[SeatId] = &[];
             for (seat, sync) in self.syncs.iter().filter(|(_, s)| goes_on(s)) {
                 members.push(*seat);
                 last = &sync.view.members;
+                established = &sync.established;
+            }
+            // Those who have an older view on disk could decide in it, and know nothing of this one.
+            let told = |s: &SeatId| self.syncs.contains_key(s) || self.given_up.contains(s);
+            let majority = members.len() * 2 > self.config.seats.len();
+            if !majority && !established.iter().any(told) {
+                let absent = established.to_vec();
+                return self.wait_for(
+                    &absent,
+                    "may not know of the view that these managers are in",
+                );
             }
             let view = if last == members {
                 known
@@ -208,13 +221,7 @@ impl Core {
             .copied()
             .collect();
         if !absent.is_empty() && !planted(Bug::StaleStateDecides) {
-            let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
-            self.notice(Notice::Alarm(format!(
-                "waiting for seat {}: it was in the newest primary view, and only with it is it certain \
-                 that nothing acknowledged is lost",
-                names.join(", ")
-            )));
-            return self.stand(Standing::Waiting);
+            return self.wait_for(&absent, "was in the newest primary view");
         }
         // Should all its members be given up, the best log of the others is what is left.
         let a_member = |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat);
@@ -224,6 +231,17 @@ impl Core {
         if let Some(base) = base.map(|(seat, _)| *seat) {
             self.begin(self.next_view(last.id), vec![base]);
         }
+    }
+
+    /// Without these seats nothing is decided, because of what is said of each.
+    fn wait_for(&mut self, absent: &[SeatId], why: &str) {
+        let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+        self.notice(Notice::Alarm(format!(
+            "waiting for seat {}: it {why}, and only with it is it certain that nothing acknowledged is lost",
+            names.join(", ")
+        )));
+        self.interrupt();
+        self.stand(Standing::Waiting);
     }
 
     fn next_view(&self, last: ViewId) -> ViewId {

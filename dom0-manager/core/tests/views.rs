@@ -305,6 +305,38 @@ fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
     assert_eq!(cluster.logs[0], cluster.logs[1]);
 }
 
+/// Seed 252911319509527: who had just joined went on alone in a view that the other did not have on disk. That
+/// one then decided in its older view, and what had been acknowledged meanwhile was lost.
+#[test]
+fn nobody_goes_on_from_a_view_that_those_before_may_not_know_of() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    });
+    cluster.load(10);
+    cluster.crash(0);
+    cluster.form_ring(&[1], true);
+    cluster.load(10);
+    cluster.restart(0);
+    cluster.disk_stalls(1, true);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(2000);
+    assert_eq!(cluster.cores[0].standing(), Standing::Serving);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[0].standing(), Standing::Waiting);
+    cluster.disk_stalls(1, false);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+    }
+    cluster.load(10);
+    assert_eq!(cluster.logs[0], cluster.logs[1]);
+}
+
 /// Seed 155574358785846: both votes came from one seat. The others had delivered the request, fetched its
 /// bytes in vain, and gave it up when they had left the primary view, one after another.
 #[test]

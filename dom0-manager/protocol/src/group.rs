@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const GROUP_VERSION: u16 = 2;
+pub const GROUP_VERSION: u16 = 3;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -185,6 +185,8 @@ pub struct Sync {
     pub came_from: u64,
     /// The primary view that it is a member of; if it is not live, the newest that it knows of.
     pub view: PrimaryView,
+    /// If it is live: the members of the newest view that all of its members had on disk.
+    pub established: Vec<SeatId>,
     /// The epoch and position of the last record in its log.
     pub log: (u64, Position),
     /// Ordered messages that its state comes from: live managers that come together have the same.

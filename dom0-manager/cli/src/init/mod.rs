@@ -322,16 +322,19 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_cluster_of_two_without_a_witness_needs_fencing() {
+    fn an_existing_cluster_in_which_one_of_two_is_enough_is_refused() {
         let scratch = Scratch::new("two-node");
         let file = scratch.0.join("corosync.conf");
-        let mut plan = plan::tests::plan(&["alpha=10.0.0.1", "beta=10.0.0.2"]);
-        plan.fencing = true;
-        std::fs::write(&file, corosync::configuration(&plan, 1000)).unwrap();
-        let existing = ["--existing", file.to_str().unwrap()];
+        let plan = plan::tests::plan(&["alpha=10.0.0.1", "beta=10.0.0.2"]);
+        let sound = corosync::configuration(&plan, 1000);
+        let provider = "provider: corosync_votequorum";
+        let two_node = sound.replace(provider, &format!("{provider}\n\ttwo_node: 1"));
+        std::fs::write(&file, two_node).unwrap();
+        let existing = ["--existing", file.to_str().unwrap(), "--fencing"];
         let refused = run(&scratch.options(&existing)).unwrap_err().to_string();
-        assert!(refused.contains("only fencing"), "{refused}");
-        run(&scratch.options(&[&existing[..], &["--fencing"]].concat())).unwrap();
+        assert!(refused.contains("two_node"), "{refused}");
+        std::fs::write(&file, sound).unwrap();
+        run(&scratch.options(&existing)).unwrap();
     }
 
     #[test]

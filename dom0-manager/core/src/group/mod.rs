@@ -198,6 +198,9 @@ pub(crate) struct Group {
     pub(crate) outsiders: BTreeSet<SeatId>,
     /// The seats of the primary view.
     pub(crate) view: BTreeMap<SeatId, Seat>,
+    /// The members of the newest view that was established. Who was in no later one knows of none that it
+    /// wrote to disk for certain: after a restart these may decide by themselves, if all of them are there.
+    pub(crate) established: BTreeSet<SeatId>,
     /// Ordered messages that this state comes from.
     pub(crate) delivered: u64,
     pub(crate) time_last_us: i64,
@@ -254,6 +257,7 @@ impl Group {
             view_ring: resume.view.id.ring,
             outsiders: BTreeSet::new(),
             view: BTreeMap::new(),
+            established: BTreeSet::new(),
             delivered: 0,
             time_last_us: last.map_or(0, |r| r.time_us),
             exclusive: 0,
@@ -318,6 +322,7 @@ impl Group {
             GroupMessage::Joined { ring, agreed } => return self.joined(from, ring, agreed),
             GroupMessage::ViewStored { .. } => {
                 self.outsiders.remove(&from);
+                self.note_established();
                 return;
             }
             _ => {}

@@ -164,6 +164,13 @@ impl Group {
         self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)
     }
 
+    pub(super) fn note_established(&mut self) {
+        let same = || self.established.iter().eq(self.view.keys());
+        if self.is_established() && !same() {
+            self.established = self.view.keys().copied().collect();
+        }
+    }
+
     fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {
         let all = self.view.values().map(|s| what(&s.progress));
         all.min().unwrap_or_default()

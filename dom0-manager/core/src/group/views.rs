@@ -112,6 +112,8 @@ impl Group {
             joined: view.epoch,
         };
         self.view = [(me, seat)].into();
+        // All who could have decided otherwise are here, or were given up.
+        self.established = [me].into();
         self.view_changed();
     }
 

@@ -18,6 +18,7 @@ impl Group {
                 clock_us: new.clock_us,
             };
             self.note_settled();
+            self.note_established();
         }
         for vote in &votes.votes {
             if vote.replica.seat == from {

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use spare_core::{Config, Core, Input, KeptReplica, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{Envelope, LossReason, PeerMessage, Request, RequestId};
+use spare_protocol::group::{Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -75,6 +75,8 @@ pub struct Cluster {
     rings_formed: u64,
     disks: Vec<Resume>,
     stalled: Vec<bool>,
+    /// Views that wait for a disk that stalls.
+    unwritten: Vec<Option<PrimaryView>>,
     queues: Vec<VecDeque<Input>>,
     later: BinaryHeap<std::cmp::Reverse<(Micros, u64, usize, u64)>>,
     parked: BTreeMap<u64, Input>,
@@ -140,6 +142,7 @@ impl Cluster {
             rings: cores.iter().map(|_| None).collect(),
             disks: cores.iter().map(|_| Resume::default()).collect(),
             stalled: cores.iter().map(|_| false).collect(),
+            unwritten: cores.iter().map(|_| None).collect(),
             logs: cores.iter().map(|_| Vec::new()).collect(),
             rings_formed: 0,
             settings,
@@ -206,6 +209,10 @@ impl Cluster {
     /// The disk of a seat writes nothing for a while.
     pub fn disk_stalls(&mut self, seat: u16, stalls: bool) {
         self.stalled[usize::from(seat)] = stalls;
+        if let (false, Some(view)) = (stalls, self.unwritten[usize::from(seat)].take()) {
+            self.disks[usize::from(seat)].view = view.clone();
+            self.input(seat, Input::ViewStored(view.id));
+        }
         if let (false, Some(last)) = (stalls, self.logs[usize::from(seat)].last()) {
             let position = last.position;
             self.input(seat, Input::Stored { position });
@@ -217,6 +224,7 @@ impl Cluster {
         let index = usize::from(seat);
         self.rings[index] = None;
         self.queues[index].clear();
+        self.unwritten[index] = None;
         self.guests.retain(|r, _| r.seat != SeatId(seat));
     }
 
@@ -432,6 +440,7 @@ impl Cluster {
                 let message = PeerMessage::Log { records };
                 self.send_peer(from, to, message);
             }
+            Output::StoreView(view) if self.stalled[seat] => self.unwritten[seat] = Some(view),
             Output::StoreView(view) => {
                 self.queues[seat].push_back(Input::ViewStored(view.id));
                 self.disks[seat].view = view;
