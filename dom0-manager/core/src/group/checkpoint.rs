@@ -72,6 +72,14 @@ impl Checkpoints {
         self.by_position.retain(|p, _| *p <= position);
     }
 
+    /// Forgets the roots from `position` on: those who reported them are out of service.
+    pub(crate) fn disown_from(&mut self, position: Position) {
+        for (_, checkpoint) in self.by_position.range_mut(position..) {
+            checkpoint.roots.clear();
+            checkpoint.stable = None;
+        }
+    }
+
     /// Positions of scrubs that are not complete.
     pub(crate) fn open_scrubs(&self) -> Vec<Position> {
         let open = self.by_position.iter().filter(|(_, c)| c.scrub_open);

@@ -194,6 +194,10 @@ impl Group {
         if exclusive {
             touched.extend(entry.ballot.iter().map(|(r, _)| r));
         }
+        if exclusive {
+            // Their states contain what is aborted.
+            self.checkpoints.disown_from(position);
+        }
         self.notice(Notice::Aborted { position });
         self.end(position);
         for replica in touched {
