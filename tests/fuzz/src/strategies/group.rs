@@ -104,12 +104,14 @@ fn sync() -> impl Strategy<Value = Sync> {
     });
     let log = (any::<u64>(), position());
     let rings = (any::<u64>(), any::<u64>());
-    (rings, any::<bool>(), view, log, any::<u64>(), any::<u16>()).prop_map(
-        |((ring, came_from), live, view, log, delivered, version)| Sync {
+    let views = (view, seats());
+    (rings, any::<bool>(), views, log, any::<u64>(), any::<u16>()).prop_map(
+        |((ring, came_from), live, (view, established), log, delivered, version)| Sync {
             ring,
             live,
             came_from,
             view,
+            established,
             log,
             delivered,
             version,
