@@ -65,6 +65,17 @@ fn libvirtd_is_killed(suite: &mut Suite) -> Result<()> {
         after.passive_updates > before.passive_updates,
         "no passive was brought up to date"
     );
+    // What was replaced meanwhile is gone, although the first attempt to destroy it failed.
+    let agent = suite.runtime.block_on(suite.deployment.agent())?;
+    let begun = Instant::now();
+    loop {
+        let there = suite.runtime.block_on(agent.list())?;
+        if there.len() == 4 {
+            break;
+        }
+        ensure!(begun.elapsed() < ANSWER_LIMIT, "there are {there:?}");
+        std::thread::sleep(Duration::from_millis(500));
+    }
     Ok(())
 }
 

@@ -31,6 +31,9 @@ const CHANNEL_RETRY: Duration = Duration::from_millis(100);
 const PASSIVE_NICE: i32 = -10;
 /// The niceness of a VM that is being built: behind those that serve.
 const BUILDING_NICE: i32 = 10;
+/// From a replica that could not be destroyed to the next attempt, at first and at most.
+const DESTROY_RETRY: Duration = Duration::from_secs(2);
+const DESTROY_RETRY_MAX: Duration = Duration::from_secs(60);
 
 impl<G: GroupChannel> Seat<G> {
     pub(super) fn load(&mut self, replica: ReplicaId, upto: Position) {
@@ -265,25 +268,32 @@ async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream> {
     }
 }
 
+/// Until it has succeeded: a VM that nobody knows of any more would keep its memory, and run on.
 async fn destroy(shared: &Shared, replica: ReplicaId) {
-    let done = shared.agent.call(|agent| {
-        let name = replica.to_string();
-        async move { agent.destroy(&name).await }
-    });
-    match done.await {
-        Err(error) if agent::is_unknown_replica(&error) => {}
-        Ok(()) => {
-            let text = format!("replica {replica} is destroyed");
-            shared
-                .journal
-                .event(EventKind::Destroyed, Some(replica), text);
+    let mut pause = DESTROY_RETRY;
+    loop {
+        let done = shared.agent.call(|agent| {
+            let name = replica.to_string();
+            async move { agent.destroy(&name).await }
+        });
+        match done.await {
+            Err(error) if agent::is_unknown_replica(&error) => return,
+            Ok(()) => {
+                let text = format!("replica {replica} is destroyed");
+                let kind = EventKind::Destroyed;
+                return shared.journal.event(kind, Some(replica), text);
+            }
+            // Told once, not with every attempt.
+            Err(error) if pause == DESTROY_RETRY => {
+                let text = format!(
+                    "replica {replica} could not be destroyed ({}); it is tried again until it is",
+                    agent::message(&error)
+                );
+                shared.journal.event(EventKind::Alarm, Some(replica), text);
+            }
+            Err(_) => {}
         }
-        Err(error) => {
-            let text = format!(
-                "replica {replica} could not be destroyed: {}",
-                agent::message(&error)
-            );
-            shared.journal.event(EventKind::Alarm, Some(replica), text);
-        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(DESTROY_RETRY_MAX);
     }
 }
