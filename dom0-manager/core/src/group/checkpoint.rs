@@ -86,3 +86,33 @@ impl Checkpoints {
         open.map(|(p, _)| *p).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::SeatId;
+
+    #[test]
+    fn roots_beyond_an_aborted_write_are_forgotten_and_those_before_it_stay() {
+        let mut checkpoints = Checkpoints::default();
+        let replica = |generation| ReplicaId {
+            seat: SeatId(0),
+            generation,
+        };
+        let root = Hash::of(b"a state");
+        for position in [Position(5), Position(9)] {
+            checkpoints.open(position, false);
+            let checkpoint = checkpoints.get_mut(position).expect("it was opened");
+            checkpoint.roots = [(replica(1), root), (replica(2), root)].into();
+            checkpoint.stable = checkpoint.agreed(2);
+        }
+        checkpoints.disown_from(Position(6));
+        let mut stable = |p| {
+            checkpoints
+                .get_mut(Position(p))
+                .map(|c| (c.roots.len(), c.stable))
+        };
+        assert_eq!(stable(5), Some((2, Some(root))));
+        assert_eq!(stable(9), Some((0, None)));
+    }
+}
