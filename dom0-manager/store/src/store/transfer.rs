@@ -4,8 +4,9 @@ use super::{damaged_manifest, hold, Store};
 use crate::disk::Folder;
 use crate::engine::{Commit, Engine, View};
 use crate::error::{io_at, StoreError};
-use crate::snapshot::{BackupError, ChunkRef, Manifest};
+use crate::snapshot::{read_backup, BackupError, ChunkRef, Manifest};
 use spare_protocol::Hash;
+use std::io::Read;
 use std::path::Path;
 
 /// Chunks that are written together.
@@ -84,13 +85,46 @@ impl Store {
                 engine.put_chunks(std::mem::take(&mut portion))?;
             }
         }
-        engine.commit(&Commit {
-            position: manifest.position,
-            manifest: &manifest.to_bytes(),
-            chunks: portion,
-            keep_manifests: [manifest.position].into(),
-            keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
-        })?;
+        commit_alone(&engine, manifest, portion)?;
         Ok(())
     }
+}
+
+/// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
+pub(super) fn import_into(
+    engine: &Engine,
+    image: Hash,
+    input: impl Read,
+) -> Result<Manifest, BackupError> {
+    let mut portion = Vec::new();
+    let mut bytes = 0;
+    let mut failed = None;
+    let manifest = read_backup(input, Some(image), |reference, chunk| {
+        bytes += chunk.len();
+        portion.push((reference.hash, chunk));
+        if bytes >= PORTION_BYTES && failed.is_none() {
+            bytes = 0;
+            failed = engine.put_chunks(std::mem::take(&mut portion)).err();
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error.into());
+    }
+    commit_alone(engine, &manifest, portion)?;
+    Ok(manifest)
+}
+
+/// A snapshot that is the only one of its store counts from here on; these are the last of its chunks.
+fn commit_alone(
+    engine: &Engine,
+    manifest: &Manifest,
+    chunks: Vec<(Hash, Vec<u8>)>,
+) -> Result<(), StoreError> {
+    engine.commit(&Commit {
+        position: manifest.position,
+        manifest: &manifest.to_bytes(),
+        chunks,
+        keep_manifests: [manifest.position].into(),
+        keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
+    })
 }
