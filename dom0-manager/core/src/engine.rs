@@ -115,6 +115,8 @@ pub struct Core {
     pub(crate) executes_since: BTreeMap<ReplicaId, Micros>,
 
     pub(crate) outbox: Votes,
+    /// Replies wait until the others know what is on disk here.
+    pub(crate) progress_waits: bool,
     /// Empty; kept for its memory.
     pub(crate) events: Vec<EventSlot>,
     pub(crate) out: Vec<Output>,
@@ -181,6 +183,7 @@ impl Core {
             latencies: Latencies::default(),
             executes_since: BTreeMap::new(),
             outbox: Votes::default(),
+            progress_waits: false,
             events: Vec::new(),
             out: Vec::new(),
             config,
@@ -203,6 +206,7 @@ impl Core {
         };
         let (routine, agreed) = (self.is_routine(&input), self.agreed);
         self.take(input);
+        let routine = routine && !self.group.has_events();
         self.react();
         if !routine || self.agreed != agreed {
             self.drive_all();
@@ -211,11 +215,15 @@ impl Core {
     }
 
     /// Whether every local replica has what it needs after this input if it had before, unless more is
-    /// agreed on because of it: a request that is not delivered yet, an answer of an active, messages that
-    /// leave. That is most inputs.
+    /// agreed on because of it, or the group's state asks for something: a request that is not delivered
+    /// yet, an answer of an active, another manager's progress, messages that leave. That is most inputs.
     fn is_routine(&self, input: &Input) -> bool {
         match input {
             Input::Submit(_) | Input::Flush => true,
+            Input::Delivered { envelope, .. } => match &envelope.message {
+                GroupMessage::Votes(votes) => votes.is_progress_only(),
+                _ => false,
+            },
             Input::Executed { replica, .. } => {
                 let member = self.group.members.get(replica);
                 member.is_some_and(Member::is_active)

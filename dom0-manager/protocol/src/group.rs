@@ -117,6 +117,14 @@ pub struct Votes {
     pub progress: Progress,
 }
 
+impl Votes {
+    /// Whether nothing but the sender's progress is in it.
+    #[must_use]
+    pub fn is_progress_only(&self) -> bool {
+        self.votes.is_empty() && self.roots.is_empty() && self.suspected.is_empty()
+    }
+}
+
 /// Why a replica is out of service although no vote shows that it lied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LossReason {
