@@ -10,6 +10,11 @@ use std::time::Duration;
 /// Bytes of a Unix socket's path at most, the closing zero not counted (unix(7)).
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 
+/// Bringing a passive up to date and a request take less than this where guests are slowest.
+const WOKEN_REALTIME_MS: u64 = 300;
+/// Longest time for which a guest may run before everything else.
+const WOKEN_REALTIME_MS_MAX: u64 = 1000;
+
 /// What replicas run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,6 +125,8 @@ pub struct Config {
     /// Bytes kept in quarantine at most.
     #[serde(default = "default_quarantine_bytes_max")]
     pub quarantine_bytes_max: u64,
+    /// For how long a guest with a priority above the ordinary runs in real time when it is unpaused.
+    woken_realtime_ms: Option<u64>,
     /// Whether guests get the second port of test images.
     #[serde(default)]
     pub door: bool,
@@ -174,6 +181,12 @@ impl Config {
         self.accelerator.unwrap_or_default()
     }
 
+    /// For how long a guest with a priority above the ordinary runs in real time when it is unpaused.
+    #[must_use]
+    pub fn woken_realtime(&self) -> Duration {
+        Duration::from_millis(self.woken_realtime_ms.unwrap_or(WOKEN_REALTIME_MS))
+    }
+
     /// What serde can't check.
     fn check(&self) -> Result<(), String> {
         Service::parse(&self.service).map_err(|e| format!("service: {e}"))?;
@@ -195,6 +208,7 @@ impl Config {
             for (key, is_set) in [
                 ("uri", self.uri.is_some()),
                 ("accelerator", self.accelerator.is_some()),
+                ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
             ] {
                 if is_set {
                     return Err(format!(
@@ -205,6 +219,11 @@ impl Config {
         }
         if self.memory_mib_max == 0 {
             return Err("memory_mib_max: a guest needs memory; write 256".to_owned());
+        }
+        if self.woken_realtime() > Duration::from_millis(WOKEN_REALTIME_MS_MAX) {
+            return Err(format!(
+                "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
+            ));
         }
         if self.timeouts.any_is_zero() {
             return Err(
@@ -274,6 +293,7 @@ mod tests {
         assert_eq!(config.memory_mib_max, 256);
         assert_eq!(config.quarantine_replicas_max, 2);
         assert!(!config.door);
+        assert_eq!(config.woken_realtime(), Duration::from_millis(300));
         assert_eq!(config.timeouts.call(), Duration::from_secs(10));
     }
 
@@ -296,7 +316,11 @@ mod tests {
             parse(&process).unwrap().hypervisor,
             HypervisorChoice::Process
         );
-        for key in ["uri = \"qemu:///system\"", "accelerator = \"auto\""] {
+        for key in [
+            "uri = \"qemu:///system\"",
+            "accelerator = \"auto\"",
+            "woken_realtime_ms = 300",
+        ] {
             let message = problem(&format!("{process}{key}\n"));
             assert!(
                 message.contains("means nothing with hypervisor"),
@@ -313,6 +337,12 @@ mod tests {
         assert!(problem("service = \"a\"\n").contains("missing field `socket`"));
         let message = problem(&format!("{GOOD}door = 3\n"));
         assert!(message.starts_with("agent.toml:6: "), "{message}");
+    }
+
+    #[test]
+    fn a_guest_that_would_keep_everything_else_from_running_is_refused() {
+        let message = problem(&format!("{GOOD}woken_realtime_ms = 5000\n"));
+        assert!(message.contains("write 1000 at most"), "{message}");
     }
 
     #[test]

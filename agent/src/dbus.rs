@@ -73,13 +73,28 @@ impl From<Error> for Fault {
 pub struct Agent {
     workers: Workers,
     timeouts: Timeouts,
+    /// The process at the other end of the connection, if it is known.
+    manager: Option<u32>,
 }
 
 impl Agent {
     /// Operations run on `workers` and take as long as `timeouts` allow.
     #[must_use]
     pub fn new(workers: Workers, timeouts: Timeouts) -> Agent {
-        Agent { workers, timeouts }
+        Agent {
+            workers,
+            timeouts,
+            manager: None,
+        }
+    }
+
+    /// As this one, for the connection of the process `manager`.
+    #[must_use]
+    pub fn for_manager(&self, manager: Option<u32>) -> Agent {
+        Agent {
+            manager,
+            ..self.clone()
+        }
     }
 
     /// The hypervisor's state changes from now on.
@@ -143,9 +158,18 @@ impl Agent {
 
     /// Lets its processor run.
     async fn unpause(&self, replica: &str) -> Result<(), Fault> {
-        let deadline = self.timeouts.call();
-        self.on(replica, "unpause", deadline, |h, r| h.unpause(r))
-            .await
+        let (deadline, manager) = (self.timeouts.call(), self.manager);
+        self.on(replica, "unpause", deadline, move |h, r| {
+            h.unpause(r, manager)
+        })
+        .await
+    }
+
+    /// It is urgent no longer. Does not wait for what was begun before.
+    async fn calm(&self, replica: &str) -> Result<(), Fault> {
+        let replica = parse_replica(replica)?;
+        self.workers.hypervisor().calm(replica);
+        Ok(())
     }
 
     /// Ends it and removes its files.

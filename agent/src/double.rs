@@ -69,7 +69,7 @@ impl Hypervisor for Double {
         self.set(replica, State::Paused, "paused")
     }
 
-    fn unpause(&self, replica: ReplicaId) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, _: Option<u32>) -> Result<()> {
         self.set(replica, State::Running, "unpaused")
     }
 

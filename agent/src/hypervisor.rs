@@ -90,11 +90,15 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// Builds a virtual machine for `replica` from the image and starts it.
     fn create(&self, replica: ReplicaId, image: &str) -> Result<()>;
 
+    /// It is urgent no longer: ends the real time that it may have got when it was unpaused. Returns at once.
+    fn calm(&self, _replica: ReplicaId) {}
+
     /// Stops its processor. Pausing a paused replica succeeds.
     fn pause(&self, replica: ReplicaId) -> Result<()>;
 
-    /// Lets its processor run again. Unpausing a running replica succeeds.
-    fn unpause(&self, replica: ReplicaId) -> Result<()>;
+    /// Lets its processor run again, for the manager whose process this is. Unpausing a running replica
+    /// succeeds.
+    fn unpause(&self, replica: ReplicaId, manager: Option<u32>) -> Result<()>;
 
     /// Ends the virtual machine, if it still runs, and removes all its files.
     fn destroy(&self, replica: ReplicaId) -> Result<()>;

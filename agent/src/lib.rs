@@ -28,6 +28,7 @@ pub mod server;
 pub mod workers;
 
 mod console;
+mod hurry;
 mod pids;
 mod quarantine;
 mod states;

@@ -28,14 +28,57 @@ pub(crate) fn wait(process: &OwnedFd, limit: PollTimeout) -> nix::Result<bool> {
     }
 }
 
-/// Sets the priority of every thread of the process. A thread, or all of them, may have ended meanwhile.
+/// Sets the priority of every thread of the process.
 pub(crate) fn set_nice(pid: u32, nice: i32) -> std::io::Result<()> {
+    each_thread(pid, |thread| {
+        // SAFETY: no pointers are involved.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) }
+    })
+}
+
+/// Whether the process's priority is above the ordinary.
+pub(crate) fn is_preferred(pid: u32) -> bool {
+    Errno::clear();
+    // SAFETY: no pointers are involved.
+    let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, pid) };
+    // -1 may be the priority, or an error.
+    nice < 0 && Errno::last_raw() == 0
+}
+
+/// Lets the threads of the process run before all ordinary ones; `priority` is among real-time threads, for
+/// a thread of that name. Threads that they start are ordinary.
+pub(crate) fn set_realtime(pid: u32, priority: impl Fn(&str) -> i32) -> std::io::Result<()> {
+    each_thread(pid, |thread| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"));
+        let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+        schedule(thread, policy, priority(&name.unwrap_or_default()))
+    })
+}
+
+/// Undoes [`set_realtime`]; the priority among ordinary threads is as it was.
+pub(crate) fn set_ordinary(pid: u32) -> std::io::Result<()> {
+    each_thread(pid, |thread| schedule(thread, libc::SCHED_OTHER, 0))
+}
+
+fn schedule(thread: libc::id_t, policy: i32, priority: i32) -> i32 {
+    let Ok(thread) = libc::pid_t::try_from(thread) else {
+        return 0;
+    };
+    let priority = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: the parameter is read during the call only.
+    unsafe { libc::sched_setscheduler(thread, policy, &raw const priority) }
+}
+
+/// Calls `call`, which sets `errno` if it returns another number than 0, with each thread of the process.
+/// A thread, or all of them, may have ended meanwhile.
+fn each_thread(pid: u32, call: impl Fn(libc::id_t) -> i32) -> std::io::Result<()> {
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
         let Some(thread) = thread.file_name().to_str().and_then(|id| id.parse().ok()) else {
             continue;
         };
-        // SAFETY: no pointers are involved.
-        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, nice) };
+        let result = call(thread);
         let error = std::io::Error::last_os_error();
         if result != 0 && error.raw_os_error() != Some(libc::ESRCH) {
             return Err(error);

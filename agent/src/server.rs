@@ -62,16 +62,19 @@ impl Server {
                     continue;
                 }
             };
-            if let Err(why) = admit(&stream, self.manager) {
-                tracing::warn!("a connection was refused: {why}");
-                continue;
-            }
+            let manager = match admit(&stream, self.manager) {
+                Ok(process) => process,
+                Err(why) => {
+                    tracing::warn!("a connection was refused: {why}");
+                    continue;
+                }
+            };
             let slot = Slot::take(&connections);
             if connections.load(Ordering::Relaxed) > CONNECTIONS_MAX {
                 tracing::warn!("a connection was refused: {CONNECTIONS_MAX} are open");
                 continue;
             }
-            let agent = agent.clone();
+            let agent = agent.for_manager(manager);
             tokio::spawn(async move {
                 if let Err(e) = serve(stream, agent).await {
                     tracing::warn!("a connection ended: {e}");
@@ -132,11 +135,12 @@ fn make_way(socket: &Path) -> Result<()> {
     std::fs::remove_file(socket).map_err(|e| Error::failed(what, e))
 }
 
-/// Checks who is at the other end.
-fn admit(stream: &UnixStream, manager: Uid) -> std::result::Result<(), String> {
+/// Checks who is at the other end; the number of the process, if it can be told here.
+fn admit(stream: &UnixStream, manager: Uid) -> std::result::Result<Option<u32>, String> {
     let peer = getsockopt(stream, PeerCredentials).map_err(|e| e.to_string())?;
     if may_connect(Uid::from_raw(peer.uid()), manager) {
-        return Ok(());
+        // 0 for a process in another namespace.
+        return Ok(u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0));
     }
     Err(format!(
         "user {} of process {} is neither the manager nor root",
@@ -349,7 +353,7 @@ mod tests {
         assert!(may_connect(manager, manager));
         assert!(!may_connect(other, manager));
         let (here, _there) = UnixStream::pair().unwrap();
-        assert_eq!(admit(&here, Uid::current()), Ok(()));
+        assert_eq!(admit(&here, Uid::current()), Ok(Some(std::process::id())));
     }
 
     #[test]

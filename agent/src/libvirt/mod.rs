@@ -9,6 +9,7 @@ use crate::console;
 use crate::domain_xml::Guest;
 use crate::error::{Error, Result};
 use crate::files::StateDir;
+use crate::hurry::Hurry;
 use crate::hypervisor::{Accelerator, Hypervisor, State, StateChange, Usage};
 use crate::image::Image;
 use crate::names::Service;
@@ -44,6 +45,7 @@ pub struct Libvirt {
     memory_mib_max: u32,
     choice: AcceleratorChoice,
     probe_deadline: Duration,
+    hurry: Hurry,
     /// The answer of the probe; held while it is looked for.
     accelerator: Mutex<Option<Accelerator>>,
     files: StateDir,
@@ -76,6 +78,7 @@ impl Libvirt {
             memory_mib_max: config.memory_mib_max,
             choice: config.accelerator(),
             probe_deadline: config.timeouts.probe(),
+            hurry: Hurry::new(config.woken_realtime()),
             accelerator: Mutex::new(None),
             files,
             quarantine,
@@ -260,12 +263,21 @@ impl Hypervisor for Libvirt {
         }
     }
 
-    fn unpause(&self, replica: ReplicaId) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, manager: Option<u32>) -> Result<()> {
         let domain = self.live_domain(replica)?;
+        if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
+            self.hurry.begin(guest, manager);
+        }
         match domain.resume() {
             Ok(_) => Ok(()),
             Err(_) if is_in(&domain, State::Running) => Ok(()),
             Err(e) => Err(failed(&format!("cannot unpause replica {replica}"), &e)),
+        }
+    }
+
+    fn calm(&self, replica: ReplicaId) {
+        if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
+            self.hurry.end(guest);
         }
     }
 
@@ -366,6 +378,7 @@ impl Hypervisor for Libvirt {
 
     fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()> {
         self.live_domain(replica)?;
+        self.calm(replica);
         process::set_nice(&self.service.domain_of(replica), nice)
     }
 

@@ -36,7 +36,7 @@ pub(super) fn set_nice(domain: &str, nice: i32) -> Result<()> {
 }
 
 /// The process of `domain`.
-fn find(domain: &str) -> std::io::Result<u32> {
+pub(super) fn find(domain: &str) -> std::io::Result<u32> {
     let file = format!("{PID_FOLDER}/{domain}.pid");
     let text = std::fs::read_to_string(&file)?;
     let pid: u32 = text.trim().parse().map_err(|_| {

@@ -363,7 +363,7 @@ impl Hypervisor for Processes {
         Ok(())
     }
 
-    fn unpause(&self, replica: ReplicaId) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, _: Option<u32>) -> Result<()> {
         let init = self.live(replica)?;
         self.freezer.thaw(&self.name(replica), &init)?;
         self.reached(replica, &init, State::Running, "unpaused");

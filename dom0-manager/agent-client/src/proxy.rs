@@ -15,6 +15,8 @@ pub trait Agent {
     fn pause(&self, replica: &str) -> zbus::Result<()>;
     /// Unpauses a replica's VM.
     fn unpause(&self, replica: &str) -> zbus::Result<()>;
+    /// A replica's VM is urgent no longer.
+    fn calm(&self, replica: &str) -> zbus::Result<()>;
     /// Destroys a replica's VM with its files.
     fn destroy(&self, replica: &str) -> zbus::Result<()>;
     /// Keeps a replica's memory and disk, then destroys it; returns the folder.

@@ -19,7 +19,7 @@ use crate::normalise::Normaliser;
 use crate::peers::Peers;
 use crate::record::Recorder;
 use bytes::Bytes;
-use replicas::{merged, prioritise};
+use replicas::{calm, merged, prioritise};
 use spare_core::{Core, Input, Micros, Notice, Now, Output, Refusal, Standing, ViewId};
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::{EventKind, ReplicaState};
@@ -492,6 +492,10 @@ impl<G: GroupChannel> Seat<G> {
             Notice::Convicted {
                 replica, position, ..
             } if replica.seat == self.me => self.note_conviction(*replica, *position, &notice),
+            Notice::HelpExecuted { replica, .. } => {
+                let (agent, replica) = (self.shared.agent.clone(), *replica);
+                tokio::spawn(async move { calm(&agent, replica).await });
+            }
             _ => {}
         }
         self.shared.journal.record(self.me, notice);

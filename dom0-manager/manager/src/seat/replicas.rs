@@ -176,6 +176,18 @@ pub(super) async fn prioritise(agent: &AgentLink, replica: ReplicaId, nice: i32)
     }
 }
 
+/// The replica has done what it was woken for: its vote is worth nothing while others cannot run.
+pub(super) async fn calm(agent: &AgentLink, replica: ReplicaId) {
+    let done = agent.call(|agent| {
+        let name = replica.to_string();
+        async move { agent.calm(&name).await }
+    });
+    // It ends by itself too.
+    if let Err(error) = done.await {
+        tracing::debug!("replica {replica}: {}", agent::message(&error));
+    }
+}
+
 /// Several agreed updates as one with the effect of all: merging them here costs a hundredth of what
 /// it costs in a guest, and a passive that is woken has somebody waiting for it.
 pub(super) fn merged(updates: Vec<(Position, Bytes)>, upto: Position) -> Vec<(Position, Bytes)> {
