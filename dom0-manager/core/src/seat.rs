@@ -18,7 +18,7 @@ use spare_protocol::group::{outcome_hash, GroupMessage, LossReason, RootVote, Vo
 use spare_protocol::{Hash, Position, ReplicaId};
 
 /// Replicas of a seat: one active, one passive.
-const REPLICAS_PER_SEAT: usize = 2;
+pub(crate) const REPLICAS_PER_SEAT: usize = 2;
 /// A failed build is tried again after 1, 2, 4, … seconds, at most this many doublings.
 const BUILD_DOUBLINGS_MAX: u32 = 5;
 const BUILD_RETRY: Micros = Micros(1_000_000);

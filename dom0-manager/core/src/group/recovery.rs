@@ -158,5 +158,6 @@ impl Group {
                 self.lost(replica, LossReason::Surplus);
             }
         }
+        self.remove_surplus_passives(seat);
     }
 }

@@ -4,6 +4,7 @@ use super::suspicion::Suspicions;
 use super::{Disposal, Event, Group};
 use crate::bugs::{planted, Bug};
 use crate::io::Notice;
+use crate::seat::REPLICAS_PER_SEAT;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
@@ -235,17 +236,19 @@ impl Group {
         }
     }
 
-    /// One passive is enough for a seat with an active. (More are built when a recovery that needs two
-    /// fresh replicas ends with one.)
-    fn remove_surplus_passives(&mut self, seat: SeatId) {
-        let complete = self.active_of(seat).is_some() && self.is_staffed_seat(seat);
+    /// One passive is enough for a seat with an active, and none is needed where there are two, of which one
+    /// stands in for another seat's. (More are built when a recovery that needs two fresh replicas ends with
+    /// one.)
+    pub(super) fn remove_surplus_passives(&mut self, seat: SeatId) {
+        let actives = self.actives().filter(|r| r.seat == seat).count();
+        let complete = actives > 0 && self.is_staffed_seat(seat);
         let recovering = self.recovery.is_some_and(|r| r.seat == seat);
         let of_seat = self.members.iter().filter(|(r, _)| r.seat == seat);
         let waiting = |m: &Member| matches!(m.role, Role::Passive | Role::Helping);
         let (awake, asleep): (Vec<_>, Vec<_>) = of_seat
             .filter(|(_, m)| waiting(m))
             .partition(|(_, m)| m.role == Role::Helping);
-        if !complete || recovering || awake.len() + asleep.len() < 2 {
+        if !complete || recovering || actives + awake.len() + asleep.len() <= REPLICAS_PER_SEAT {
             return;
         }
         let least = asleep
