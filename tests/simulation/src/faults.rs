@@ -98,7 +98,7 @@ impl World {
     fn free_places(&mut self) {
         let complete = self.hosts.iter().filter_map(|h| h.core.as_ref()).any(|c| {
             let serves = c.standing() == Standing::Serving;
-            serves && c.replicas().len() >= 2 * self.plan.config.quorum()
+            serves && c.replicas().len() >= 2 * self.staffed()
         });
         let settled = self.checks.acknowledged.last();
         let agreed = self
@@ -118,6 +118,12 @@ impl World {
                 !replaced
             });
         }
+    }
+
+    /// Hosts that are there for good and have an active and a passive when all is well.
+    fn staffed(&self) -> usize {
+        let there = self.hosts.iter().filter(|h| !h.gone).count();
+        there.min(self.plan.config.quorum())
     }
 
     fn running(&self) -> Vec<usize> {
@@ -597,6 +603,16 @@ impl World {
         if self.hosts.iter().any(|h| h.gone) || !rest_is_majority || alone {
             return false;
         }
+        // A host that is lost for good is a fault too, unless another one takes its place: f+1 replicas must be
+        // left that are right.
+        let quorum = self.plan.config.quorum();
+        let left = (self.hosts.len() - 1).min(quorum) * 2;
+        let tolerated = left.saturating_sub(quorum);
+        let elsewhere = |r: &&ReplicaId| r.seat != seat(host);
+        if self.budget.faulty.keys().filter(elsewhere).count() > tolerated {
+            return false;
+        }
+        self.budget.limit = self.budget.limit.min(tolerated);
         self.crash_now(host, true);
         self.hosts[host].gone = true;
         for other in others {
