@@ -92,7 +92,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let journal = Arc::new(Journal::new(
         voice,
         config.group.seats_here(),
-        stores::evidence_folder(&config, voice),
+        stores::evidence(&config, voice),
     ));
     for remark in stores.remarks {
         journal.event(EventKind::Alarm, None, remark);

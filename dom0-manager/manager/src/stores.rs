@@ -12,6 +12,7 @@ mod replace;
 pub(crate) use replace::{note_behind, Replacement};
 
 use crate::config::{Config, Durability};
+use crate::evidence::Archive;
 use crate::slow_disk::SlowFolder;
 use anyhow::{bail, Context, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -78,8 +79,10 @@ pub(crate) fn image_id(content: &str) -> Hash {
 }
 
 /// Where evidence of convictions is kept.
-pub(crate) fn evidence_folder(config: &Config, voice: SeatId) -> PathBuf {
-    seat_folder(&config.store.directory, voice).join(EVIDENCE)
+pub(crate) fn evidence(config: &Config, voice: SeatId) -> Archive {
+    let folder = seat_folder(&config.store.directory, voice).join(EVIDENCE);
+    let bytes_max = config.store.evidence_mib_max.saturating_mul(1 << 20);
+    Archive::new(folder, config.store.evidence_convictions_max, bytes_max)
 }
 
 fn seat_folder(directory: &Path, seat: SeatId) -> PathBuf {
