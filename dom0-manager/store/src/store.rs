@@ -545,13 +545,19 @@ impl Store {
     /// Writes records that a peer has over damaged ones; those that are not damaged are left alone. A
     /// segment is mended once every damaged record of it was handed in; until then they wait in memory.
     ///
+    /// Where the damage leaves no checksum to hold a record against, the peer's is taken up to `agreed` alone:
+    /// what is safe in the peer's store, and so the same everywhere. Above, the peer may have followed another
+    /// history; what stays damaged there is not put right in this way.
+    ///
     /// # Errors
     /// When one is not the record that stood there, or the store has stopped.
-    pub fn put_back(&self, records: &[DecidedRequest]) -> Result<(), StoreError> {
+    pub fn put_back(&self, records: &[DecidedRequest], agreed: Position) -> Result<(), StoreError> {
+        // No history that goes on is without what is safe here.
+        let agreed = agreed.max(self.progress().safe);
         let mut fitting = Vec::new();
         for record in records {
             let payload = Bytes::from(spare_protocol::encode(record));
-            if self.reader.fits(record.position, &payload)? {
+            if self.reader.fits(record.position, &payload, agreed)? {
                 fitting.push((record.position, payload));
             }
         }
