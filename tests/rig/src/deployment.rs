@@ -341,7 +341,7 @@ impl Deployment {
     }
 
     /// Named so that several deployments never touch each other's domains.
-    fn service(&self) -> String {
+    pub(crate) fn service(&self) -> String {
         format!("rig{}", std::process::id())
     }
 
