@@ -53,6 +53,8 @@ pub(crate) struct Book {
 pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     pub(crate) answered: Arc<AtomicU64>,
+    /// Writes that got 503.
+    pub(crate) refused: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<Result<Vec<Write>>>>,
 }
 
@@ -60,7 +62,9 @@ pub(crate) struct Clients {
 pub(crate) enum Got {
     /// The reply's position.
     Acknowledged(String),
-    /// 503, or no whole reply: it took effect or not.
+    /// 503: it took effect or not.
+    Refused,
+    /// No whole reply: the same.
     Unknown,
     /// Nobody listened: it was not sent.
     Unsent,
@@ -119,7 +123,7 @@ pub(crate) async fn send(connection: &mut Connection, write: &Write) -> Result<G
                 "503 without Retry-After: {}",
                 text(&reply)
             );
-            Ok(Got::Unknown)
+            Ok(Got::Refused)
         }
         Ok(reply) => bail!("{}: {}", reply.status, text(&reply)),
         Err(HttpError::Connect { .. }) => Ok(Got::Unsent),
@@ -152,26 +156,22 @@ impl Book {
         self.number += 1;
         let stop = Arc::<AtomicBool>::default();
         let answered = Arc::<AtomicU64>::default();
+        let refused = Arc::<AtomicU64>::default();
         let tasks = (0..count).map(|client| {
             let name = format!("{:x}-{}-{client}", self.run, self.number);
             // No two clients write about the same users.
             let users = (1..=USERS).filter(move |user| user % count == client);
             let users: Vec<u64> = users.collect();
             let random = StdRng::seed_from_u64(seed ^ (client << 32));
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            tokio::spawn(work(
-                gateway.to_owned(),
-                name,
-                users,
-                random,
-                stop,
-                answered,
-            ))
+            let stop = Arc::clone(&stop);
+            let counts = [Arc::clone(&answered), Arc::clone(&refused)];
+            tokio::spawn(work(gateway.to_owned(), name, users, random, stop, counts))
         });
         Clients {
             tasks: tasks.collect(),
             stop,
             answered,
+            refused,
         }
     }
 
@@ -316,7 +316,7 @@ async fn work(
     users: Vec<u64>,
     mut random: StdRng,
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    [answered, refused]: [Arc<AtomicU64>; 2],
 ) -> Result<Vec<Write>> {
     let mut connection = connection(&gateway)?;
     let mut writes = Vec::new();
@@ -349,7 +349,10 @@ async fn work(
                 answered.fetch_add(1, Ordering::Relaxed);
                 writes.push(write);
             }
-            Got::Unknown => {
+            got @ (Got::Refused | Got::Unknown) => {
+                if matches!(got, Got::Refused) {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
                 writes.push(write);
                 tokio::time::sleep(AWAY).await;
             }
