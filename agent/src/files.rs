@@ -4,6 +4,7 @@
 //! STATE_DIR/lock                     held by the running agent
 //!           accelerator              what trying out KVM said
 //!           disks/0.3.qcow2          what a guest has written
+//!                 0.3.unfinished     the guest is being made, or destroyed
 //!           channels/0.3.shim        the socket of its port org.spare.shim.0
 //!                    0.3.door        the socket of its port org.spare.door.0 (test images)
 //!                    0.3.con         the socket of its serial console
@@ -18,6 +19,7 @@ use crate::domain_xml::Port;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::names::parse_replica;
+use crate::pids;
 use nix::fcntl::{Flock, FlockArg};
 use spare_protocol::ReplicaId;
 use std::collections::BTreeSet;
@@ -26,6 +28,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+const UNFINISHED: &str = ".unfinished";
 /// The port of the guest shim.
 pub const SHIM_PORT: &str = spare_protocol::channel::PORT_NAME;
 /// The second port of test images.
@@ -159,9 +162,11 @@ impl StateDir {
     /// Makes a guest's disk: an empty layer over the image's.
     pub fn create_disk(&self, replica: ReplicaId, image: &Image) -> Result<PathBuf> {
         let disk = self.disk(replica);
-        let output = Command::new("qemu-img")
+        let mut create = Command::new("qemu-img");
+        create
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .args([&image.root, &disk])
+            .args([&image.root, &disk]);
+        let output = pids::end_with_agent(&mut create)
             .output()
             .map_err(|e| Error::failed("cannot start qemu-img (package qemu-utils)", e))?;
         if output.status.success() {
@@ -193,11 +198,34 @@ impl StateDir {
         Ok(replicas)
     }
 
+    /// What tells the next agent to remove the guest, should this one end before it is whole, or gone.
+    fn mark(&self, replica: ReplicaId) -> PathBuf {
+        self.root.join(format!("disks/{replica}{UNFINISHED}"))
+    }
+
+    /// The guest is about to be made, or destroyed.
+    pub fn begin(&self, replica: ReplicaId) -> Result<()> {
+        let mark = self.mark(replica);
+        std::fs::write(&mark, b"")
+            .map_err(|e| Error::failed(format!("cannot write {}", mark.display()), e))
+    }
+
+    /// The guest is whole.
+    pub fn complete(&self, replica: ReplicaId) -> Result<()> {
+        remove_file(&self.mark(replica))
+    }
+
+    /// The guests that an earlier agent was making or destroying when it ended.
+    pub fn unfinished(&self) -> Result<Vec<ReplicaId>> {
+        self.replicas_in(&self.root.join("disks"), UNFINISHED)
+    }
+
     /// Removes every file of a replica. Files that are not there are no error.
     pub fn remove(&self, replica: ReplicaId) -> Result<()> {
         self.remove_all_but_disk(replica)?;
         // The disk goes last: as long as it is there, the replica is listed and can be destroyed.
-        remove_file(&self.disk(replica))
+        remove_file(&self.disk(replica))?;
+        remove_file(&self.mark(replica))
     }
 
     /// Removes a replica's sockets and console logs.
@@ -270,12 +298,17 @@ mod tests {
         let dir = StateDir::open(scratch.path(), true).unwrap();
         let [gone, kept] = ["0.1", "0.11"].map(|name| parse_replica(name).unwrap());
         for replica in [gone, kept] {
+            dir.begin(replica).unwrap();
             std::fs::write(dir.disk(replica), b"").unwrap();
             std::fs::write(dir.console_socket(replica), b"").unwrap();
         }
+        assert_eq!(dir.unfinished().unwrap(), [gone, kept]);
         dir.remove(gone).unwrap();
         dir.remove(gone).unwrap();
         assert_eq!(dir.replicas().unwrap(), BTreeSet::from([kept]));
+        assert_eq!(dir.unfinished().unwrap(), [kept]);
+        dir.complete(kept).unwrap();
+        assert_eq!(dir.unfinished().unwrap(), []);
         assert!(!dir.console_socket(gone).exists());
         assert!(dir.console_socket(kept).exists());
     }

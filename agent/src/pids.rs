@@ -1,9 +1,14 @@
-//! Processes of replicas: noticing their end, and their priority.
+//! Processes of replicas: noticing their end, and their priority. And the agent's own helpers.
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// A descriptor of the process.
 pub(crate) fn open(pid: u32) -> std::io::Result<OwnedFd> {
@@ -14,6 +19,22 @@ pub(crate) fn open(pid: u32) -> std::io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(std::io::Error::last_os_error()),
     }
+}
+
+/// Lets the program end when the agent does, in whatever way: what it makes would be in the way of the next
+/// agent, which cleans up. To be started and waited for by one thread.
+pub(crate) fn end_with_agent(command: &mut Command) -> &mut Command {
+    let agent = std::process::id();
+    let before = move || -> std::io::Result<()> {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // It may have ended before that.
+        match u32::try_from(getppid().as_raw()) == Ok(agent) {
+            true => Ok(()),
+            false => Err(Errno::ESRCH.into()),
+        }
+    };
+    // SAFETY: it makes two system calls, and touches no memory of this process.
+    unsafe { command.pre_exec(before) }
 }
 
 /// Waits until the process has ended, `limit` at most; whether it has.

@@ -95,8 +95,16 @@ impl Libvirt {
         Ok(libvirt)
     }
 
-    /// Guests of an earlier run: their consoles are read on.
+    /// Guests of an earlier run: their consoles are read on. What that one did not finish, to make or to destroy,
+    /// is removed: whoever asked for it will ask again.
     fn take_over(&self) -> Result<()> {
+        for replica in self.files.unfinished()? {
+            match self.remove(replica, self.domain(replica)?) {
+                Ok(()) => tracing::info!(%replica, "what an earlier run left of it is removed"),
+                // It is listed, and can be destroyed.
+                Err(e) => tracing::warn!(%replica, "what an earlier run left of it stays: {e}"),
+            }
+        }
         for (replica, state) in self.domains()? {
             self.states.saw(replica, state, "found");
             if let Err(e) = self.read_console(replica) {
@@ -104,6 +112,17 @@ impl Libvirt {
             }
             self.watch_process(replica);
         }
+        Ok(())
+    }
+
+    /// Ends the replica, if it still runs, and removes its files.
+    fn remove(&self, replica: ReplicaId, domain: Option<Domain>) -> Result<()> {
+        if let Some(domain) = domain {
+            self.states.will_stop(replica, "destroyed");
+            end(&domain)?;
+        }
+        self.files.remove(replica)?;
+        self.states.forget(replica);
         Ok(())
     }
 
@@ -169,6 +188,7 @@ impl Libvirt {
 
     /// Makes the guest's disk and starts it.
     fn start_guest(&self, replica: ReplicaId, image: &Image, kind: Accelerator) -> Result<()> {
+        self.files.begin(replica)?;
         let disk = self.files.create_disk(replica, image)?;
         let xml = Guest {
             domain: &self.service.domain_of(replica),
@@ -182,6 +202,7 @@ impl Libvirt {
         .xml();
         Domain::create_xml(&self.link.connect()?, &xml, 0)
             .map_err(|e| failed(&format!("cannot start replica {replica}"), &e))?;
+        self.files.complete(replica)?;
         // If the event was here first, this changes nothing.
         self.states.saw(replica, State::Running, "created");
         self.watch_process(replica);
@@ -249,7 +270,9 @@ impl Hypervisor for Libvirt {
         let started = self.start_guest(replica, &image, kind);
         if started.is_err() {
             // Nothing half made stays; the first error is the one to report.
-            let _ = self.destroy(replica);
+            let _ = self
+                .domain(replica)
+                .and_then(|domain| self.remove(replica, domain));
         }
         started
     }
@@ -282,17 +305,15 @@ impl Hypervisor for Libvirt {
     }
 
     fn destroy(&self, replica: ReplicaId) -> Result<()> {
-        match self.domain(replica)? {
-            Some(domain) => {
-                self.states.will_stop(replica, "destroyed");
-                end(&domain)?;
-            }
-            None if self.files.disk(replica).exists() => {}
-            None => return Err(Error::NoSuchReplica(replica)),
+        let domain = self.domain(replica)?;
+        if domain.is_none() && !self.files.disk(replica).exists() {
+            return Err(Error::NoSuchReplica(replica));
         }
-        self.files.remove(replica)?;
-        self.states.forget(replica);
-        Ok(())
+        // A disk that takes no mark keeps no guest alive.
+        if let Err(e) = self.files.begin(replica) {
+            tracing::warn!(%replica, "{e}");
+        }
+        self.remove(replica, domain)
     }
 
     fn image_content(&self, image: &str) -> Result<String> {

@@ -11,7 +11,8 @@
 //!   "go" ─────────────────────────────────────────────────────▶ mounts, pivots the root, becomes /sbin/init
 //!   end of the pipe, or "error …" ◀─────────────────────────── (the pipe closes on exec)
 //! ```
-//! An agent that dies in between leaves nothing running: without "go" the replica ends.
+//! An agent that dies in between leaves nothing running: the starter dies with it, and without "go" the replica
+//! ends.
 
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg};

@@ -117,9 +117,18 @@ impl Processes {
         Ok(processes)
     }
 
-    /// Replicas of an earlier run that live are watched again.
+    /// Replicas of an earlier run that live are watched again. What that one did not finish, to make or to
+    /// destroy, is removed: whoever asked for it will ask again.
     fn take_over(&self) -> Result<()> {
         for replica in self.replicas()? {
+            if self.files_of(replica).are_unfinished() {
+                match self.end(replica).and_then(|()| self.forget(replica)) {
+                    Ok(()) => tracing::info!(%replica, "what an earlier run left of it is removed"),
+                    // It is listed as stopped, and can be destroyed.
+                    Err(e) => tracing::warn!(%replica, "what an earlier run left of it stays: {e}"),
+                }
+                continue;
+            }
             let Some(init) = Init::recorded(&self.files_of(replica).init()) else {
                 continue;
             };
@@ -184,8 +193,9 @@ impl Processes {
             .into_iter()
             .filter_map(|other| self.files_of(other).tree())
             .collect();
-        let tree = self.trees.of(image, &used)?;
         let files = self.files_of(replica);
+        files.begin()?;
+        let tree = self.trees.of(image, &used)?;
         loop {
             let overlays = self.overlays.load(Ordering::Relaxed);
             let overlay = files.make(&tree, overlays)?;
@@ -206,6 +216,7 @@ impl Processes {
             );
             match started {
                 Ok(init) => {
+                    files.complete()?;
                     self.states.saw(replica, State::Running, "created");
                     return self.watch(replica, Arc::new(init));
                 }
@@ -214,7 +225,7 @@ impl Processes {
                         "{text}: each replica gets a copy of its image's tree instead, which takes longer"
                     );
                     self.overlays.store(false, Ordering::Relaxed);
-                    files.remove()?;
+                    files.clear()?;
                 }
                 Err(text) => {
                     return Err(Error::failed(
@@ -230,15 +241,15 @@ impl Processes {
     fn launch(&self, replica: ReplicaId, entry: &Entry) -> std::result::Result<Init, String> {
         let text = |e: std::io::Error| e.to_string();
         let entry = toml::to_string(entry).map_err(|e| e.to_string())?;
-        let mut starter = Command::new("/proc/self/exe")
+        let mut starter = Command::new("/proc/self/exe");
+        starter
             .arg("--enter-replica")
             .arg(entry)
             .env_clear()
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .map_err(text)?;
+            .stderr(Stdio::null());
+        let mut starter = pids::end_with_agent(&mut starter).spawn().map_err(text)?;
         let go = starter.stdin.take();
         let report = starter.stdout.take();
         let (Some(mut go), Some(report)) = (go, report) else {
@@ -375,6 +386,10 @@ impl Hypervisor for Processes {
             return Err(Error::NoSuchReplica(replica));
         }
         self.states.will_stop(replica, "destroyed");
+        // A disk that takes no mark keeps no replica alive.
+        if let Err(e) = self.files_of(replica).begin() {
+            tracing::warn!(%replica, "{e}");
+        }
         self.end(replica)?;
         self.forget(replica)
     }

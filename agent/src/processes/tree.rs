@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! STATE_DIR/roots/CONTENT/            an image's tree, unpacked once; nobody writes to it
-//!           processes/0.3/init        which process is the replica's first, and when it began
+//!           processes/0.3/unfinished  it is being made, or destroyed
+//!                         init        which process is the replica's first, and when it began
 //!                         changes/    what the replica has written, an overlay's upper layer
 //!                         work/       the overlay's own
 //!                         root/       where it sees both; or a copy of the tree, where overlays don't work
@@ -12,6 +13,7 @@
 use super::enter::Overlay;
 use crate::error::{Error, Result};
 use crate::image::Tree;
+use crate::pids;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,6 +21,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Unpacked trees that are kept beside the one in use, for a service that goes back to its last image.
 const SPARE_TREES: usize = 1;
+const UNFINISHED: &str = "unfinished";
 
 /// Unpacked trees.
 #[derive(Debug)]
@@ -109,11 +112,35 @@ impl Files {
         std::fs::read_link(self.folder.join("tree")).ok()
     }
 
-    /// Makes the replica's folder over `tree`, as an overlay or a copy.
+    /// What tells the next agent to remove the replica, should this one end before it is whole, or gone.
+    fn unfinished(&self) -> PathBuf {
+        self.folder.join(UNFINISHED)
+    }
+
+    /// Whether an earlier agent ended while it made or destroyed the replica.
+    pub(super) fn are_unfinished(&self) -> bool {
+        self.unfinished().exists()
+    }
+
+    /// The replica is about to be made, or destroyed.
+    pub(super) fn begin(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.folder)
+            .and_then(|()| std::fs::write(self.unfinished(), b""))
+            .map_err(|e| Error::failed(format!("cannot write into {}", self.folder.display()), e))
+    }
+
+    /// The replica is whole.
+    pub(super) fn complete(&self) -> Result<()> {
+        let mark = self.unfinished();
+        std::fs::remove_file(&mark)
+            .map_err(|e| Error::failed(format!("cannot remove {}", mark.display()), e))
+    }
+
+    /// Makes the replica's files over `tree`, as an overlay or a copy. Where one ended in the middle of this, the next
+    /// agent removes what there is ([`Files::begin`]).
     pub(super) fn make(&self, tree: &Path, overlay: bool) -> Result<Option<Overlay>> {
-        let what = format!("cannot make the folder {}", self.folder.display());
+        let what = format!("cannot fill the folder {}", self.folder.display());
         let failed = |e: std::io::Error| Error::failed(&what, e);
-        std::fs::create_dir_all(&self.folder).map_err(failed)?;
         if !overlay {
             let mut copy = Command::new("cp");
             copy.args(["-a", "--reflink=auto", "-T"])
@@ -147,8 +174,31 @@ impl Files {
         }
     }
 
-    /// Removes everything.
+    /// Removes everything but the mark that it is unfinished.
+    pub(super) fn clear(&self) -> Result<()> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries,
+        };
+        let what = || format!("cannot clear the folder {}", self.folder.display());
+        for entry in entries.map_err(|e| Error::failed(what(), e))? {
+            let entry = entry.map_err(|e| Error::failed(what(), e))?;
+            if entry.file_name() == UNFINISHED {
+                continue;
+            }
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            let removed = match is_folder {
+                true => std::fs::remove_dir_all(entry.path()),
+                false => std::fs::remove_file(entry.path()),
+            };
+            removed.map_err(|e| Error::failed(what(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything, the mark last.
     pub(super) fn remove(&self) -> Result<()> {
+        self.clear()?;
         remove_folder(&self.folder)
     }
 }
@@ -165,7 +215,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
 }
 
 fn run(command: &mut Command, what: &str) -> Result<()> {
-    let output = command
+    let output = pids::end_with_agent(command)
         .stdin(std::process::Stdio::null())
         .output()
         .map_err(|e| Error::failed(what, e))?;

@@ -35,6 +35,7 @@ async fn main() {
     is_found_by_the_next_agent_running_or_paused(&mut rig).await;
     is_kept_in_quarantine(&mut rig).await;
     a_crash_is_reported_at_once(&mut rig).await;
+    an_agent_killed_at_work_leaves_nothing_half_done(&mut rig).await;
     destroy_all_leaves_nothing(&mut rig).await;
     assert_eq!(traces(), before, "mounts or cgroups are left");
     rig.print_latencies();
@@ -191,6 +192,48 @@ async fn a_crash_is_reported_at_once(rig: &mut Rig) {
     assert_eq!(rig.list().await, [stopped("0.3")]);
     rig.call("Destroy", &("0.3",)).await.unwrap();
     assert!(rig.list().await.is_empty());
+}
+
+/// Killed at moments of all kinds while it creates a replica, and while it destroys one.
+async fn an_agent_killed_at_work_leaves_nothing_half_done(rig: &mut Rig) {
+    let mut halves = 0;
+    for moment in 0..24 {
+        let moment = Duration::from_micros(moment * 1500);
+        for method in ["Create", "Destroy"] {
+            let exists = !rig.list().await.is_empty();
+            if exists == (method == "Create") {
+                continue;
+            }
+            let done = match method {
+                "Create" => {
+                    tokio::time::timeout(moment, rig.call(method, &("0.4", image::NAME))).await
+                }
+                _ => tokio::time::timeout(moment, rig.call(method, &("0.4",))).await,
+            };
+            assert!(done.is_err() || done == Ok(Ok(())), "{method}: {done:?}");
+            rig.kill_agent();
+            halves += usize::from(
+                rig.left_overs()
+                    .iter()
+                    .any(|f| f.join("unfinished").exists()),
+            );
+            rig.start_agent().await.unwrap();
+            let list = rig.list().await;
+            let left = rig.left_overs();
+            // All of it, or nothing of it.
+            match list.as_slice() {
+                [] => assert!(left.is_empty(), "{method}, {moment:?}: {left:?}"),
+                [(_, state)] => assert_eq!(state, "running", "{method}, {moment:?}: {left:?}"),
+                more => panic!("{more:?}"),
+            }
+        }
+    }
+    println!("killed {halves} times in the middle of something");
+    assert!(halves > 0, "never in the middle of something");
+    if !rig.list().await.is_empty() {
+        rig.call("Destroy", &("0.4",)).await.unwrap();
+    }
+    assert!(rig.left_overs().is_empty(), "{:?}", rig.left_overs());
 }
 
 async fn destroy_all_leaves_nothing(rig: &mut Rig) {

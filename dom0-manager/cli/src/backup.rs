@@ -1,8 +1,9 @@
-//! `spare backup` and `spare restore`.
+//! `spare backup`, `spare restore` and `spare begin-anew`.
 
 use crate::admin::Admin;
 use anyhow::{anyhow, Context, Result};
 use spare_store::{read_backup, Manifest};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -60,6 +61,18 @@ pub fn render(file: &Path, manifest: &Manifest) -> String {
 /// # Errors
 /// When there is no such program.
 pub fn restore(config: &Path, file: &Path) -> Result<bool> {
+    run_manager(config, &["--restore".as_ref(), file.as_os_str()])
+}
+
+/// Gives up what the service had: what `spare-manager --begin-anew` does.
+///
+/// # Errors
+/// When there is no such program.
+pub fn begin_anew(config: &Path) -> Result<bool> {
+    run_manager(config, &["--begin-anew".as_ref()])
+}
+
+fn run_manager(config: &Path, arguments: &[&OsStr]) -> Result<bool> {
     let beside = std::env::current_exe()
         .ok()
         .map(|me| me.with_file_name(MANAGER));
@@ -67,11 +80,7 @@ pub fn restore(config: &Path, file: &Path) -> Result<bool> {
         .filter(|p| p.is_file())
         .unwrap_or_else(|| MANAGER.into());
     let mut command = Command::new(&program);
-    command
-        .arg("--config")
-        .arg(config)
-        .arg("--restore")
-        .arg(file);
+    command.arg("--config").arg(config).args(arguments);
     let status = command.status().map_err(|e| {
         anyhow!(
             "cannot run {}: {e}; install the replica manager",

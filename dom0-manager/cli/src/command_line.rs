@@ -72,6 +72,13 @@ enum Command {
         /// The backup
         file: PathBuf,
     },
+    /// The stores are gone for good, and there is no backup: let the next start of the replica manager begin with
+    /// the image, without anything that clients wrote
+    BeginAnew {
+        /// The replica manager's configuration, which names the store
+        #[arg(long, value_name = "FILE", default_value = "/etc/spare/spare.toml")]
+        config: PathBuf,
+    },
     /// Tell a host without quorum that a lost host is off
     Fence {
         #[command(subcommand)]
@@ -188,6 +195,7 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             Ok(true)
         }
         Command::Restore { config, file } => backup::restore(&config, &file),
+        Command::BeginAnew { config } => backup::begin_anew(&config),
         Command::Fence {
             what: Fence::Confirm { manager, host },
         } => {

@@ -252,6 +252,10 @@ pub(crate) struct Store {
     pub(crate) snapshot_mib: u64,
     /// … or so many requests.
     pub(crate) snapshot_requests: u64,
+    /// Evidence is kept of so many convictions …
+    pub(crate) evidence_convictions_max: usize,
+    /// … and about so much of it; the oldest make room, the last one stays.
+    pub(crate) evidence_mib_max: u64,
     /// The file of the ordered log that `spare replay` reads.
     pub(crate) record: Option<PathBuf>,
     /// Every sync of the disk takes so much longer: for measurements.
@@ -265,6 +269,8 @@ impl Default for Store {
             durability: Durability::Disk,
             snapshot_mib: 64,
             snapshot_requests: 50_000,
+            evidence_convictions_max: 100,
+            evidence_mib_max: 256,
             record: None,
             sync_delay_ms: 0,
         }
@@ -380,6 +386,11 @@ impl Config {
             ("replication.build_timeout_ms", r.build_timeout_ms),
             ("store.snapshot_mib", self.store.snapshot_mib),
             ("store.snapshot_requests", self.store.snapshot_requests),
+            (
+                "store.evidence_convictions_max",
+                self.store.evidence_convictions_max as u64,
+            ),
+            ("store.evidence_mib_max", self.store.evidence_mib_max),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Err(format!("{name} is 0; leave it out for its default"));

@@ -87,12 +87,15 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
         .await
         .map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
     let image = stores::image_id(&content);
-    let stores = catch_up::open(&config, image, network.as_ref()).await?;
+    let replicas = agent.call(|agent| async move { agent.list().await }).await;
+    let replicas = replicas.map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
+    let replicas = replicas.into_iter().map(|(name, _)| name).collect();
+    let stores = catch_up::open(&config, (image, replicas), network.as_ref()).await?;
 
     let journal = Arc::new(Journal::new(
         voice,
         config.group.seats_here(),
-        stores::evidence_folder(&config, voice),
+        stores::evidence(&config, voice),
     ));
     for remark in stores.remarks {
         journal.event(EventKind::Alarm, None, remark);

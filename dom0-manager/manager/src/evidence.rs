@@ -4,9 +4,11 @@ use spare_core::Evidence;
 use spare_protocol::admin::Conviction;
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{HttpReply, HttpRequest};
-use spare_protocol::ReplicaId;
+use spare_protocol::{Position, ReplicaId};
 use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The file of a conviction as the status shows it.
 const CONVICTION: &str = "conviction.json";
@@ -22,27 +24,141 @@ pub(crate) fn request_line(request: &[u8]) -> String {
     }
 }
 
-/// Writes what `evidence` holds into `folder`, and the conviction, from the seat that tells of it; on a thread
-/// of its own: the disk may be slow.
-pub(crate) fn keep(
+/// The folder of all convictions' evidence, and its bounds. The oldest make room, but the last one stays.
+#[derive(Debug)]
+pub(crate) struct Archive {
     folder: PathBuf,
-    replica: ReplicaId,
-    evidence: &Evidence,
-    conviction: Option<Conviction>,
-) {
-    let evidence = evidence.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = write(&folder, replica, &evidence, conviction.as_ref()) {
-            tracing::error!("cannot keep evidence in {}: {error}", folder.display());
-        }
-    });
+    convictions_max: usize,
+    bytes_max: u64,
+    /// Held while something is written or removed.
+    changing: Mutex<()>,
 }
 
-/// The newest conviction among the folders in `evidence`, of whatever run.
-pub(crate) fn newest(evidence: &Path) -> Option<Conviction> {
-    let folders = std::fs::read_dir(evidence).ok()?;
-    let convictions = folders.filter_map(|folder| read(&folder.ok()?.path().join(CONVICTION)));
-    convictions.max_by_key(|conviction| conviction.at_us)
+/// A conviction's folder.
+struct Kept {
+    folder: PathBuf,
+    at_us: i64,
+    bytes: u64,
+}
+
+impl Archive {
+    /// Evidence goes to `folder`: of at most so many convictions, and about so many bytes.
+    pub(crate) fn new(folder: PathBuf, convictions_max: usize, bytes_max: u64) -> Archive {
+        Archive {
+            folder,
+            convictions_max,
+            bytes_max,
+            changing: Mutex::default(),
+        }
+    }
+
+    /// Where the evidence against `replica` goes.
+    pub(crate) fn folder_of(&self, replica: ReplicaId, position: Position) -> PathBuf {
+        self.folder.join(folder_name(replica, position))
+    }
+
+    /// Writes what `evidence` holds, and the conviction, from the seat that tells of it; on a thread of its own:
+    /// the disk may be slow.
+    pub(crate) fn keep(
+        self: &Arc<Archive>,
+        (replica, position): (ReplicaId, Position),
+        evidence: &Evidence,
+        conviction: Option<Conviction>,
+    ) {
+        let (archive, evidence) = (Arc::clone(self), evidence.clone());
+        tokio::task::spawn_blocking(move || {
+            let folder = archive.folder_of(replica, position);
+            if let Err(error) = archive.add(&folder, replica, &evidence, conviction.as_ref()) {
+                tracing::error!("cannot keep evidence in {}: {error}", folder.display());
+            }
+        });
+    }
+
+    fn add(
+        &self,
+        folder: &Path,
+        replica: ReplicaId,
+        evidence: &Evidence,
+        conviction: Option<&Conviction>,
+    ) -> std::io::Result<()> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        write(folder, replica, evidence, conviction)?;
+        self.trim(folder)
+    }
+
+    /// Removes the oldest until what is left is within the bounds; `last` and the newest stay.
+    fn trim(&self, last: &Path) -> std::io::Result<()> {
+        let mut all: Vec<Kept> = self.kept()?;
+        all.sort_by_key(|kept| kept.at_us);
+        let newest = all.pop();
+        let mut count = all.len() + usize::from(newest.is_some());
+        let mut bytes: u64 = all.iter().chain(&newest).map(|kept| kept.bytes).sum();
+        for kept in all.iter().filter(|kept| kept.folder != last) {
+            if count <= self.convictions_max && bytes <= self.bytes_max {
+                break;
+            }
+            std::fs::remove_dir_all(&kept.folder)?;
+            count -= 1;
+            bytes -= kept.bytes;
+        }
+        Ok(())
+    }
+
+    /// The folders that this program made.
+    fn kept(&self) -> std::io::Result<Vec<Kept>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if !entry.file_type()?.is_dir() || !is_folder_name(&name.to_string_lossy()) {
+                continue;
+            }
+            let folder = entry.path();
+            let told = read(&folder.join(CONVICTION)).map(|conviction| conviction.at_us);
+            all.push(Kept {
+                at_us: told.map_or_else(|| changed_us(&entry), Ok)?,
+                bytes: bytes_in(&folder)?,
+                folder,
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// The name of a conviction's folder.
+pub(crate) fn folder_name(replica: ReplicaId, position: Position) -> String {
+    format!("{replica}-at-{position}")
+}
+
+fn is_folder_name(name: &str) -> bool {
+    name.split_once("-at-").is_some_and(|(replica, position)| {
+        replica.parse::<ReplicaId>().is_ok() && position.parse::<u64>().is_ok()
+    })
+}
+
+/// When the folder was changed, in microseconds since the Unix epoch.
+fn changed_us(entry: &std::fs::DirEntry) -> std::io::Result<i64> {
+    let metadata = entry.metadata()?;
+    let whole = metadata.mtime().saturating_mul(1_000_000);
+    Ok(whole.saturating_add(metadata.mtime_nsec() / 1000))
+}
+
+/// The lengths of its files.
+fn bytes_in(folder: &Path) -> std::io::Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        bytes += entry?.metadata()?.len();
+    }
+    Ok(bytes)
+}
+
+impl Archive {
+    /// The newest conviction, of whatever run.
+    pub(crate) fn newest(&self) -> Option<Conviction> {
+        let folders = std::fs::read_dir(&self.folder).ok()?;
+        let convictions = folders.filter_map(|folder| read(&folder.ok()?.path().join(CONVICTION)));
+        convictions.max_by_key(|conviction| conviction.at_us)
+    }
 }
 
 /// Nothing if it is not there, or not whole: its host may have crashed meanwhile.
@@ -143,32 +259,84 @@ mod tests {
     use super::*;
     use spare_protocol::admin::ConvictionReason;
 
+    fn archive(name: &str, convictions_max: usize, bytes_max: u64) -> Archive {
+        let folder =
+            std::env::temp_dir().join(format!("spare-evidence-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        Archive::new(folder, convictions_max, bytes_max)
+    }
+
+    fn add(archive: &Archive, replica: &str, at_us: i64, request_bytes: usize) {
+        let replica: ReplicaId = replica.parse().expect("it is one");
+        let conviction = Conviction {
+            replica: replica.to_string(),
+            position: 1,
+            at_us,
+            reason: ConvictionReason::Channel,
+            request: "x".repeat(request_bytes),
+            votes: vec![],
+            agreed_reply: String::new(),
+            agreed_update: String::new(),
+            evidence: None,
+        };
+        let folder = archive.folder_of(replica, Position(1));
+        let added = archive.add(&folder, replica, &Evidence::default(), Some(&conviction));
+        added.expect("it is written");
+    }
+
+    fn replicas(archive: &Archive) -> Vec<String> {
+        let entries = std::fs::read_dir(&archive.folder).expect("it is there");
+        let names = entries.flatten().map(|e| e.file_name());
+        let mut names: Vec<_> = names.map(|n| n.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
     #[test]
     fn the_newest_conviction_is_found_among_damaged_ones() {
-        let folder = std::env::temp_dir().join(format!("spare-evidence-{}", std::process::id()));
-        assert_eq!(newest(&folder), None);
-        let evidence = Evidence::default();
+        let archive = archive("newest", 10, 1 << 20);
+        assert_eq!(archive.newest(), None);
         for (replica, at_us) in [("0.1", 5), ("1.2", 9), ("0.3", 7)] {
-            let replica: ReplicaId = replica.parse().expect("it is one");
-            let conviction = Conviction {
-                replica: replica.to_string(),
-                position: 1,
-                at_us,
-                reason: ConvictionReason::Channel,
-                request: "no request".into(),
-                votes: vec![],
-                agreed_reply: String::new(),
-                agreed_update: String::new(),
-                evidence: None,
-            };
-            let place = folder.join(replica.to_string());
-            write(&place, replica, &evidence, Some(&conviction)).expect("it is written");
+            add(&archive, replica, at_us, 10);
         }
-        let found = || newest(&folder).map(|c| c.replica);
+        let found = || archive.newest().map(|c| c.replica);
         assert_eq!(found().as_deref(), Some("1.2"));
-        let torn = folder.join("1.2").join(CONVICTION);
+        let torn = archive.folder.join("1.2-at-1").join(CONVICTION);
         std::fs::write(&torn, "{\"replica\": \"1.").expect("it is written");
         assert_eq!(found().as_deref(), Some("0.3"));
-        std::fs::remove_dir_all(&folder).expect("it is there");
+        std::fs::remove_dir_all(&archive.folder).expect("it is there");
+    }
+
+    #[test]
+    fn the_oldest_convictions_make_room_and_nothing_else_does() {
+        let archive = archive("count", 2, 1 << 20);
+        let others = archive.folder.join("an operator's notes");
+        std::fs::create_dir_all(&others).expect("it is made");
+        for (replica, at_us) in [("0.1", 5), ("1.2", 9), ("0.3", 7)] {
+            add(&archive, replica, at_us, 10);
+        }
+        assert_eq!(
+            replicas(&archive),
+            ["0.3-at-1", "1.2-at-1", "an operator's notes"]
+        );
+        // One that is written just now stays, whatever its host's clock says; and so does the newest.
+        add(&archive, "0.4", 1, 10);
+        assert_eq!(
+            replicas(&archive),
+            ["0.4-at-1", "1.2-at-1", "an operator's notes"]
+        );
+        std::fs::remove_dir_all(&archive.folder).expect("it is there");
+    }
+
+    #[test]
+    fn evidence_is_bounded_in_bytes_but_the_last_conviction_stays() {
+        let archive = archive("bytes", 10, 5000);
+        for (replica, at_us) in [("0.1", 1), ("0.2", 2), ("0.3", 3)] {
+            add(&archive, replica, at_us, 2000);
+        }
+        assert_eq!(replicas(&archive), ["0.2-at-1", "0.3-at-1"]);
+        add(&archive, "0.4", 4, 10_000);
+        assert_eq!(replicas(&archive), ["0.4-at-1"]);
+        std::fs::remove_dir_all(&archive.folder).expect("it is there");
     }
 }

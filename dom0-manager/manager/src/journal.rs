@@ -5,7 +5,7 @@
 //! from the seat that `Journal` was told to listen to, or, for a replica's own affairs, from the
 //! replica's seat.
 
-use crate::evidence;
+use crate::evidence::{self, Archive};
 use crate::timeline::Timelines;
 use spare_core::{ConvictionBasis, Evidence, Notice};
 use spare_protocol::admin::{
@@ -15,8 +15,7 @@ use spare_protocol::admin::{
 use spare_protocol::group::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
@@ -29,7 +28,7 @@ const SCRUBS_MAX: usize = 16;
 pub(crate) struct Journal {
     inner: Mutex<Inner>,
     changed: Notify,
-    evidence_folder: PathBuf,
+    archive: Arc<Archive>,
     voice: SeatId,
     /// The seats on this host.
     here: Vec<SeatId>,
@@ -53,16 +52,16 @@ pub(crate) fn unix_us() -> i64 {
 
 impl Journal {
     /// A journal of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
-    /// with the last conviction that earlier runs left in `evidence_folder`.
-    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, evidence_folder: PathBuf) -> Journal {
+    /// with the last conviction that earlier runs left in `archive`.
+    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> Journal {
         let inner = Inner {
-            last_conviction: evidence::newest(&evidence_folder),
+            last_conviction: archive.newest(),
             ..Inner::default()
         };
         Journal {
             inner: Mutex::new(inner),
             changed: Notify::new(),
-            evidence_folder,
+            archive: Arc::new(archive),
             voice,
             here,
         }
@@ -182,7 +181,7 @@ impl Journal {
             ConvictionBasis::Update => "update".to_owned(),
             ConvictionBasis::Root { .. } => "root".to_owned(),
         };
-        let folder = format!("{replica}-at-{position}");
+        let folder = evidence::folder_name(*replica, *position);
         (why, (!evidence.votes.is_empty()).then_some(folder))
     }
 
@@ -196,9 +195,7 @@ impl Journal {
         basis: &ConvictionBasis,
         evidence: &Evidence,
     ) {
-        let folder = self
-            .evidence_folder
-            .join(format!("{replica}-at-{position}"));
+        let folder = self.archive.folder_of(replica, position);
         let shown = !evidence.votes.is_empty();
         let teller = match self.here.contains(&replica.seat) {
             true => replica.seat,
@@ -206,7 +203,7 @@ impl Journal {
         };
         if seat != teller {
             if shown {
-                evidence::keep(folder, replica, evidence, None);
+                self.archive.keep((replica, position), evidence, None);
             }
             return;
         }
@@ -221,7 +218,8 @@ impl Journal {
             agreed_update: evidence.agreed_update.to_string(),
             evidence: shown.then(|| folder.display().to_string()),
         };
-        evidence::keep(folder, replica, evidence, Some(conviction.clone()));
+        let told = Some(conviction.clone());
+        self.archive.keep((replica, position), evidence, told);
         let text = conviction_text(replica, position, basis, &conviction);
         let mut inner = self.lock();
         inner.counters.convictions += 1;

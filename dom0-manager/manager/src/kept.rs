@@ -33,6 +33,11 @@ pub(crate) fn read(folder: &Path) -> BTreeMap<ReplicaId, bool> {
     parse(&String::from_utf8_lossy(&text), &boot_id())
 }
 
+/// Whether there is a list, of whatever run.
+pub(crate) fn exists(folder: &Path) -> bool {
+    folder.join(NAME).exists()
+}
+
 fn boot_id() -> String {
     let id = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
     id.trim().to_owned()

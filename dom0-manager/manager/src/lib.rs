@@ -45,6 +45,14 @@ pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<H
     Ok((manifest.position, manifest.root))
 }
 
+/// Notes that an operator gave up what the service had: its next start begins with the image.
+///
+/// # Errors
+/// When there is a store, and when a manager runs.
+pub fn begin_anew(path: &Path) -> anyhow::Result<()> {
+    stores::begin_anew(&read(path)?)
+}
+
 /// Runs the replica manager as the file says, until it is told to stop.
 ///
 /// # Errors

@@ -26,6 +26,10 @@ struct Arguments {
     /// is lost.
     #[arg(long, value_name = "FILE", conflicts_with = "check")]
     restore: Option<PathBuf>,
+    /// The stores are gone for good: note that the next start may begin with the image, without anything that
+    /// clients wrote, and exit.
+    #[arg(long, conflicts_with_all = ["check", "restore"])]
+    begin_anew: bool,
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             backup.display(),
             root.map_or(String::new(), |root| format!(", root {}", root.short()))
         );
+        return Ok(());
+    }
+    if arguments.begin_anew {
+        spare_manager::begin_anew(&arguments.config)?;
+        println!("the next start of the replica manager begins with the image, without anything that clients wrote");
         return Ok(());
     }
     match spare_manager::run(&arguments.config)? {

@@ -3,22 +3,25 @@
 //!
 //! ```text
 //! DIRECTORY/LOCK            held by the manager that runs
+//! DIRECTORY/used, anew      whether a directory without stores is a new one (`used`)
 //! DIRECTORY/seat-N/         a store (docs/store.md), and `kept`
 //! DIRECTORY/seat-N.damaged/ a store that was put aside
 //! ```
 
+mod put_right;
 mod replace;
+mod used;
 
 pub(crate) use replace::{note_behind, Replacement};
+pub(crate) use used::begin_anew;
 
 use crate::config::{Config, Durability};
+use crate::evidence::Archive;
 use crate::slow_disk::SlowFolder;
 use anyhow::{bail, Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 use spare_protocol::{Hash, Position, SeatId};
-use spare_store::{
-    DamagedPart, Event, KeyWindow, Manifest, Options, Range, Resumed, Store, StoreError,
-};
+use spare_store::{Event, KeyWindow, Manifest, Options, Resumed, Store};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -78,12 +81,20 @@ pub(crate) fn image_id(content: &str) -> Hash {
 }
 
 /// Where evidence of convictions is kept.
-pub(crate) fn evidence_folder(config: &Config, voice: SeatId) -> PathBuf {
-    seat_folder(&config.store.directory, voice).join(EVIDENCE)
+pub(crate) fn evidence(config: &Config, voice: SeatId) -> Archive {
+    let folder = seat_folder(&config.store.directory, voice).join(EVIDENCE);
+    let bytes_max = config.store.evidence_mib_max.saturating_mul(1 << 20);
+    Archive::new(folder, config.store.evidence_convictions_max, bytes_max)
 }
 
 fn seat_folder(directory: &Path, seat: SeatId) -> PathBuf {
     directory.join(format!("seat-{seat}"))
+}
+
+/// Nothing is in it, or it is not there.
+fn is_empty(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder);
+    entries.map_or(true, |mut entries| entries.next().is_none())
 }
 
 /// Makes a folder that nobody else can look into.
@@ -117,11 +128,12 @@ fn take_directory(directory: &Path) -> Result<Flock<File>> {
     }
 }
 
-/// Opens all stores. Waits for the disk.
+/// Opens all stores. Waits for the disk. `replicas` are those that the agent has.
 ///
 /// # Errors
-/// When one of them cannot be used, and not be replaced from another one either.
-pub(crate) fn open(config: &Config, image: Hash) -> Result<Opened> {
+/// When one of them cannot be used, and not be replaced from another one either; when all are gone of a service
+/// that was in use.
+pub(crate) fn open(config: &Config, image: Hash, replicas: &[String]) -> Result<Opened> {
     let directory = &config.store.directory;
     let lock = take_directory(directory)?;
     let durability = match config.store.durability {
@@ -139,10 +151,18 @@ pub(crate) fn open(config: &Config, image: Hash) -> Result<Opened> {
         options: Options::new(durability, image, window),
         remarks: Vec::new(),
     };
+    let durable = config.store.durability == Durability::Disk;
+    let before = match durable {
+        true => used::Before::find(directory, replicas),
+        false => used::Before::default(),
+    };
     if config.group.this_host().is_some() {
-        return opening.only_one(lock);
+        return opening.only_one(lock, &before);
     }
-    let seats = opening.all()?;
+    let seats = opening.all(&before)?;
+    if durable {
+        used::note(directory)?;
+    }
     Ok(Opened::Ready(Stores {
         seats,
         remarks: opening.remarks,
@@ -151,12 +171,19 @@ pub(crate) fn open(config: &Config, image: Hash) -> Result<Opened> {
 }
 
 impl Opening<'_> {
-    fn all(&mut self) -> Result<Vec<SeatStore>> {
+    fn all(&mut self, before: &used::Before) -> Result<Vec<SeatStore>> {
         let mut opened = BTreeMap::new();
-        for seat in seats(self.config).filter(|s| !self.is_gone(*s)) {
-            opened.insert(seat, self.one(seat)?);
+        let mut gone = false;
+        for seat in seats(self.config) {
+            match self.is_gone(seat)? {
+                true => gone = true,
+                false => drop(opened.insert(seat, self.one(seat)?)),
+            }
         }
         self.put_right(&mut opened)?;
+        if gone && opened.values().all(SeatStore::is_fresh) {
+            self.remarks.extend(before.check(self.directory)?);
+        }
         for seat in seats(self.config) {
             if opened.contains_key(&seat) {
                 continue;
@@ -174,9 +201,18 @@ impl Opening<'_> {
     }
 
     /// The store of the one seat on this host.
-    fn only_one(mut self, lock: Flock<File>) -> Result<Opened> {
+    fn only_one(mut self, lock: Flock<File>, before: &used::Before) -> Result<Opened> {
         let seat = self.config.group.voice();
         replace::finish(self.directory, seat)?;
+        if self.is_gone(seat)? {
+            if let Some(why) = before.used() {
+                let about = (seat, self.directory, &self.options);
+                let generation = before.generation(seat);
+                let replacement = Replacement::of_lost(about, why, generation, lock);
+                return Ok(Opened::Replace(Box::new(replacement)));
+            }
+            self.remarks.extend(before.check(self.directory)?);
+        }
         let store = self.one(seat)?;
         let durable = self.config.store.durability == Durability::Disk;
         let found = store.found();
@@ -189,6 +225,9 @@ impl Opening<'_> {
             return Ok(Opened::Replace(Box::new(replacement)));
         }
         self.remarks.extend(found);
+        if durable {
+            used::note(self.directory)?;
+        }
         Ok(Opened::Ready(Stores {
             seats: vec![store],
             remarks: self.remarks,
@@ -196,9 +235,22 @@ impl Opening<'_> {
         }))
     }
 
-    fn is_gone(&self, seat: SeatId) -> bool {
-        let entries = std::fs::read_dir(seat_folder(self.directory, seat));
-        entries.map_or(true, |mut entries| entries.next().is_none())
+    /// Whether there is no store of this seat. One that was in use and has lost its log is put aside.
+    fn is_gone(&mut self, seat: SeatId) -> Result<bool> {
+        let folder = seat_folder(self.directory, seat);
+        if is_empty(&folder) {
+            return Ok(true);
+        }
+        if self.options.durability == spare_store::Durability::Memory
+            || !used::has_lost_its_log(&folder)
+        {
+            return Ok(false);
+        }
+        self.remarks.push(format!(
+            "the store of seat {seat} has lost its log; what is left is put aside as seat-{seat}.damaged"
+        ));
+        self.put_aside(seat)?;
+        Ok(true)
     }
 
     fn one(&self, seat: SeatId) -> Result<SeatStore> {
@@ -228,48 +280,6 @@ impl Opening<'_> {
             progress,
             news,
         })
-    }
-
-    /// Has what is damaged in one store written over from another, or puts the store aside.
-    fn put_right(&mut self, opened: &mut BTreeMap<SeatId, SeatStore>) -> Result<()> {
-        let damaged: Vec<SeatId> = opened
-            .iter()
-            .filter(|(_, store)| !store.is_sound())
-            .map(|(seat, _)| *seat)
-            .collect();
-        for seat in damaged {
-            let Some(store) = opened.remove(&seat) else {
-                continue;
-            };
-            let found = store.found();
-            self.remarks
-                .extend(found.iter().map(|text| format!("seat {seat}: {text}")));
-            let sound = |(_, s): &(&SeatId, &SeatStore)| s.is_sound() && !s.is_fresh();
-            let Some((source, sound)) = opened.iter().find(sound) else {
-                bail!(
-                    "the store of seat {seat} is damaged, and there is no sound one to put it right from:\n  {}\n\
-                     Restore a backup (spare-manager --restore FILE) into an empty store.directory",
-                    found.join("\n  ")
-                );
-            };
-            repair(&store, &sound.store);
-            // Opened anew: what it resumes from must not be what was damaged.
-            drop(store);
-            let mut store = self.one(seat)?;
-            let mut how = "was put right";
-            if !store.is_sound() {
-                drop(store);
-                self.put_aside(seat)?;
-                self.rebuild(seat, &sound.store)?;
-                store = self.one(seat)?;
-                how = "was put aside, and begins anew";
-            }
-            self.remarks.push(format!(
-                "the store of seat {seat} {how} with what seat {source} has"
-            ));
-            opened.insert(seat, store);
-        }
-        Ok(())
     }
 
     fn put_aside(&self, seat: SeatId) -> Result<()> {
@@ -333,39 +343,6 @@ impl SeatStore {
     }
 }
 
-/// Writes over what is damaged, as far as the other store has it.
-fn repair(damaged: &SeatStore, sound: &Store) {
-    for damage in &damaged.resumed.damage {
-        let done: Result<(), StoreError> = match &damage.part {
-            DamagedPart::Records(range) => put_back_records(damaged, sound, range),
-            DamagedPart::Chunk(hash) => sound
-                .chunk(*hash)
-                .and_then(|bytes| damaged.store.put_back_chunk(&bytes)),
-            DamagedPart::Snapshot(_) | DamagedPart::File => Ok(()),
-        };
-        if let Err(error) = done {
-            tracing::warn!("{damage}: cannot be put right: {error}");
-        }
-    }
-    let _ = damaged.store.wait();
-}
-
-/// Records that are handed on at once.
-const PORTION: usize = 256;
-const PORTION_BYTES: usize = 16 << 20;
-
-fn put_back_records(damaged: &SeatStore, sound: &Store, range: &Range) -> Result<(), StoreError> {
-    let mut after = range.first.previous();
-    while after < range.last {
-        let mut records = sound.records_after(after, PORTION, PORTION_BYTES)?;
-        records.retain(|r| r.position <= range.last);
-        let Some(last) = records.last() else { break };
-        after = last.position;
-        damaged.store.put_back(&records)?;
-    }
-    Ok(())
-}
-
 /// Makes stores of all seats from a backup. Returns what it holds.
 ///
 /// # Errors
@@ -378,8 +355,7 @@ pub(crate) fn restore(config: &Config, backup: &Path) -> Result<Manifest> {
     let _lock = take_directory(directory)?;
     for seat in seats(config) {
         let folder = seat_folder(directory, seat);
-        let entries = std::fs::read_dir(&folder);
-        if entries.is_ok_and(|mut entries| entries.next().is_some()) {
+        if !is_empty(&folder) {
             bail!(
                 "{} exists: move it away first. A backup is restored into an empty store.directory, and \
                  everything that happened after it is lost",

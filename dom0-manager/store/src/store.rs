@@ -8,32 +8,36 @@
 //! FOLDER/evidence/       of convictions, written by the manager
 //! ```
 
+mod holding;
+mod notes;
+mod opening;
+mod reading;
+mod repair;
+mod resumed;
 mod transfer;
 
+pub(crate) use notes::REPLICA_NOTES_MAX;
+pub use notes::{ConvictionNote, ReplicaNote};
+pub use resumed::Resumed;
 pub use transfer::Pinned;
 
-use crate::disk::{Disk, Folder};
+use crate::disk::Disk;
 use crate::engine::Engine;
-use crate::error::{io_at, Damage, DamagedPart, StoreError};
-use crate::journal::{decode_record, Journal, Reader, RecordIn};
-use crate::keeper::{hashes, read_replies, Job, Keeper, Manifests};
-use crate::snapshot::{write_backup, BackupError, KeptReply, Manifest};
+use crate::error::StoreError;
+use crate::journal::Reader;
+use crate::keeper::{Job, Keeper, Manifests};
+use crate::snapshot::Manifest;
 use crate::writer::Writer;
 use bytes::Bytes;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId, ViewId};
-use spare_protocol::{Hash, Position, SeatId};
+use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
+use spare_protocol::{Hash, Position};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
-/// Replicas whose notes are kept: the newest.
-pub(crate) const REPLICA_NOTES_MAX: u32 = 4096;
-/// The longest text in a note.
-pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;
 /// How long a segment of the log is, unless told otherwise.
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
@@ -113,86 +117,6 @@ pub struct Progress {
     pub safe: Position,
 }
 
-/// What a manager needs to go on where it ended; plain data for the core's `Resume`.
-#[derive(Clone, Debug, Default)]
-pub struct Resumed {
-    /// The newest primary view.
-    pub view: PrimaryView,
-    /// The last record; of the newest snapshot, if the log has none above it. None if it is damaged.
-    pub last: Option<DecidedRequest>,
-    /// The log is never truncated below this.
-    pub safe: Position,
-    /// Keys of clients: key, hash of the request, position, agreed time.
-    pub keys: Vec<(Hash, Hash, Position, i64)>,
-    /// The greatest request number of each gateway.
-    pub numbers: Vec<RequestId>,
-    /// The greatest generation of a replica of this seat.
-    pub generation: u32,
-    /// The log begins after the first, and ends with the second.
-    pub log: (Position, Position),
-    /// Positions of the snapshots, ascending.
-    pub snapshots: Vec<Position>,
-    /// What is not as it was written. The rest can be relied on.
-    pub damage: Vec<Damage>,
-}
-
-/// What is known of a replica of this seat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplicaNote {
-    /// Which.
-    pub generation: u32,
-    /// It never executed a request.
-    pub clean: bool,
-    /// Its VM may exist: it is to be found again after a restart.
-    pub in_service: bool,
-    /// Why it was convicted, if it was.
-    pub conviction: Option<ConvictionNote>,
-}
-
-/// Why a replica was convicted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConvictionNote {
-    /// On which request.
-    pub position: Position,
-    /// When, microseconds since the Unix epoch.
-    pub at_us: i64,
-    /// For operators.
-    pub reason: String,
-    /// The folder of the evidence, in `evidence/`.
-    pub evidence: Option<String>,
-}
-
-impl ReplicaNote {
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let mut note = self.clone();
-        if let Some(conviction) = &mut note.conviction {
-            cut_text(&mut conviction.reason);
-        }
-        let encoded = spare_protocol::encode(&note);
-        let mut bytes = crc32fast::hash(&encoded).to_le_bytes().to_vec();
-        bytes.extend_from_slice(&encoded);
-        bytes
-    }
-
-    /// The note in these bytes; none if they are not as they were written.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<ReplicaNote> {
-        let (crc, encoded) = bytes.split_first_chunk::<4>()?;
-        if crc32fast::hash(encoded).to_le_bytes() != *crc {
-            return None;
-        }
-        spare_protocol::decode(encoded).ok()
-    }
-}
-
-fn cut_text(text: &mut String) {
-    let mut end = text.len().min(NOTE_TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-}
-
 /// Bytes on disk, for `spare status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
@@ -222,94 +146,6 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in `folder`, or makes one.
-    ///
-    /// # Errors
-    /// When another process has it, when it is of another version, image or durability, and when the disk
-    /// refuses. Damage is no error: it is in [`Resumed::damage`].
-    pub fn open(
-        folder: &Path,
-        options: &Options,
-        report: impl Fn(Event) + Send + Sync + 'static,
-    ) -> Result<(Store, Resumed), StoreError> {
-        let log = folder.join("log");
-        std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
-        let lock = hold(folder)?;
-        let (state, log) = (Folder::new(folder), Folder::new(&log));
-        // The folder itself must be found after a crash.
-        state
-            .sync_names()
-            .map_err(io_at(folder, "sync the folder"))?;
-        let (mut store, resumed) = Store::open_on(Arc::new(state), Arc::new(log), options, report)?;
-        store.evidence = Some(folder.join("evidence"));
-        store._lock = Some(lock);
-        Ok((store, resumed))
-    }
-
-    /// Opens the store on any disks: one for the tables, one for the log.
-    ///
-    /// # Errors
-    /// As [`Store::open`].
-    pub fn open_on(
-        tables: Arc<dyn Disk>,
-        log: Arc<dyn Disk>,
-        options: &Options,
-        report: impl Fn(Event) + Send + Sync + 'static,
-    ) -> Result<(Store, Resumed), StoreError> {
-        let report: Arc<Report> = Arc::new(report);
-        let memory = options.durability == Durability::Memory;
-        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
-        if memory {
-            // The log was not durable either, or it would have been refused.
-            remove_tables(tables.as_ref())?;
-        }
-        let mut damage = Vec::new();
-        let engine = open_engine(&tables, memory, options.image, &mut damage)?;
-        let manifests = usable_manifests(&engine, &mut damage)?;
-        let base = manifests
-            .last()
-            .map_or(Position(0), |m: &Arc<Manifest>| m.position);
-        journal.expect_from(base);
-        let reader = journal.reader();
-        let state = journal.state().clone();
-        let mut resumed = Resumed {
-            view: state.view,
-            safe: state.safe.max(base),
-            generation: state.generation,
-            log: reader.bounds(),
-            snapshots: manifests.iter().map(|m| m.position).collect(),
-            ..Resumed::default()
-        };
-        if let Some(newest) = manifests.last() {
-            resumed.add_snapshot(&engine, newest, &mut damage)?;
-        }
-        resumed.add_log(&reader, base)?;
-        resumed.expire(options.window);
-        damage.extend(reader.damage());
-        resumed.damage = damage;
-        let writer = Arc::new(Writer::start(journal, memory, Arc::clone(&report))?);
-        let (engine, manifests) = (Arc::new(engine), Arc::new(Mutex::new(manifests)));
-        let keeper = Keeper::start(
-            Arc::clone(&engine),
-            Arc::clone(&writer),
-            Arc::clone(&manifests),
-            options.image,
-            options.window,
-            report,
-        )?;
-        let store = Store {
-            keeper,
-            writer,
-            reader,
-            engine,
-            manifests,
-            disk: tables,
-            evidence: None,
-            _lock: None,
-        };
-        Ok((store, resumed))
-    }
-
     /// Appends the next record. Encodes and queues it.
     ///
     /// # Errors
@@ -372,88 +208,6 @@ impl Store {
         self.writer.waiting_bytes()
     }
 
-    /// The record of `position`, durable or not; none above the last one. Reads the disk.
-    ///
-    /// # Errors
-    /// When it is damaged, or below what is kept.
-    pub fn record(&self, position: Position) -> Result<Option<DecidedRequest>, StoreError> {
-        let (kept, _) = self.reader.bounds();
-        if position <= kept {
-            return Err(StoreError::Compacted {
-                asked: position,
-                kept,
-            });
-        }
-        let payload = self.writer.payload(position)?;
-        payload.map(|p| decode_record(position, &p)).transpose()
-    }
-
-    /// Records above `after`: at most so many, and once there is one, at most so many bytes of them. Reads
-    /// the disk.
-    ///
-    /// # Errors
-    /// When the first of them is damaged, or below what is kept.
-    pub fn records_after(
-        &self,
-        after: Position,
-        records_max: usize,
-        bytes_max: usize,
-    ) -> Result<Vec<DecidedRequest>, StoreError> {
-        let mut records: Vec<DecidedRequest> = Vec::new();
-        let mut bytes = 0;
-        let mut position = after.next();
-        while records.len() < records_max && bytes < bytes_max {
-            match self.record(position) {
-                Ok(Some(record)) => {
-                    bytes += record.request.len() + record.update.len();
-                    if let Some(spare_protocol::channel::Outcome::Reply(reply)) = &record.outcome {
-                        bytes += reply.len();
-                    }
-                    records.push(record);
-                }
-                Ok(None) => break,
-                Err(error) if records.is_empty() => return Err(error),
-                Err(_) => break,
-            }
-            position = position.next();
-        }
-        Ok(records)
-    }
-
-    /// What a retry of the request at `position` is answered with, from the log or from the newest
-    /// snapshot; none if it is not kept. Reads the disk.
-    ///
-    /// # Errors
-    /// When it is damaged.
-    pub fn kept_reply(&self, position: Position) -> Result<Option<KeptReply>, StoreError> {
-        match self.record(position) {
-            Ok(Some(record)) => {
-                return Ok(record.key.map(|key| KeptReply {
-                    key,
-                    request: Hash::of(&record.request),
-                    position,
-                    time_us: record.time_us,
-                    outcome: record.outcome,
-                }))
-            }
-            Ok(None) => return Ok(None),
-            Err(StoreError::Compacted { .. }) => {}
-            Err(other) => return Err(other),
-        }
-        let Some(newest) = self.newest() else {
-            return Ok(None);
-        };
-        let chunk = newest
-            .replies
-            .iter()
-            .find(|c| c.first <= position && position <= c.last);
-        let Some(chunk) = chunk else {
-            return Ok(None);
-        };
-        let replies = read_replies(&self.engine.view()?, chunk.chunk.hash)?;
-        Ok(replies.into_iter().find(|r| r.position == position))
-    }
-
     /// Makes a snapshot of the agreed state at `position`, whose agreed root is `root`; ends in
     /// [`Event::Snapshot`]. The newest two are kept, and the log above the older one.
     ///
@@ -489,24 +243,6 @@ impl Store {
         self.keeper.ask(Job::KeepFrom(position))
     }
 
-    /// Notes what is known of a replica. Durable soon.
-    ///
-    /// # Errors
-    /// When the keeper has stopped.
-    pub fn note_replica(&self, note: ReplicaNote) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Replica(note))
-    }
-
-    /// What is known of the seat's replicas, ascending. Reads the disk.
-    ///
-    /// # Errors
-    /// When the table cannot be read; a damaged note is left out.
-    pub fn replicas(&self) -> Result<Vec<ReplicaNote>, StoreError> {
-        let all = self.engine.view()?.replicas()?;
-        let notes = all.iter().map(|(_, bytes)| ReplicaNote::from_bytes(bytes));
-        Ok(notes.flatten().collect())
-    }
-
     /// Waits until everything handed in to the log is durable.
     ///
     /// # Errors
@@ -521,63 +257,6 @@ impl Store {
     /// Why it does not.
     pub fn check(&self) -> Result<(), StoreError> {
         self.writer.check()
-    }
-
-    /// Reads everything there is and returns what is damaged. Takes long.
-    ///
-    /// # Errors
-    /// When the disk refuses.
-    pub fn verify(&self) -> Result<Vec<Damage>, StoreError> {
-        self.reader.scrub()?;
-        let mut damage = self.reader.damage();
-        let manifests = self.snapshots();
-        let view = self.engine.view()?;
-        for hash in hashes(&manifests) {
-            match view.chunk(hash) {
-                Ok(_) => {}
-                Err(StoreError::Damaged(found)) => damage.push(found),
-                Err(other) => return Err(other),
-            }
-        }
-        Ok(damage)
-    }
-
-    /// Writes records that a peer has over damaged ones; those that are not damaged are left alone. A
-    /// segment is mended once every damaged record of it was handed in; until then they wait in memory.
-    ///
-    /// # Errors
-    /// When one is not the record that stood there, or the store has stopped.
-    pub fn put_back(&self, records: &[DecidedRequest]) -> Result<(), StoreError> {
-        let mut fitting = Vec::new();
-        for record in records {
-            let payload = Bytes::from(spare_protocol::encode(record));
-            if self.reader.fits(record.position, &payload)? {
-                fitting.push((record.position, payload));
-            }
-        }
-        self.writer.put_back(fitting)
-    }
-
-    /// Writes a chunk that a peer has over a damaged one. Waits for the disk.
-    ///
-    /// # Errors
-    /// When no snapshot has such a chunk, or the disk refuses.
-    pub fn put_back_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        let hash = Hash::of(bytes);
-        if !hashes(&self.snapshots()).contains(&hash) {
-            return Err(StoreError::Refused(format!(
-                "no snapshot here has a chunk {hash}"
-            )));
-        }
-        self.engine.put_chunk(hash, bytes)
-    }
-
-    /// A chunk of a snapshot, for a peer whose own is damaged. Reads the disk.
-    ///
-    /// # Errors
-    /// When it is damaged here too, or not there.
-    pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
-        self.engine.view()?.chunk(hash)
     }
 
     /// The snapshots, the newest last.
@@ -611,230 +290,6 @@ impl Store {
             tables: tables.and_then(|f| f.len()).unwrap_or(0),
             evidence: self.evidence.as_deref().map_or(0, bytes_in),
         }
-    }
-
-    /// Writes the newest snapshot as one file that can be checked, while everything goes on. Returns its
-    /// manifest. Reads the disk.
-    ///
-    /// # Errors
-    /// When there is no snapshot, when a chunk of it is damaged, and when `out` refuses.
-    pub fn export_snapshot(&self, out: impl Write) -> Result<Manifest, BackupError> {
-        // The tables as they are now: a newer snapshot may remove this one's chunks meanwhile.
-        let view = self.engine.view()?;
-        let newest = view.manifests()?.pop();
-        let Some((position, bytes)) = newest else {
-            return Err(StoreError::Refused(
-                "there is no snapshot yet; ask for one first".to_owned(),
-            )
-            .into());
-        };
-        let manifest = Manifest::from_bytes(&bytes)
-            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
-        write_backup(out, &manifest, |hash| view.chunk(hash))?;
-        Ok(manifest)
-    }
-
-    /// Makes a store in `folder` that begins with the snapshot in a backup. Returns its manifest.
-    ///
-    /// # Errors
-    /// When the folder has a store with anything in it, and when the backup is damaged or of another image.
-    /// There is no snapshot in the folder then, and another backup can be tried.
-    pub fn import_snapshot(
-        folder: &Path,
-        image: Hash,
-        input: impl Read,
-    ) -> Result<Manifest, BackupError> {
-        let log = folder.join("log");
-        std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
-        let _lock = hold(folder)?;
-        let disk = Folder::new(folder);
-        let segments = Folder::new(&log).list();
-        let segments = segments.map_err(io_at(&log, "list the folder"))?;
-        if segments.iter().any(|n| n.ends_with(".seg")) {
-            return Err(StoreError::Refused(format!(
-                "{} has a log already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
-        }
-        let engine = Engine::open(&disk, false, image)?;
-        if !engine.view()?.manifests()?.is_empty() {
-            return Err(StoreError::Refused(format!(
-                "{} has a snapshot already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
-        }
-        transfer::import_into(&engine, image, input)
-    }
-}
-
-impl Resumed {
-    fn add_snapshot(
-        &mut self,
-        engine: &Engine,
-        newest: &Manifest,
-        damage: &mut Vec<Damage>,
-    ) -> Result<(), StoreError> {
-        self.last.clone_from(&newest.last);
-        self.numbers.clone_from(&newest.numbers);
-        if self.view.members.is_empty() {
-            // Restored from a backup.
-            self.view = newest.view.clone();
-        }
-        let view = engine.view()?;
-        for chunk in &newest.replies {
-            match read_replies(&view, chunk.chunk.hash) {
-                Ok(replies) => {
-                    let keys = replies
-                        .iter()
-                        .map(|r| (r.key, r.request, r.position, r.time_us));
-                    self.keys.extend(keys);
-                }
-                Err(StoreError::Damaged(found)) => damage.push(found),
-                Err(other) => return Err(other),
-            }
-        }
-        Ok(())
-    }
-
-    fn add_log(&mut self, reader: &Reader, base: Position) -> Result<(), StoreError> {
-        let (start, end) = reader.bounds();
-        let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
-        numbers.extend(self.numbers.iter().map(|n| (n.seat, n.number)));
-        let mut next = start.max(base).next();
-        while next <= end {
-            let records = match reader.payloads(next, end) {
-                Ok(records) => records,
-                Err(StoreError::Damaged(_)) => Vec::new(),
-                Err(other) => return Err(other),
-            };
-            if records.is_empty() {
-                // It is listed as damaged.
-                next = next.next();
-                self.last = None;
-            }
-            for (position, payload) in records {
-                let record = RecordIn::decode(position, &payload)?;
-                let number = numbers.entry(record.id.seat).or_default();
-                *number = (*number).max(record.id.number);
-                if let Some(key) = record.kept_key() {
-                    let request = Hash::of(record.request);
-                    self.keys.push((key, request, position, record.time_us));
-                }
-                if position == end {
-                    self.last = Some(decode_record(position, &payload)?);
-                }
-                next = position.next();
-            }
-        }
-        let numbers = numbers.into_iter();
-        self.numbers = numbers
-            .map(|(seat, number)| RequestId { seat, number })
-            .collect();
-        Ok(())
-    }
-
-    /// Chunks hold some keys more than the window has.
-    fn expire(&mut self, window: KeyWindow) {
-        let newest = self.keys.iter().map(|(_, _, _, time)| *time).max();
-        let Some(newest) = newest else { return };
-        self.keys
-            .retain(|(_, _, _, time)| time.saturating_add(window.lifetime_us) >= newest);
-        let surplus = self.keys.len().saturating_sub(window.keys_max);
-        self.keys.drain(..surplus);
-    }
-}
-
-fn damaged_manifest(path: &Path, position: Position) -> StoreError {
-    StoreError::Damaged(Damage {
-        path: path.to_owned(),
-        part: DamagedPart::Snapshot(position),
-        what: "its manifest does not match its hash".to_owned(),
-    })
-}
-
-/// The engine; a damaged file is put aside, and the store begins without what was in it.
-fn open_engine(
-    disk: &Arc<dyn Disk>,
-    memory: bool,
-    image: Hash,
-    damage: &mut Vec<Damage>,
-) -> Result<Engine, StoreError> {
-    let found = match Engine::open(disk.as_ref(), memory, image) {
-        Err(StoreError::Damaged(found)) => found,
-        other => return other,
-    };
-    let here = disk.path();
-    let aside = format!("{}.damaged", crate::engine::FILE);
-    disk.rename(crate::engine::FILE, &aside)
-        .and_then(|()| disk.sync_names())
-        .map_err(io_at(here, "put the damaged tables aside in"))?;
-    damage.push(Damage {
-        what: format!("{}; it is kept as {aside}", found.what),
-        ..found
-    });
-    Engine::open(disk.as_ref(), memory, image)
-}
-
-fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
-    let names = disk.list().map_err(io_at(disk.path(), "list the folder"))?;
-    if names.iter().any(|n| n == crate::engine::FILE) {
-        disk.remove(crate::engine::FILE)
-            .map_err(io_at(disk.path(), "remove the tables in"))?;
-    }
-    Ok(())
-}
-
-fn usable_manifests(
-    engine: &Engine,
-    damage: &mut Vec<Damage>,
-) -> Result<Vec<Arc<Manifest>>, StoreError> {
-    let mut manifests = Vec::new();
-    for (position, bytes) in engine.view()?.manifests()? {
-        match Manifest::from_bytes(&bytes) {
-            Some(manifest) if manifest.position == position => manifests.push(Arc::new(manifest)),
-            _ => {
-                if let StoreError::Damaged(found) = damaged_manifest(engine.path(), position) {
-                    damage.push(found);
-                }
-            }
-        }
-    }
-    Ok(manifests)
-}
-
-/// Takes the lock of a store's folder, and says in it who has it.
-fn hold(folder: &Path) -> Result<Flock<File>, StoreError> {
-    let path = folder.join("LOCK");
-    let mut options = File::options();
-    options.read(true).write(true).create(true).truncate(false);
-    let file = options.open(&path).map_err(io_at(&path, "open"))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => {
-            let write = lock
-                .set_len(0)
-                .and_then(|()| (&*lock).write_all(std::process::id().to_string().as_bytes()));
-            write.map_err(io_at(&path, "write"))?;
-            Ok(lock)
-        }
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StoreError::InUse {
-            folder: folder.to_owned(),
-            holder: holder(&path),
-        }),
-        Err((_, error)) => Err(io_at(&path, "lock")(error.into())),
-    }
-}
-
-/// Who wrote its number into the lock.
-fn holder(lock: &Path) -> String {
-    let pid = std::fs::read_to_string(lock).unwrap_or_default();
-    let pid: String = pid.chars().filter(char::is_ascii_digit).take(10).collect();
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    match (pid.as_str(), name.trim()) {
-        ("", _) => "another process".to_owned(),
-        (pid, "") => format!("process {pid}"),
-        (pid, name) => format!("process {pid} ({name})"),
     }
 }
 

@@ -5,9 +5,11 @@
 //! full: what was lost or happened twice shows there.
 
 use anyhow::{bail, ensure, Context, Result};
+use futures_util::future::try_join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spare_cli::http::{form_encode, Address, Connection, HttpError, Reply, Request};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -19,6 +21,8 @@ const USERS: u64 = 1000;
 const COMMENTS_MAX: usize = 20;
 /// For a request while nothing is wrong, and for one that nobody will answer any more.
 const LIMIT: Duration = Duration::from_secs(30);
+/// Connections over which pages are looked at.
+const CHECKERS: usize = 16;
 /// How long a client waits before it tries again, if the service is away.
 const AWAY: Duration = Duration::from_millis(20);
 /// Of a client's requests so many of a hundred are reads.
@@ -53,6 +57,8 @@ pub(crate) struct Book {
 pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     pub(crate) answered: Arc<AtomicU64>,
+    /// Writes that got 503.
+    pub(crate) refused: Arc<AtomicU64>,
     tasks: Vec<tokio::task::JoinHandle<Result<Vec<Write>>>>,
 }
 
@@ -60,7 +66,9 @@ pub(crate) struct Clients {
 pub(crate) enum Got {
     /// The reply's position.
     Acknowledged(String),
-    /// 503, or no whole reply: it took effect or not.
+    /// 503: it took effect or not.
+    Refused,
+    /// No whole reply: the same.
     Unknown,
     /// Nobody listened: it was not sent.
     Unsent,
@@ -119,7 +127,7 @@ pub(crate) async fn send(connection: &mut Connection, write: &Write) -> Result<G
                 "503 without Retry-After: {}",
                 text(&reply)
             );
-            Ok(Got::Unknown)
+            Ok(Got::Refused)
         }
         Ok(reply) => bail!("{}: {}", reply.status, text(&reply)),
         Err(HttpError::Connect { .. }) => Ok(Got::Unsent),
@@ -152,26 +160,22 @@ impl Book {
         self.number += 1;
         let stop = Arc::<AtomicBool>::default();
         let answered = Arc::<AtomicU64>::default();
+        let refused = Arc::<AtomicU64>::default();
         let tasks = (0..count).map(|client| {
             let name = format!("{:x}-{}-{client}", self.run, self.number);
             // No two clients write about the same users.
             let users = (1..=USERS).filter(move |user| user % count == client);
             let users: Vec<u64> = users.collect();
             let random = StdRng::seed_from_u64(seed ^ (client << 32));
-            let (stop, answered) = (Arc::clone(&stop), Arc::clone(&answered));
-            tokio::spawn(work(
-                gateway.to_owned(),
-                name,
-                users,
-                random,
-                stop,
-                answered,
-            ))
+            let stop = Arc::clone(&stop);
+            let counts = [Arc::clone(&answered), Arc::clone(&refused)];
+            tokio::spawn(work(gateway.to_owned(), name, users, random, stop, counts))
         });
         Clients {
             tasks: tasks.collect(),
             stop,
             answered,
+            refused,
         }
     }
 
@@ -179,98 +183,66 @@ impl Book {
     /// Nothing acknowledged is missing, nothing is there twice, nothing is there that nobody sent. Those
     /// without an answer are then sent again, with their keys: each takes effect once in the end.
     pub(crate) async fn check(&mut self, gateway: &str, writes: &[Write]) -> Result<()> {
-        let mut connection = connection(gateway)?;
-        let mut by_user: BTreeMap<u64, Vec<&Write>> = BTreeMap::new();
-        for write in writes {
-            by_user.entry(write.user).or_default().push(write);
+        let unknown_found = self.hold(gateway, writes).await?;
+        for (_, found) in unknown_found.values() {
+            self.unknown_found += found;
         }
-        for (user, writes) in by_user {
-            self.hold(&mut connection, user, &writes).await?;
-            for write in writes {
-                match &write.acknowledged {
-                    Some(position) => {
-                        self.acknowledged += 1;
-                        // Some are sent again although they were answered: the same answer comes back.
-                        if self.acknowledged.is_multiple_of(16) {
-                            let again = send(&mut connection, write).await?;
-                            let same = matches!(&again, Got::Acknowledged(p) if p == position);
-                            ensure!(same, "a retry of {} got another answer", write.text);
-                            self.retried += 1;
-                        }
-                    }
-                    None => {
-                        self.unknown += 1;
-                        let again = send(&mut connection, write).await?;
-                        ensure!(
-                            matches!(again, Got::Acknowledged(_)),
-                            "a retry of {} got no answer",
-                            write.text
-                        );
-                        self.retried += 1;
-                    }
+        let mut again = Vec::new();
+        for write in writes {
+            let wanted = match write.acknowledged {
+                Some(_) => {
+                    self.acknowledged += 1;
+                    // Some are sent again although they were answered.
+                    self.acknowledged.is_multiple_of(16)
                 }
+                None => {
+                    self.unknown += 1;
+                    true
+                }
+            };
+            if wanted {
+                self.retried += 1;
+                again.push(write);
             }
         }
+        side_by_side(gateway, again, retry).await?;
         // Once more, now that all are answered.
-        let mut by_user: BTreeMap<u64, Vec<Write>> = BTreeMap::new();
-        for write in writes {
-            let answered = Write {
-                acknowledged: Some(String::new()),
-                ..write.clone()
-            };
-            by_user.entry(write.user).or_default().push(answered);
-        }
-        for (user, writes) in by_user {
-            let writes: Vec<&Write> = writes.iter().collect();
-            let total = self.hold(&mut connection, user, &writes).await?;
+        let answered = |write: &Write| Write {
+            acknowledged: Some(String::new()),
+            ..write.clone()
+        };
+        let writes: Vec<Write> = writes.iter().map(answered).collect();
+        for (user, (total, _)) in self.hold(gateway, &writes).await? {
             self.totals.insert(user, total);
         }
         Ok(())
     }
 
-    /// Holds one user's page against what is known; returns his rating.
-    async fn hold(
-        &mut self,
-        connection: &mut Connection,
-        user: u64,
-        writes: &[&Write],
-    ) -> Result<i64> {
-        let reply = read(connection, user).await?;
-        let page = text(&reply);
-        let mut found = 0;
+    /// Holds the pages of all users that were written about against what is known; returns for each his rating, and how
+    /// many writes without an answer are there.
+    async fn hold(&self, gateway: &str, writes: &[Write]) -> Result<BTreeMap<u64, (i64, u64)>> {
+        let mut by_user: BTreeMap<u64, Vec<&Write>> = BTreeMap::new();
         for write in writes {
-            // In its cell: one text may be the beginning of another.
-            let times = page.matches(&format!(">{}<", write.text)).count() as i64;
-            match (&write.acknowledged, times) {
-                (Some(_), 1) => {}
-                (None, 0) => {}
-                (None, 1) => self.unknown_found += 1,
-                (Some(position), 0) => bail!(
-                    "LOST: {} about user {user} was acknowledged at position {position:?} and is not there",
-                    write.text
-                ),
-                (_, times) => bail!("TWICE: {} about user {user} is there {times} times", write.text),
-            }
-            found += times;
+            by_user.entry(write.user).or_default().push(write);
         }
-        let total = number(&page, "data-rating")?;
-        if let Some(before) = self.totals.get(&user) {
-            ensure!(
-                total == before + found,
-                "user {user} has the rating {total}; it was {before}, and {found} comments came since"
-            );
-        }
-        Ok(total)
+        let hold = async |connection: &mut Connection, (user, writes): (u64, Vec<&Write>)| {
+            let page = text(&read(connection, user).await?);
+            let before = self.totals.get(&user).copied();
+            Ok::<_, anyhow::Error>((user, hold_page(&page, user, &writes, before)?))
+        };
+        let users = by_user.into_iter().collect();
+        let held = side_by_side(gateway, users, hold).await?;
+        Ok(held.into_iter().collect())
     }
 
     /// Holds every user's number of comments against what is known.
     pub(crate) async fn check_totals(&self, gateway: &str) -> Result<()> {
-        let mut connection = connection(gateway)?;
-        for (user, before) in &self.totals {
-            let total = number(&text(&read(&mut connection, *user).await?), "data-rating")?;
+        let totals = ratings(gateway, self.totals.keys().copied().collect()).await?;
+        for (user, total) in totals {
+            let before = self.totals.get(&user);
             ensure!(
-                total == *before,
-                "user {user} has the rating {total}, and it was {before}"
+                before == Some(&total),
+                "user {user} has the rating {total}, and it was {before:?}"
             );
         }
         Ok(())
@@ -278,13 +250,80 @@ impl Book {
 
     /// Reads how many comments there are about every user, before anything is written.
     pub(crate) async fn begin(&mut self, gateway: &str) -> Result<()> {
-        let mut connection = connection(gateway)?;
-        for user in 1..=USERS {
-            let total = number(&text(&read(&mut connection, user).await?), "data-rating")?;
-            self.totals.insert(user, total);
-        }
+        self.totals = ratings(gateway, (1..=USERS).collect()).await?;
         Ok(())
     }
+}
+
+/// Handles all of `items`, over several connections at once: most of the time each waits for the group.
+async fn side_by_side<T, R>(
+    gateway: &str,
+    items: Vec<T>,
+    handle: impl AsyncFn(&mut Connection, T) -> Result<R>,
+) -> Result<Vec<R>> {
+    let left = RefCell::new(items.into_iter());
+    let work = async || {
+        let mut connection = connection(gateway)?;
+        let mut handled = Vec::new();
+        loop {
+            let next = left.borrow_mut().next();
+            match next {
+                Some(item) => handled.push(handle(&mut connection, item).await?),
+                None => return Ok::<_, anyhow::Error>(handled),
+            }
+        }
+    };
+    let all = try_join_all((0..CHECKERS).map(|_| work())).await?;
+    Ok(all.into_iter().flatten().collect())
+}
+
+/// The ratings of these users.
+async fn ratings(gateway: &str, users: Vec<u64>) -> Result<BTreeMap<u64, i64>> {
+    let rating = async |connection: &mut Connection, user: u64| {
+        let page = text(&read(connection, user).await?);
+        Ok::<_, anyhow::Error>((user, number(&page, "data-rating")?))
+    };
+    let ratings = side_by_side(gateway, users, rating).await?;
+    Ok(ratings.into_iter().collect())
+}
+
+/// Sends a write again: if it was answered, the same answer comes back.
+async fn retry(connection: &mut Connection, write: &Write) -> Result<()> {
+    let again = send(connection, write).await?;
+    let Got::Acknowledged(position) = again else {
+        bail!("a retry of {} got no answer", write.text);
+    };
+    let same = write.acknowledged.as_ref().is_none_or(|p| *p == position);
+    ensure!(same, "a retry of {} got another answer", write.text);
+    Ok(())
+}
+
+/// Holds one user's page against what is known; returns his rating, and how many writes without an answer are there.
+fn hold_page(page: &str, user: u64, writes: &[&Write], before: Option<i64>) -> Result<(i64, u64)> {
+    let (mut found, mut unknown_found) = (0, 0);
+    for write in writes {
+        // In its cell: one text may be the beginning of another.
+        let times = page.matches(&format!(">{}<", write.text)).count() as i64;
+        match (&write.acknowledged, times) {
+            (Some(_), 1) => {}
+            (None, 0) => {}
+            (None, 1) => unknown_found += 1,
+            (Some(position), 0) => bail!(
+                "LOST: {} about user {user} was acknowledged at position {position:?} and is not there",
+                write.text
+            ),
+            (_, times) => bail!("TWICE: {} about user {user} is there {times} times", write.text),
+        }
+        found += times;
+    }
+    let total = number(page, "data-rating")?;
+    if let Some(before) = before {
+        ensure!(
+            total == before + found,
+            "user {user} has the rating {total}; it was {before}, and {found} comments came since"
+        );
+    }
+    Ok((total, unknown_found))
 }
 
 async fn read(connection: &mut Connection, user: u64) -> Result<Reply> {
@@ -316,7 +355,7 @@ async fn work(
     users: Vec<u64>,
     mut random: StdRng,
     stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
+    [answered, refused]: [Arc<AtomicU64>; 2],
 ) -> Result<Vec<Write>> {
     let mut connection = connection(&gateway)?;
     let mut writes = Vec::new();
@@ -349,7 +388,10 @@ async fn work(
                 answered.fetch_add(1, Ordering::Relaxed);
                 writes.push(write);
             }
-            Got::Unknown => {
+            got @ (Got::Refused | Got::Unknown) => {
+                if matches!(got, Got::Refused) {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
                 writes.push(write);
                 tokio::time::sleep(AWAY).await;
             }

@@ -24,6 +24,10 @@ pub(crate) fn trials() -> Vec<Trial> {
             lost_store,
         ),
         trial(
+            "a_service_whose_stores_are_all_gone_is_not_begun_anew_by_itself",
+            lost_stores,
+        ),
+        trial(
             "flipped_bits_are_named_and_put_right_from_the_other_seat",
             flipped_bits,
         ),
@@ -123,6 +127,61 @@ async fn lost_store(suite: &mut Suite) -> Result<()> {
     suite.scrub().await
 }
 
+/// What the manager says that does not start.
+async fn refused(suite: &mut Suite) -> Result<String> {
+    // It ends before anybody can connect, or soon after.
+    let started = suite.deployment.start_manager().await;
+    let text = match started {
+        Err(error) => format!("{error:#}"),
+        Ok(()) => suite.deployment.manager_has_ended(END_LIMIT).await?,
+    };
+    suite.deployment.end_manager();
+    Ok(text)
+}
+
+async fn lost_stores(suite: &mut Suite) -> Result<()> {
+    suite.write(100).await?;
+    suite.deployment.kill_manager()?;
+    let store = suite.deployment.store();
+    let copy = suite.deployment.folder().join("manager/copy");
+    run("cp", &["-a".as_ref(), store.as_os_str(), copy.as_os_str()])?;
+    for seat in [0, 1] {
+        std::fs::remove_dir_all(store.join(format!("seat-{seat}")))?;
+    }
+    let folder = store.display().to_string();
+    let ways = [&folder, "spare restore FILE", "spare begin-anew"];
+    let told = |text: &str, why: &str| -> Result<()> {
+        println!("{text}");
+        let all = ways.iter().all(|way| text.contains(way));
+        ensure!(all && text.contains(why), "{text}");
+        Ok(())
+    };
+    told(&refused(suite).await?, "it had stores here")?;
+    // Not even when all of the folder is gone, as long as replicas are there, running or not.
+    std::fs::remove_dir_all(&store)?;
+    told(&refused(suite).await?, "the agent has replicas of it")?;
+    suite.deployment.kill_everything()?;
+    suite.deployment.start_agent().await?;
+    told(&refused(suite).await?, "the agent has replicas of it")?;
+    // An operator may give up what clients wrote.
+    let given_up = std::process::Command::new(spare_rig::binaries()?.join("spare"))
+        .arg("begin-anew")
+        .arg("--config")
+        .arg(suite.deployment.manager_configuration())
+        .status()?;
+    ensure!(given_up.success(), "spare begin-anew: {given_up}");
+    suite.revive().await?;
+    let lost = suite.book.check_totals(&suite.gateway()).await;
+    ensure!(lost.is_err(), "nothing is lost");
+    // The stores are put back: all of it is there again.
+    suite.deployment.kill_everything()?;
+    std::fs::remove_dir_all(&store)?;
+    std::fs::rename(&copy, &store)?;
+    suite.revive().await?;
+    suite.book.check_totals(&suite.gateway()).await?;
+    suite.scrub().await
+}
+
 /// The segments of a seat's log, oldest first.
 fn segments(suite: &Suite, seat: u16) -> Result<Vec<PathBuf>> {
     let folder = suite.deployment.store().join(format!("seat-{seat}/log"));
@@ -189,13 +248,7 @@ async fn flipped_everywhere(suite: &mut Suite) -> Result<()> {
         flip(&segments(suite, seat)?)?;
     }
     suite.deployment.start_agent().await?;
-    // It ends before anybody can connect.
-    let started = suite.deployment.start_manager().await;
-    let text = match started {
-        Err(error) => format!("{error:#}"),
-        Ok(()) => suite.deployment.manager_has_ended(END_LIMIT).await?,
-    };
-    suite.deployment.end_manager();
+    let text = refused(suite).await?;
     println!("{text}");
     ensure!(
         text.contains("is damaged") && text.contains("Restore a backup"),

@@ -9,6 +9,7 @@
 mod backups;
 mod book;
 mod disks;
+mod failing;
 mod restarts;
 mod retries;
 mod rounds;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     trials.extend(restarts::trials());
     trials.extend(retries::trials());
     trials.extend(rounds::trials(scale));
+    trials.extend(failing::trials());
     trials.extend(disks::trials());
     trials.extend(backups::trials());
     trials.extend(rounds::closing_trials(scale));

@@ -4,9 +4,18 @@ use crate::suite::Suite;
 use crate::trial;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
+use rand::Rng;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// How often the agent is killed while it makes or destroys a replica, and how long after it has begun.
+const KILLS: u16 = 8;
+const MOMENT_US_MAX: u64 = 15_000;
+/// For it to begin.
+const HALF_LIMIT: Duration = Duration::from_secs(5);
+/// For replicas that are not needed any more to be destroyed.
+const LEFT_LIMIT: Duration = Duration::from_secs(20);
 /// For what happened last to be on disk everywhere, and known to be.
 const SETTLE: Duration = Duration::from_secs(3);
 
@@ -27,6 +36,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial(
             "an_agent_that_is_killed_and_comes_back_is_missed_by_nobody",
             agent_killed,
+        ),
+        trial(
+            "an_agent_that_is_killed_while_it_makes_or_destroys_replicas_leaves_nothing_half_done",
+            agent_killed_at_work,
         ),
         trial(
             "replicas_that_no_store_knows_are_destroyed",
@@ -125,6 +138,83 @@ async fn agent_killed(suite: &mut Suite) -> Result<()> {
         "the lost replica's process is still there"
     );
     suite.scrub().await
+}
+
+/// A replica is destroyed by hand, and the group has another one made.
+async fn agent_killed_at_work(suite: &mut Suite) -> Result<()> {
+    let mut halves = [0, 0];
+    for round in 0..KILLS {
+        let (names, _) = suite.replicas().await?;
+        let clients = suite.load();
+        clients.wait_for(20).await?;
+        let victim = suite.deployment.active_of(round % 2).await?;
+        let agent = suite.deployment.agent().await?;
+        let destroyed = {
+            let victim = victim.clone();
+            tokio::spawn(async move { agent.destroy(&victim).await })
+        };
+        let making = round % 4 >= 2;
+        let half = if making {
+            destroyed.await??;
+            // Whatever its name is.
+            wait_for_half(suite, |replica| !names.contains(replica)).await
+        } else {
+            wait_for_half(suite, |replica| replica == victim).await
+        };
+        let moment = suite.random.random_range(0..MOMENT_US_MAX);
+        tokio::time::sleep(Duration::from_micros(moment)).await;
+        suite.deployment.kill_agent()?;
+        let is_half = |replica: String| unfinished(suite, &replica).exists();
+        halves[usize::from(making)] += u32::from(half.is_some_and(is_half));
+        suite.deployment.start_agent().await?;
+        suite.complete().await?;
+        suite.check(clients).await?;
+        let (replicas, _) = suite.replicas().await?;
+        let begun = Instant::now();
+        loop {
+            // The manager destroys what it needs no more while it serves.
+            let left = suite.deployment.left_overs(&replicas);
+            if left.is_empty() {
+                break;
+            }
+            ensure!(
+                begun.elapsed() < LEFT_LIMIT,
+                "of others than {replicas:?}: {left:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    println!(
+        "of {KILLS} kills {} came while a replica was destroyed, {} while one was made",
+        halves[0], halves[1]
+    );
+    ensure!(halves[0] > 0 && halves[1] > 0, "never in time");
+    suite.scrub().await
+}
+
+/// What tells that the agent has not finished with a replica.
+fn unfinished(suite: &Suite, replica: &str) -> PathBuf {
+    let processes = suite.deployment.folder().join("agent/processes");
+    processes.join(replica).join("unfinished")
+}
+
+/// Waits until the agent is in the middle of making or destroying such a replica; none if it was too quick.
+async fn wait_for_half(suite: &Suite, such: impl Fn(&str) -> bool) -> Option<String> {
+    let processes = suite.deployment.folder().join("agent/processes");
+    let begun = Instant::now();
+    while begun.elapsed() < HALF_LIMIT {
+        let entries = std::fs::read_dir(&processes)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+        let found = names.find(|name| such(name) && unfinished(suite, name).exists());
+        if found.is_some() {
+            return found;
+        }
+        tokio::time::sleep(Duration::from_micros(200)).await;
+    }
+    None
 }
 
 async fn unknown_replicas(suite: &mut Suite) -> Result<()> {

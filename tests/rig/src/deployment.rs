@@ -112,6 +112,7 @@ pub struct Deployment {
     folder: PathBuf,
     image: String,
     gateway: String,
+    environment: Vec<(String, String)>,
     agent: Option<Daemon>,
     manager: Option<Daemon>,
     hypervisor: Hypervisor,
@@ -136,6 +137,7 @@ impl Deployment {
             gateway: format!("http://{}", free_address(&options.listen)?),
             folder,
             image: options.image.clone(),
+            environment: Vec::new(),
             agent: None,
             manager: None,
             hypervisor: options.hypervisor,
@@ -341,7 +343,7 @@ impl Deployment {
     }
 
     /// Named so that several deployments never touch each other's domains.
-    fn service(&self) -> String {
+    pub(crate) fn service(&self) -> String {
         format!("rig{}", std::process::id())
     }
 
@@ -423,6 +425,7 @@ impl Deployment {
         ensure!(self.manager.is_none(), "the replica manager runs already");
         let mut manager = Command::new(binaries()?.join("spare-manager"));
         manager.arg("--config").arg(self.folder.join("spare.toml"));
+        manager.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let user = manager_user()?;
         use std::os::unix::process::CommandExt;
         manager.uid(user.uid.as_raw()).gid(user.gid.as_raw());
@@ -430,6 +433,11 @@ impl Deployment {
         self.manager = Some(process::start("spare-manager", &mut manager, log)?);
         self.register();
         self.wait_for_socket("manager/admin.sock").await
+    }
+
+    /// Sets environment variables that the next run of the replica manager gets.
+    pub fn set_manager_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
     }
 
     /// Ends the replica manager as systemd would, by SIGTERM; replicas and agent go on.

@@ -4,6 +4,7 @@
 
 mod deployment;
 mod door;
+mod left_overs;
 mod process;
 mod program;
 

@@ -11,15 +11,16 @@ use std::time::Duration;
 /// From asking all hosts in vain until they are asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Opens the stores of this host's seats. Waits for another host if it must.
+/// Opens the stores of this host's seats, for replicas of `image`; the agent has those that are named. Waits for
+/// another host if it must.
 pub(super) async fn open(
     config: &Config,
-    image: Hash,
+    (image, replicas): (Hash, Vec<String>),
     network: Option<&Network>,
 ) -> Result<Stores> {
     loop {
-        let opening = config.clone();
-        let open = move || stores::open(&opening, image);
+        let (opening, replicas) = (config.clone(), replicas.clone());
+        let open = move || stores::open(&opening, image, &replicas);
         let replacement = match tokio::task::spawn_blocking(open).await?? {
             Opened::Ready(stores) => return Ok(stores),
             Opened::Replace(replacement) => *replacement,

@@ -228,15 +228,26 @@ async fn attach(
     Ok(attached)
 }
 
-/// Destroys every VM of the service but these.
+/// Destroys every VM of the service but these; all at once, since a group that begins anew waits for it.
 pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -> Result<()> {
     let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
     let listed = agent.call(|agent| async move { agent.list().await });
+    let mut calls = JoinSet::new();
     for (replica, _) in listed.await.map_err(explain)? {
         if !kept.contains(&replica) {
-            let replica = &replica;
-            let done = agent.call(|agent| async move { agent.destroy(replica).await });
-            done.await.map_err(explain)?;
+            let agent = agent.clone();
+            calls.spawn(async move {
+                let replica = &replica;
+                let done = agent.call(|agent| async move { agent.destroy(replica).await });
+                done.await
+            });
+        }
+    }
+    while let Some(done) = calls.join_next().await {
+        match done? {
+            // An agent that was restarted meanwhile had done it already.
+            Err(error) if !agent::is_unknown_replica(&error) => return Err(explain(error)),
+            _ => {}
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Small scripts as agents.
 
 use super::*;
+use crate::evidence::Archive;
 use bytes::Bytes;
 use spare_group::guarded::{guarded, Guarded};
 use spare_group::{Closed, Delivery, GroupChannel};
@@ -153,7 +154,8 @@ impl Host {
             sender: sender.clone(),
         };
         let (group, guard) = guarded(engine, vec![0, 1]);
-        let journal = Arc::new(Journal::new(SeatId(0), vec![SeatId(0)], PathBuf::new()));
+        let archive = Archive::new(PathBuf::new(), 1, 0);
+        let journal = Arc::new(Journal::new(SeatId(0), vec![SeatId(0)], archive));
         let host = |seat: u16| config::Host {
             name: format!("h{seat}"),
             seat,

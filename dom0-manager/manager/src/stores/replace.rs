@@ -154,6 +154,32 @@ impl Replacement {
         })
     }
 
+    /// For a store that is not there any more, though the service was in use: `used` tells how that is known. The
+    /// replicas' generations go on after `generation`.
+    pub(super) fn of_lost(
+        (seat, directory, options): (SeatId, &Path, &Options),
+        used: &str,
+        generation: u32,
+        lock: Flock<File>,
+    ) -> Replacement {
+        Replacement {
+            seat,
+            directory: directory.to_owned(),
+            options: options.clone(),
+            view: PrimaryView::default(),
+            generation,
+            sources: None,
+            why: format!(
+                "the store of seat {seat} is gone from {}, and the service was in use: {used}. If this host was the \
+                 last to serve, alone, what was acknowledged then is lost. (Where no other host has anything either, \
+                 restore a backup on one of them: spare restore FILE; or tell all that they begin with the image \
+                 again: spare begin-anew)",
+                directory.display()
+            ),
+            _lock: lock,
+        }
+    }
+
     /// Where parts of a snapshot are kept until all have arrived.
     pub(crate) fn fetched(&self) -> PathBuf {
         beside(&self.directory, self.seat, "fetched")
@@ -217,7 +243,7 @@ mod tests {
     }
 
     fn ready(config: &Config) -> Stores {
-        match open(config, IMAGE) {
+        match open(config, IMAGE, &[]) {
             Ok(Opened::Ready(stores)) => stores,
             Ok(Opened::Replace(replacement)) => panic!("{}", replacement.why),
             Err(error) => panic!("{error:#}"),
@@ -225,7 +251,7 @@ mod tests {
     }
 
     fn replacement(config: &Config) -> Replacement {
-        match open(config, IMAGE) {
+        match open(config, IMAGE, &[]) {
             Ok(Opened::Replace(replacement)) => *replacement,
             Ok(Opened::Ready(_)) => panic!("it is in order"),
             Err(error) => panic!("{error:#}"),
@@ -265,7 +291,7 @@ mod tests {
         let left = std::fs::read_dir(&directory).expect("folder");
         let mut left: Vec<_> = left.flatten().map(|e| e.file_name()).collect();
         left.sort();
-        assert_eq!(left, ["LOCK", "seat-1"]);
+        assert_eq!(left, ["LOCK", "seat-1", "used"]);
         std::fs::remove_dir_all(directory).expect("remove");
     }
 
@@ -319,11 +345,32 @@ mod tests {
     }
 
     #[test]
+    fn a_store_that_is_gone_is_replaced_by_another_hosts_unless_an_operator_gives_it_up() {
+        let config = config("gone");
+        used(&config, &[1, 2]);
+        let folder = seat_folder(&config.store.directory, SeatId(1));
+        std::fs::remove_dir_all(&folder).expect("remove");
+        for _ in 0..2 {
+            let found = replacement(&config);
+            assert!(found.sources.is_none(), "{:?}", found.sources);
+            assert!(found.why.contains("is gone"), "{}", found.why);
+        }
+        replacement(&config)
+            .put_in_place(None)
+            .expect("in its place");
+        drop(ready(&config));
+        std::fs::remove_dir_all(&folder).expect("remove");
+        super::super::begin_anew(&config).expect("nothing is there");
+        drop(ready(&config));
+        std::fs::remove_dir_all(&config.store.directory).expect("remove");
+    }
+
+    #[test]
     fn a_damaged_store_of_the_last_one_to_serve_is_not_replaced() {
         let config = config("alone");
         used(&config, &[1]);
         damage(&config);
-        let refused = open(&config, IMAGE).err().expect("refused");
+        let refused = open(&config, IMAGE, &[]).err().expect("refused");
         assert!(format!("{refused:#}").contains("alone"), "{refused:#}");
         std::fs::remove_dir_all(&config.store.directory).expect("remove");
     }

@@ -121,8 +121,14 @@ impl Reader {
         (run, open.cloned())
     }
 
-    /// Whether `payload` can be the lost record of `position`; an error if another stood there.
-    pub(crate) fn fits(&self, position: Position, payload: &[u8]) -> Result<bool, StoreError> {
+    /// Whether `payload` is the lost record of `position`, if it is one that others have agreed on up to `agreed`; an
+    /// error if another stood there.
+    pub(crate) fn fits(
+        &self,
+        position: Position,
+        payload: &[u8],
+        agreed: Position,
+    ) -> Result<bool, StoreError> {
         let index = lock(&self.index);
         let Some(lost) = index.lost.get(&position) else {
             return Ok(false);
@@ -136,7 +142,9 @@ impl Reader {
                     path_of(&index, lost.segment).display()
                 )))
             }
-            _ => Ok(true),
+            Some(_) => Ok(true),
+            // Nothing tells what stood there.
+            None => Ok(position <= agreed),
         }
     }
 

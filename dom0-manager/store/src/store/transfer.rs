@@ -1,12 +1,14 @@
-//! Snapshots on their way from one host's store to another's.
+//! Snapshots on their way from one store to another: between hosts, and as backups.
 
-use super::{damaged_manifest, hold, Store};
-use crate::disk::Folder;
+use super::holding::hold;
+use super::opening::damaged_manifest;
+use super::Store;
+use crate::disk::{Disk, Folder};
 use crate::engine::{Commit, Engine, View};
 use crate::error::{io_at, StoreError};
-use crate::snapshot::{read_backup, BackupError, ChunkRef, Manifest};
+use crate::snapshot::{read_backup, write_backup, BackupError, ChunkRef, Manifest};
 use spare_protocol::Hash;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 /// Chunks that are written together.
@@ -88,14 +90,65 @@ impl Store {
         commit_alone(&engine, manifest, portion)?;
         Ok(())
     }
+
+    /// Writes the newest snapshot as one file that can be checked, while everything goes on. Returns its
+    /// manifest. Reads the disk.
+    ///
+    /// # Errors
+    /// When there is no snapshot, when a chunk of it is damaged, and when `out` refuses.
+    pub fn export_snapshot(&self, out: impl Write) -> Result<Manifest, BackupError> {
+        // The tables as they are now: a newer snapshot may remove this one's chunks meanwhile.
+        let view = self.engine.view()?;
+        let newest = view.manifests()?.pop();
+        let Some((position, bytes)) = newest else {
+            return Err(StoreError::Refused(
+                "there is no snapshot yet; ask for one first".to_owned(),
+            )
+            .into());
+        };
+        let manifest = Manifest::from_bytes(&bytes)
+            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
+        write_backup(out, &manifest, |hash| view.chunk(hash))?;
+        Ok(manifest)
+    }
+
+    /// Makes a store in `folder` that begins with the snapshot in a backup. Returns its manifest.
+    ///
+    /// # Errors
+    /// When the folder has a store with anything in it, and when the backup is damaged or of another image.
+    /// There is no snapshot in the folder then, and another backup can be tried.
+    pub fn import_snapshot(
+        folder: &Path,
+        image: Hash,
+        input: impl Read,
+    ) -> Result<Manifest, BackupError> {
+        let log = folder.join("log");
+        std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
+        let _lock = hold(folder)?;
+        let disk = Folder::new(folder);
+        let segments = Folder::new(&log).list();
+        let segments = segments.map_err(io_at(&log, "list the folder"))?;
+        if segments.iter().any(|n| n.ends_with(".seg")) {
+            return Err(StoreError::Refused(format!(
+                "{} has a log already; a backup is restored into an empty folder",
+                folder.display()
+            ))
+            .into());
+        }
+        let engine = Engine::open(&disk, false, image)?;
+        if !engine.view()?.manifests()?.is_empty() {
+            return Err(StoreError::Refused(format!(
+                "{} has a snapshot already; a backup is restored into an empty folder",
+                folder.display()
+            ))
+            .into());
+        }
+        import_into(&engine, image, input)
+    }
 }
 
 /// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
-pub(super) fn import_into(
-    engine: &Engine,
-    image: Hash,
-    input: impl Read,
-) -> Result<Manifest, BackupError> {
+fn import_into(engine: &Engine, image: Hash, input: impl Read) -> Result<Manifest, BackupError> {
     let mut portion = Vec::new();
     let mut bytes = 0;
     let mut failed = None;

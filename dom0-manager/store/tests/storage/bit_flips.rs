@@ -3,7 +3,7 @@
 use crate::faulty_disk::{FaultyDisk, Random};
 use crate::model::{open, record, Model, Opened};
 use spare_protocol::Position;
-use spare_store::{Event, StoreError};
+use spare_store::{Damage, DamagedPart, Event, StoreError};
 
 /// Where the older of the two snapshots is.
 const OLDER_SNAPSHOT: Position = Position(60);
@@ -98,7 +98,8 @@ fn honest(opened: &Opened, model: &Model) -> bool {
 
 /// A peer has everything: afterwards nothing is damaged any more.
 fn put_right(opened: &Opened, model: &Model, peer: &Opened) {
-    opened.store.put_back(&model.log).expect("put back");
+    let agreed = Position(model.end());
+    opened.store.put_back(&model.log, agreed).expect("put back");
     opened.store.wait().expect("wait");
     for manifest in peer.store.snapshots() {
         for chunk in manifest.chunks() {
@@ -241,7 +242,58 @@ fn a_record_of_another_history_is_not_put_back() {
         Some((needed?, opened))
     });
     let (first, opened) = damaged.expect("a segment that is needed");
-    let error = opened.store.put_back(&[record(first.0, 3)]);
+    let error = opened.store.put_back(&[record(first.0, 3)], Position(0));
     let text = error.expect_err("another history").to_string();
     assert!(text.contains("is not the one that stood"), "{text}");
+}
+
+/// Where a head is damaged, nothing tells which records stood behind it.
+#[test]
+fn where_a_head_is_damaged_only_what_is_agreed_is_put_back() {
+    let (disk, model) = written();
+    let flips = segments(&disk).into_iter().flat_map(|(name, length)| {
+        let bytes = (HEAD_BYTES..length).step_by(4);
+        bytes.map(move |byte| (name.clone(), byte * 8))
+    });
+    let not_safe = |damage: &Damage| match damage.part {
+        DamagedPart::Records(range) => {
+            damage.what != "checksum" && range.last > Position(model.safe)
+        }
+        _ => false,
+    };
+    let mut damaged = flips.filter_map(|(name, bit)| {
+        let flipped = disk.after_kill();
+        flipped.flip(1, &name, bit);
+        let opened = open(&flipped).expect("open");
+        let found = opened.resumed.damage.iter().any(not_safe);
+        found.then_some(flipped)
+    });
+    let flipped = damaged.next().expect("a head of what is not safe");
+    let opened = open(&flipped).expect("open");
+    let other: Vec<_> = (model.safe + 1..=model.end())
+        .map(|position| record(position, 3))
+        .collect();
+    let peers: Vec<_> = model.log[..model.safe as usize]
+        .iter()
+        .cloned()
+        .chain(other)
+        .collect();
+    opened
+        .store
+        .put_back(&peers, Position(0))
+        .expect("put back");
+    opened.store.wait().expect("wait");
+    assert!(honest(&opened, &model), "another history is served");
+    drop(opened);
+    let left = flipped.after_kill();
+    let opened = open(&left).expect("open");
+    assert!(honest(&opened, &model), "another history is served");
+    // The same records once they are agreed on.
+    let agreed = Position(model.end());
+    opened.store.put_back(&model.log, agreed).expect("put back");
+    opened.store.wait().expect("wait");
+    drop(opened);
+    let opened = open(&left.after_kill()).expect("open");
+    assert_eq!(opened.resumed.damage, []);
+    assert!(!honest(&opened, &model));
 }

@@ -1,0 +1,212 @@
+//! A damaged store is put right from a sound one of this host, or is put aside and begins anew with what that one
+//! has.
+
+use super::{Opening, SeatStore};
+use anyhow::{bail, Result};
+use spare_protocol::SeatId;
+use spare_store::{DamagedPart, Range, Store, StoreError};
+use std::collections::BTreeMap;
+
+impl Opening<'_> {
+    /// Has what is damaged in one store written over from another, or puts the store aside.
+    pub(super) fn put_right(&mut self, opened: &mut BTreeMap<SeatId, SeatStore>) -> Result<()> {
+        let damaged: Vec<SeatId> = opened
+            .iter()
+            .filter(|(_, store)| !store.is_sound())
+            .map(|(seat, _)| *seat)
+            .collect();
+        for seat in damaged {
+            let Some(store) = opened.remove(&seat) else {
+                continue;
+            };
+            let found = store.found();
+            self.remarks
+                .extend(found.iter().map(|text| format!("seat {seat}: {text}")));
+            let sound = |(_, s): &(&SeatId, &SeatStore)| s.is_sound() && !s.is_fresh();
+            let Some((source, sound)) = opened.iter().find(sound) else {
+                bail!(
+                    "the store of seat {seat} is damaged, and there is no sound one to put it right from:\n  {}\n\
+                     Restore a backup (spare-manager --restore FILE) into an empty store.directory",
+                    found.join("\n  ")
+                );
+            };
+            repair(&store, &sound.store);
+            // Opened anew: what it resumes from must not be what was damaged.
+            drop(store);
+            let mut store = self.one(seat)?;
+            let mut how = "was put right";
+            if !store.is_sound() {
+                drop(store);
+                self.put_aside(seat)?;
+                self.rebuild(seat, &sound.store)?;
+                store = self.one(seat)?;
+                how = "was put aside, and begins anew";
+            }
+            self.remarks.push(format!(
+                "the store of seat {seat} {how} with what seat {source} has"
+            ));
+            opened.insert(seat, store);
+        }
+        Ok(())
+    }
+}
+
+/// Writes over what is damaged, as far as the other store has it.
+fn repair(damaged: &SeatStore, sound: &Store) {
+    for damage in &damaged.resumed.damage {
+        let done: Result<(), StoreError> = match &damage.part {
+            DamagedPart::Records(range) => put_back_records(damaged, sound, range),
+            DamagedPart::Chunk(hash) => sound
+                .chunk(*hash)
+                .and_then(|bytes| damaged.store.put_back_chunk(&bytes)),
+            DamagedPart::Snapshot(_) | DamagedPart::File => Ok(()),
+        };
+        if let Err(error) = done {
+            tracing::warn!("{damage}: cannot be put right: {error}");
+        }
+    }
+    let _ = damaged.store.wait();
+}
+
+/// Records that are handed on at once.
+const PORTION: usize = 256;
+const PORTION_BYTES: usize = 16 << 20;
+
+fn put_back_records(damaged: &SeatStore, sound: &Store, range: &Range) -> Result<(), StoreError> {
+    let mut after = range.first.previous();
+    while after < range.last {
+        let mut records = sound.records_after(after, PORTION, PORTION_BYTES)?;
+        records.retain(|r| r.position <= range.last);
+        let Some(last) = records.last() else { break };
+        after = last.position;
+        damaged.store.put_back(&records, sound.progress().safe)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{open, Opened, Stores};
+    use super::*;
+    use crate::config::Config;
+    use bytes::Bytes;
+    use spare_core::DecidedRequest;
+    use spare_protocol::channel::Outcome;
+    use spare_protocol::group::RequestId;
+    use spare_protocol::{Class, Hash, Position};
+    use std::path::{Path, PathBuf};
+
+    const IMAGE: Hash = Hash([5; 32]);
+
+    fn config(name: &str) -> Config {
+        let directory =
+            std::env::temp_dir().join(format!("spare-put-right-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        let text = format!(
+            "[service]\nname = \"a\"\nimage = \"a\"\n[group]\nengine = \"local\"\nfaults = 1\n\
+             [store]\ndirectory = \"{}\"\n",
+            directory.display()
+        );
+        Config::parse(Path::new("spare.toml"), &text).expect("a configuration")
+    }
+
+    fn opened(config: &Config) -> Stores {
+        match open(config, IMAGE, &[]).expect("opened") {
+            Opened::Ready(stores) => stores,
+            Opened::Replace(replacement) => panic!("{}", replacement.why),
+        }
+    }
+
+    /// A read, which leaves the state as it is; `history` tells it from another one at its position.
+    fn record(position: u64, history: u64) -> DecidedRequest {
+        let reply = Bytes::from(format!("{position} in history {history}"));
+        DecidedRequest {
+            position: Position(position),
+            epoch: history,
+            id: RequestId {
+                seat: SeatId(0),
+                number: position,
+            },
+            class: Class::Read,
+            key: None,
+            time_us: 1,
+            seed: [0; 32],
+            request: Bytes::new(),
+            reply_hash: Hash::of(&reply),
+            update_hash: Hash::OF_NOTHING,
+            outcome: Some(Outcome::Reply(reply)),
+            update: Bytes::new(),
+        }
+    }
+
+    /// Both seats have ten records, of which `safe` are safe; from the sixth on seat 1 follows another history if
+    /// `apart`. Each record is a batch of its own.
+    fn written(config: &Config, safe: u64, apart: bool) {
+        let stores = opened(config);
+        for (history, seat) in [(1, &stores.seats[0]), (2, &stores.seats[1])] {
+            for position in 1..=10 {
+                let history = if apart && position > 5 { history } else { 1 };
+                let appended = seat.store.append(&record(position, history));
+                appended.expect("append");
+                seat.store.wait().expect("wait");
+            }
+            seat.store.safe(Position(safe)).expect("safe");
+            seat.store.wait().expect("wait");
+        }
+    }
+
+    /// Flips a bit in the head of the batch of seat 0's record at `position`.
+    fn damage_head(config: &Config, position: u64) {
+        let log = config.store.directory.join("seat-0/log");
+        let names = std::fs::read_dir(&log).expect("log").flatten();
+        let mut segments: Vec<PathBuf> = names.map(|e| e.path()).collect();
+        segments.retain(|p| p.extension().is_some_and(|e| e == "seg"));
+        segments.sort();
+        let mut bytes = std::fs::read(&segments[0]).expect("read");
+        let text = format!("{position} in history");
+        let body = bytes.windows(text.len()).position(|w| w == text.as_bytes());
+        let prefix = spare_protocol::encode(&record(position, 1));
+        let skipped = prefix
+            .windows(text.len())
+            .position(|w| w == text.as_bytes());
+        let begin = body.expect("the record") - skipped.expect("its reply");
+        // The last byte of the head.
+        bytes[begin - 1] ^= 1;
+        std::fs::write(&segments[0], bytes).expect("write");
+    }
+
+    fn replies(stores: &Stores, seat: usize) -> Vec<u64> {
+        let records = stores.seats[seat]
+            .store
+            .records_after(Position(0), 100, 1 << 20);
+        records.expect("sound").iter().map(|r| r.epoch).collect()
+    }
+
+    #[test]
+    fn records_behind_a_damaged_head_are_put_back_where_they_are_agreed() {
+        let config = config("agreed");
+        written(&config, 10, false);
+        damage_head(&config, 7);
+        let stores = opened(&config);
+        assert!(stores.remarks.iter().any(|r| r.contains("was put right")));
+        assert_eq!(replies(&stores, 0), [1; 10]);
+        std::fs::remove_dir_all(&config.store.directory).expect("remove");
+    }
+
+    /// Put back into the seat's own log, the other one's record would stand between records of another history.
+    #[test]
+    fn two_histories_are_never_mixed() {
+        let config = config("mixed");
+        written(&config, 5, true);
+        damage_head(&config, 7);
+        let stores = opened(&config);
+        let told = |r: &String| r.contains("was put aside, and begins anew");
+        assert!(stores.remarks.iter().any(told), "{:?}", stores.remarks);
+        let there = replies(&stores, 0);
+        assert!(
+            there.is_empty() || there == replies(&stores, 1),
+            "{there:?}"
+        );
+        std::fs::remove_dir_all(&config.store.directory).expect("remove");
+    }
+}

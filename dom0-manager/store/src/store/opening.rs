@@ -1,0 +1,162 @@
+//! Opening a store: what is on disk, and what of it can be relied on.
+
+use super::holding::hold;
+use super::{Durability, Event, Options, Report, Resumed, Store};
+use crate::disk::{Disk, Folder};
+use crate::engine::Engine;
+use crate::error::{io_at, Damage, DamagedPart, StoreError};
+use crate::journal::Journal;
+use crate::keeper::Keeper;
+use crate::snapshot::Manifest;
+use crate::writer::Writer;
+use spare_protocol::{Hash, Position};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+impl Store {
+    /// Opens the store in `folder`, or makes one.
+    ///
+    /// # Errors
+    /// When another process has it, when it is of another version, image or durability, and when the disk
+    /// refuses. Damage is no error: it is in [`Resumed::damage`].
+    pub fn open(
+        folder: &Path,
+        options: &Options,
+        report: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<(Store, Resumed), StoreError> {
+        let log = folder.join("log");
+        std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
+        let lock = hold(folder)?;
+        let (state, log) = (Folder::new(folder), Folder::new(&log));
+        // The folder itself must be found after a crash.
+        state
+            .sync_names()
+            .map_err(io_at(folder, "sync the folder"))?;
+        let (mut store, resumed) = Store::open_on(Arc::new(state), Arc::new(log), options, report)?;
+        store.evidence = Some(folder.join("evidence"));
+        store._lock = Some(lock);
+        Ok((store, resumed))
+    }
+
+    /// Opens the store on any disks: one for the tables, one for the log.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(
+        tables: Arc<dyn Disk>,
+        log: Arc<dyn Disk>,
+        options: &Options,
+        report: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<(Store, Resumed), StoreError> {
+        let report: Arc<Report> = Arc::new(report);
+        let memory = options.durability == Durability::Memory;
+        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
+        if memory {
+            // The log was not durable either, or it would have been refused.
+            remove_tables(tables.as_ref())?;
+        }
+        let mut damage = Vec::new();
+        let engine = open_engine(&tables, memory, options.image, &mut damage)?;
+        let manifests = usable_manifests(&engine, &mut damage)?;
+        let base = manifests
+            .last()
+            .map_or(Position(0), |m: &Arc<Manifest>| m.position);
+        journal.expect_from(base);
+        let reader = journal.reader();
+        let state = journal.state().clone();
+        let mut resumed = Resumed {
+            view: state.view,
+            safe: state.safe.max(base),
+            generation: state.generation,
+            log: reader.bounds(),
+            snapshots: manifests.iter().map(|m| m.position).collect(),
+            ..Resumed::default()
+        };
+        if let Some(newest) = manifests.last() {
+            resumed.add_snapshot(&engine, newest, &mut damage)?;
+        }
+        resumed.add_log(&reader, base)?;
+        resumed.expire(options.window);
+        damage.extend(reader.damage());
+        resumed.damage = damage;
+        let writer = Arc::new(Writer::start(journal, memory, Arc::clone(&report))?);
+        let (engine, manifests) = (Arc::new(engine), Arc::new(Mutex::new(manifests)));
+        let keeper = Keeper::start(
+            Arc::clone(&engine),
+            Arc::clone(&writer),
+            Arc::clone(&manifests),
+            options.image,
+            options.window,
+            report,
+        )?;
+        let store = Store {
+            keeper,
+            writer,
+            reader,
+            engine,
+            manifests,
+            disk: tables,
+            evidence: None,
+            _lock: None,
+        };
+        Ok((store, resumed))
+    }
+}
+
+pub(super) fn damaged_manifest(path: &Path, position: Position) -> StoreError {
+    StoreError::Damaged(Damage {
+        path: path.to_owned(),
+        part: DamagedPart::Snapshot(position),
+        what: "its manifest does not match its hash".to_owned(),
+    })
+}
+
+/// The engine; a damaged file is put aside, and the store begins without what was in it.
+fn open_engine(
+    disk: &Arc<dyn Disk>,
+    memory: bool,
+    image: Hash,
+    damage: &mut Vec<Damage>,
+) -> Result<Engine, StoreError> {
+    let found = match Engine::open(disk.as_ref(), memory, image) {
+        Err(StoreError::Damaged(found)) => found,
+        other => return other,
+    };
+    let here = disk.path();
+    let aside = format!("{}.damaged", crate::engine::FILE);
+    disk.rename(crate::engine::FILE, &aside)
+        .and_then(|()| disk.sync_names())
+        .map_err(io_at(here, "put the damaged tables aside in"))?;
+    damage.push(Damage {
+        what: format!("{}; it is kept as {aside}", found.what),
+        ..found
+    });
+    Engine::open(disk.as_ref(), memory, image)
+}
+
+fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
+    let names = disk.list().map_err(io_at(disk.path(), "list the folder"))?;
+    if names.iter().any(|n| n == crate::engine::FILE) {
+        disk.remove(crate::engine::FILE)
+            .map_err(io_at(disk.path(), "remove the tables in"))?;
+    }
+    Ok(())
+}
+
+fn usable_manifests(
+    engine: &Engine,
+    damage: &mut Vec<Damage>,
+) -> Result<Vec<Arc<Manifest>>, StoreError> {
+    let mut manifests = Vec::new();
+    for (position, bytes) in engine.view()?.manifests()? {
+        match Manifest::from_bytes(&bytes) {
+            Some(manifest) if manifest.position == position => manifests.push(Arc::new(manifest)),
+            _ => {
+                if let StoreError::Damaged(found) = damaged_manifest(engine.path(), position) {
+                    damage.push(found);
+                }
+            }
+        }
+    }
+    Ok(manifests)
+}

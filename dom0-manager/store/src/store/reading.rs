@@ -1,0 +1,93 @@
+//! Reading what was agreed on: records, and what retries are answered with.
+
+use super::Store;
+use crate::error::StoreError;
+use crate::journal::decode_record;
+use crate::keeper::read_replies;
+use crate::snapshot::KeptReply;
+use spare_protocol::group::DecidedRequest;
+use spare_protocol::{Hash, Position};
+
+impl Store {
+    /// The record of `position`, durable or not; none above the last one. Reads the disk.
+    ///
+    /// # Errors
+    /// When it is damaged, or below what is kept.
+    pub fn record(&self, position: Position) -> Result<Option<DecidedRequest>, StoreError> {
+        let (kept, _) = self.reader.bounds();
+        if position <= kept {
+            return Err(StoreError::Compacted {
+                asked: position,
+                kept,
+            });
+        }
+        let payload = self.writer.payload(position)?;
+        payload.map(|p| decode_record(position, &p)).transpose()
+    }
+
+    /// Records above `after`: at most so many, and once there is one, at most so many bytes of them. Reads
+    /// the disk.
+    ///
+    /// # Errors
+    /// When the first of them is damaged, or below what is kept.
+    pub fn records_after(
+        &self,
+        after: Position,
+        records_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<DecidedRequest>, StoreError> {
+        let mut records: Vec<DecidedRequest> = Vec::new();
+        let mut bytes = 0;
+        let mut position = after.next();
+        while records.len() < records_max && bytes < bytes_max {
+            match self.record(position) {
+                Ok(Some(record)) => {
+                    bytes += record.request.len() + record.update.len();
+                    if let Some(spare_protocol::channel::Outcome::Reply(reply)) = &record.outcome {
+                        bytes += reply.len();
+                    }
+                    records.push(record);
+                }
+                Ok(None) => break,
+                Err(error) if records.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+            position = position.next();
+        }
+        Ok(records)
+    }
+
+    /// What a retry of the request at `position` is answered with, from the log or from the newest
+    /// snapshot; none if it is not kept. Reads the disk.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub fn kept_reply(&self, position: Position) -> Result<Option<KeptReply>, StoreError> {
+        match self.record(position) {
+            Ok(Some(record)) => {
+                return Ok(record.key.map(|key| KeptReply {
+                    key,
+                    request: Hash::of(&record.request),
+                    position,
+                    time_us: record.time_us,
+                    outcome: record.outcome,
+                }))
+            }
+            Ok(None) => return Ok(None),
+            Err(StoreError::Compacted { .. }) => {}
+            Err(other) => return Err(other),
+        }
+        let Some(newest) = self.newest() else {
+            return Ok(None);
+        };
+        let chunk = newest
+            .replies
+            .iter()
+            .find(|c| c.first <= position && position <= c.last);
+        let Some(chunk) = chunk else {
+            return Ok(None);
+        };
+        let replies = read_replies(&self.engine.view()?, chunk.chunk.hash)?;
+        Ok(replies.into_iter().find(|r| r.position == position))
+    }
+}

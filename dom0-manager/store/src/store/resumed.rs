@@ -1,0 +1,111 @@
+//! What a store that is opened tells of where the manager ended.
+
+use super::KeyWindow;
+use crate::engine::Engine;
+use crate::error::{Damage, StoreError};
+use crate::journal::{decode_record, Reader, RecordIn};
+use crate::keeper::read_replies;
+use crate::snapshot::Manifest;
+use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::{Hash, Position, SeatId};
+use std::collections::BTreeMap;
+
+/// What a manager needs to go on where it ended; plain data for the core's `Resume`.
+#[derive(Clone, Debug, Default)]
+pub struct Resumed {
+    /// The newest primary view.
+    pub view: PrimaryView,
+    /// The last record; of the newest snapshot, if the log has none above it. None if it is damaged.
+    pub last: Option<DecidedRequest>,
+    /// The log is never truncated below this.
+    pub safe: Position,
+    /// Keys of clients: key, hash of the request, position, agreed time.
+    pub keys: Vec<(Hash, Hash, Position, i64)>,
+    /// The greatest request number of each gateway.
+    pub numbers: Vec<RequestId>,
+    /// The greatest generation of a replica of this seat.
+    pub generation: u32,
+    /// The log begins after the first, and ends with the second.
+    pub log: (Position, Position),
+    /// Positions of the snapshots, ascending.
+    pub snapshots: Vec<Position>,
+    /// What is not as it was written. The rest can be relied on.
+    pub damage: Vec<Damage>,
+}
+
+impl Resumed {
+    pub(super) fn add_snapshot(
+        &mut self,
+        engine: &Engine,
+        newest: &Manifest,
+        damage: &mut Vec<Damage>,
+    ) -> Result<(), StoreError> {
+        self.last.clone_from(&newest.last);
+        self.numbers.clone_from(&newest.numbers);
+        if self.view.members.is_empty() {
+            // Restored from a backup.
+            self.view = newest.view.clone();
+        }
+        let view = engine.view()?;
+        for chunk in &newest.replies {
+            match read_replies(&view, chunk.chunk.hash) {
+                Ok(replies) => {
+                    let keys = replies
+                        .iter()
+                        .map(|r| (r.key, r.request, r.position, r.time_us));
+                    self.keys.extend(keys);
+                }
+                Err(StoreError::Damaged(found)) => damage.push(found),
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn add_log(&mut self, reader: &Reader, base: Position) -> Result<(), StoreError> {
+        let (start, end) = reader.bounds();
+        let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
+        numbers.extend(self.numbers.iter().map(|n| (n.seat, n.number)));
+        let mut next = start.max(base).next();
+        while next <= end {
+            let records = match reader.payloads(next, end) {
+                Ok(records) => records,
+                Err(StoreError::Damaged(_)) => Vec::new(),
+                Err(other) => return Err(other),
+            };
+            if records.is_empty() {
+                // It is listed as damaged.
+                next = next.next();
+                self.last = None;
+            }
+            for (position, payload) in records {
+                let record = RecordIn::decode(position, &payload)?;
+                let number = numbers.entry(record.id.seat).or_default();
+                *number = (*number).max(record.id.number);
+                if let Some(key) = record.kept_key() {
+                    let request = Hash::of(record.request);
+                    self.keys.push((key, request, position, record.time_us));
+                }
+                if position == end {
+                    self.last = Some(decode_record(position, &payload)?);
+                }
+                next = position.next();
+            }
+        }
+        let numbers = numbers.into_iter();
+        self.numbers = numbers
+            .map(|(seat, number)| RequestId { seat, number })
+            .collect();
+        Ok(())
+    }
+
+    /// Chunks hold some keys more than the window has.
+    pub(super) fn expire(&mut self, window: KeyWindow) {
+        let newest = self.keys.iter().map(|(_, _, _, time)| *time).max();
+        let Some(newest) = newest else { return };
+        self.keys
+            .retain(|(_, _, _, time)| time.saturating_add(window.lifetime_us) >= newest);
+        let surplus = self.keys.len().saturating_sub(window.keys_max);
+        self.keys.drain(..surplus);
+    }
+}
