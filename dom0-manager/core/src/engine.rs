@@ -51,6 +51,8 @@ pub struct Core {
 
     // How this manager stands to the group.
     pub(crate) standing: Standing,
+    /// What it waits for, in words; empty if it does not.
+    pub(crate) waits_for: String,
     /// It is a member of the primary view and has been without a break.
     pub(crate) live: bool,
     pub(crate) ring: u64,
@@ -142,6 +144,7 @@ impl Core {
             now: Now::default(),
             group,
             standing: Standing::Apart,
+            waits_for: String::new(),
             live: false,
             ring: 0,
             ring_members: Vec::new(),
@@ -293,6 +296,12 @@ impl Core {
     #[must_use]
     pub fn standing(&self) -> Standing {
         self.standing
+    }
+
+    /// Which other managers this one waits for and why, in words; empty if it does not.
+    #[must_use]
+    pub fn waits_for(&self) -> &str {
+        &self.waits_for
     }
 
     /// Whether this manager is in the primary view and f+1 replicas can vote.

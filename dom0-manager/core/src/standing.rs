@@ -40,6 +40,9 @@ const LAG_MAX: u64 = 64;
 impl Core {
     pub(crate) fn stand(&mut self, to: Standing) {
         let from = std::mem::replace(&mut self.standing, to);
+        if to != Standing::Waiting {
+            self.waits_for.clear();
+        }
         if from != to {
             self.notice(Notice::Standing { from, to });
         }
@@ -236,10 +239,11 @@ impl Core {
     /// Without these seats nothing is decided, because of what is said of each.
     fn wait_for(&mut self, absent: &[SeatId], why: &str) {
         let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
-        self.notice(Notice::Alarm(format!(
+        self.waits_for = format!(
             "waiting for seat {}: it {why}, and only with it is it certain that nothing acknowledged is lost",
             names.join(", ")
-        )));
+        );
+        self.notice(Notice::Alarm(self.waits_for.clone()));
         self.interrupt();
         self.stand(Standing::Waiting);
     }
@@ -406,8 +410,24 @@ impl Core {
         self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
     }
 
+    /// The next member is asked from now on: the last one may be gone, or cut off from this one alone.
+    fn ask_elsewhere(&mut self) {
+        let me = self.config.me;
+        let members = match self.standing {
+            Standing::Joining => self.view_known.members.clone(),
+            _ => self.view(),
+        };
+        let there = |s: &SeatId| *s != me && self.ring_members.contains(s);
+        let others: Vec<SeatId> = members.into_iter().filter(there).collect();
+        let next = others.iter().find(|s| **s > self.source);
+        if let Some(next) = next.or(others.first()) {
+            self.source = *next;
+        }
+    }
+
     /// What was asked for did not arrive.
     pub(crate) fn catch_up_again(&mut self) {
+        self.ask_elsewhere();
         match self.standing {
             Standing::Joining => self.want_state(),
             Standing::CatchingUp => {
@@ -434,7 +454,8 @@ impl Core {
     }
 
     pub(crate) fn take_state(&mut self, from: SeatId, ring: u64, seen: u64, state: &[u8]) {
-        if self.standing != Standing::Joining || ring != self.ring || from != self.source {
+        // Anybody who serves in this ring has it, also who was asked first and takes long.
+        if self.standing != Standing::Joining || ring != self.ring {
             return;
         }
         if seen < self.seen {
@@ -455,6 +476,7 @@ impl Core {
             )));
         }
         std::mem::swap(&mut self.group, &mut group);
+        self.source = from;
         self.know_view();
         // Beyond what every member had, another history may have been agreed on.
         let mut keep = self.safe.min(self.agreed);
