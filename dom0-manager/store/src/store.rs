@@ -23,6 +23,7 @@ use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId, ViewId};
+use spare_protocol::http::essence;
 use spare_protocol::{Hash, Position, SeatId};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -430,7 +431,7 @@ impl Store {
             Ok(Some(record)) => {
                 return Ok(record.key.map(|key| KeptReply {
                     key,
-                    request: Hash::of(&record.request),
+                    request: essence(&record.request),
                     position,
                     time_us: record.time_us,
                     outcome: record.outcome,
@@ -719,7 +720,7 @@ impl Resumed {
                 let number = numbers.entry(record.id.seat).or_default();
                 *number = (*number).max(record.id.number);
                 if let Some(key) = record.kept_key() {
-                    let request = Hash::of(record.request);
+                    let request = essence(record.request);
                     self.keys.push((key, request, position, record.time_us));
                 }
                 if position == end {

@@ -15,6 +15,8 @@ pub(crate) const IMAGE: &str = "auction-tiny-test";
 /// Where hosts see the programs and the images.
 pub(crate) const PROGRAMS: &str = "/opt/spare/bin";
 pub(crate) const IMAGES: &str = "/opt/spare/images";
+/// A manager's store.
+pub(crate) const STORE: &str = "/var/lib/spare/manager/store";
 /// Where clients connect.
 const GATEWAY_PORT: u16 = 8080;
 /// For all replicas of all hosts to be built on two busy processors: processes, and guests without KVM.
@@ -106,7 +108,7 @@ impl<'a> Service<'a> {
              [replication]\nupdates_max = 40\ncheckpoint_writes = 40\n\n\
              [agent]\nsocket = \"{DATA_IN_HOST}/agent.sock\"\n\n\
              [admin]\nsocket = \"{DATA_IN_HOST}/manager/admin.sock\"\n\n\
-             [store]\ndirectory = \"{DATA_IN_HOST}/manager/store\"\nsnapshot_requests = 2000\n"
+             [store]\ndirectory = \"{STORE}\"\nsnapshot_requests = 2000\n"
         )
     }
 

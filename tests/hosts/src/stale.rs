@@ -3,7 +3,7 @@
 use crate::clients::Load;
 use crate::crashes::USUAL;
 use crate::history::answering;
-use crate::service::Service;
+use crate::service::{Service, STORE};
 use crate::suite::{service_trial, within, Quorum, Shape, Test};
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
@@ -21,6 +21,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("a_stale_host_does_not_serve_alone", stale),
         trial("a_host_that_slept_releases_nothing", frozen),
         trial("a_host_that_slept_alone_is_waited_for", frozen_alone),
+        trial(
+            "a_host_that_waits_for_a_snapshot_says_so_and_gets_it",
+            waits_for_snapshot,
+        ),
     ]
 }
 
@@ -109,5 +113,33 @@ fn frozen_alone(service: &Service<'_>) -> Result<()> {
     let operations = load.finish()?;
     let by = answering(&operations, from, until);
     ensure!(by.is_empty(), "somebody answered: {by:?}");
+    Ok(())
+}
+
+/// Its log is too old, and the only one who could give a snapshot is off.
+fn waits_for_snapshot(service: &Service<'_>) -> Result<()> {
+    service.wait_until_built()?;
+    let (a, b) = (service.lab.host("h1")?, service.lab.host("h2")?);
+    let load = Load::start(service, USUAL)?;
+    load.wait_for_answers(50)?;
+    a.output(["systemctl", "stop", "spare-manager"])?;
+    load.wait_until_answered_after(load.now())?;
+    a.write(&format!("{STORE}/behind"), "1\n")?;
+    b.crash()?;
+    a.output(["systemctl", "start", "spare-manager"])?;
+    within(BOOT_LIMIT, "it says what it waits for", || {
+        let status = service.status("h1")?;
+        Ok(status.standing == "starting" && status.waits_for.contains("waiting for a snapshot"))
+    })?;
+    let url = service.gateway("h1")?;
+    let ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];
+    let code = a.output(ask)?;
+    ensure!(code == "503", "clients get {code}");
+    b.power_on()?;
+    println!(
+        "both are there {:.1?} after the other one was switched on",
+        service.wait_until_complete(RETURN_LIMIT)?
+    );
+    load.finish()?;
     Ok(())
 }

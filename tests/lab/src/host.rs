@@ -188,6 +188,8 @@ impl Host {
                 "--console=pipe",
                 "--bind=/dev/net/tun",
                 "--kill-signal=SIGRTMIN+4",
+                // What runs in it makes networks of its own.
+                "--capability=CAP_NET_ADMIN",
             ])
             .arg(format!("--directory={}", root.display()))
             .arg(format!("--machine={namespace}"))
