@@ -92,8 +92,12 @@ fn head(status: &Status) -> String {
         Mode::Apart => "APART: this host is not in the primary view, its clients get 503",
     };
     let undecided = status.ordered.saturating_sub(status.decided);
+    let waits = match status.waits_for.as_str() {
+        "" => String::new(),
+        text => format!("  {}\n", plain(text)),
+    };
     format!(
-        "{}: {mode}\n  gateway {}, masks {} faulty replica{}, engine {}, epoch {}\n  \
+        "{}: {mode}\n{waits}  gateway {}, masks {} faulty replica{}, engine {}, epoch {}\n  \
          ordered {}, decided {} ({undecided} under way)\n",
         plain(&status.service),
         plain(&status.gateway),
@@ -395,6 +399,7 @@ mod tests {
                 connected: true,
             }],
             standing: "serving".into(),
+            waits_for: String::new(),
             seats: vec![SeatStatus {
                 seat: 0,
                 host: "alpha".into(),

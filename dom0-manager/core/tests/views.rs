@@ -123,10 +123,12 @@ fn a_restarted_manager_alone_with_quorum_waits_for_the_last_view() {
     let alarm =
         |n: &Notice| matches!(n, Notice::Alarm(text) if text.contains("waiting for seat 0"));
     assert!(cluster.notices.iter().any(|(_, n)| alarm(n)));
+    assert!(cluster.cores[1].waits_for().contains("seat 0"));
     cluster.restart(0);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(10_000);
     assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[1].waits_for(), "");
     assert_eq!(
         cluster.logs[1].len(),
         61,
@@ -562,4 +564,20 @@ fn an_operator_can_give_up_the_only_member_of_the_last_view() {
         assert_eq!(cluster.logs[seat].len(), 31);
     }
     assert_serves_after_the_loss(&mut cluster);
+}
+
+#[test]
+fn who_catches_up_asks_another_member_when_the_first_does_not_answer() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.load(600);
+    cluster.restart(2);
+    // What seat 0 is asked does not reach it; the order does.
+    cluster.deaf = vec![0];
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(20_000);
+    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    assert_eq!(cluster.logs[2].len(), cluster.logs[1].len());
 }

@@ -1,7 +1,7 @@
 //! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
 
 use crate::agent_link::AgentLink;
-use crate::config::{Config, Durability};
+use crate::config::Config;
 use crate::fencing::Fencing;
 use crate::gateway::{Answer, Clients};
 use crate::journal::Journal;
@@ -18,12 +18,13 @@ use serde::Deserialize;
 use spare_agent_client::AgentProxy;
 use spare_core::Standing;
 use spare_protocol::admin::{
-    DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status,
+    Counters, DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus,
+    Status,
 };
 use spare_protocol::{Class, SeatId};
 use spare_store::Store;
 use std::io::{BufWriter, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, Notify};
 
@@ -53,11 +54,98 @@ pub(crate) struct Deployment {
     pub(crate) clients: Arc<Clients>,
     pub(crate) agent: AgentLink,
     pub(crate) host: (String, String),
-    pub(crate) stop: Arc<Notify>,
 }
 
+/// Where operators come in. Behind it there is nothing at first but what the manager waits for.
+pub(crate) struct Door {
+    config: Config,
+    host: (String, String),
+    waits_for: Mutex<String>,
+    deployment: OnceLock<Deployment>,
+    /// Somebody wants the service to stop.
+    pub(crate) stop: Notify,
+}
+
+impl Door {
+    pub(crate) fn new(config: Config, host: (String, String)) -> Door {
+        Door {
+            config,
+            host,
+            waits_for: Mutex::default(),
+            deployment: OnceLock::new(),
+            stop: Notify::new(),
+        }
+    }
+
+    /// What the manager waits for, or does, before it can take part.
+    pub(crate) fn waits_for(&self, text: String) {
+        *self
+            .waits_for
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    /// Everything is there.
+    pub(crate) fn open(&self, deployment: Deployment) {
+        // Once only.
+        let _ = self.deployment.set(deployment);
+    }
+
+    fn waiting(&self) -> String {
+        let text = self.waits_for.lock();
+        text.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn deployment(&self) -> Result<&Deployment, Refused> {
+        let there = self.deployment.get();
+        there.ok_or_else(|| Refused(format!("the replica manager starts: {}", self.waiting())))
+    }
+
+    /// Before anything else can be told.
+    fn starting(&self) -> Status {
+        let group = &self.config.group;
+        let this = group.this_host().map(|h| h.name.clone());
+        Status {
+            service: self.config.service.name.clone(),
+            mode: Mode::Starting,
+            engine: group.engine.name().into(),
+            durability: self.config.store.durability.name().into(),
+            faults: group.faults,
+            epoch: 0,
+            ordered: 0,
+            decided: 0,
+            updates_max: self.config.replication.updates_max as u64,
+            gateway: format!("http://{}", self.config.gateway.listen),
+            standing: "starting".into(),
+            waits_for: self.waiting(),
+            hosts: vec![HostStatus {
+                name: this.unwrap_or_else(|| self.host.0.clone()),
+                accelerator: self.host.1.clone(),
+                agent: true,
+                here: true,
+                member: false,
+                connected: true,
+            }],
+            seats: Vec::new(),
+            counters: Counters::default(),
+            last_conviction: None,
+        }
+    }
+}
+
+/// Why something cannot be done at present.
+struct Refused(String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        failure(&self.0)
+    }
+}
+
+type Answered = Result<Response, Refused>;
+
 /// The API's routes.
-pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
+pub(crate) fn router(door: Arc<Door>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
@@ -66,10 +154,13 @@ pub(crate) fn router(deployment: Arc<Deployment>) -> Router {
         .route("/v1/backup", post(backup))
         .route("/v1/fence/confirm", post(confirm_fence))
         .route("/v1/stop", post(stop))
-        .with_state(deployment)
+        .with_state(door)
 }
 
-async fn status(State(deployment): State<Arc<Deployment>>) -> Response {
+async fn status(State(door): State<Arc<Door>>) -> Response {
+    let Ok(deployment) = door.deployment() else {
+        return Json(door.starting()).into_response();
+    };
     match deployment.status().await {
         Some(status) => Json(status).into_response(),
         None => failure("the replica manager is stopping"),
@@ -91,20 +182,22 @@ pub(crate) fn window(query: &str) -> Option<(u64, u64)> {
     Some((window.after, window.wait_ms))
 }
 
-async fn events(
-    State(deployment): State<Arc<Deployment>>,
-    Query(window): Query<Window>,
-) -> Response {
+async fn events(State(door): State<Arc<Door>>, Query(window): Query<Window>) -> Answered {
     let wait = Duration::from_millis(window.wait_ms.min(WAIT_MS_MAX));
     let until = tokio::time::Instant::now() + wait;
-    Json(deployment.journal.events_after(window.after, until).await).into_response()
+    let journal = &door.deployment()?.journal;
+    Ok(Json(journal.events_after(window.after, until).await).into_response())
 }
 
-async fn faults(State(deployment): State<Arc<Deployment>>) -> Response {
-    Json(deployment.journal.faults()).into_response()
+async fn faults(State(door): State<Arc<Door>>) -> Answered {
+    Ok(Json(door.deployment()?.journal.faults()).into_response())
 }
 
-async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
+async fn scrub(State(door): State<Arc<Door>>) -> Answered {
+    Ok(scrubbed(door.deployment()?).await)
+}
+
+async fn scrubbed(deployment: &Deployment) -> Response {
     let answer = deployment.clients.submit(Class::Scrub, None, Bytes::new());
     let Some(Answer::Agreed(position, _)) = answer.await else {
         return failure("the replicas did not execute the scrub in time");
@@ -126,7 +219,11 @@ async fn scrub(State(deployment): State<Arc<Deployment>>) -> Response {
 }
 
 /// A snapshot of now, as a file.
-async fn backup(State(deployment): State<Arc<Deployment>>) -> Response {
+async fn backup(State(door): State<Arc<Door>>) -> Answered {
+    Ok(exported(door.deployment()?).await)
+}
+
+async fn exported(deployment: &Deployment) -> Response {
     let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
         return failure("there are no seats");
     };
@@ -179,22 +276,19 @@ struct Named {
 }
 
 /// An operator says that a host is off.
-async fn confirm_fence(
-    State(deployment): State<Arc<Deployment>>,
-    Query(named): Query<Named>,
-) -> Response {
-    let done = match &deployment.fencing {
+async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
+    let done = match &door.deployment()?.fencing {
         Some(fencing) => fencing.confirm(&named.host),
         None => Err("all seats are on this host".to_owned()),
     };
-    match done {
+    Ok(match done {
         Ok(()) => Json(serde_json::json!({})).into_response(),
         Err(why) => (StatusCode::CONFLICT, why).into_response(),
-    }
+    })
 }
 
-async fn stop(State(deployment): State<Arc<Deployment>>) -> Response {
-    deployment.stop.notify_one();
+async fn stop(State(door): State<Arc<Door>>) -> Response {
+    door.stop.notify_one();
     Json(serde_json::json!({})).into_response()
 }
 
@@ -234,10 +328,7 @@ impl Deployment {
             service: self.config.service.name.clone(),
             mode,
             engine: self.config.group.engine.name().into(),
-            durability: match self.config.store.durability {
-                Durability::Disk => "disk".into(),
-                Durability::Memory => "memory".into(),
-            },
+            durability: self.config.store.durability.name().into(),
             faults: self.config.group.faults,
             epoch: first.epoch,
             ordered: first.ordered.0,
@@ -245,11 +336,25 @@ impl Deployment {
             updates_max: self.config.replication.updates_max as u64,
             gateway: format!("http://{}", self.clients.limits.listen),
             standing: format!("{:?}", first.standing).to_lowercase(),
+            waits_for: self.waits_for(&first),
             hosts: self.hosts(&first).await,
             seats,
             counters,
             last_conviction: self.journal.last_conviction(),
         })
+    }
+
+    /// Why this host does not take part, in words.
+    fn waits_for(&self, first: &Snapshot) -> String {
+        let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
+        match first.standing {
+            Standing::Serving => String::new(),
+            Standing::Apart => alone.unwrap_or_else(|| "the group forms".to_owned()),
+            Standing::Waiting => first.waits_for.clone(),
+            Standing::Syncing | Standing::Joining | Standing::CatchingUp => {
+                "it takes over what the others agreed on".to_owned()
+            }
+        }
     }
 
     /// This host, then the others.

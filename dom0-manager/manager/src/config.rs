@@ -242,6 +242,16 @@ pub(crate) enum Durability {
     Memory,
 }
 
+impl Durability {
+    /// Its name in configuration and status.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Durability::Disk => "disk",
+            Durability::Memory => "memory",
+        }
+    }
+}
+
 /// What is remembered over restarts, and where.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -7,11 +7,11 @@
 mod catch_up;
 mod seats;
 
-use crate::admin::{self, Deployment};
-use crate::agent_link;
+use crate::admin::{self, Deployment, Door};
+use crate::agent_link::{self, AgentLink};
 use crate::config::{Config, Durability};
 use crate::fencing::Fencing;
-use crate::gateway::{self, Clients, Pending};
+use crate::gateway::{self, Clients};
 use crate::journal::Journal;
 use crate::normalise::Normaliser;
 use crate::peers::{LocalSeat, Network, Peers};
@@ -90,18 +90,45 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let replicas = agent.call(|agent| async move { agent.list().await }).await;
     let replicas = replicas.map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
     let replicas = replicas.into_iter().map(|(name, _)| name).collect();
-    let stores = catch_up::open(&config, (image, replicas), network.as_ref()).await?;
+    let here = config.group.seats_here();
+    let queues: Vec<Queues> = here.iter().copied().map(Queues::new).collect();
+    let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
+    let speaker = seats.iter().find(|s| s.seat == voice);
+    let speaker = speaker.context("no seat is on this host")?;
+    // Until the group serves clients get 503, and operators learn why.
+    let clients = Arc::new(Clients {
+        limits: config.gateway.clone(),
+        rules: config.requests.clone(),
+        seat: voice,
+        pending: Arc::default(),
+        inputs: speaker.inputs.clone(),
+        serving: Arc::default(),
+        in_flight: Semaphore::new(config.gateway.requests_max),
+    });
+    let door = Arc::new(Door::new(config.clone(), host.clone()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(gateway::serve(listener, Arc::clone(&clients)));
+    let router = admin::router(Arc::clone(&door));
+    tasks.spawn(async move {
+        if let Err(error) = axum::serve(admin_listener, router).await {
+            tracing::error!("the admin API ended: {error}");
+        }
+    });
+    let stores = tokio::select! {
+        stores = catch_up::open(&config, (image, replicas), network.as_ref(), &door) => stores?,
+        () = door.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
+    };
+    door.waits_for("it joins the group".to_owned());
 
-    let journal = Arc::new(Journal::new(
-        voice,
-        config.group.seats_here(),
-        stores::evidence(&config, voice),
-    ));
+    let evidence = stores::evidence(&config, voice);
+    let journal = Arc::new(Journal::new(voice, here, evidence));
     for remark in stores.remarks {
         journal.event(EventKind::Alarm, None, remark);
     }
     let numbers = stores.seats.iter().flat_map(|s| &s.resumed.numbers);
-    let last_number = numbers.map(|n| n.number).max().unwrap_or(0);
+    clients
+        .pending
+        .go_on_after(numbers.map(|n| n.number).max().unwrap_or(0));
     let (fatal, failures) = mpsc::unbounded_channel();
     let shared = Shared {
         voice,
@@ -110,8 +137,8 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
         agent: agent.clone(),
         journal: Arc::clone(&journal),
         normaliser,
-        pending: Arc::new(Pending::after(last_number)),
-        serving: Arc::new(AtomicBool::new(false)),
+        pending: Arc::clone(&clients.pending),
+        serving: Arc::clone(&clients.serving),
         ending: Arc::new(AtomicBool::new(false)),
         fatal,
         snapshots: SnapshotRule {
@@ -119,14 +146,8 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
             records: config.store.snapshot_requests,
         },
     };
-    let here = config.group.seats_here();
-    let queues: Vec<Queues> = here.into_iter().map(Queues::new).collect();
-    let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
-    let mut tasks = JoinSet::new();
     tasks.spawn(watch.run(seats.clone(), Arc::clone(&journal)));
     let (behind, lags) = mpsc::unbounded_channel();
-    let speaker = seats.iter().find(|s| s.seat == voice);
-    let speaker = speaker.context("no seat is on this host")?;
     let peers = match network {
         Some(network) => {
             let store = stores.seats.first().context("this host has no store")?;
@@ -140,17 +161,6 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
         None => Peers::here(&seats),
     };
     let peers = Arc::new(peers);
-    // Until the group serves clients get 503, and operators learn why.
-    let clients = Arc::new(Clients {
-        limits: config.gateway.clone(),
-        rules: config.requests.clone(),
-        seat: voice,
-        pending: Arc::clone(&shared.pending),
-        inputs: speaker.inputs.clone(),
-        serving: Arc::clone(&shared.serving),
-        in_flight: Semaphore::new(config.gateway.requests_max),
-    });
-    tasks.spawn(gateway::serve(listener, Arc::clone(&clients)));
     let all_stores: Vec<Arc<Store>> = (stores.seats.iter())
         .map(|s| Arc::clone(&s.store))
         .collect();
@@ -171,10 +181,9 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     if let Some(fencing) = &fencing {
         tasks.spawn(Arc::clone(fencing).run());
     }
-    let stop = Arc::new(Notify::new());
     let admin_socket = config.admin.socket.clone();
     let store_directory = config.store.directory.clone();
-    let deployment = Arc::new(Deployment {
+    door.open(Deployment {
         config,
         seats: seats.clone(),
         peers,
@@ -184,20 +193,13 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
         clients,
         agent: agent.clone(),
         host,
-        stop: Arc::clone(&stop),
-    });
-    tasks.spawn(async move {
-        let served = axum::serve(admin_listener, admin::router(deployment)).await;
-        if let Err(error) = served {
-            tracing::error!("the admin API ended: {error}");
-        }
     });
 
     let lagging = Lagging {
         told: lags,
         store: all_stores.first().filter(|_| durable).map(Arc::clone),
     };
-    let end = wait_for_end(&stop, failures, lagging, &mut tasks).await?;
+    let end = wait_for_end(&door.stop, failures, lagging, &mut tasks).await?;
     let why = match &end {
         End::Stopped => "an operator asked for it",
         End::Signal(name) => name,
@@ -212,6 +214,8 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     shared.pending.refuse_all();
     tokio::time::sleep(FLUSH_DELAY).await;
     tasks.shutdown().await;
+    // It holds the stores.
+    drop(door);
     // Nothing more can be done about a socket that cannot be removed.
     let _ = std::fs::remove_file(admin_socket);
     // What is on its way to the disk gets there.
@@ -233,6 +237,17 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
             .map(|()| Next::Nothing)
             .context("replicas cannot be removed"),
     }
+}
+
+/// An operator stops the service before it could begin.
+async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next> {
+    tracing::info!("stopping: an operator asked for it");
+    tokio::time::sleep(FLUSH_DELAY).await;
+    // Nothing more can be done about a socket that cannot be removed.
+    let _ = std::fs::remove_file(admin_socket);
+    let destroyed = destroy_others(agent, &BTreeSet::new()).await;
+    destroyed.context("replicas cannot be removed")?;
+    Ok(Next::Nothing)
 }
 
 fn warn_of_memory(config: &Config) {

@@ -49,19 +49,18 @@ pub(crate) struct Pending {
 impl Default for Pending {
     /// Numbers begin with the time, so that they grow across restarts.
     fn default() -> Self {
-        Pending::after(0)
+        let now = u64::try_from(unix_us()).unwrap_or(0);
+        Pending {
+            waiting: Mutex::default(),
+            last: AtomicU64::new(now),
+        }
     }
 }
 
 impl Pending {
-    /// Numbers grow across restarts: they begin with the time, and above `last`, the greatest that is on
-    /// disk, should the clock have been set back.
-    pub(crate) fn after(last: u64) -> Pending {
-        let now = u64::try_from(unix_us()).unwrap_or(0);
-        Pending {
-            waiting: Mutex::default(),
-            last: AtomicU64::new(now.max(last)),
-        }
+    /// Numbers go on above `last`, the greatest that is on disk, should the clock have been set back.
+    pub(crate) fn go_on_after(&self, last: u64) {
+        self.last.fetch_max(last, Ordering::Relaxed);
     }
 
     /// How many wait for their answers.

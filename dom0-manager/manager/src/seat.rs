@@ -251,6 +251,7 @@ impl<G: GroupChannel> Seat<G> {
             can_decide: self.core.can_decide(),
             replicas: self.core.replicas(),
             standing: self.core.standing(),
+            waits_for: self.core.waits_for().to_owned(),
             view: self.core.view(),
             safe: self.memory.store.progress().safe,
         }

@@ -39,6 +39,9 @@ pub struct Status {
     /// How the manager that answers stands to the group.
     #[serde(default)]
     pub standing: String,
+    /// What that manager does, or waits for, before it takes part; empty once it does.
+    #[serde(default)]
+    pub waits_for: String,
     /// The machines; the one whose manager answers first.
     pub hosts: Vec<HostStatus>,
     /// The seats with their replicas. Of those on other hosts only what all managers know is told.

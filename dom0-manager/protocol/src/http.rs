@@ -4,6 +4,7 @@
 //! shim put into them.
 
 use crate::codec::{at_most, bytes};
+use crate::Hash;
 use serde::{Deserialize, Serialize};
 
 /// A header that the shim adds to every request it hands to the service: the agreed time, in
@@ -36,6 +37,23 @@ pub struct HttpRequest {
     /// The whole body.
     #[serde(deserialize_with = "bytes")]
     pub body: Vec<u8>,
+}
+
+/// What a retry has in common with the first request of its key: method, target and body, and what tells how to
+/// read the body. Other headers may differ: a retry at another host's gateway names another `host`, and those in
+/// between add theirs. What is no HTTP is compared as it is.
+#[must_use]
+pub fn essence(request: &[u8]) -> Hash {
+    match crate::decode::<HttpRequest>(request) {
+        Ok(http) => {
+            let of_body = ["content-type", "content-encoding"];
+            let kept = |(name, _): &&(String, Vec<u8>)| of_body.contains(&name.as_str());
+            let headers: Vec<_> = http.headers.iter().filter(kept).collect();
+            let all = (&http.method, &http.target, headers, &http.body);
+            Hash::of(&crate::encode(&all))
+        }
+        Err(_) => Hash::of(request),
+    }
 }
 
 /// A reply. Header names are in lower case; headers of the connection itself are not in it.
@@ -85,6 +103,25 @@ pub fn is_connection_header(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_retry_elsewhere_is_the_same_request_and_one_with_another_body_is_not() {
+        let request = |host: &str, kind: &str, body: &str| {
+            let header = |name: &str, value: &str| (name.to_owned(), value.as_bytes().to_vec());
+            let http = HttpRequest {
+                method: "POST".to_owned(),
+                target: "/bid".to_owned(),
+                headers: vec![header("host", host), header("content-type", kind)],
+                body: body.as_bytes().to_vec(),
+            };
+            essence(&crate::encode(&http))
+        };
+        let first = request("h1", "text/plain", "a");
+        assert_eq!(first, request("h2", "text/plain", "a"));
+        assert_ne!(first, request("h1", "text/plain", "b"));
+        assert_ne!(first, request("h1", "text/html", "a"));
+        assert_eq!(essence(b"\xff"), Hash::of(b"\xff"));
+    }
 
     #[test]
     fn a_reply_with_too_many_headers_is_no_reply() {

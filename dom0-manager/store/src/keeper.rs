@@ -10,6 +10,7 @@ use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
 use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
 use crate::writer::Writer;
 use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::http::essence;
 use spare_protocol::update::Update;
 use spare_protocol::{DecodeError, Hash, Position, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -509,7 +510,7 @@ impl From<DecodeError> for Unusable {
 fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
     Some(KeptReply {
         key: record.key?,
-        request: Hash::of(&record.request),
+        request: essence(&record.request),
         position: record.position,
         time_us: record.time_us,
         outcome: record.outcome,

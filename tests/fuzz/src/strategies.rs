@@ -349,6 +349,7 @@ pub fn status() -> impl Strategy<Value = Status> {
             updates_max: n[3],
             gateway,
             standing: "serving".into(),
+            waits_for: String::new(),
             hosts,
             seats,
             counters: Counters {

@@ -5,11 +5,20 @@
 //! Arguments are those of Rust's test programs (a name to filter by, `--list`). `SPARE_LAB_KEEP=1` leaves
 //! the lab up afterwards, to be looked at with `SPARE_LAB=hosttests scripts/lab`.
 
+mod chaos;
+mod clients;
+mod crashes;
+mod fenced;
 mod fencing;
 mod guest;
+mod history;
 mod links;
+mod partitions;
 mod quorum;
+mod service;
+mod stale;
 mod suite;
+mod three;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
@@ -27,6 +36,13 @@ fn main() -> ExitCode {
     trials.extend(links::trials());
     trials.extend(guest::trials());
     trials.extend(fencing::trials());
+    trials.extend(history::trials());
+    trials.extend(crashes::trials());
+    trials.extend(stale::trials());
+    trials.extend(partitions::trials());
+    trials.extend(chaos::trials());
+    trials.extend(fenced::trials());
+    trials.extend(three::trials());
     trials.extend(suite::closing_trials());
     let trials: Vec<Trial> = trials
         .into_iter()

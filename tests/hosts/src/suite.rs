@@ -1,10 +1,12 @@
 //! The lab that all tests share, and what they ask of it.
 
+use crate::service::{Service, IMAGE, IMAGES, PROGRAMS};
 use anyhow::{bail, ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
-use spare_lab::{names, Host, Lab, Options, Power};
-use std::path::Path;
+use spare_lab::{names, Host, Lab, Options, Power, Shared};
+use spare_rig::{binaries, build_image, Hypervisor};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -14,13 +16,46 @@ const LAB: &str = "hosttests";
 const ORDER_LIMIT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(50);
 
-static SUITE: Mutex<Option<Lab>> = Mutex::new(None);
+/// The lab that is up, and what it is like.
+static SUITE: Mutex<Option<(Shape, Lab)>> = Mutex::new(None);
 
-/// A test over the shared lab, which is in order when it begins.
+/// What a lab is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// Two hosts and a witness.
+    Witness,
+    /// Two hosts that rely on fencing.
+    Fencing,
+    /// Three hosts, without a witness.
+    Three,
+}
+
+/// A test over a lab, which is in order when it begins.
 pub(crate) fn trial(name: &str, test: fn(&Lab) -> Result<()>) -> Trial {
+    timed(name, Shape::Witness, move |lab| test(lab))
+}
+
+/// What a test does with the service.
+pub(crate) type Test = fn(&Service<'_>) -> Result<()>;
+
+/// A test with the service on all hosts, which is not everywhere yet when it begins.
+pub(crate) fn service_trial(name: &str, shape: Shape, test: Test) -> Trial {
+    timed(name, shape, move |lab| {
+        let service = Service::on(lab, hypervisor()?)?;
+        let done = test(&service);
+        // While everything is as the test left it.
+        done.map_err(|e| e.context(service.described()))
+    })
+}
+
+fn timed(
+    name: &str,
+    shape: Shape,
+    test: impl FnOnce(&Lab) -> Result<()> + Send + 'static,
+) -> Trial {
     Trial::test(name, move || {
         let begun = Instant::now();
-        let result = with_lab(|lab| {
+        let result = with_lab(shape, |lab| {
             put_in_order(lab)?;
             test(lab)
         });
@@ -29,26 +64,70 @@ pub(crate) fn trial(name: &str, test: fn(&Lab) -> Result<()>) -> Trial {
     })
 }
 
-fn with_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+/// What replicas run on: guests at full length, processes otherwise, unless `SPARE_HYPERVISOR` says.
+fn hypervisor() -> Result<Hypervisor> {
+    match std::env::var_os("SPARE_HYPERVISOR") {
+        None if !is_full() => Ok(Hypervisor::Process),
+        _ => Hypervisor::from_environment(),
+    }
+}
+
+fn is_full() -> bool {
+    std::env::var_os("SPARE_SCALE").is_some_and(|scale| scale == "full")
+}
+
+/// How often something is repeated.
+pub(crate) fn rounds(short: usize, full: usize) -> usize {
+    if is_full() {
+        full
+    } else {
+        short
+    }
+}
+
+fn with_lab(shape: Shape, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     let mut lab = SUITE
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    if lab.is_none() {
-        // What an interrupted run left.
+    if lab.as_ref().is_none_or(|(is, _)| *is != shape) {
+        // What an interrupted run left, or a lab that is no use here.
         Lab::down(LAB, false)?;
-        *lab = Some(Lab::up(&options(), &|line| eprintln!("lab: {line}"))?);
+        *lab = None;
+        let say = |line: &str| eprintln!("lab: {line}");
+        *lab = Some((shape, Lab::up(&options(shape)?, &say)?));
     }
-    test(lab.as_ref().context("no lab")?)
+    let (_, lab) = lab.as_ref().context("no lab")?;
+    test(lab)
 }
 
-fn options() -> Options {
-    Options {
+fn options(shape: Shape) -> Result<Options> {
+    let shared = |source: PathBuf, target: &str| Shared {
+        source,
+        target: target.into(),
+    };
+    Ok(Options {
         lab: LAB.to_owned(),
-        hosts: 2,
-        witness: true,
+        hosts: if shape == Shape::Three { 3 } else { 2 },
+        witness: shape == Shape::Witness,
         token_ms: 1000,
-        shared: Vec::new(),
+        shared: vec![shared(binaries()?, PROGRAMS), shared(images()?, IMAGES)],
+    })
+}
+
+/// A folder with the guests' image in it, not linked: what the cache forgets meanwhile stays there.
+fn images() -> Result<PathBuf> {
+    let folder = Path::new(names::DISKS).join(format!("{LAB}-images"));
+    let (links, all) = (folder.join("links"), folder.join("all"));
+    build_image(IMAGE, &links)?;
+    let image = all.join(IMAGE);
+    std::fs::create_dir_all(&image)?;
+    for file in std::fs::read_dir(links.join(IMAGE))? {
+        let file = file?;
+        let there = image.join(file.file_name());
+        let _ = std::fs::remove_file(&there);
+        std::fs::hard_link(file.path(), there)?;
     }
+    Ok(all)
 }
 
 /// What is left to see when everything else is done.
@@ -61,7 +140,9 @@ pub(crate) fn closing_trials() -> Vec<Trial> {
 
 fn nothing_is_left() -> Result<()> {
     // One that lives, so that there is something to leave.
-    with_lab(|lab| lab.change_link("h1", "h2", Ways::Both, |f| f.delay_ms = 1))?;
+    with_lab(Shape::Witness, |lab| {
+        lab.change_link("h1", "h2", Ways::Both, |f| f.delay_ms = 1)
+    })?;
     end()?;
     for folder in ["/run/netns", names::STATE, names::DISKS] {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -95,6 +176,10 @@ pub(crate) fn end() -> Result<()> {
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     if lab.take().is_some() && std::env::var_os("SPARE_LAB_KEEP").is_none() {
         Lab::down(LAB, false)?;
+        let images = Path::new(names::DISKS).join(format!("{LAB}-images"));
+        if images.exists() {
+            std::fs::remove_dir_all(images)?;
+        }
     }
     Ok(())
 }
@@ -113,10 +198,11 @@ fn put_in_order(lab: &Lab) -> Result<()> {
     for name in lab.booted() {
         lab.host(&name)?.wait_until_booted()?;
     }
+    let (hosts, witness) = (lab.voters().count(), lab.has_witness());
     for name in lab.voters() {
         let host = lab.host(&name)?;
-        within(ORDER_LIMIT, &format!("{name} is one of two"), || {
-            Ok(Quorum::of(&host)?.is(true, 2, true))
+        within(ORDER_LIMIT, &format!("{name} is one of {hosts}"), || {
+            Ok(Quorum::of(&host)?.is(true, hosts, witness))
         })?;
     }
     Ok(())

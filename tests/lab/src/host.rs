@@ -2,7 +2,7 @@
 
 use crate::cgroup::Groups;
 use crate::command::output;
-use crate::names::{Places, CLIENT, TOOLS_IN_HOST};
+use crate::names::{Places, CLIENT, DATA_IN_HOST, TOOLS_IN_HOST};
 use crate::network::{self, words};
 use crate::state::{lock, rules, Setup};
 use anyhow::{bail, Context, Result};
@@ -85,6 +85,18 @@ impl Host {
     /// Never for a host of a lab.
     pub fn address(&self) -> Result<std::net::Ipv4Addr> {
         crate::names::address(&self.name)
+    }
+
+    /// Its second disk, as this machine sees it: sockets in there can be connected to from here.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.places.data(&self.name)
+    }
+
+    /// The file of its network namespace.
+    #[must_use]
+    pub fn network(&self) -> PathBuf {
+        network::file(&self.places.namespace(&self.name))
     }
 
     fn group(&self) -> PathBuf {
@@ -176,6 +188,8 @@ impl Host {
                 "--console=pipe",
                 "--bind=/dev/net/tun",
                 "--kill-signal=SIGRTMIN+4",
+                // What runs in it makes networks of its own.
+                "--capability=CAP_NET_ADMIN",
             ])
             .arg(format!("--directory={}", root.display()))
             .arg(format!("--machine={namespace}"))
@@ -186,6 +200,10 @@ impl Host {
             self.places.tools().display()
         );
         command.arg(tools);
+        let data = self.places.data(&self.name);
+        if data.is_dir() {
+            command.arg(format!("--bind={}:{DATA_IN_HOST}", data.display()));
+        }
         for shared in &setup.shared {
             let (source, target) = (shared.source.display(), shared.target.display());
             command.arg(format!("--bind-ro={source}:{target}"));
@@ -241,8 +259,7 @@ impl Host {
             .arg(visitors)
             .arg("nsenter");
         if self.is_bare() {
-            let namespace = format!("/run/netns/{}", self.places.namespace(&self.name));
-            command.arg(format!("--net={namespace}"));
+            command.arg(format!("--net={}", self.network().display()));
         } else {
             let not_on = || format!("{} is {}", self.name, self.power());
             let leader = self.leader().with_context(not_on)?;

@@ -264,6 +264,12 @@ impl Lab {
         self.booted().chain([CLIENT.to_owned()])
     }
 
+    /// Whether a witness decides between halves.
+    #[must_use]
+    pub fn has_witness(&self) -> bool {
+        self.setup.witness
+    }
+
     /// One of them.
     ///
     /// # Errors
@@ -299,6 +305,7 @@ impl Lab {
             }
             return want(&units, "corosync-qnetd.service");
         }
+        make_folder(&self.places.data(host))?;
         self.make_voter(&upper, &configuration.join(host))?;
         want(&units, "corosync.service")?;
         if self.setup.witness {
@@ -323,6 +330,9 @@ impl Lab {
         for file in ["corosync.conf", "authkey"] {
             std::fs::copy(written.join(file), corosync.join(file))?;
         }
+        let admission = corosync.join("uidgid.d");
+        make_folder(&admission)?;
+        std::fs::copy(written.join("uidgid"), admission.join("spare"))?;
         if self.setup.witness {
             copy_folder(
                 &written.join("nssdb"),
@@ -344,7 +354,14 @@ impl Lab {
     }
 
     fn make_witness(&self, etc: &Path, configuration: &Path) -> Result<()> {
-        let written = configuration.join(init::plan::WITNESS_FOLDER).join("nssdb");
+        let written = configuration.join(init::plan::WITNESS_FOLDER);
+        let options = etc.join("default");
+        make_folder(&options)?;
+        std::fs::copy(
+            written.join("corosync-qnetd"),
+            options.join("corosync-qnetd"),
+        )?;
+        let written = written.join("nssdb");
         let qnetd = etc.join("corosync/qnetd");
         copy_folder(
             &written,

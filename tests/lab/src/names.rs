@@ -14,6 +14,8 @@ pub const ROOTS: &str = "/var/cache/spare/lab";
 pub const DEFAULT_LAB: &str = "lab";
 /// Where a host sees the lab's own programs.
 pub const TOOLS_IN_HOST: &str = "/opt/spare-lab";
+/// Where a host has its second disk: layers can be laid over it, as over a real one.
+pub const DATA_IN_HOST: &str = "/var/lib/spare";
 
 /// The host that has no vote but decides.
 pub const WITNESS: &str = "witness";
@@ -138,6 +140,12 @@ impl Places {
     #[must_use]
     pub fn disk(&self, host: &str) -> PathBuf {
         self.disks().join(host)
+    }
+
+    /// What a host sees as [`DATA_IN_HOST`]: a file system of its own, not a layer.
+    #[must_use]
+    pub fn data(&self, host: &str) -> PathBuf {
+        self.disk(host).join("data")
     }
 
     /// The namespace with the bridge.

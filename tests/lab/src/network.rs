@@ -6,7 +6,7 @@ use crate::delay::Delays;
 use crate::names::{address, mac, mac_text, Places, NETWORK_BITS};
 use crate::rules::Rules;
 use anyhow::Result;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const BRIDGE: &str = "bridge";
@@ -20,8 +20,13 @@ fn ip(line: &str) -> Result<()> {
     run("ip", &words).map(drop)
 }
 
+/// The file of a namespace.
+pub(crate) fn file(namespace: &str) -> PathBuf {
+    Path::new("/run/netns").join(namespace)
+}
+
 pub(crate) fn exists(namespace: &str) -> bool {
-    Path::new("/run/netns").join(namespace).exists()
+    file(namespace).exists()
 }
 
 /// Makes the bridge that all hosts are plugged into.

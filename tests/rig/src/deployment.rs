@@ -302,7 +302,6 @@ impl Deployment {
     }
 
     fn prepare(&mut self, options: &Options) -> Result<()> {
-        let binaries = binaries()?;
         let images = self.folder.join("images");
         let manager = self.folder.join("manager");
         for folder in [&images, &manager, &self.folder.join("agent")] {
@@ -312,16 +311,7 @@ impl Deployment {
         std::fs::set_permissions(&self.folder, std::fs::Permissions::from_mode(0o755))?;
         let user = manager_user()?;
         nix::unistd::chown(&manager, Some(user.uid), Some(user.gid))?;
-        run_script(
-            "vm-images/build",
-            &[
-                "--binaries".as_ref(),
-                binaries.as_os_str(),
-                "--out".as_ref(),
-                images.as_os_str(),
-                options.image.as_ref(),
-            ],
-        )?;
+        process::build_image(&options.image, &images)?;
         std::fs::write(self.folder.join("agent.toml"), self.agent_config())?;
         std::fs::write(self.folder.join("spare.toml"), self.manager_config(options))?;
         Ok(())

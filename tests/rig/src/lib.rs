@@ -10,5 +10,5 @@ mod program;
 
 pub use deployment::{end_all, end_signal, Deployment, Hypervisor, Options};
 pub use door::{Closed, Door, Said};
-pub use process::{binaries, checkout};
+pub use process::{binaries, build_image, checkout};
 pub use program::run_program;

@@ -156,6 +156,22 @@ pub(crate) fn end_process(pid: u32, mut ended: impl FnMut() -> bool) {
     }
 }
 
+/// Builds an image, or takes it from the cache, and links it into the folder `out`.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn build_image(image: &str, out: &Path) -> Result<()> {
+    let binaries = binaries()?;
+    let words: [&std::ffi::OsStr; 5] = [
+        "--binaries".as_ref(),
+        binaries.as_os_str(),
+        "--out".as_ref(),
+        out.as_os_str(),
+        image.as_ref(),
+    ];
+    run_script("vm-images/build", &words)
+}
+
 /// Runs a script of the checkout; its output goes to this process's standard error.
 pub(crate) fn run_script(script: &str, arguments: &[&std::ffi::OsStr]) -> Result<()> {
     let path = checkout().join(script);

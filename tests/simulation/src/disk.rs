@@ -199,7 +199,7 @@ impl Disk {
             // A read that tried to write is ordered again: only then its key is used.
             let moved = record.class == Class::Read && record.outcome == Some(Outcome::WriteInRead);
             if let Some(key) = record.key.filter(|_| !moved) {
-                let digest = Hash::of(&record.request);
+                let digest = spare_protocol::http::essence(&record.request);
                 keys.push((key, digest, record.position, record.time_us));
             }
         }

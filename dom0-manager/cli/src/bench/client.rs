@@ -69,7 +69,12 @@ struct Listing {
 /// An emulated client.
 pub(crate) struct Client {
     run: Arc<Run>,
-    connection: Connection,
+    /// To each gateway.
+    connections: Vec<Connection>,
+    /// Which of them is in use.
+    gateway: usize,
+    /// Writes that were sent with a key.
+    keys: u64,
     rng: SmallRng,
     at: Interaction,
     history: History,
@@ -88,7 +93,7 @@ pub(crate) struct Client {
 impl Client {
     pub(crate) fn new(
         run: Arc<Run>,
-        connection: Connection,
+        connections: Vec<Connection>,
         mut rng: SmallRng,
         number: usize,
     ) -> Client {
@@ -96,7 +101,9 @@ impl Client {
         let item = Item::unseen(rng.random_range(1..=run.options.size.items()));
         Client {
             run,
-            connection,
+            gateway: number % connections.len().max(1),
+            connections,
+            keys: 0,
             rng,
             at: Interaction::Home,
             history: History::default(),
@@ -127,7 +134,7 @@ impl Client {
                 self.follow_the_table().await;
             }
         }
-        self.connection.opened()
+        self.connections.iter().map(Connection::opened).sum()
     }
 
     /// Waits as a person would; false when the run ends meanwhile.
@@ -307,28 +314,43 @@ impl Client {
             .count(self.number, &asked, arrived.latency, outcome);
     }
 
-    /// Sends the request; a failure is counted here.
+    /// Sends the request, where there are several gateways until one answers; a failure is counted here.
     async fn fetch(&mut self, asked: &PageRequest) -> Option<(Arrived, Instant)> {
         let mut request = asked.to_http();
         self.run.stamp(&mut request, &mut self.rng);
+        let several = self.connections.len() > 1;
+        if several && asked.interaction.is_write() {
+            self.keys += 1;
+            let key = format!("{}-{}-{}", self.run.nonce, self.number, self.keys);
+            request.headers.push(("idempotency-key", key));
+        }
         let asked_at = Instant::now();
-        let sent = self.connection.send(&request).await;
-        let latency = asked_at.elapsed();
-        let failure = match sent {
-            Ok(reply) => {
-                self.run.record(&request, &reply);
-                if reply.status < 500 {
-                    return Some((Arrived { reply, latency }, asked_at));
+        loop {
+            let sent = self.connections[self.gateway].send(&request).await;
+            let latency = asked_at.elapsed();
+            let failure = match sent {
+                Ok(reply) => {
+                    self.run.record(&request, &reply);
+                    if reply.status < 500 {
+                        return Some((Arrived { reply, latency }, asked_at));
+                    }
+                    let body = String::from_utf8_lossy(&reply.body);
+                    let start: String = body.chars().take(200).collect();
+                    format!("status {}: {}", reply.status, start.trim())
                 }
-                let body = String::from_utf8_lossy(&reply.body);
-                let start: String = body.chars().take(200).collect();
-                format!("status {}: {}", reply.status, start.trim())
+                Err(e) => e.to_string(),
+            };
+            let again = several && latency < self.run.timeout();
+            if again {
+                self.gateway = (self.gateway + 1) % self.connections.len();
+            } else {
+                self.run.count_failure(self.number, asked, failure);
             }
-            Err(e) => e.to_string(),
-        };
-        self.run.count_failure(self.number, asked, failure);
-        tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
-        None
+            tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+            if !again {
+                return None;
+            }
+        }
     }
 
     /// Judges a page and learns from it. Also returns an own bid that seems to be missing.

@@ -22,6 +22,8 @@ const ERRORS_IN_A_ROW_MAX: u32 = 200;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 /// The most emulated clients: each holds a connection.
 const CLIENTS_MAX: i64 = 1_000;
+/// A gateway that has not answered for so long is given up for the next one.
+const NEXT_GATEWAY_AFTER: Duration = Duration::from_secs(3);
 
 /// What to run.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,6 +31,10 @@ pub struct BenchOptions {
     /// The gateway of the service
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub url: String,
+    /// Another gateway of the same service, on another host; may be repeated. Clients then begin at different
+    /// ones, and a request that one does not answer is tried at the next, writes with an Idempotency-Key
+    #[arg(long, value_name = "URL")]
+    pub also: Vec<String>,
     /// How many emulated clients, each with a connection of its own
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=CLIENTS_MAX))]
     pub clients: u16,
@@ -81,6 +87,7 @@ impl Default for BenchOptions {
     fn default() -> BenchOptions {
         BenchOptions {
             url: "http://127.0.0.1:8080".to_owned(),
+            also: Vec::new(),
             clients: 16,
             requests: None,
             seconds: None,
@@ -101,7 +108,7 @@ impl Default for BenchOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// The URL is none.
-    #[error("--url: {0}")]
+    #[error("--url or --also: {0}")]
     Url(String),
     /// The gateway does not answer.
     #[error("the gateway {url} does not answer: {source}\nIs the service up? See `spare status`.")]
@@ -257,6 +264,19 @@ impl Run {
         }
     }
 
+    /// From the first attempt of a request to the end of the last.
+    pub(crate) fn timeout(&self) -> Duration {
+        Duration::from_secs(self.options.timeout)
+    }
+
+    /// Of one attempt, at one of the gateways.
+    fn timeout_of_attempts(&self) -> Duration {
+        match self.options.also.is_empty() {
+            true => self.timeout(),
+            false => self.timeout().min(NEXT_GATEWAY_AFTER),
+        }
+    }
+
     pub(crate) fn with_knowledge<T>(&self, f: impl FnOnce(&mut Knowledge) -> T) -> T {
         f(&mut lock(&self.knowledge))
     }
@@ -384,12 +404,15 @@ fn describe(client: usize, asked: &PageRequest) -> String {
 /// When the gateway is not reachable at the start, or the record of pages cannot be written. What
 /// goes wrong later is in the report.
 pub async fn run(options: BenchOptions, monitor: Arc<Monitor>) -> Result<BenchReport, BenchError> {
-    let address = Address::from_url(&options.url).map_err(BenchError::Url)?;
+    let urls = std::iter::once(&options.url).chain(&options.also);
+    let addresses: Result<Vec<Address>, String> = urls.map(|u| Address::from_url(u)).collect();
+    let addresses = addresses.map_err(BenchError::Url)?;
     let run = Arc::new(Run::new(options, monitor)?);
     let mut rng = SmallRng::seed_from_u64(run.options.seed);
-    let timeout = Duration::from_secs(run.options.timeout);
-    let connect = || Connection::new(address.clone(), timeout);
-    probe(&run, connect(), &mut rng).await?;
+    let timeout = run.timeout_of_attempts();
+    let connection = |address: &Address| Connection::new(address.clone(), timeout);
+    let connect = || -> Vec<Connection> { addresses.iter().map(connection).collect() };
+    probe(&run, connection(&addresses[0]), &mut rng).await?;
     let started = Instant::now();
     let clients: Vec<_> = (1..=usize::from(run.options.clients))
         .map(|number| {

@@ -16,6 +16,9 @@ const KNET_PING_TIMEOUT_MS: u32 = 1000;
 /// fell silent without closing its connection (a frozen one, a cut cable).
 const DEVICE_TIMEOUT_MS: u32 = 1250;
 const DEVICE_SYNC_TIMEOUT_MS: u32 = 4000;
+/// A host tries the witness once a heartbeat, and knows after two at the latest that it lost it: only then may
+/// another one get its vote. The witness's own 1.5 heartbeats are too few.
+const WITNESS_PATIENCE_HEARTBEATS: &str = "2.5";
 /// Less than 1000 fails on a busy host: measured.
 const CONNECT_TIMEOUT_MS: u32 = 1500;
 
@@ -37,6 +40,22 @@ pub fn configuration(plan: &Plan, token_ms: u32) -> String {
     quorum(&mut text, plan);
     text.push_str("logging {\n\tto_stderr: no\n\tto_syslog: yes\n\ttimestamp: hires\n}\n");
     text
+}
+
+/// `/etc/default/corosync-qnetd` of the witness.
+#[must_use]
+pub fn witness_options() -> String {
+    format!(
+        "# Written by spare init: a host that lost the witness knows it before another one gets its vote.\n\
+         COROSYNC_QNETD_OPTIONS=\"-S dpd_interval_coefficient={WITNESS_PATIENCE_HEARTBEATS}\"\n"
+    )
+}
+
+/// A file for `uidgid.d`: Corosync lets nobody but root in unless it is told to.
+#[must_use]
+pub fn admission() -> String {
+    "# Written by spare init: the replica manager runs as this user.\nuidgid {\n\tuid: spare\n}\n"
+        .to_owned()
 }
 
 // Writing to a string cannot fail.

@@ -156,6 +156,10 @@ fn files(plan: &Plan, token_ms: Option<u32>) -> Result<Vec<NewFile>> {
             certificates.authority_key,
         ),
     ];
+    if token_ms.is_some() && plan.witness.is_some() {
+        let path = format!("{WITNESS_FOLDER}/corosync-qnetd");
+        files.push(NewFile::open(path, corosync::witness_options()));
+    }
     for (host, (certificate, key)) in plan.hosts.iter().zip(certificates.hosts) {
         let of = |file: &str| format!("{}/{file}", host.name);
         let peers = |file: &str| format!("{}/peers/{file}", host.name);
@@ -164,6 +168,7 @@ fn files(plan: &Plan, token_ms: Option<u32>) -> Result<Vec<NewFile>> {
             files.push(NewFile::open(of("corosync.conf"), text));
             files.push(NewFile::key(of("authkey"), link_key));
         }
+        files.push(NewFile::open(of("uidgid"), corosync::admission()));
         let text = fragment::fragment(plan, host);
         files.push(NewFile::open(of("spare.toml"), text));
         let authority = certificates.authority.clone();
@@ -197,11 +202,17 @@ fn report(plan: &Plan, directory: &Path, joins: bool, certified: bool) -> String
     if !joins {
         say("  corosync.conf, authkey  to /etc/corosync/".to_owned());
     }
+    say("  uidgid                  to /etc/corosync/uidgid.d/spare".to_owned());
     if certified {
         say("  nssdb/                  to /etc/corosync/qdevice/net/nssdb/".to_owned());
     }
     say("  peers/                  to /etc/spare/peers/, owned by the user spare".to_owned());
     say("  spare.toml              in the place of [group] in /etc/spare/spare.toml".to_owned());
+    if !joins && plan.witness.is_some() {
+        say(format!(
+            "On the witness: {WITNESS_FOLDER}/corosync-qnetd to /etc/default/"
+        ));
+    }
     if certified {
         say(format!(
             "On the witness: {WITNESS_FOLDER}/nssdb/ to /etc/corosync/qnetd/nssdb/, owned by coroqnetd"
@@ -212,6 +223,8 @@ fn report(plan: &Plan, directory: &Path, joins: bool, certified: bool) -> String
         say(format!(
             "Then on each HOST: systemctl enable --now corosync{device}; corosync-quorumtool -s"
         ));
+    } else {
+        say("Then on each HOST: corosync-cfgtool -R, which lets the user spare in".to_owned());
     }
     say(format!(
         "Keep {AUTHORITY_FOLDER}/ where nobody reads it: it signs a new host's certificate. \
@@ -319,6 +332,7 @@ mod tests {
         assert!(scratch.read("beta/spare.toml").contains("host = \"beta\""));
         let alpha = scratch.0.join("out/alpha");
         assert!(!alpha.join("corosync.conf").exists() && !alpha.join("authkey").exists());
+        assert!(scratch.read("alpha/uidgid").contains("uid: spare"));
     }
 
     #[test]

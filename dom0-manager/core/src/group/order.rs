@@ -5,6 +5,7 @@ use crate::bugs::{planted, Bug};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::Request;
+use spare_protocol::http::essence;
 use spare_protocol::{Class, Hash, Position, SeatId};
 
 impl Group {
@@ -19,7 +20,7 @@ impl Group {
         }
         *last = request.id.number;
         if let Some(key) = request.key.filter(|_| !planted(Bug::KeysIgnored)) {
-            let digest = Hash::of(&request.request);
+            let digest = essence(&request.request);
             if let Some(used) = self.keys.get(&key) {
                 let id = request.id;
                 self.event(

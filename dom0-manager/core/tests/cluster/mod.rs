@@ -6,6 +6,7 @@ use bytes::Bytes;
 use spare_core::{Config, Core, Input, KeptReplica, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId};
+use spare_protocol::http::essence;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -254,7 +255,7 @@ impl Cluster {
             last: log.last().cloned(),
             keys: log
                 .iter()
-                .filter_map(|r| Some((r.key?, Hash::of(&r.request), r.position, r.time_us)))
+                .filter_map(|r| Some((r.key?, essence(&r.request), r.position, r.time_us)))
                 .collect(),
             numbers: log.iter().map(|r| r.id).collect(),
             ..self.disks[index].clone()

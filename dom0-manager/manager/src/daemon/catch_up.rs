@@ -1,6 +1,7 @@
 //! Opens the stores; where this host has one that is damaged, or too old to go on from, the newest snapshot of
 //! another host takes its place first.
 
+use crate::admin::Door;
 use crate::config::Config;
 use crate::peers::{Fetched, Network, Source};
 use crate::stores::{self, Opened, Replacement, Stores};
@@ -12,11 +13,12 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Opens the stores of this host's seats, for replicas of `image`; the agent has those that are named. Waits for
-/// another host if it must.
+/// another host if it must; `door` hears of it.
 pub(super) async fn open(
     config: &Config,
     (image, replicas): (Hash, Vec<String>),
     network: Option<&Network>,
+    door: &Door,
 ) -> Result<Stores> {
     loop {
         let (opening, replicas) = (config.clone(), replicas.clone());
@@ -30,7 +32,11 @@ pub(super) async fn open(
             replacement.why
         );
         let network = network.context("there is no other host to ask for a snapshot")?;
-        let fetched = fetch(&replacement, network.sources()).await;
+        let why = &replacement.why;
+        door.waits_for(format!(
+            "{why}; this host begins with a snapshot of another one"
+        ));
+        let fetched = fetch(&replacement, network.sources(), door).await;
         let put = move || replacement.put_in_place(fetched.as_ref());
         tokio::task::spawn_blocking(put).await??;
         tracing::info!("the snapshot is in its place");
@@ -38,7 +44,7 @@ pub(super) async fn open(
 }
 
 /// Asks one host after the other until one has given everything.
-async fn fetch(replacement: &Replacement, sources: Vec<Source>) -> Option<Fetched> {
+async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> Option<Fetched> {
     let fits = |source: &&Source| match &replacement.sources {
         Some(seats) => seats.contains(&SeatId(source.seat())),
         None => true,
@@ -55,7 +61,9 @@ async fn fetch(replacement: &Replacement, sources: Vec<Source>) -> Option<Fetche
         }
         // Told once, not with every attempt.
         if found != told {
-            tracing::warn!("waiting for a snapshot: {}", found.join("; "));
+            let text = format!("waiting for a snapshot: {}", found.join("; "));
+            tracing::warn!("{text}");
+            door.waits_for(format!("{}; {text}", replacement.why));
             told = found;
         }
         tokio::time::sleep(RETRY).await;

@@ -152,6 +152,14 @@ impl Fencing {
         Ok(())
     }
 
+    /// Who is missing, if there is no quorum without them; in words.
+    pub(crate) fn without_quorum(&self) -> Option<String> {
+        let membership = self.guard.memberships().borrow().clone();
+        let names: Vec<&str> = membership.missing.iter().map(|m| self.name(*m)).collect();
+        let waits = membership.ring > 0 && !membership.primary && !names.is_empty();
+        waits.then(|| format!("there is no quorum without host {}", names.join(", ")))
+    }
+
     fn name(&self, seat: u16) -> &str {
         let host = self.hosts.iter().find(|h| h.seat == seat);
         host.map_or("?", |h| &h.name)

@@ -22,6 +22,8 @@ pub(crate) struct Snapshot {
     pub(crate) can_decide: bool,
     pub(crate) replicas: Vec<spare_core::replica::ReplicaView>,
     pub(crate) standing: Standing,
+    /// Whom it waits for, in words.
+    pub(crate) waits_for: String,
     /// The members of the primary view.
     pub(crate) view: Vec<SeatId>,
     /// Every seat has everything up to here, and it is on disk here that it does.

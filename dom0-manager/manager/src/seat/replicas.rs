@@ -271,7 +271,8 @@ async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream> {
         });
         match opened.await {
             Ok(stream) => return agent::stream(stream),
-            Err(error) if tries >= CHANNEL_TRIES => {
+            // It was destroyed meanwhile: it comes back no more.
+            Err(error) if tries >= CHANNEL_TRIES || agent::is_unknown_replica(&error) => {
                 return Err(explain(error)).context("its channel cannot be opened");
             }
             Err(_) => tokio::time::sleep(CHANNEL_RETRY).await,

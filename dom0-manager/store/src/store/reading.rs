@@ -6,7 +6,8 @@ use crate::journal::decode_record;
 use crate::keeper::read_replies;
 use crate::snapshot::KeptReply;
 use spare_protocol::group::DecidedRequest;
-use spare_protocol::{Hash, Position};
+use spare_protocol::http::essence;
+use spare_protocol::Position;
 
 impl Store {
     /// The record of `position`, durable or not; none above the last one. Reads the disk.
@@ -67,7 +68,7 @@ impl Store {
             Ok(Some(record)) => {
                 return Ok(record.key.map(|key| KeptReply {
                     key,
-                    request: Hash::of(&record.request),
+                    request: essence(&record.request),
                     position,
                     time_us: record.time_us,
                     outcome: record.outcome,

@@ -7,6 +7,7 @@ use crate::journal::{decode_record, Reader, RecordIn};
 use crate::keeper::read_replies;
 use crate::snapshot::Manifest;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::http::essence;
 use spare_protocol::{Hash, Position, SeatId};
 use std::collections::BTreeMap;
 
@@ -83,7 +84,7 @@ impl Resumed {
                 let number = numbers.entry(record.id.seat).or_default();
                 *number = (*number).max(record.id.number);
                 if let Some(key) = record.kept_key() {
-                    let request = Hash::of(record.request);
+                    let request = essence(record.request);
                     self.keys.push((key, request, position, record.time_us));
                 }
                 if position == end {
