@@ -32,7 +32,7 @@ pub(crate) enum Shape {
 
 /// A test over a lab, which is in order when it begins.
 pub(crate) fn trial(name: &str, test: fn(&Lab) -> Result<()>) -> Trial {
-    timed(name, Shape::Witness, move |lab| test(lab))
+    timed(name, Shape::Witness, test)
 }
 
 /// What a test does with the service.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use spare_core::{DecidedRequest, PrimaryView, Resume, ViewId};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::RequestId;
-use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
+use spare_protocol::{Class, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::rc::Rc;
