@@ -8,6 +8,7 @@
 //! [`guarded`] adds to an engine that its members may go on without hosts that were fenced.
 
 pub mod corosync;
+pub mod decoders;
 pub mod guarded;
 pub mod local;
 

@@ -18,6 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, Semaphore};
 
 pub use crate::guest::understood;
+pub use crate::peers::decoded as peer_stream;
+pub use crate::peers::PeerStream;
 
 /// The configuration file: what is wrong with it, in words.
 ///

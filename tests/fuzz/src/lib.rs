@@ -22,6 +22,10 @@
 //! | `agreed_headers` | the demo's agreed time, seed and class | shim | 16 × + 4 KiB | a time that is read can be shown |
 //! | `group_message` | `Envelope`, `GroupMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `peer_message` | `PeerMessage` | peer | 16 × + 4 MiB | round trip |
+//! | `peer_link` | frames of managers' connections, `LinkMessage` | peer | 40 × + 6 MiB | same messages however bytes arrive |
+//! | `peer_snapshot` | questions about snapshots and their answers | peer | 40 × + 6 MiB | same messages however bytes arrive |
+//! | `ring_packets` | the engine's packets in Corosync: batches, parts, claims | peer | 32 × + 4 KiB | no more comes out than went in; claims round trip |
+//! | `corosync_conf` | a `corosync.conf` that is there already | operator | 400 × + 16 KiB | a cluster that is accepted has hosts |
 //! | `manager_frames` | `ToGuest`, the shim's `Session` | manager | 80 × + 1 KiB | same arrivals however bytes arrive; round trip |
 //! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 256 × + 4 KiB | round trip; merged with itself canonical; one root |
 //! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |
@@ -57,6 +61,7 @@ pub mod host;
 pub mod manager;
 pub mod meter;
 pub mod operator;
+pub mod peers;
 pub mod protocol;
 pub mod script;
 pub mod seeds;
@@ -121,6 +126,10 @@ pub const TARGETS: &[Target] = &[
         protocol::peer_message,
         protocol::PEER_MESSAGE,
     ),
+    target("peer_link", peers::peer_link, peers::STREAM),
+    target("peer_snapshot", peers::peer_snapshot, peers::STREAM),
+    target("ring_packets", peers::ring_packets, peers::PACKETS),
+    target("corosync_conf", peers::corosync_conf, peers::CONF),
     target(
         "manager_frames",
         protocol::manager_frames,

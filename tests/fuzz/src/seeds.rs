@@ -48,6 +48,10 @@ pub fn of(target: &str) -> Vec<Seed> {
         )]),
         "group_message" => generated(&group::envelope(), 16),
         "peer_message" => generated(&group::peer_message(), 6),
+        "peer_link" => peer_link(),
+        "peer_snapshot" => peer_snapshot(),
+        "ring_packets" => ring_packets(),
+        "corosync_conf" => texts(&[("two", COROSYNC_CONF), ("cut", "nodelist {\n node {\n")]),
         "manager_frames" => manager_frames(),
         "update" => updates(),
         "agreed_state" => vec![("three".into(), agreed_state())],
@@ -97,6 +101,69 @@ pub fn of(target: &str) -> Vec<Seed> {
         ]),
         other => panic!("the target {other} has no seeds"),
     }
+}
+
+const COROSYNC_CONF: &str = "totem {\n version: 2\n cluster_name: others\n transport: knet\n \
+    crypto_cipher: aes256\n crypto_hash: sha256\n}\nnodelist {\n node {\n  name: a\n  nodeid: 1\n  \
+    ring0_addr: 10.0.0.1\n }\n node {\n  name: b\n  nodeid: 2\n  ring0_addr: 10.0.0.2\n }\n}\nquorum {\n \
+    provider: corosync_votequorum\n device {\n  model: net\n  net {\n   host: 10.0.0.3\n  }\n }\n}\n";
+
+/// A message on managers' connections.
+fn peer_frame(kind: u8, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(1 + content.len()).unwrap_or(u32::MAX);
+    let mut frame = length.to_le_bytes().to_vec();
+    frame.push(kind);
+    frame.extend_from_slice(content);
+    frame
+}
+
+fn peer_link() -> Vec<Seed> {
+    let messages = examples(&group::peer_message(), 6);
+    let frames: Vec<Vec<u8>> = messages.iter().map(|m| peer_frame(0, &encode(m))).collect();
+    let log_begins = peer_frame(1, &encode(&Position(300)));
+    named(&[
+        ("messages", frames.concat()),
+        ("log-begins", log_begins.clone()),
+        ("cut", log_begins[..5].to_vec()),
+        ("long", vec![255; 4]),
+    ])
+}
+
+fn peer_snapshot() -> Vec<Seed> {
+    let questions = [peer_frame(0, &[]), peer_frame(1, &[7; 32])].concat();
+    let answers = [
+        peer_frame(0, &encode(&Bytes::from_static(b"manifest"))),
+        peer_frame(1, &encode(&Bytes::from_static(b"chunk"))),
+        peer_frame(2, &[]),
+        peer_frame(3, &encode("no")),
+    ];
+    named(&[("questions", questions), ("answers", answers.concat())])
+}
+
+/// A packet of the engine: version, kind, membership, number, and what belongs to the kind.
+fn ring_packet(kind: u8, number: u64, content: &[u8]) -> (u8, Vec<u8>) {
+    let head = [&[1, kind][..], &5u64.to_le_bytes(), &number.to_le_bytes()].concat();
+    (0, [&head, content].concat())
+}
+
+fn ring_packets() -> Vec<Seed> {
+    let batch = ring_packet(1, 0, b"\x03\0\0\0one\0\0\0\0\x03\0\0\0two");
+    let part = |number, offset: u32, bytes: &[u8]| {
+        let place = [7u32.to_le_bytes(), offset.to_le_bytes()].concat();
+        ring_packet(2, number, &[&place, bytes].concat())
+    };
+    let peers = [1u32.to_le_bytes(), 99u32.to_le_bytes()].concat();
+    let claim = [&[0, 0, 1][..], &[1; 32], &1u16.to_le_bytes(), &peers].concat();
+    let ping = ring_packet(4, 3, &[]);
+    named(&[
+        (
+            "messages",
+            script(&[batch, part(1, 0, b"long"), part(2, 4, b"est"), ping]),
+        ),
+        ("claim", script(&[ring_packet(3, 0, &claim)])),
+        ("gap", script(&[part(4, 4, b"est")])),
+        ("version", script(&[(0, vec![2; 18])])),
+    ])
 }
 
 fn named(seeds: &[(&str, Vec<u8>)]) -> Vec<Seed> {

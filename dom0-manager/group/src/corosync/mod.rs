@@ -58,6 +58,53 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver};
 
+/// For [`crate::decoders`]: the bytes of the messages in these packets, which one sender sent in one membership, up to
+/// the first packet that is none or does not follow.
+///
+/// # Panics
+/// When a claim changes on its way.
+#[must_use]
+pub fn taken_apart<'a>(packets: impl Iterator<Item = &'a [u8]>) -> usize {
+    let mut incoming = fragments::Incoming::default();
+    let mut length = 0;
+    for packet in packets {
+        let Ok(packet) = wire::decode(Bytes::copy_from_slice(packet)) else {
+            break;
+        };
+        let taken = match packet {
+            wire::Packet::Batch {
+                number, messages, ..
+            } => (incoming.count(number))
+                .and_then(|()| incoming.whole())
+                .map(|()| messages.iter().map(Bytes::len).sum()),
+            wire::Packet::Part {
+                number,
+                total,
+                offset,
+                bytes,
+                ..
+            } => (incoming.count(number))
+                .and_then(|()| incoming.part(total, offset, &bytes))
+                .map(|message| message.map_or(0, |m| m.len())),
+            wire::Packet::Claim(claim) => {
+                let again = wire::decode(wire::claim(&claim).into());
+                assert_eq!(
+                    again,
+                    Ok(wire::Packet::Claim(claim)),
+                    "it changed on its way"
+                );
+                Ok(0)
+            }
+            wire::Packet::Ping(_) => Ok(0),
+        };
+        match taken {
+            Ok(bytes) => length += bytes,
+            Err(_) => break,
+        }
+    }
+    length
+}
+
 /// What this member sent and Corosync did not deliver yet: far above what admission lets be under way.
 const OUTGOING_BYTES_MAX: usize = 256 << 20;
 /// `corosync-qdevice` notices with its default settings that its witness is gone after at most twice its

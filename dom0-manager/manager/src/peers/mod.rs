@@ -29,6 +29,28 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+/// For [`crate::decoders`]: which messages stand in a stream from another manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerStream {
+    /// Those for cores.
+    Link,
+    /// Questions about snapshots.
+    Questions,
+    /// Answers to such.
+    Answers,
+}
+
+/// For [`crate::decoders`]: the messages of a stream that arrives in pieces, encoded again, up to the first that
+/// is none; and whether there was none such.
+#[must_use]
+pub fn decoded(kind: PeerStream, stream: &[u8], piece_bytes: usize) -> (Vec<Vec<u8>>, bool) {
+    match kind {
+        PeerStream::Link => frame::decoded::<link::LinkMessage>(stream, piece_bytes),
+        PeerStream::Questions => frame::decoded::<snapshot::Ask>(stream, piece_bytes),
+        PeerStream::Answers => frame::decoded::<snapshot::Given>(stream, piece_bytes),
+    }
+}
+
 /// The ways to all seats but those that nothing is sent to.
 #[derive(Default)]
 pub(crate) struct Peers {

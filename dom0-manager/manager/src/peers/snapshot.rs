@@ -28,7 +28,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// A question.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Ask {
+pub(super) enum Ask {
     /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
     Manifest,
     Chunk(Hash),
@@ -36,7 +36,7 @@ enum Ask {
 
 /// An answer, in the order of the questions.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Given {
+pub(super) enum Given {
     Manifest(Bytes),
     Chunk(Bytes),
     /// There is no snapshot: the log begins with the first request.
