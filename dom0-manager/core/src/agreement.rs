@@ -178,7 +178,6 @@ impl Core {
         self.agreed_epoch = record.epoch;
         if !self.config.durable {
             self.stored = self.agreed;
-            self.progress_waits = true;
         }
         if self.deadlines.is_set(Timer::Fetch(record.position)) {
             self.deadlines.cancel(Timer::Fetch(record.position));
@@ -209,7 +208,6 @@ impl Core {
     pub(crate) fn is_stored(&mut self, position: Position) {
         self.stored = self.stored.max(position.min(self.agreed));
         if self.config.durable {
-            self.progress_waits = true;
             self.announce_soon();
         }
         self.become_member();

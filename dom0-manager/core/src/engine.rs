@@ -117,8 +117,6 @@ pub struct Core {
     pub(crate) executes_since: BTreeMap<ReplicaId, Micros>,
 
     pub(crate) outbox: Votes,
-    /// Replies wait until the others know what is on disk here.
-    pub(crate) progress_waits: bool,
     /// Empty; kept for its memory.
     pub(crate) events: Vec<EventSlot>,
     pub(crate) out: Vec<Output>,
@@ -186,7 +184,6 @@ impl Core {
             latencies: Latencies::default(),
             executes_since: BTreeMap::new(),
             outbox: Votes::default(),
-            progress_waits: false,
             events: Vec::new(),
             out: Vec::new(),
             config,

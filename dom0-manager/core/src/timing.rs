@@ -295,7 +295,6 @@ impl Core {
 
     pub(crate) fn announce(&mut self) {
         self.deadlines.cancel(Timer::Announce);
-        self.progress_waits = false;
         if !self.group.view.contains_key(&self.config.me) || !self.live {
             return;
         }
@@ -318,7 +317,7 @@ impl Core {
         if self.config.batch_delay == Micros(0) {
             self.send_batch();
         }
-        if !self.outbox.votes.is_empty() || !self.outbox.roots.is_empty() || self.progress_waits {
+        if !self.outbox.votes.is_empty() || !self.outbox.roots.is_empty() {
             self.announce();
         }
     }
