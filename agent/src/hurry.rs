@@ -64,44 +64,45 @@ impl Hurry {
 
     fn grant(&self, pid: u32, priority: impl Fn(&str) -> i32) -> std::io::Result<()> {
         let process = pids::open(pid)?;
-        let until = Instant::now() + self.span;
-        self.lock().insert(pid, until);
         let hurry = self.clone();
-        // Who takes it back is there first.
+        // Who takes it back is there first, and waits for the lock: nobody keeps real time by a race.
+        let mut ends = self.lock();
+        ends.insert(pid, Instant::now() + self.span);
         std::thread::Builder::new()
             .name("hurry".to_owned())
             .spawn(move || {
                 std::thread::sleep(hurry.span);
-                if hurry.is_over(pid)
-                    && !matches!(pids::wait(&process, PollTimeout::ZERO), Ok(true))
-                {
-                    hurry.end(pid);
+                let mut ends = hurry.lock();
+                // It may have got more meanwhile.
+                if ends.get(&pid).is_some_and(|until| *until <= Instant::now()) {
+                    ends.remove(&pid);
+                    if !matches!(pids::wait(&process, PollTimeout::ZERO), Ok(true)) {
+                        take_back(pid);
+                    }
                 }
             })?;
         pids::set_realtime(pid, priority)
     }
 
-    /// Whether the process's time is up: it may have got more meanwhile.
-    fn is_over(&self, pid: u32) -> bool {
-        let ends = self.lock();
-        ends.get(&pid).is_some_and(|until| *until <= Instant::now())
-    }
-
     /// The process is ordinary again, if it was not.
     pub(crate) fn end(&self, pid: u32) {
-        if self.lock().remove(&pid).is_none() {
-            return;
-        }
-        match pids::set_ordinary(pid) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!("cannot take real time from process {pid}: {e}");
-            }
-            _ => {}
+        let mut ends = self.lock();
+        if ends.remove(&pid).is_some() {
+            take_back(pid);
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u32, Instant>> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn take_back(pid: u32) {
+    match pids::set_ordinary(pid) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("cannot take real time from process {pid}: {e}");
+        }
+        _ => {}
     }
 }
 
