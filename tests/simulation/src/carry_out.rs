@@ -1,17 +1,16 @@
 //! What the outputs of a core lead to.
 
+mod notices;
+
 use crate::guest::{Guest, Work};
 use crate::host::Call;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
-use crate::invariants::{
-    acknowledged_survives::AcknowledgedSurvives, applied_once, correct_never_convicted,
-    correct_pages, fresh_base, no_stale_state, recovery_keeps_quorum, updates_agreed,
-};
+use crate::invariants::{applied_once, correct_pages, updates_agreed};
 use crate::network::{seat, Item};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, World};
-use spare_core::{ConvictionBasis, Input, Notice, Output, Refusal, Standing};
+use spare_core::{Input, Output, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
@@ -604,200 +603,5 @@ impl World {
                 }
             }
         }
-    }
-
-    fn noticed(&mut self, host: usize, notice: Notice) {
-        match &notice {
-            Notice::Replica { replica, from, to } => {
-                let h = &mut self.hosts[host];
-                if to.is_some() {
-                    h.in_service.insert(*replica);
-                } else {
-                    h.in_service.remove(replica);
-                }
-                if *to == Some(ReplicaState::Successor) {
-                    h.successors.insert(*replica);
-                }
-                // Its recovery ended while this manager was away: a passive like any other.
-                if (*from, *to) == (Some(ReplicaState::Passive), Some(ReplicaState::Active)) {
-                    h.successors.remove(replica);
-                }
-                self.count_replica(*from, *to);
-            }
-            Notice::Standing { from, to } => {
-                self.coverage
-                    .count_named(&format!("standing {from:?} -> {to:?}"));
-                if looks_anew(*from, *to) {
-                    self.hosts[host].watch_anew();
-                }
-                if *to == Standing::CatchingUp {
-                    let h = &self.hosts[host];
-                    let verdict = no_stale_state::joins(host, h.disk.last(), h.safe);
-                    self.hold(verdict);
-                }
-                if *to == Standing::Serving {
-                    self.begins_to_serve(host);
-                }
-            }
-            Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { .. } => self.coverage.count("request helped -> aborted"),
-            Notice::Convicted {
-                replica,
-                position,
-                basis,
-                ..
-            } => {
-                let faulty = self.budget.was_faulty(*replica);
-                self.coverage.count(match basis {
-                    ConvictionBasis::Reply => "convicted: reply",
-                    ConvictionBasis::Update => "convicted: update",
-                    ConvictionBasis::Root { .. } => "convicted: root",
-                    ConvictionBasis::Channel(_) => "convicted: channel",
-                });
-                let verdict =
-                    correct_never_convicted::convicted(*replica, *position, basis, faulty);
-                self.hold(verdict);
-            }
-            Notice::Lost { reason, .. } => {
-                self.coverage.count(match reason {
-                    LossReason::VmStopped(_) => "lost: VM stopped",
-                    LossReason::Broken(_) | LossReason::ChannelStalled => "lost: broken",
-                    LossReason::ApplyTimeout => "lost: not up to date in time",
-                    LossReason::Hypervisor(_) => "lost: hypervisor",
-                    LossReason::SeatLost => "lost: seat lost",
-                    LossReason::Poisoned(_) => "lost: poisoned",
-                    LossReason::Recovered => "lost: recovered",
-                    LossReason::Surplus => "lost: surplus",
-                    LossReason::Forgotten => "lost: forgotten",
-                });
-            }
-            Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
-            Notice::RecoveryGivenUp { seat } => {
-                self.coverage.count("recovery given up");
-                // Those that stay are passives like any other.
-                if usize::from(seat.0) == host {
-                    self.hosts[host].successors.clear();
-                }
-            }
-            Notice::HandedOver { seat, .. } => {
-                self.coverage.count("recovery handed over");
-                if usize::from(seat.0) == host {
-                    self.handed_over(host);
-                }
-            }
-            Notice::CheckpointStable { position, root } => {
-                self.hosts[host].lies.stable(*position, *root);
-                self.coverage.count("checkpoint stable");
-            }
-            Notice::Scrubbed { .. } => {
-                self.coverage.count("scrub complete");
-                self.scrubbed |= self.phase == crate::world::Phase::Ending;
-            }
-            _ => {}
-        }
-        self.provoke(host, &notice);
-    }
-
-    fn count_replica(&mut self, from: Option<ReplicaState>, to: Option<ReplicaState>) {
-        let from = from.map_or_else(|| "nothing".to_owned(), |s| format!("{s:?}"));
-        let to = to.map_or_else(|| "gone".to_owned(), |s| format!("{s:?}"));
-        self.coverage
-            .count_named(&format!("replica {from} -> {to}"));
-    }
-
-    /// Replicas that left because of a recovery, in a step with these outputs: enough others are left at
-    /// that point of it.
-    pub(crate) fn check_replaced(&mut self, host: usize, outputs: &[Output]) {
-        let quorum = self.plan.config.quorum();
-        for (at, output) in outputs.iter().enumerate() {
-            let Output::Notice(Notice::Lost {
-                replica,
-                reason: LossReason::Recovered,
-            }) = output
-            else {
-                continue;
-            };
-            let mut usable = self.usable(host);
-            let mut later = outputs[at..].iter().skip_while(|o| {
-                !matches!(o, Output::Notice(Notice::Replica { replica: r, to: None, .. }) if r == replica)
-            });
-            later.next();
-            for output in later {
-                if let Output::Notice(Notice::Replica { from, to, .. }) = output {
-                    usable += usize::from(to.is_none());
-                    usable -= usize::from(*from == Some(ReplicaState::Building)).min(usable);
-                }
-            }
-            let verdict = recovery_keeps_quorum::replaced(*replica, usable, quorum);
-            self.hold(verdict);
-        }
-    }
-
-    fn usable(&self, host: usize) -> usize {
-        let replicas = self.hosts[host]
-            .core
-            .as_ref()
-            .map(spare_core::Core::replicas);
-        let replicas = replicas.unwrap_or_default();
-        let usable = replicas
-            .iter()
-            .filter(|r| r.state != ReplicaState::Building);
-        usable.count()
-    }
-
-    /// A manager records a decision of its view.
-    fn decides(&mut self, host: usize) {
-        let h = &mut self.hosts[host];
-        let Some(core) = h
-            .core
-            .as_ref()
-            .filter(|c| c.standing() == Standing::Serving)
-        else {
-            return;
-        };
-        let epoch = core.epoch();
-        if h.decides_in != epoch {
-            h.decides_in = epoch;
-            let verdict = self.checks.views.decides(host, epoch, &core.view());
-            self.hold(verdict);
-        }
-    }
-
-    fn handed_over(&mut self, host: usize) {
-        let h = &self.hosts[host];
-        let Some(core) = &h.core else {
-            return;
-        };
-        let fresh = core.replicas().into_iter().filter(|r| {
-            usize::from(r.replica.seat.0) == host
-                && matches!(r.state, ReplicaState::Active | ReplicaState::Passive)
-        });
-        let verdicts: Vec<_> = fresh
-            .filter_map(|r| h.guests.get(&r.replica))
-            .map(|g| {
-                let unverified = h.successors.contains(&g.replica) && g.roots == 0;
-                fresh_base::handed_over(g.replica, g.executions, unverified)
-            })
-            .collect();
-        for verdict in verdicts {
-            self.hold(verdict);
-        }
-    }
-
-    fn begins_to_serve(&mut self, host: usize) {
-        let h = &self.hosts[host];
-        let (Some(core), Some(ring)) = (&h.core, h.told_ring) else {
-            return;
-        };
-        let acknowledged = Position(self.network.rings[ring].acknowledged);
-        let verdict = AcknowledgedSurvives::serves(host, core.ordered(), acknowledged);
-        let fresh = no_stale_state::serves(
-            host,
-            h.disk.last(),
-            |p| h.disk.record(p).map(|r| r.digest),
-            |p| self.checks.order.fixed(p),
-        );
-        self.hold(verdict);
-        self.hold(fresh);
     }
 }
