@@ -1,11 +1,13 @@
 //! The tables of the store, in the embedded engine redb: snapshots' manifests and chunks, and what is known
 //! of the seat's replicas. (The log is not in it: `docs/store.md` tells why, with figures.)
 //!
-//! Every value is checked when it is read, chunks and manifests against their BLAKE3 hash: the engine
-//! checks its pages after a crash only. Commits are in two phases: they are rare, opening takes no time
-//! then, and a flipped bit costs what it hits instead of the file.
+//! Every value is checked when it is read, chunks and manifests against their BLAKE3 hash; and what the engine
+//! reads for itself, to find its way or to change something, is checked below it (`blocks`): it checks its
+//! pages after a crash only. Commits are in two phases: they are rare, opening takes no time then, and a flipped
+//! bit costs what it hits instead of the file.
 
-use crate::disk::{Disk, DiskFile};
+use crate::blocks::{leniently, Blocks};
+use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, StoreError};
 use crate::segment::FORMAT_VERSION;
 use redb::{
@@ -20,10 +22,14 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The engine's file.
-pub(crate) const FILE: &str = "state.redb";
+/// The engine's file, in blocks.
+pub(crate) const FILE: &str = "state.blocks";
 /// Its name while it is being made.
-const UNBORN: &str = "state.redb.new";
+const UNBORN: &str = "state.blocks.new";
+/// Stores once had it as the engine writes it.
+pub(crate) const UNVERIFIED: &str = "state.redb";
+/// How much of it is converted at once.
+const PORTION: u64 = 1 << 20;
 /// Memory for its pages: chunks are read and written in order, once.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -34,8 +40,11 @@ const REPLICAS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("replicas
 const VERSION: &str = "version";
 const IMAGE: &str = "image";
 
-/// A file of the store as the engine wants it.
-struct Backend(Arc<dyn DiskFile>, bool);
+/// A file of the store as the engine wants it; with `memory`, never synced.
+struct Backend {
+    blocks: Blocks,
+    memory: bool,
+}
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,26 +54,26 @@ impl fmt::Debug for Backend {
 
 impl redb::StorageBackend for Backend {
     fn len(&self) -> io::Result<u64> {
-        self.0.len()
+        self.blocks.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, out)
+        self.blocks.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.blocks.set_len(len)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.1 {
-            return Ok(());
-        }
-        self.0.sync()
+        self.blocks.sync(|file| match self.memory {
+            true => Ok(()),
+            false => file.sync(),
+        })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_at(offset, data)
+        self.blocks.write(offset, data)
     }
 }
 
@@ -97,13 +106,17 @@ impl Engine {
     pub(crate) fn open(disk: &dyn Disk, memory: bool, image: Hash) -> Result<Engine, StoreError> {
         let path = disk.path().join(FILE);
         let names = disk.list().map_err(|e| failed(&path, e))?;
-        if names.iter().any(|n| n == FILE) {
+        let is_there = |name| names.iter().any(|n| n == name);
+        if is_there(UNVERIFIED) {
+            convert(disk, is_there(FILE)).map_err(|e| failed(&disk.path().join(UNVERIFIED), e))?;
+        }
+        if is_there(FILE) || is_there(UNVERIFIED) {
             let engine = Engine::open_file(disk, FILE, memory)?;
             engine.check_about(image)?;
             return Ok(engine);
         }
         // Under its name only once it is whole.
-        if names.iter().any(|n| n == UNBORN) {
+        if is_there(UNBORN) {
             disk.remove(UNBORN).map_err(|e| failed(&path, e))?;
         }
         let engine = Engine::open_file(disk, UNBORN, memory)?;
@@ -119,9 +132,10 @@ impl Engine {
         let path = disk.path().join(FILE);
         guarded(&path, || {
             let file = disk.open(name, true).map_err(|e| failed(&path, e))?;
+            let blocks = Blocks::open(file).map_err(|e| failed(&path, e))?;
             let database = Builder::new()
                 .set_cache_size(CACHE_BYTES)
-                .create_with_backend(Backend(file, memory))
+                .create_with_backend(Backend { blocks, memory })
                 .map_err(|e| failed(&path, e))?;
             Ok(Engine {
                 database: Some(database),
@@ -237,12 +251,14 @@ impl Engine {
         })
     }
 
-    /// Puts a chunk in its place again.
+    /// Puts a chunk in its place again. Its page holds the damaged one until then.
     pub(crate) fn put_chunk(&self, hash: Hash, bytes: &[u8]) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            let mut chunks = transaction.open_table(CHUNKS)?;
-            chunks.insert(&hash.0, bytes)?;
-            Ok(())
+        leniently(|| {
+            self.write(|transaction| {
+                let mut chunks = transaction.open_table(CHUNKS)?;
+                chunks.insert(&hash.0, bytes)?;
+                Ok(())
+            })
         })
     }
 
@@ -333,13 +349,14 @@ impl View {
                 what: what.to_owned(),
             })
         };
-        let read = guarded(&self.path, || {
+        let get = || {
             let found = self
                 .chunks
                 .get(&hash.0)
                 .map_err(|e| failed(&self.path, e))?;
             Ok(found.map(|bytes| bytes.value().to_vec()))
-        });
+        };
+        let read = leniently(|| guarded(&self.path, get));
         match read {
             Ok(Some(bytes)) if Hash::of(&bytes) == hash => Ok(bytes),
             Ok(Some(_)) => Err(damaged("its hash is another")),
@@ -352,6 +369,28 @@ impl View {
     pub(crate) fn has_chunk(&self, hash: Hash) -> bool {
         self.chunk(hash).is_ok()
     }
+}
+
+/// Makes blocks of the file that was there before there were any; it only goes when that is `done`.
+fn convert(disk: &dyn Disk, done: bool) -> io::Result<()> {
+    if !done {
+        let from = disk.open(UNVERIFIED, false)?;
+        let length = from.len()?;
+        let blocks = Blocks::open(disk.open(UNBORN, true)?)?;
+        blocks.set_len(0)?;
+        blocks.set_len(length)?;
+        let mut offset = 0;
+        while offset < length {
+            let mut portion = vec![0; (length - offset).min(PORTION) as usize];
+            from.read_at(offset, &mut portion)?;
+            blocks.write(offset, &portion)?;
+            offset += portion.len() as u64;
+        }
+        blocks.sync(|file| file.sync())?;
+        disk.rename(UNBORN, FILE)?;
+        disk.sync_names()?;
+    }
+    disk.remove(UNVERIFIED)
 }
 
 /// Runs a call of the engine. It panics where it reads what it never wrote; that is damage like any other.

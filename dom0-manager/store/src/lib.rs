@@ -3,6 +3,7 @@
 //! to the pristine image. `docs/store.md` tells formats and guarantees.
 
 pub mod agreed_state;
+mod blocks;
 #[doc(hidden)]
 pub mod decoders;
 pub mod disk;

@@ -4,7 +4,7 @@
 //! FOLDER/LOCK            held by the process that has the store open
 //! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
 //! FOLDER/log/synced      what is known to be durable (`journal`)
-//! FOLDER/state.redb      snapshots, chunks, replicas (`engine`)
+//! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
 //! FOLDER/evidence/       of convictions, written by the manager
 //! ```
 

@@ -53,7 +53,7 @@ const FAILURES: [Failure; 4] = [
     Failure {
         call: "sync",
         error: 5,
-        place: "seat-0/state.redb",
+        place: "seat-0/state.blocks",
         advice: HEALTH,
     },
 ];

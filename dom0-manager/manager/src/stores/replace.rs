@@ -325,7 +325,7 @@ mod tests {
     /// Cuts the store's tables short: they cannot be read.
     fn damage(config: &Config) {
         let folder = seat_folder(&config.store.directory, SeatId(1));
-        std::fs::write(folder.join("state.redb"), b"nothing that it ever wrote").expect("write");
+        std::fs::write(folder.join("state.blocks"), b"nothing that it ever wrote").expect("write");
     }
 
     #[test]

@@ -136,8 +136,10 @@ fn open_engine(
 
 fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
     let names = disk.list().map_err(io_at(disk.path(), "list the folder"))?;
-    if names.iter().any(|n| n == crate::engine::FILE) {
-        disk.remove(crate::engine::FILE)
+    let tables =
+        |name: &&String| [crate::engine::FILE, crate::engine::UNVERIFIED].contains(&name.as_str());
+    for name in names.iter().filter(tables) {
+        disk.remove(name)
             .map_err(io_at(disk.path(), "remove the tables in"))?;
     }
     Ok(())

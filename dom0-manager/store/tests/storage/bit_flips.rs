@@ -165,14 +165,14 @@ fn a_flipped_bit_in_the_tables_is_named_or_harmless() {
     };
     let mut random = Random::new(3);
     let mut named = 0;
-    let bytes = disk.bytes(0, "state.redb");
+    let bytes = disk.bytes(0, "state.blocks");
     let used: Vec<usize> = (0..bytes.len()).filter(|i| bytes[*i] != 0).collect();
     for _ in 0..flips {
         // Of a page that holds nothing a flipped bit costs nothing.
         let byte = used[random.below(used.len() as u64) as usize];
         let bit = byte * 8 + random.below(8) as usize;
         let flipped = disk.after_kill();
-        flipped.flip(0, "state.redb", bit);
+        flipped.flip(0, "state.blocks", bit);
         let Ok(opened) = open(&flipped) else {
             named += 1;
             continue;
