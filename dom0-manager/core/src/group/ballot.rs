@@ -41,6 +41,11 @@ impl Ballot {
         true
     }
 
+    /// As if it had not voted.
+    pub(crate) fn strike(&mut self, replica: ReplicaId) {
+        self.votes.retain(|(r, _)| *r != replica);
+    }
+
     pub(crate) fn has_voted(&self, replica: ReplicaId) -> bool {
         self.votes.iter().any(|(r, _)| *r == replica)
     }

@@ -193,10 +193,17 @@ impl Group {
         let mut touched: Vec<ReplicaId> = entry.missing.to_vec();
         if exclusive {
             touched.extend(entry.ballot.iter().map(|(r, _)| r));
+            // Their votes may be on their way.
+            touched.extend(entry.released.iter().copied());
         }
-        if exclusive {
-            // Their states contain what is aborted.
+        if exclusive && !planted(Bug::AbortKeepsTouched) {
+            // Their states contain what is aborted, and what they said of later requests is based on it.
             self.checkpoints.disown_from(position);
+            for (_, later) in self.entries.iter_mut_above(position) {
+                if later.decision.is_none() {
+                    touched.iter().for_each(|r| later.ballot.strike(*r));
+                }
+            }
         }
         self.notice(Notice::Aborted { position });
         self.end(position);

@@ -191,6 +191,9 @@ impl Group {
     pub(super) fn expect_no_more(&mut self, replica: ReplicaId) {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
+            if entry.missing.contains(&replica) && entry.decision.is_none() {
+                entry.released.push(replica);
+            }
             entry.missing.retain(|r| *r != replica);
             entry.held.retain(|r| *r != replica);
         }

@@ -86,6 +86,8 @@ pub(crate) struct Entry {
     pub(crate) ballot: Ballot,
     /// Whose votes are to come.
     pub(crate) missing: SmallVec<[ReplicaId; 4]>,
+    /// Whose votes are waited for no more; they may have executed it all the same, and voted.
+    pub(crate) released: SmallVec<[ReplicaId; 1]>,
     /// Who executes it only once somebody has: a replica died of it, perhaps.
     pub(crate) held: SmallVec<[ReplicaId; 1]>,
     pub(crate) decision: Option<Decision>,

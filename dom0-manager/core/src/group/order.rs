@@ -58,6 +58,7 @@ impl Group {
             request,
             ballot: Ballot::default(),
             missing: self.executing.clone(),
+            released: SmallVec::new(),
             held: self.following.clone(),
             decision: None,
             decided_in: 0,

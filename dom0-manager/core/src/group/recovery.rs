@@ -89,27 +89,29 @@ impl Group {
             (None, [first, second, ..]) => (*first, *second),
             _ => return,
         };
-        self.recovery = None;
-        let position = self.ordered();
         let leaving: Vec<ReplicaId> = self
             .members
             .keys()
             .filter(|r| r.seat == seat && **r != active && **r != passive)
             .copied()
             .collect();
+        let executes = |r: &ReplicaId| {
+            *r == old || self.members.get(r).is_some_and(|m| m.role == Role::Helping)
+        };
+        let (retiring, leaving): (Vec<_>, Vec<_>) = leaving.into_iter().partition(executes);
+        if self.members.len() < self.quorum() + leaving.len() {
+            // None of those can be spared before others are built.
+            return;
+        }
+        self.recovery = None;
+        let position = self.ordered();
         self.set_role(passive, Role::Passive);
         self.activate(active);
+        for replica in retiring {
+            self.set_role(replica, Role::Retiring(position));
+        }
         for replica in leaving {
-            let executes = replica == old
-                || self
-                    .members
-                    .get(&replica)
-                    .is_some_and(|m| m.role == Role::Helping);
-            if executes {
-                self.set_role(replica, Role::Retiring(position));
-            } else {
-                self.lost(replica, LossReason::Recovered);
-            }
+            self.lost(replica, LossReason::Recovered);
         }
         self.notice(Notice::HandedOver { seat, position });
         self.event(Event::RecoveryEnded(seat));

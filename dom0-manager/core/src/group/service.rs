@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId, SeatId};
+use std::collections::BTreeSet;
 
 /// What a replica does in the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,8 +147,13 @@ impl Group {
             self.activate(replica);
             self.remove_surplus_actives();
         }
-        self.remove_surplus_passives(seat);
+        let seats: BTreeSet<SeatId> = self.members.keys().map(|r| r.seat).collect();
+        for seat in seats {
+            self.remove_surplus_passives(seat);
+        }
         self.clear_other_seats();
+        // It may have been what a hand-over elsewhere waited for.
+        self.hand_over();
         // Votes that were not enough may be enough with a new replica to ask.
         self.tally_all();
     }
@@ -248,7 +254,9 @@ impl Group {
         let (awake, asleep): (Vec<_>, Vec<_>) = of_seat
             .filter(|(_, m)| waiting(m))
             .partition(|(_, m)| m.role == Role::Helping);
-        if !complete || recovering || actives + awake.len() + asleep.len() <= REPLICAS_PER_SEAT {
+        let spared = self.members.len() > self.quorum();
+        let surplus = actives + awake.len() + asleep.len() > REPLICAS_PER_SEAT;
+        if !complete || recovering || !surplus || !spared {
             return;
         }
         let least = asleep
