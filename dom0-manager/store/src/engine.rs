@@ -107,6 +107,10 @@ impl Engine {
         let path = disk.path().join(FILE);
         let names = disk.list().map_err(|e| failed(&path, e))?;
         let is_there = |name| names.iter().any(|n| n == name);
+        // Under its name only once it is whole.
+        if is_there(UNBORN) {
+            disk.remove(UNBORN).map_err(|e| failed(&path, e))?;
+        }
         if is_there(UNVERIFIED) {
             convert(disk, is_there(FILE)).map_err(|e| failed(&disk.path().join(UNVERIFIED), e))?;
         }
@@ -114,10 +118,6 @@ impl Engine {
             let engine = Engine::open_file(disk, FILE, memory)?;
             engine.check_about(image)?;
             return Ok(engine);
-        }
-        // Under its name only once it is whole.
-        if is_there(UNBORN) {
-            disk.remove(UNBORN).map_err(|e| failed(&path, e))?;
         }
         let engine = Engine::open_file(disk, UNBORN, memory)?;
         engine.check_about(image)?;
@@ -377,7 +377,6 @@ fn convert(disk: &dyn Disk, done: bool) -> io::Result<()> {
         let from = disk.open(UNVERIFIED, false)?;
         let length = from.len()?;
         let blocks = Blocks::open(disk.open(UNBORN, true)?)?;
-        blocks.set_len(0)?;
         blocks.set_len(length)?;
         let mut offset = 0;
         while offset < length {

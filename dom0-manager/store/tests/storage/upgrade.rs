@@ -150,6 +150,8 @@ fn a_store_of_the_previous_release_opens() {
     }
     for version in 1..=spare_store::FORMAT_VERSION {
         let path = copied(&example(version), &format!("version-{version}"));
+        // A conversion that a crash interrupted.
+        std::fs::write(path.join("state.blocks.new"), b"begun").expect("write");
         let (store, resumed, _) = open(&path, &options());
         assert_eq!(resumed.damage, []);
         assert_eq!(resumed.log.1, Position(56));
