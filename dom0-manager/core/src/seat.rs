@@ -209,7 +209,7 @@ impl Core {
         }
         let entry = self.group.entries.get(position);
         let decided = entry.and_then(|e| e.decision.filter(|_| !e.aborted));
-        let helped = entry.is_some_and(|e| e.help.is_some()) && decided.is_none();
+        let helped = entry.is_some_and(|e| e.help().is_some()) && decided.is_none();
         let Some(slot) = self.slots.get_mut(position) else {
             return;
         };

@@ -120,7 +120,7 @@ impl Core {
         };
         let silent: Vec<ReplicaId> = entry.missing.iter().copied().filter(had_time).collect();
         let waiting = silent.len() < entry.missing.len();
-        let (undecided, asked) = (entry.decision.is_none(), entry.help.is_some());
+        let (undecided, asked) = (entry.decision.is_none(), entry.help().is_some());
         let delivered = slot.delivered_at;
         for replica in silent {
             self.suspect(position, replica);
@@ -217,7 +217,7 @@ impl Core {
         let Some(entry) = self.group.entries.get(position) else {
             return;
         };
-        if entry.help.is_none() && !self.group.is_followed() {
+        if entry.help().is_none() && !self.group.is_followed() {
             return;
         }
         let helped: Vec<ReplicaId> = entry.ballot.iter().map(|(r, _)| r).collect();

@@ -97,7 +97,7 @@ impl Group {
         let mut open = self.entries.iter_mut_above(decided).map(|(_, e)| e);
         let suspect = open.find(|e| e.decision.is_none() && e.missing.contains(&replica));
         if let Some(entry) = suspect {
-            entry.fallen.push(replica);
+            entry.trouble_mut().fallen.push(replica);
         }
     }
 
@@ -110,8 +110,11 @@ impl Group {
         let mut waited_for = false;
         if let Some(entry) = self.entries.get_mut(position) {
             waited_for = entry.missing.contains(&replica);
-            if waited_for && !entry.silent.contains(&replica) {
-                entry.silent.push(replica);
+            if waited_for {
+                let silent = &mut entry.trouble_mut().silent;
+                if !silent.contains(&replica) {
+                    silent.push(replica);
+                }
             }
         }
         if planted(Bug::SilenceConvicts) {
@@ -165,14 +168,8 @@ impl Group {
 
     /// Whether f+1 replicas failed on a request: their VM or service died, or they are silent.
     pub(crate) fn is_poison(&self, position: Position) -> bool {
-        let Some(entry) = self.entries.get(position) else {
-            return false;
-        };
-        let silent = entry
-            .silent
-            .iter()
-            .filter(|r| !entry.fallen.contains(r) && !entry.ballot.has_voted(**r));
-        entry.decision.is_none() && entry.fallen.len() + silent.count() >= self.quorum()
+        let entry = self.entries.get(position);
+        entry.is_some_and(|e| e.decision.is_none() && e.failed() >= self.quorum())
     }
 
     /// `ABORT` was delivered: the request gets an error for an answer, and whoever may have been in the
@@ -194,7 +191,7 @@ impl Group {
         if exclusive {
             touched.extend(entry.ballot.iter().map(|(r, _)| r));
             // Their votes may be on their way.
-            touched.extend(entry.released.iter().copied());
+            touched.extend(entry.released());
         }
         if exclusive && !planted(Bug::AbortKeepsTouched) {
             // Their states contain what is aborted, and what they said of later requests is based on it.

@@ -5,7 +5,7 @@
 //! is ordered, each request as soon as another replica has survived it. Otherwise, while it stays awake
 //! for a next time, it is kept current and executes nothing: the actives decide the rest by themselves.
 
-use super::{Event, Group, Help, Role};
+use super::{Entry, Event, Group, Help, Role};
 use crate::io::Notice;
 use spare_protocol::{Position, ReplicaId};
 
@@ -22,7 +22,7 @@ impl Group {
     /// The votes on `position` cannot become f+1 equal ones by themselves.
     pub(super) fn want_help(&mut self, position: Position, needed: usize) {
         if let Some(entry) = self.entries.get_mut(position) {
-            entry.help = Some(Box::default());
+            entry.trouble_mut().help = Some(Help::default());
             self.helped.insert(position);
             self.notice(Notice::Mismatch { position });
             self.event(Event::HelpWanted { position, needed });
@@ -41,7 +41,7 @@ impl Group {
 
     /// The number of the next asking for a request.
     pub(crate) fn next_attempt(&self, position: Position) -> u32 {
-        let help = self.entries.get(position).and_then(|e| e.help.as_ref());
+        let help = self.entries.get(position).and_then(Entry::help);
         help.map_or(1, |h| h.attempt.saturating_add(1))
     }
 
@@ -53,8 +53,8 @@ impl Group {
         if entry.decision.is_some() {
             return;
         }
-        let unknown = entry.help.is_none();
-        let help = entry.help.get_or_insert_with(Box::<Help>::default);
+        let unknown = entry.help().is_none();
+        let help = entry.trouble_mut().help.get_or_insert_default();
         if attempt != help.attempt.saturating_add(1) {
             return;
         }
@@ -76,10 +76,7 @@ impl Group {
         let Some(entry) = self.entries.get(position) else {
             return false;
         };
-        let asked = entry
-            .help
-            .as_ref()
-            .is_some_and(|h| h.asked.contains(&replica));
+        let asked = entry.help().is_some_and(|h| h.asked.contains(&replica));
         let voted = entry.ballot.has_voted(replica)
             || entry.missing.contains(&replica)
             || entry.held.contains(&replica);
@@ -98,7 +95,7 @@ impl Group {
         if !self.may_help(replica, position, attempt) {
             return;
         }
-        let Some(help) = self.entries.get_mut(position).and_then(|e| e.help.as_mut()) else {
+        let Some(help) = self.entries.get_mut(position).and_then(Entry::help_mut) else {
             return;
         };
         let full = attempt == 1 && help.chosen >= usize::from(help.needed);
@@ -145,7 +142,7 @@ impl Group {
             if !open || entry.missing.contains(&replica) || entry.held.contains(&replica) {
                 continue;
             }
-            let doubtful = caution == Caution::Always || !entry.fallen.is_empty();
+            let doubtful = caution == Caution::Always || entry.fallen() > 0;
             if doubtful && entry.ballot.is_empty() {
                 entry.held.push(replica);
                 self.held.insert(p);
@@ -192,7 +189,7 @@ impl Group {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             if entry.missing.contains(&replica) && entry.decision.is_none() {
-                entry.released.push(replica);
+                entry.trouble_mut().released.push(replica);
             }
             entry.missing.retain(|r| *r != replica);
             entry.held.retain(|r| *r != replica);
@@ -203,7 +200,7 @@ impl Group {
     pub(super) fn ask_others(&mut self, gone: ReplicaId) {
         for position in self.helped.clone() {
             let was_asked = self.entries.get(position).is_some_and(|e| {
-                let asked = e.help.as_ref().is_some_and(|h| h.asked.contains(&gone));
+                let asked = e.help().is_some_and(|h| h.asked.contains(&gone));
                 asked && !e.ballot.has_voted(gone)
             });
             if was_asked {

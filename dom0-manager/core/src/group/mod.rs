@@ -15,6 +15,8 @@ mod help;
 mod keys;
 mod order;
 mod recovery;
+#[cfg(test)]
+mod scenarios;
 mod service;
 mod suspicion;
 mod views;
@@ -86,8 +88,6 @@ pub(crate) struct Entry {
     pub(crate) ballot: Ballot,
     /// Whose votes are to come.
     pub(crate) missing: SmallVec<[ReplicaId; 4]>,
-    /// Whose votes are waited for no more; they may have executed it all the same, and voted.
-    pub(crate) released: SmallVec<[ReplicaId; 1]>,
     /// Who executes it only once somebody has: a replica died of it, perhaps.
     pub(crate) held: SmallVec<[ReplicaId; 1]>,
     pub(crate) decision: Option<Decision>,
@@ -95,11 +95,55 @@ pub(crate) struct Entry {
     pub(crate) decided_in: u64,
     /// It was decided that it gets an error for an answer.
     pub(crate) aborted: bool,
-    pub(crate) help: Option<Box<Help>>,
+    /// What went wrong with it; nothing, as a rule.
+    trouble: Option<Box<Trouble>>,
+}
+
+/// What goes wrong with a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Trouble {
+    help: Option<Help>,
     /// Replicas whose VM or service died while they executed it.
-    pub(crate) fallen: SmallVec<[ReplicaId; 1]>,
+    fallen: Vec<ReplicaId>,
     /// Replicas that did not vote in time.
-    pub(crate) silent: SmallVec<[ReplicaId; 1]>,
+    silent: Vec<ReplicaId>,
+    /// Whose votes are waited for no more; they may have executed it all the same, and voted.
+    released: Vec<ReplicaId>,
+}
+
+impl Entry {
+    /// Help was asked for, or is wanted.
+    pub(crate) fn help(&self) -> Option<&Help> {
+        self.trouble.as_ref()?.help.as_ref()
+    }
+
+    fn help_mut(&mut self) -> Option<&mut Help> {
+        self.trouble.as_mut()?.help.as_mut()
+    }
+
+    fn trouble_mut(&mut self) -> &mut Trouble {
+        self.trouble.get_or_insert_default()
+    }
+
+    /// How many replicas died of it, perhaps.
+    fn fallen(&self) -> usize {
+        self.trouble.as_ref().map_or(0, |t| t.fallen.len())
+    }
+
+    /// How many replicas failed on it: they died, or did not vote in time and have not since.
+    fn failed(&self) -> usize {
+        let Some(trouble) = &self.trouble else {
+            return 0;
+        };
+        let silent = trouble.silent.iter();
+        let silent = silent.filter(|r| !trouble.fallen.contains(r) && !self.ballot.has_voted(**r));
+        trouble.fallen.len() + silent.count()
+    }
+
+    /// Whose votes are waited for no more though they were not in.
+    fn released(&self) -> &[ReplicaId] {
+        self.trouble.as_ref().map_or(&[], |t| &t.released)
+    }
 }
 
 /// A member of the primary view.

@@ -2,7 +2,6 @@
 
 use super::{Ballot, Decision, Entry, Event, Group, LATE_DECISIONS_MAX, UNANSWERED_KEPT};
 use crate::bugs::{planted, Bug};
-use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::Request;
 use spare_protocol::http::essence;
@@ -58,14 +57,11 @@ impl Group {
             request,
             ballot: Ballot::default(),
             missing: self.executing.clone(),
-            released: SmallVec::new(),
             held: self.following.clone(),
             decision: None,
             decided_in: 0,
             aborted: false,
-            help: None,
-            fallen: SmallVec::new(),
-            silent: SmallVec::new(),
+            trouble: None,
         });
         if !self.following.is_empty() {
             self.held.insert(position);

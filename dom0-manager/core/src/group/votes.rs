@@ -97,9 +97,9 @@ impl Group {
         let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
         if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
-        } else if entry.fallen.len() >= quorum {
+        } else if entry.fallen() >= quorum {
             self.event(Event::AbortWanted(position));
-        } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help.is_none() {
+        } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help().is_none() {
             self.want_help(position, quorum - most);
         }
     }
@@ -159,7 +159,7 @@ impl Group {
             .retain(|r| members.get(r).is_some_and(|m| m.role != Role::Helping));
         entry.held.clear();
         self.held.remove(&position);
-        if entry.help.is_some() {
+        if entry.help().is_some() {
             self.helped.remove(&position);
             self.notice(Notice::HelpEnded { position });
         }

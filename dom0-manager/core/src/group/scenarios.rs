@@ -1,0 +1,272 @@
+//! Bad runs that the simulator found, as the stream of ordered messages in which they happened.
+
+use super::{Group, Role, Rules};
+use crate::config::Resume;
+use bytes::Bytes;
+use spare_protocol::group::{
+    GroupMessage, LossReason, Request, RequestId, RootVote, ViewId, Vote, Votes,
+};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
+
+fn replica(seat: u16, generation: u32) -> ReplicaId {
+    ReplicaId {
+        seat: SeatId(seat),
+        generation,
+    }
+}
+
+/// A group of f+1 seats, each with its active (generation 1) and its passive (2).
+struct Stream {
+    group: Group,
+    requests: u64,
+}
+
+impl Stream {
+    fn begun(faults: u16) -> Stream {
+        let seats: Vec<SeatId> = (0..=faults).map(SeatId).collect();
+        let rules = Rules {
+            seats: seats.clone(),
+            quorum: seats.len(),
+            checkpoint_writes: 1,
+            suspicion_threshold: 100,
+            suspicion_window: 1000,
+            clock_ahead_max_us: 1_000_000,
+            key_lifetime_us: 1_000_000,
+            keys_max: 10,
+        };
+        let mut group = Group::resumed(rules, &Resume::default());
+        let first = ViewId { epoch: 1, ring: 1 };
+        group.begin_anew(SeatId(0), Position(0), first, &[]);
+        let mut stream = Stream { group, requests: 0 };
+        for seat in &seats[1..] {
+            let agreed = Position(0);
+            stream.say(seat.0, GroupMessage::Joined { ring: 1, agreed });
+        }
+        for seat in 0..=faults {
+            stream.built(seat, 1);
+            stream.built(seat, 2);
+        }
+        stream
+    }
+
+    fn say(&mut self, seat: u16, message: GroupMessage) {
+        self.group.deliver(SeatId(seat), u64::MAX, message);
+    }
+
+    /// It has the agreed state of now.
+    fn built(&mut self, seat: u16, generation: u32) {
+        let position = self.group.decided;
+        self.say(
+            seat,
+            GroupMessage::Built {
+                replica: replica(seat, generation),
+                position,
+                clean: true,
+            },
+        );
+    }
+
+    fn lost(&mut self, seat: u16, generation: u32) {
+        self.say(
+            seat,
+            GroupMessage::Lost {
+                replica: replica(seat, generation),
+                reason: LossReason::ApplyTimeout,
+            },
+        );
+    }
+
+    fn write(&mut self) -> Position {
+        self.requests += 1;
+        let request = Request {
+            id: RequestId {
+                seat: SeatId(0),
+                number: self.requests,
+            },
+            class: Class::Write,
+            key: None,
+            proposed_time_us: 1,
+            seed: [0; 32],
+            request: Bytes::from_static(b"a write"),
+        };
+        self.say(0, GroupMessage::Requests(vec![request]));
+        self.group.ordered()
+    }
+
+    fn votes(&mut self, seat: u16, generation: u32, position: Position, result: &str) {
+        let hash = Hash::of(result.as_bytes());
+        let vote = Vote {
+            position,
+            replica: replica(seat, generation),
+            reply: hash,
+            update: hash,
+        };
+        let votes = Votes {
+            votes: vec![vote],
+            ..Votes::default()
+        };
+        self.say(seat, GroupMessage::Votes(votes));
+    }
+
+    fn reports_root(&mut self, seat: u16, generation: u32, position: Position) {
+        let root = RootVote {
+            position,
+            replica: replica(seat, generation),
+            root: Hash::of(b"the agreed state"),
+        };
+        let votes = Votes {
+            roots: vec![root],
+            ..Votes::default()
+        };
+        self.say(seat, GroupMessage::Votes(votes));
+    }
+
+    fn is_silent(&mut self, seat: u16, generation: u32, position: Position) {
+        let votes = Votes {
+            suspected: vec![(replica(seat, generation), position)],
+            ..Votes::default()
+        };
+        self.say(seat, GroupMessage::Votes(votes));
+    }
+
+    /// These are woken to help with `position`.
+    fn help(&mut self, position: Position, attempt: u32, helpers: &[(u16, u32)]) {
+        let needed = u16::try_from(helpers.len()).expect("few");
+        self.say(
+            0,
+            GroupMessage::HelpMe {
+                position,
+                attempt,
+                needed,
+            },
+        );
+        for (seat, generation) in helpers {
+            let replica = replica(*seat, *generation);
+            self.say(
+                *seat,
+                GroupMessage::IDo {
+                    position,
+                    attempt,
+                    replica,
+                },
+            );
+        }
+    }
+
+    fn members(&self) -> Vec<ReplicaId> {
+        self.group.members.keys().copied().collect()
+    }
+
+    fn role(&self, seat: u16, generation: u32) -> Option<Role> {
+        let member = self.group.members.get(&replica(seat, generation));
+        member.map(|m| m.role)
+    }
+}
+
+/// Seed 244449850268337: votes from states that contain a write which was aborted afterwards decided the next
+/// one, and convicted a fresh, correct replica. One of them came from a replica that had executed the write while
+/// nobody waited for its vote any more.
+#[test]
+fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
+    let mut stream = Stream::begun(2);
+    let (poison, next) = (stream.write(), stream.write());
+    for seat in [0, 1] {
+        stream.votes(seat, 1, poison, "as it may have been");
+        stream.votes(seat, 1, next, "based on the aborted write");
+    }
+    // It executes the write, and is put to sleep before its vote is in.
+    stream.help(poison, 1, &[(0, 2)]);
+    stream.say(
+        0,
+        GroupMessage::Slept {
+            replica: replica(0, 2),
+        },
+    );
+    stream.help(poison, 2, &[(1, 2), (2, 2)]);
+    for (seat, generation) in [(2, 1), (1, 2), (2, 2)] {
+        stream.is_silent(seat, generation, poison);
+    }
+    stream.say(0, GroupMessage::Abort { position: poison });
+    assert_eq!(stream.group.decided, poison);
+    assert_eq!(stream.members(), [], "all of them may have executed it");
+    stream.votes(0, 2, next, "based on the aborted write");
+    let undecided = stream.group.entries.get(next).expect("it is kept");
+    assert!(undecided.decision.is_none() && undecided.ballot.is_empty());
+
+    for seat in 0..3 {
+        stream.built(seat, 3);
+    }
+    for seat in 0..3 {
+        stream.votes(seat, 3, next, "without it");
+    }
+    assert_eq!(stream.group.decided, next);
+    assert_eq!(stream.members(), [0, 1, 2].map(|seat| replica(seat, 3)));
+}
+
+/// Seed 94801782564177: a hand-over dropped a third fresh replica when only f+1 replicas were left in the whole
+/// group: f of them faulty, and nothing could be decided any more.
+#[test]
+fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
+    let mut stream = Stream::begun(3);
+    stream.say(0, GroupMessage::Recover { seat: SeatId(0) });
+    stream.lost(0, 2);
+    for generation in 3..=5 {
+        stream.built(0, generation);
+    }
+    for seat in 1..=3 {
+        stream.lost(seat, 2);
+        stream.lost(seat, 1);
+    }
+    assert_eq!(stream.members(), [1, 3, 4, 5].map(|g| replica(0, g)));
+    let checkpoint = stream.write();
+    for generation in [1, 3, 4, 5] {
+        stream.reports_root(0, generation, checkpoint);
+    }
+    assert_eq!(stream.members().len(), 4, "nobody can be spared");
+    assert!(stream.group.recovery.is_some());
+    // Another seat builds one: now there is one to spare.
+    stream.built(1, 3);
+    assert!(stream.group.recovery.is_none());
+    assert_eq!(stream.role(0, 3), Some(Role::Active));
+    assert_eq!(stream.role(0, 4), Some(Role::Passive));
+    assert_eq!(stream.role(0, 5), None);
+    assert!(matches!(stream.role(0, 1), Some(Role::Retiring(_))));
+}
+
+/// A recovery that was given up left a seat with three replicas: one of its fresh ones had become active beside one
+/// that stood in for another seat, and the next was not needed.
+#[test]
+fn a_recovery_that_is_given_up_leaves_no_replica_too_many() {
+    let mut stream = Stream::begun(1);
+    stream.say(0, GroupMessage::Recover { seat: SeatId(0) });
+    stream.built(0, 3);
+    stream.lost(1, 2);
+    stream.lost(1, 1);
+    let stands_in = replica(0, 2);
+    stream.say(0, GroupMessage::Compensate { replica: stands_in });
+    stream.lost(0, 1);
+    assert_eq!(stream.role(0, 2), Some(Role::Active));
+    assert_eq!(stream.role(0, 3), Some(Role::Active));
+    stream.built(0, 4);
+    assert_eq!(stream.role(0, 4), Some(Role::Successor));
+    let seat = SeatId(0);
+    stream.say(0, GroupMessage::RecoveryEnded { seat });
+    assert_eq!(stream.members(), [replica(0, 2), replica(0, 3)]);
+}
+
+/// A seat had one passive too many while none could be spared; nothing took it out when others were there.
+#[test]
+fn a_surplus_passive_goes_as_soon_as_it_can_be_spared() {
+    let mut stream = Stream::begun(3);
+    for seat in 1..=3 {
+        stream.lost(seat, 2);
+        stream.lost(seat, 1);
+    }
+    stream.built(0, 3);
+    stream.built(0, 4);
+    assert_eq!(stream.members().len(), 4);
+    stream.built(1, 3);
+    stream.built(2, 3);
+    let of_seat = |r: &ReplicaId| r.seat == SeatId(0);
+    assert_eq!(stream.members().into_iter().filter(of_seat).count(), 2);
+}
