@@ -129,6 +129,16 @@ impl Admin {
         Ok(())
     }
 
+    /// Tells the manager that a host's disk is gone for good.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached, or does not wait for that host.
+    pub async fn accept_loss(&self, host: &str) -> Result<(), AdminError> {
+        let path = format!("/v1/loss/accept?{}", form_encode(&[("host", host)]));
+        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
+        Ok(())
+    }
+
     /// Stops the service and destroys its replicas.
     ///
     /// # Errors

@@ -84,6 +84,14 @@ enum Command {
         #[command(subcommand)]
         what: Fence,
     },
+    /// A host that this one waits for (see `spare status`) has lost its disk for good: go on with what the others
+    /// have. What only HOST had on disk is lost, answered or not
+    AcceptLoss {
+        #[command(flatten)]
+        manager: Manager,
+        /// Its name in group.hosts
+        host: String,
+    },
     /// Stop the service and destroy its replicas
     Stop {
         #[command(flatten)]
@@ -202,6 +210,13 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             manager.connect().confirm_fence(&host).await?;
             print(&format!(
                 "the group goes on without host {host} once all other missing hosts are off too\n"
+            ))?;
+            Ok(true)
+        }
+        Command::AcceptLoss { manager, host } => {
+            manager.connect().accept_loss(&host).await?;
+            print(&format!(
+                "the group goes on without what host {host} had on disk, once it waits for no other\n"
             ))?;
             Ok(true)
         }

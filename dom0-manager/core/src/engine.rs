@@ -53,12 +53,14 @@ pub struct Core {
     pub(crate) standing: Standing,
     /// What it waits for, in words; empty if it does not.
     pub(crate) waits_for: String,
+    /// Of which seats.
+    pub(crate) awaits: Vec<SeatId>,
     /// It is a member of the primary view and has been without a break.
     pub(crate) live: bool,
     pub(crate) ring: u64,
     pub(crate) ring_members: Vec<SeatId>,
     pub(crate) syncs: BTreeMap<SeatId, Sync>,
-    /// Seats whose disks an operator gave up.
+    /// Of these, those whose disks an operator gave up.
     pub(crate) given_up: BTreeSet<SeatId>,
     /// Delivered in this ring, waiting for the group's state.
     pub(crate) backlog: VecDeque<(SeatId, Envelope)>,
@@ -145,6 +147,7 @@ impl Core {
             group,
             standing: Standing::Apart,
             waits_for: String::new(),
+            awaits: Vec::new(),
             live: false,
             ring: 0,
             ring_members: Vec::new(),
@@ -269,7 +272,10 @@ impl Core {
                 let seat = self.config.me;
                 self.multicast(GroupMessage::Recover { seat });
             }
-            Input::AcceptLoss { seats } => self.multicast(GroupMessage::AcceptLoss { seats }),
+            Input::AcceptLoss { seats } => {
+                let ring = self.ring;
+                self.multicast(GroupMessage::AcceptLoss { ring, seats });
+            }
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
         }
@@ -307,6 +313,12 @@ impl Core {
     #[must_use]
     pub fn waits_for(&self) -> &str {
         &self.waits_for
+    }
+
+    /// The seats that this manager waits for, which an operator may give up with [`Input::AcceptLoss`].
+    #[must_use]
+    pub fn awaits(&self) -> &[SeatId] {
+        &self.awaits
     }
 
     /// Whether this manager is in the primary view and f+1 replicas can vote.

@@ -42,6 +42,8 @@ impl Core {
         let from = std::mem::replace(&mut self.standing, to);
         if to != Standing::Waiting {
             self.waits_for.clear();
+            self.awaits.clear();
+            self.given_up.clear();
         }
         if from != to {
             self.notice(Notice::Standing { from, to });
@@ -100,9 +102,9 @@ impl Core {
     pub(crate) fn delivered(&mut self, from: SeatId, envelope: Envelope) {
         match envelope.message {
             GroupMessage::Sync(sync) => return self.sync(from, sync),
-            GroupMessage::AcceptLoss { seats } => {
-                self.given_up.extend(seats);
-                if self.standing == Standing::Waiting {
+            GroupMessage::AcceptLoss { ring, seats } => {
+                if self.standing == Standing::Waiting && ring == self.ring {
+                    self.given_up.extend(seats);
                     self.conclude();
                 }
                 return;
@@ -217,17 +219,22 @@ impl Core {
         let Some(last) = self.syncs.values().map(|s| s.view.clone()).max() else {
             return;
         };
+        // Who knows of no view at all has a new disk: what it acknowledged, perhaps alone, is not on it.
+        let durable = self.config.durable;
+        let blank = |s: &Sync| durable && s.view.id < last.id && s.view.id == ViewId::default();
+        let remembers = |s: &SeatId| self.syncs.get(s).is_some_and(|sync| !blank(sync));
         let absent: Vec<SeatId> = last
             .members
             .iter()
-            .filter(|s| !self.syncs.contains_key(s) && !self.given_up.contains(s))
+            .filter(|s| !remembers(s) && !self.given_up.contains(s))
             .copied()
             .collect();
         if !absent.is_empty() && !planted(Bug::StaleStateDecides) {
             return self.wait_for(&absent, "was in the newest primary view");
         }
         // Should all its members be given up, the best log of the others is what is left.
-        let a_member = |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat);
+        let a_member =
+            |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat) && remembers(seat);
         let any_member = self.syncs.iter().any(|s| a_member(&s));
         let candidates = self.syncs.iter().filter(|s| a_member(s) || !any_member);
         let base = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
@@ -238,11 +245,16 @@ impl Core {
 
     /// Without these seats nothing is decided, because of what is said of each.
     fn wait_for(&mut self, absent: &[SeatId], why: &str) {
-        let names: Vec<String> = absent.iter().map(ToString::to_string).collect();
+        let named = |s: &SeatId| match self.syncs.contains_key(s) {
+            true => format!("{s} (which is here with a new disk)"),
+            false => s.to_string(),
+        };
+        let names: Vec<String> = absent.iter().map(named).collect();
         self.waits_for = format!(
             "waiting for seat {}: it {why}, and only with it is it certain that nothing acknowledged is lost",
             names.join(", ")
         );
+        self.awaits = absent.to_vec();
         self.notice(Notice::Alarm(self.waits_for.clone()));
         self.interrupt();
         self.stand(Standing::Waiting);

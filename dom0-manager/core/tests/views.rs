@@ -6,6 +6,7 @@ mod cluster;
 use cluster::{config, Cluster};
 use spare_core::{Config, Core, Input, Notice, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
+use spare_protocol::group::{Envelope, GroupMessage};
 use spare_protocol::{Class, SeatId};
 
 /// Three seats for f = 1: two with replicas, one spare.
@@ -166,6 +167,71 @@ fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
     give_up_seat_0(&mut cluster);
     assert_eq!(cluster.cores[1].standing(), Standing::Serving);
     assert_serves_after_the_loss(&mut cluster);
+}
+
+/// The last to serve served alone; then its disk is lost, and it comes back with a new one. What the others have on
+/// theirs is not what was acknowledged last: they must not go on with it unless an operator says so.
+#[test]
+fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    });
+    cluster.load(31);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.load(30);
+    assert_eq!(cluster.logs[0].len(), 61);
+    cluster.crash(0);
+    cluster.lose_disk(0);
+    for seat in 0..2 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(5000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Waiting);
+        assert_eq!(core.awaits(), [SeatId(0)]);
+        assert!(
+            core.waits_for().contains("new disk"),
+            "{}",
+            core.waits_for()
+        );
+    }
+    give_up_seat_0(&mut cluster);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.awaits(), []);
+    }
+    assert_eq!(
+        cluster.logs[0], cluster.logs[1],
+        "the log of seat 1 is the best that is left"
+    );
+    assert_eq!(cluster.logs[0].len(), 31);
+    assert_serves_after_the_loss(&mut cluster);
+}
+
+/// An operator's word is about what is waited for now.
+#[test]
+fn a_loss_that_was_accepted_in_another_ring_means_nothing() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.crash(0);
+    cluster.crash(1);
+    cluster.restart(1);
+    cluster.form_ring(&[1], true);
+    cluster.run_for(1000);
+    let message = GroupMessage::AcceptLoss {
+        ring: 1,
+        seats: vec![SeatId(0)],
+    };
+    let envelope = Envelope { epoch: 0, message };
+    let from = SeatId(1);
+    cluster.input(1, Input::Delivered { from, envelope });
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    give_up_seat_0(&mut cluster);
+    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
 }
 
 #[test]

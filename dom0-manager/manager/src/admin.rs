@@ -16,7 +16,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
-use spare_core::Standing;
+use spare_core::{Input, Standing};
 use spare_protocol::admin::{
     Counters, DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus,
     Status,
@@ -153,6 +153,7 @@ pub(crate) fn router(door: Arc<Door>) -> Router {
         .route("/v1/scrub", post(scrub))
         .route("/v1/backup", post(backup))
         .route("/v1/fence/confirm", post(confirm_fence))
+        .route("/v1/loss/accept", post(accept_loss))
         .route("/v1/stop", post(stop))
         .with_state(door)
 }
@@ -281,10 +282,20 @@ async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>
         Some(fencing) => fencing.confirm(&named.host),
         None => Err("all seats are on this host".to_owned()),
     };
-    Ok(match done {
+    Ok(done_or_conflict(done))
+}
+
+/// An operator says that a host's disk is gone for good.
+async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
+    let done = door.deployment()?.accept_loss(&named.host).await;
+    Ok(done_or_conflict(done))
+}
+
+fn done_or_conflict(done: Result<(), String>) -> Response {
+    match done {
         Ok(()) => Json(serde_json::json!({})).into_response(),
         Err(why) => (StatusCode::CONFLICT, why).into_response(),
-    })
+    }
 }
 
 async fn stop(State(door): State<Arc<Door>>) -> Response {
@@ -344,13 +355,44 @@ impl Deployment {
         })
     }
 
+    /// Nothing that only `host` had on disk is waited for any longer.
+    async fn accept_loss(&self, host: &str) -> Result<(), String> {
+        let group = &self.config.group;
+        let named = group.hosts.iter().find(|h| h.name == host);
+        let named = named.ok_or_else(|| format!("there is no host {host} in group.hosts"))?;
+        let handle = self.seats.first().ok_or("there are no seats")?;
+        let snapshot = handle.snapshot().await;
+        let awaits = snapshot.ok_or("the replica manager is stopping")?.awaits;
+        if !awaits.contains(&SeatId(named.seat)) {
+            return Err(match self.names(&awaits).as_str() {
+                "" => "this host waits for no other: there is nothing to give up".to_owned(),
+                others => format!("this host waits for {others}, not for {host}"),
+            });
+        }
+        let seats = vec![SeatId(named.seat)];
+        let sent = handle.inputs.send(Input::AcceptLoss { seats }).await;
+        sent.map_err(|_| "the replica manager is stopping".to_owned())
+    }
+
+    /// The names of the hosts with these seats.
+    fn names(&self, seats: &[SeatId]) -> String {
+        let hosts = self.config.group.hosts.iter();
+        let these = hosts.filter(|h| seats.contains(&SeatId(h.seat)));
+        let names: Vec<&str> = these.map(|h| h.name.as_str()).collect();
+        names.join(", ")
+    }
+
     /// Why this host does not take part, in words.
     fn waits_for(&self, first: &Snapshot) -> String {
         let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
         match first.standing {
             Standing::Serving => String::new(),
             Standing::Apart => alone.unwrap_or_else(|| "the group forms".to_owned()),
-            Standing::Waiting => first.waits_for.clone(),
+            Standing::Waiting => format!(
+                "{}. If the disk of {} is gone for good: spare accept-loss HOST",
+                first.waits_for,
+                self.names(&first.awaits)
+            ),
             Standing::Syncing | Standing::Joining | Standing::CatchingUp => {
                 "it takes over what the others agreed on".to_owned()
             }

@@ -252,6 +252,7 @@ impl<G: GroupChannel> Seat<G> {
             replicas: self.core.replicas(),
             standing: self.core.standing(),
             waits_for: self.core.waits_for().to_owned(),
+            awaits: self.core.awaits().to_vec(),
             view: self.core.view(),
             safe: self.memory.store.progress().safe,
         }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const GROUP_VERSION: u16 = 3;
+pub const GROUP_VERSION: u16 = 4;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -366,6 +366,8 @@ pub enum GroupMessage {
     },
     /// An operator accepts that these seats' disks are gone for good.
     AcceptLoss {
+        /// The ring in which they are waited for; in another this means nothing.
+        ring: u64,
         /// The seats.
         seats: Vec<SeatId>,
     },

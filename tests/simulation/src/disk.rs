@@ -97,6 +97,20 @@ fn at(log: &[Rc<Record>], position: Position) -> Option<&Rc<Record>> {
 }
 
 impl Disk {
+    /// A new disk in the place of this one. Only the count of starts goes on: it stands for the clock, with which
+    /// gateways begin to number requests.
+    pub(crate) fn anew(lost: &Disk) -> Disk {
+        Disk {
+            starts: lost.starts,
+            ..Disk::default()
+        }
+    }
+
+    /// Nothing was ever promised on it.
+    pub(crate) fn is_blank(&self) -> bool {
+        self.view == PrimaryView::default()
+    }
+
     pub(crate) fn append(&mut self, record: DecidedRequest) -> Rc<Record> {
         let next = Rc::new(Record::after(self.log.last().map(Rc::as_ref), record));
         self.log.push(Rc::clone(&next));

@@ -1,5 +1,6 @@
 //! Faults: which there are, when they happen, and what keeps them within the fault model.
 
+use crate::disk::Disk;
 use crate::guest::{Fault as GuestFault, Lie};
 use crate::host::Host;
 use crate::network::{seat, Port};
@@ -593,7 +594,7 @@ impl World {
         true
     }
 
-    /// A host's disk is gone for good: it never comes back, and the operator says so.
+    /// A host's disk is gone for good, and the operator says so. The host never comes back, or does with a new disk.
     fn lose_disk(&mut self, host: usize) -> bool {
         let others: Vec<usize> = self.running().into_iter().filter(|h| *h != host).collect();
         let rest_is_majority = (self.hosts.len() - 1) * 2 > self.hosts.len();
@@ -614,7 +615,12 @@ impl World {
         }
         self.budget.limit = self.budget.limit.min(tolerated);
         self.crash_now(host, true);
-        self.hosts[host].gone = true;
+        self.hosts[host].disk = Disk::anew(&self.hosts[host].disk);
+        if self.fault_random.permille(500) {
+            self.later(100 * MS, 20 * SECOND, Event::Start { host });
+        } else {
+            self.hosts[host].gone = true;
+        }
         for other in others {
             if self.fault_random.permille(700) {
                 self.crash_now(other, true);

@@ -82,10 +82,14 @@ impl World {
         self.schedule(self.now + 250 * MS, Event::Look);
     }
 
-    /// An operator accepts the loss of a disk when managers wait for it.
+    /// An operator accepts the loss of a disk when managers wait for it. One without any view on it is new, or
+    /// its host failed before it acknowledged anything.
     fn accept_losses(&mut self) {
-        let gone = (0..self.hosts.len()).filter(|h| self.hosts[*h].gone);
-        let seats: Vec<SeatId> = gone.map(crate::network::seat).collect();
+        let lost = |h: &usize| self.hosts[*h].gone || self.hosts[*h].disk.is_blank();
+        let seats: Vec<SeatId> = (0..self.hosts.len())
+            .filter(lost)
+            .map(crate::network::seat)
+            .collect();
         if seats.is_empty() {
             return;
         }

@@ -267,6 +267,14 @@ impl Cluster {
         self.cores[index] = Core::new(config, resume).expect("it can work");
     }
 
+    /// The host of a seat that crashed gets a new disk.
+    pub fn lose_disk(&mut self, seat: u16) {
+        let index = usize::from(seat);
+        self.disks[index] = Resume::default();
+        self.logs[index].clear();
+        self.agreed.retain(|(s, _), _| *s != SeatId(seat));
+    }
+
     /// Submits `count` requests at seat 0, every third of them a write, and lets them end.
     pub fn load(&mut self, count: u64) {
         for i in 0..count {

@@ -24,6 +24,7 @@ pub(crate) struct Snapshot {
     pub(crate) standing: Standing,
     /// Whom it waits for, in words.
     pub(crate) waits_for: String,
+    pub(crate) awaits: Vec<SeatId>,
     /// The members of the primary view.
     pub(crate) view: Vec<SeatId>,
     /// Every seat has everything up to here, and it is on disk here that it does.

@@ -25,8 +25,9 @@ pub(crate) struct Replacement {
     seat: SeatId,
     directory: PathBuf,
     options: Options,
-    /// What this host has promised to the others, which it keeps to.
-    view: PrimaryView,
+    /// What this host has promised to the others, which it keeps to; none if that is lost. The others then take it
+    /// for one with a new disk, whatever it fetches from them.
+    view: Option<PrimaryView>,
     generation: u32,
     /// Who has everything that may have been acknowledged here; none: everybody else.
     pub(crate) sources: Option<Vec<SeatId>>,
@@ -146,7 +147,7 @@ impl Replacement {
             seat,
             directory: directory.to_owned(),
             options: options.clone(),
-            view,
+            view: Some(view),
             generation: resumed.generation,
             sources: (!anybody).then_some(others),
             why,
@@ -166,12 +167,13 @@ impl Replacement {
             seat,
             directory: directory.to_owned(),
             options: options.clone(),
-            view: PrimaryView::default(),
+            view: None,
             generation,
             sources: None,
             why: format!(
                 "the store of seat {seat} is gone from {}, and the service was in use: {used}. If this host was the \
-                 last to serve, alone, what was acknowledged then is lost. (Where no other host has anything either, \
+                 last to serve, alone, what was acknowledged then is lost; unless the others go on, they wait until an \
+                 operator accepts that: spare accept-loss HOST. (Where no other host has anything either, \
                  restore a backup on one of them: spare restore FILE; or tell all that they begin with the image \
                  again: spare begin-anew)",
                 directory.display()
@@ -191,15 +193,16 @@ impl Replacement {
         let new = beside(&self.directory, self.seat, "new");
         remove(&new)?;
         make_folder(&new).with_context(|| format!("cannot make {}", new.display()))?;
-        let mut view = self.view;
         if let Some(fetched) = fetched {
             Store::install(&new, self.options.image, &fetched.manifest, |chunk| {
                 Ok(fetched.chunk(chunk)?)
             })?;
-            view = view.max(fetched.manifest.view.clone());
         }
         let (store, _) = Store::open(&new, &self.options, |_| {})?;
-        store.store_view(view)?;
+        if let Some(promised) = self.view {
+            let known = fetched.map(|f| f.manifest.view.clone());
+            store.store_view(known.unwrap_or_default().max(promised))?;
+        }
         store.use_generation(self.generation)?;
         store.wait()?;
         drop(store);
@@ -358,7 +361,9 @@ mod tests {
         replacement(&config)
             .put_in_place(None)
             .expect("in its place");
-        drop(ready(&config));
+        let stores = ready(&config);
+        assert_eq!(stores.seats[0].resumed.view, PrimaryView::default());
+        drop(stores);
         std::fs::remove_dir_all(&folder).expect("remove");
         super::super::begin_anew(&config).expect("nothing is there");
         drop(ready(&config));

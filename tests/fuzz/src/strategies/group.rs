@@ -160,7 +160,7 @@ pub fn group_message() -> impl Strategy<Value = GroupMessage> {
         sync().prop_map(GroupMessage::Sync),
         (any::<u64>(), position()).prop_map(|(ring, agreed)| GroupMessage::Joined { ring, agreed }),
         any::<u64>().prop_map(|ring| GroupMessage::ViewStored { ring }),
-        seats().prop_map(|seats| GroupMessage::AcceptLoss { seats }),
+        (any::<u64>(), seats()).prop_map(|(ring, seats)| GroupMessage::AcceptLoss { ring, seats }),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]
 }
