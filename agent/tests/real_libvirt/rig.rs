@@ -83,20 +83,25 @@ impl Rig {
     pub(crate) async fn start_agent(&mut self) -> Result<(), String> {
         self.agent = Some(self.program().spawn().map_err(|e| e.to_string())?);
         let begun = Instant::now();
-        let stream = loop {
-            match tokio::net::UnixStream::connect(self.folder.join("agent.sock")).await {
-                Ok(stream) => break stream,
-                Err(e) if begun.elapsed() > Duration::from_secs(10) => return Err(e.to_string()),
+        let connection = loop {
+            // The socket may still be that of an agent that was killed, for as long as a process that it began to
+            // start has it.
+            match self.connect().await {
+                Ok(connection) => break connection,
+                Err(e) if begun.elapsed() > Duration::from_secs(10) => return Err(e),
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             }
         };
-        let connection = zbus::connection::Builder::unix_stream(stream)
-            .p2p()
-            .build()
-            .await
-            .map_err(|e| e.to_string())?;
         self.client = Some(Client::new(&connection).await.map_err(|e| e.to_string())?);
         Ok(())
+    }
+
+    async fn connect(&self) -> Result<zbus::Connection, String> {
+        let socket = self.folder.join("agent.sock");
+        let stream = tokio::net::UnixStream::connect(socket).await;
+        let stream = stream.map_err(|e| e.to_string())?;
+        let connection = zbus::connection::Builder::unix_stream(stream).p2p().build();
+        connection.await.map_err(|e| e.to_string())
     }
 
     /// Kills the agent as a crash would.

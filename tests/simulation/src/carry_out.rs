@@ -6,7 +6,7 @@ use crate::guest::{Guest, Work};
 use crate::host::Call;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
-use crate::invariants::{applied_once, correct_pages, updates_agreed};
+use crate::invariants::{applied_once, correct_pages, fresh_base, updates_agreed};
 use crate::network::{seat, Item};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, World};
@@ -34,6 +34,7 @@ impl World {
         }
         match output {
             Output::Multicast(envelope) => {
+                self.judge_clean(host, &envelope.message);
                 self.ports[host].outbox.push_back(Rc::new(envelope));
                 self.sequence_soon(host);
             }
@@ -481,6 +482,20 @@ impl World {
         if told && member && !core.is_ahead() && index % 251 == 250 {
             let print = core.fingerprint();
             let verdict = self.checks.order.state(host, (ring, index), print);
+            self.hold(verdict);
+        }
+    }
+
+    /// A manager announces a replica of its own.
+    fn judge_clean(&mut self, host: usize, message: &GroupMessage) {
+        if let GroupMessage::Built {
+            replica,
+            clean: true,
+            ..
+        } = message
+        {
+            let guest = self.hosts[host].guests.get(replica);
+            let verdict = fresh_base::called_clean(*replica, guest.map_or(0, |g| g.executions));
             self.hold(verdict);
         }
     }

@@ -86,6 +86,8 @@ pub(crate) struct Disk {
     written: VecDeque<Written>,
     /// The log with what is not durable.
     log: Vec<Rc<Record>>,
+    /// What was durable on the disk before this one: nobody reads it any more.
+    lost: Vec<Rc<Record>>,
 }
 
 fn keep(log: &mut Vec<Rc<Record>>, after: Position) {
@@ -102,6 +104,7 @@ impl Disk {
     pub(crate) fn anew(lost: &Disk) -> Disk {
         Disk {
             starts: lost.starts,
+            lost: lost.durable.clone(),
             ..Disk::default()
         }
     }
@@ -156,8 +159,9 @@ impl Disk {
         updates.filter(|(_, update)| !update.is_empty()).collect()
     }
 
+    /// What is durable, or was on the disk before.
     pub(crate) fn durable_record(&self, position: Position) -> Option<&Rc<Record>> {
-        at(&self.durable, position)
+        at(&self.durable, position).or_else(|| at(&self.lost, position))
     }
 
     pub(crate) fn waiting(&self) -> usize {
