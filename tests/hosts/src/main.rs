@@ -8,6 +8,7 @@
 mod chaos;
 mod clients;
 mod crashes;
+mod disks;
 mod fenced;
 mod fencing;
 mod guest;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     trials.extend(history::trials());
     trials.extend(crashes::trials());
     trials.extend(stale::trials());
+    trials.extend(disks::trials());
     trials.extend(partitions::trials());
     trials.extend(chaos::trials());
     trials.extend(fenced::trials());

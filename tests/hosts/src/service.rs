@@ -225,6 +225,12 @@ impl<'a> Service<'a> {
         Ok(self.runtime.block_on(admin.confirm_fence(off))?)
     }
 
+    /// An operator says that a host's disk is gone for good.
+    pub(crate) fn accept_loss(&self, host: &str, lost: &str) -> Result<()> {
+        let admin = self.admin(host)?;
+        Ok(self.runtime.block_on(admin.accept_loss(lost))?)
+    }
+
     /// The texts of what a host's manager noticed.
     pub(crate) fn events(&self, host: &str) -> Result<Vec<String>> {
         let admin = self.admin(host)?;

@@ -82,8 +82,8 @@ fn load(handle: &Handle, length: usize, time: Duration) -> Result<()> {
         let gave = give(handle, &message)?;
         let took = take(handle)?;
         if !gave && !took {
-            // No sleep: it would miss the moment when Corosync takes more.
-            std::thread::yield_now();
+            // Not a loop that waits: it would take the processor from Corosync.
+            wait(1)?;
         }
     }
     let count = DELIVERED.load(Ordering::Relaxed);
