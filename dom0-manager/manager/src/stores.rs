@@ -188,13 +188,16 @@ impl Opening<'_> {
             if opened.contains_key(&seat) {
                 continue;
             }
-            if let Some((source, store)) = opened.iter().find(|(_, s)| !s.is_fresh()) {
-                self.rebuild(seat, &store.store)?;
-                self.remarks.push(format!(
-                    "the store of seat {seat} is gone; it begins anew with what seat {source} has"
-                ));
-            }
-            let store = self.one(seat)?;
+            let found = opened.iter().find(|(_, s)| !s.is_fresh());
+            let store = match found {
+                Some((source, store)) => {
+                    self.remarks.push(format!(
+                        "the store of seat {seat} is gone; it begins anew with what seat {source} has"
+                    ));
+                    self.rebuilt(seat, store)?
+                }
+                None => self.one(seat)?,
+            };
             opened.insert(seat, store);
         }
         Ok(opened.into_values().collect())
@@ -291,6 +294,18 @@ impl Opening<'_> {
         }
         std::fs::rename(&folder, &aside)
             .with_context(|| format!("cannot rename {}", folder.display()))
+    }
+
+    /// A store of a seat made of what another one on this host has. The seats of a host always serve together: what
+    /// one has acknowledged, the other has too, and its view is the one that it was a member of.
+    fn rebuilt(&self, seat: SeatId, source: &SeatStore) -> Result<SeatStore> {
+        self.rebuild(seat, &source.store)?;
+        let mut store = self.one(seat)?;
+        let view = source.resumed.view.clone();
+        store.store.store_view(view.clone())?;
+        store.store.wait()?;
+        store.resumed.view = view;
+        Ok(store)
     }
 
     /// Makes a store of a seat out of the newest snapshot of another one. What is in the log above it comes

@@ -341,15 +341,15 @@ impl Task {
     }
 
     fn snapshot(&mut self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
-        let held = self.writer.state();
-        if position > held.safe {
+        let safe = self.writer.state().safe;
+        if position > safe {
             return Err(StoreError::Refused(format!(
-                "no snapshot at {position}: the log may still go back to {}",
-                held.safe
+                "no snapshot at {position}: the log may still go back to {safe}"
             )));
         }
         // What is in a snapshot must not be lost from the log.
         self.writer.wait_for_safe(position)?;
+        let view = self.writer.durable_state().view;
         let newest = self.newest_up_to(Position(u64::MAX));
         if newest.as_ref().is_some_and(|n| n.position >= position) {
             return Ok(());
@@ -375,7 +375,7 @@ impl Task {
             image: self.image,
             position,
             root,
-            view: held.view,
+            view,
             last: last.map(|p| decode_record(position, &p)).transpose()?,
             numbers: walk
                 .numbers

@@ -255,8 +255,14 @@ impl Writer {
         }
     }
 
+    /// What holds after everything handed in.
     pub(crate) fn state(&self) -> SeatState {
         self.shared.lock().state.clone()
+    }
+
+    /// What of it a crash leaves.
+    pub(crate) fn durable_state(&self) -> SeatState {
+        self.shared.lock().durable_state.clone()
     }
 
     /// How far the log went back since this was last asked.

@@ -38,8 +38,7 @@ impl Opening<'_> {
             if !store.is_sound() {
                 drop(store);
                 self.put_aside(seat)?;
-                self.rebuild(seat, &sound.store)?;
-                store = self.one(seat)?;
+                store = self.rebuilt(seat, sound)?;
                 how = "was put aside, and begins anew";
             }
             self.remarks.push(format!(
@@ -92,7 +91,7 @@ mod tests {
     use bytes::Bytes;
     use spare_core::DecidedRequest;
     use spare_protocol::channel::Outcome;
-    use spare_protocol::group::RequestId;
+    use spare_protocol::group::{PrimaryView, RequestId, ViewId};
     use spare_protocol::{Class, Hash, Position};
     use std::path::{Path, PathBuf};
 
@@ -207,6 +206,31 @@ mod tests {
             there.is_empty() || there == replies(&stores, 1),
             "{there:?}"
         );
+        std::fs::remove_dir_all(&config.store.directory).expect("remove");
+    }
+
+    /// It would be taken for one with a new disk, which is waited for.
+    #[test]
+    fn a_store_that_is_gone_begins_anew_with_the_view_of_the_other_seat() {
+        let config = config("view");
+        written(&config, 10, false);
+        let view = PrimaryView {
+            id: ViewId { epoch: 4, ring: 2 },
+            members: vec![SeatId(0), SeatId(1)],
+        };
+        let stores = opened(&config);
+        for seat in &stores.seats {
+            seat.store.store_view(view.clone()).expect("view");
+            seat.store.wait().expect("wait");
+        }
+        drop(stores);
+        let gone = config.store.directory.join("seat-1");
+        std::fs::remove_dir_all(gone).expect("remove");
+        for _ in 0..2 {
+            let stores = opened(&config);
+            let views = stores.seats.iter().map(|s| s.resumed.view.clone());
+            assert_eq!(views.collect::<Vec<_>>(), [view.clone(), view.clone()]);
+        }
         std::fs::remove_dir_all(&config.store.directory).expect("remove");
     }
 }

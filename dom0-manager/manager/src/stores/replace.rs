@@ -14,7 +14,7 @@ use anyhow::{bail, Context, Result};
 use nix::fcntl::Flock;
 use spare_protocol::group::PrimaryView;
 use spare_protocol::{Position, SeatId};
-use spare_store::{Options, Resumed, Store};
+use spare_store::{Manifest, Options, Resumed, Store};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -193,15 +193,21 @@ impl Replacement {
         let new = beside(&self.directory, self.seat, "new");
         remove(&new)?;
         make_folder(&new).with_context(|| format!("cannot make {}", new.display()))?;
+        let mut view = self.view.clone();
         if let Some(fetched) = fetched {
-            Store::install(&new, self.options.image, &fetched.manifest, |chunk| {
+            let known = fetched.manifest.view.clone();
+            view = view.map(|promised| promised.max(known));
+            let manifest = Manifest {
+                view: view.clone().unwrap_or_default(),
+                ..fetched.manifest.clone()
+            };
+            Store::install(&new, self.options.image, &manifest, |chunk| {
                 Ok(fetched.chunk(chunk)?)
             })?;
         }
         let (store, _) = Store::open(&new, &self.options, |_| {})?;
-        if let Some(promised) = self.view {
-            let known = fetched.map(|f| f.manifest.view.clone());
-            store.store_view(known.unwrap_or_default().max(promised))?;
+        if let Some(view) = view {
+            store.store_view(view)?;
         }
         store.use_generation(self.generation)?;
         store.wait()?;

@@ -238,6 +238,24 @@ pub(crate) struct Held {
     pub(crate) generation: u32,
 }
 
+/// Position and flavour of each record, and the rest.
+fn summary(log: &[DecidedRequest], safe: u64, view: &PrimaryView, generation: u32) -> String {
+    let records = log
+        .iter()
+        .map(|r| format!("{}.{}", r.position, r.epoch - 1));
+    let records: Vec<String> = records.collect();
+    let view = view.id.epoch;
+    let records = records.join(" ");
+    format!("safe {safe}, view {view}, generation {generation}, log {records}")
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rest = summary(&self.records, self.safe, &self.view, self.generation);
+        write!(f, "after {}: {rest}", self.start)
+    }
+}
+
 impl Held {
     fn end(&self) -> u64 {
         self.start + self.records.len() as u64
@@ -293,20 +311,23 @@ impl Life {
         done.is_ok()
     }
 
+    /// What it was, step by step, and what was reported.
+    fn told(&self) -> String {
+        let model = |(i, m): (usize, &Model)| {
+            let reported = self.reports.iter().find(|(at, _)| *at == i).map(|(_, r)| r);
+            let rest = summary(&m.log, m.safe, &m.view, m.generation);
+            format!("{i}: {rest}; reported: {reported:?}\n")
+        };
+        self.models.iter().enumerate().map(model).collect()
+    }
+
     /// Holds a store that was opened again against this life; returns what its model is now.
     pub(crate) fn judge(&self, opened: &Opened) -> Model {
         assert_eq!(opened.resumed.damage, [], "nothing was damaged");
         let held = opened.held();
         let which = self.models.iter().rposition(|m| held.is(m));
         let Some(which) = which else {
-            panic!(
-                "{} to {} (safe {}, view {}, generation {}) was never agreed on",
-                held.start,
-                held.end(),
-                held.safe,
-                held.view.id.epoch,
-                held.generation
-            );
+            panic!("never agreed on: {held}\nin turn:\n{}", self.told());
         };
         for (at, reported) in &self.reports {
             let after = &self.models[*at..];
