@@ -2,7 +2,7 @@
 //! handed on in the order of positions.
 
 use crate::bugs::{planted, Bug};
-use crate::deadline::Timer;
+use crate::deadline::{Timer, Wait};
 use crate::engine::{Core, LocalAnswer};
 use crate::group::Decision;
 use crate::io::{Output, Standing};
@@ -22,6 +22,27 @@ impl Core {
         }
         self.note_needed(position);
         self.find_bytes(position);
+    }
+
+    /// A request that was decided is not any more: what was found of it counts for nothing, and its votes are waited
+    /// for from now on.
+    pub(crate) fn reopened(&mut self, position: Position) {
+        if self.deadlines.is_set(Timer::Fetch(position)) {
+            self.deadlines.cancel(Timer::Fetch(position));
+        }
+        self.answerable.remove(position);
+        let now = self.now.monotonic;
+        let Some(slot) = self.slots.get_mut(position) else {
+            return;
+        };
+        slot.agreed = None;
+        slot.fetches = 0;
+        slot.first_vote_at = None;
+        slot.delivered_at = now;
+        let class = slot.class;
+        let wait = self.latencies.timeout(class, self.config.vote_timeout);
+        self.watch
+            .push(Wait::Vote, class, now.after(wait), position);
     }
 
     /// Takes the agreed bytes from a local replica that answered right, or asks another manager.

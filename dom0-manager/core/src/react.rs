@@ -29,6 +29,7 @@ impl Core {
             Event::FirstVote(position) => self.first_vote(position),
             Event::Voted(position, replica) => self.note_slowness(position, replica),
             Event::Decided(position) => self.decided(position),
+            Event::Reopened(position) => self.reopened(position),
             Event::HelpWanted { position, needed } => self.send_help_me(position, needed),
             Event::HelpAsked { position, attempt } => self.help_asked(position, attempt),
             Event::Woken(replica) => {

@@ -196,10 +196,15 @@ impl Group {
         if exclusive && !planted(Bug::AbortKeepsTouched) {
             // Their states contain what is aborted, and what they said of later requests is based on it.
             self.checkpoints.disown_from(position);
-            for (_, later) in self.entries.iter_mut_above(position) {
-                if later.decision.is_none() {
-                    touched.iter().for_each(|r| later.ballot.strike(*r));
+            let quorum = self.quorum();
+            let mut reopened = Vec::new();
+            for (later, entry) in self.entries.iter_mut_above(position) {
+                if entry.strike(&touched, quorum) {
+                    reopened.push(later);
                 }
+            }
+            for later in reopened {
+                self.event(Event::Reopened(later));
             }
         }
         self.notice(Notice::Aborted { position });

@@ -35,8 +35,8 @@ use keys::Keys;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{GroupMessage, Progress, Request, RequestId};
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::group::{write_in_read_hash, GroupMessage, Progress, Request, RequestId};
+use spare_protocol::{Class, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The settings that all managers must share, because the group's state depends on them.
@@ -140,6 +140,33 @@ impl Entry {
         trouble.fallen.len() + silent.count()
     }
 
+    /// It was a read that tried to write, and was ordered again as a write.
+    fn is_ordered_again(&self) -> bool {
+        let wrote = |d: Decision| d.reply == write_in_read_hash();
+        self.request.class == Class::Read && self.decision.is_some_and(wrote)
+    }
+
+    /// The votes of `tainted` count no more: the states that they are based on contain a write that was aborted.
+    /// Returns whether it has to be decided anew because of that. (What came of it was not acknowledged: the write
+    /// before it was undecided. A read that was ordered again is decided there.)
+    fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
+        let decided = self.decision.is_some();
+        if let Some(decision) = self.decision {
+            let sound = |(r, d): &(ReplicaId, Decision)| *d == decision && !tainted.contains(r);
+            let stands = self.ballot.iter().filter(sound).count() >= quorum;
+            if stands || self.aborted || self.is_ordered_again() {
+                return false;
+            }
+            self.decision = None;
+            if let Some(trouble) = &mut self.trouble {
+                trouble.help = None;
+                trouble.silent.clear();
+            }
+        }
+        tainted.iter().for_each(|r| self.ballot.strike(*r));
+        decided
+    }
+
     /// Whose votes are waited for no more though they were not in.
     fn released(&self) -> &[ReplicaId] {
         self.trouble.as_ref().map_or(&[], |t| &t.released)
@@ -175,6 +202,8 @@ pub(crate) enum Event {
     Voted(Position, ReplicaId),
     /// A request has its f+1 equal votes, or was aborted.
     Decided(Position),
+    /// A request that was decided is not any more: its votes were based on what was aborted.
+    Reopened(Position),
     /// The votes on a request cannot become f+1 equal ones by themselves.
     HelpWanted {
         position: Position,

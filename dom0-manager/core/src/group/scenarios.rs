@@ -203,6 +203,39 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     assert_eq!(stream.members(), [0, 1, 2].map(|seat| replica(seat, 3)));
 }
 
+/// Seed 1795354662014720: later requests had been decided by replicas that had all executed a write which was aborted
+/// then; what they had agreed on showed its effects, and became part of the agreed state.
+#[test]
+fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
+    let mut stream = Stream::begun(1);
+    let (poison, next) = (stream.write(), stream.write());
+    for (seat, result) in [(0, "right"), (1, "a lie")] {
+        stream.votes(seat, 1, poison, result);
+        stream.votes(seat, 1, next, "based on the aborted write");
+    }
+    let decision = |stream: &Stream| {
+        let entry = stream.group.entries.get(next).expect("it is kept");
+        entry.decision.map(|d| d.reply)
+    };
+    assert!(decision(&stream).is_some());
+    stream.help(poison, 1, &[(0, 2), (1, 2)]);
+    for seat in [0, 1] {
+        stream.is_silent(seat, 2, poison);
+    }
+    stream.say(0, GroupMessage::Abort { position: poison });
+    assert_eq!(stream.members(), []);
+    assert_eq!((stream.group.decided, decision(&stream)), (poison, None));
+    for seat in [0, 1] {
+        stream.built(seat, 3);
+    }
+    for seat in [0, 1] {
+        stream.votes(seat, 3, next, "without it");
+    }
+    assert_eq!(stream.group.decided, next);
+    assert_eq!(decision(&stream), Some(Hash::of(b"without it")));
+    assert_eq!(stream.members(), [0, 1].map(|seat| replica(seat, 3)));
+}
+
 /// Seed 94801782564177: a hand-over dropped a third fresh replica when only f+1 replicas were left in the whole
 /// group: f of them faulty, and nothing could be decided any more.
 #[test]

@@ -3,7 +3,7 @@
 use super::{Decision, Event, Group, Role};
 use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
-use spare_protocol::group::{write_in_read_hash, Progress, Request, RootVote, Vote, Votes};
+use spare_protocol::group::{Progress, Request, RootVote, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl Group {
@@ -128,8 +128,7 @@ impl Group {
         };
         entry.decision = Some(decision);
         let dissenters = entry.ballot.dissenters(decision);
-        let reread = decision.reply == write_in_read_hash() && entry.request.class == Class::Read;
-        let again = reread.then(|| Request {
+        let again = entry.is_ordered_again().then(|| Request {
             class: Class::Write,
             ..entry.request.clone()
         });
