@@ -263,7 +263,8 @@ impl World {
             ..
         } = &input
         {
-            self.checks.votes.said(*position, *replica, outcome, update);
+            let which = (*replica, self.hosts[host].disk.number);
+            self.checks.votes.said(*position, which, outcome, update);
         }
         self.input(host, input);
         self.speaks_soon(host, replica);

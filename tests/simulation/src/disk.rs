@@ -86,6 +86,8 @@ pub(crate) struct Disk {
     written: VecDeque<Written>,
     /// The log with what is not durable.
     log: Vec<Rc<Record>>,
+    /// How many its host had before: the names of replicas begin anew with each.
+    pub(crate) number: u32,
     /// What was durable on the disk before this one: nobody reads it any more.
     lost: Vec<Rc<Record>>,
 }
@@ -105,6 +107,7 @@ impl Disk {
         Disk {
             starts: lost.starts,
             lost: lost.durable.clone(),
+            number: lost.number + 1,
             ..Disk::default()
         }
     }

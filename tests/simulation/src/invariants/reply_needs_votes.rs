@@ -14,8 +14,8 @@ const RULE: &str =
 
 #[derive(Debug, Default)]
 pub(crate) struct ReplyNeedsVotes {
-    /// What each replica really answered first.
-    said: BTreeMap<(Position, ReplicaId), u64>,
+    /// What each replica really answered first. Which disk its host had then tells replicas of one name apart.
+    said: BTreeMap<(Position, ReplicaId, u32), u64>,
 }
 
 fn digest(outcome: &Outcome, update: &[u8]) -> u64 {
@@ -32,12 +32,13 @@ impl ReplyNeedsVotes {
     pub(crate) fn said(
         &mut self,
         position: Position,
-        replica: ReplicaId,
+        (replica, disk): (ReplicaId, u32),
         outcome: &Outcome,
         update: &[u8],
     ) {
         let result = digest(outcome, update);
-        self.said.entry((position, replica)).or_insert(result);
+        let said = self.said.entry((position, replica, disk));
+        said.or_insert(result);
     }
 
     /// A reply with this record is released.
@@ -52,7 +53,9 @@ impl ReplyNeedsVotes {
             seat: spare_protocol::SeatId(0),
             generation: 0,
         };
-        let votes = self.said.range((position, least)..(position.next(), least));
+        let votes = self
+            .said
+            .range((position, least, 0)..(position.next(), least, 0));
         let equal = votes.filter(|(_, result)| **result == wanted).count();
         hold(RULE, equal >= quorum, || {
             format!(
