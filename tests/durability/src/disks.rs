@@ -5,12 +5,15 @@ use crate::trial;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_rig::{Hypervisor, Options};
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// For a manager to end by itself.
 const END_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_secs(1);
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
@@ -200,10 +203,7 @@ fn segments(suite: &Suite, seat: u16) -> Result<Vec<PathBuf>> {
 fn flip(files: &[PathBuf]) -> Result<PathBuf> {
     let length = |p: &PathBuf| std::fs::metadata(p).map_or(0, |m| m.len());
     let longest = files.iter().max_by_key(|p| length(p)).context("no file")?;
-    let file = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(longest)?;
+    let file = File::options().read(true).write(true).open(longest)?;
     let middle = length(longest) / 2;
     let mut byte = [0];
     file.read_exact_at(&mut byte, middle)?;
@@ -278,6 +278,21 @@ impl Drop for Small {
     }
 }
 
+/// What other programs write leaves little room on a disk.
+fn fill(file: &Path) -> Result<()> {
+    const LEFT: u64 = 512 << 10;
+    let mut open = File::options();
+    let mut file = open.create(true).append(true).open(file)?;
+    let free = nix::sys::statvfs::fstatvfs(&file)?;
+    let free = free.blocks_available() * free.fragment_size();
+    let zeros = vec![0; usize::try_from(free.saturating_sub(LEFT))?];
+    match file.write_all(&zeros) {
+        // The manager was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => Ok(()),
+        done => Ok(done?),
+    }
+}
+
 async fn full_disk(suite: &mut Suite) -> Result<()> {
     use nix::mount::{mount, MsFlags};
     suite.write(20).await?;
@@ -306,10 +321,19 @@ async fn full_disk(suite: &mut Suite) -> Result<()> {
     )?;
     suite.revive().await?;
     let clients = suite.load();
-    let ended = suite.deployment.manager_has_ended(END_LIMIT).await?;
+    // Snapshots make room, the more the longer the log was: that is taken away too.
+    let others = store.join("of-others");
+    let begun = std::time::Instant::now();
+    let ended = loop {
+        match suite.deployment.manager_has_ended(POLL).await {
+            Err(_) if begun.elapsed() < END_LIMIT => fill(&others)?,
+            ended => break ended?,
+        }
+    };
     println!("{ended}");
     ensure!(ended.contains("make room on this disk"), "{ended}");
     let writes = clients.close().await?;
+    std::fs::remove_file(&others)?;
     let larger = format!("size={}m", mebibytes + 512);
     mount(
         none,
