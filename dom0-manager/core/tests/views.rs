@@ -17,6 +17,14 @@ fn three_seats() -> Config {
     }
 }
 
+/// Two seats for f = 1, which write to disk what they agree on.
+fn durable() -> Cluster {
+    Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    })
+}
+
 fn actives(core: &Core) -> Vec<String> {
     let replicas = core.replicas();
     let active = replicas.iter().filter(|r| r.state == ReplicaState::Active);
@@ -173,10 +181,7 @@ fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
 /// theirs is not what was acknowledged last: they must not go on with it unless an operator says so.
 #[test]
 fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..config(0, 1)
-    });
+    let mut cluster = durable();
     cluster.load(31);
     cluster.crash(1);
     cluster.form_ring(&[0], true);
@@ -324,10 +329,7 @@ fn a_replica_that_went_past_what_is_agreed_does_not_outlive_its_manager() {
 
 #[test]
 fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..config(0, 1)
-    });
+    let mut cluster = durable();
     cluster.load(10);
     assert_eq!(cluster.answers.len(), 10);
     cluster.disk_stalls(1, true);
@@ -343,10 +345,7 @@ fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
 /// acknowledged; the group had forgotten those requests, so that it could not go on without that member.
 #[test]
 fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..config(0, 1)
-    });
+    let mut cluster = durable();
     cluster.load(10);
     cluster.crash(1);
     cluster.form_ring(&[0], true);
@@ -377,10 +376,7 @@ fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
 /// one then decided in its older view, and what had been acknowledged meanwhile was lost.
 #[test]
 fn nobody_goes_on_from_a_view_that_those_before_may_not_know_of() {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..config(0, 1)
-    });
+    let mut cluster = durable();
     cluster.load(10);
     cluster.crash(0);
     cluster.form_ring(&[1], true);

@@ -189,7 +189,10 @@ impl Group {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             if entry.missing.contains(&replica) && entry.decision.is_none() {
-                entry.trouble_mut().released.push(replica);
+                let released = &mut entry.trouble_mut().released;
+                if !released.contains(&replica) {
+                    released.push(replica);
+                }
             }
             entry.missing.retain(|r| *r != replica);
             entry.held.retain(|r| *r != replica);
