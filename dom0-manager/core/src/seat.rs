@@ -43,7 +43,11 @@ impl Core {
             let role = self.group.members.get(r).map(|m| m.role);
             l.leaving.is_none() && !matches!(role, Some(Role::Retiring(_)))
         });
-        for _ in staying.count()..wanted {
+        let staying = staying.count();
+        // A new disk does not know of the replicas there were before it.
+        let known = self.group.newest_generation(me);
+        self.last_generation = known.max(self.last_generation);
+        for _ in staying..wanted {
             self.last_generation += 1;
             let replica = ReplicaId {
                 seat: me,

@@ -216,6 +216,23 @@ fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
     assert_serves_after_the_loss(&mut cluster);
 }
 
+/// A vote names its replica: those of a host with a new disk must not be taken for the ones it had before.
+#[test]
+fn replicas_of_a_host_with_a_new_disk_have_new_names() {
+    let mut cluster = durable();
+    cluster.load(31);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.load(30);
+    cluster.lose_disk(1);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    let replicas = cluster.cores[1].replicas();
+    let names: Vec<_> = replicas.iter().map(|r| r.replica.to_string()).collect();
+    assert!(names[2..] == ["1.3", "1.4"], "{names:?}");
+}
+
 /// An operator's word is about what is waited for now.
 #[test]
 fn a_loss_that_was_accepted_in_another_ring_means_nothing() {

@@ -181,6 +181,7 @@ impl Group {
         self.expect_no_more(replica);
         self.notice(Notice::Slept { replica });
         self.event(Event::Slept(replica));
+        self.remove_surplus_passives(replica.seat);
         self.tally_all();
     }
 

@@ -292,6 +292,9 @@ pub(crate) struct Group {
     pub(crate) held: BTreeSet<Position>,
     late: VecDeque<(Position, Decision)>,
     pub(crate) members: BTreeMap<ReplicaId, Member>,
+    /// The greatest generation that came into service, of each seat. A vote names its replica, so a seat
+    /// whose disk is new must not name another one alike.
+    generations: BTreeMap<SeatId, u32>,
     /// Who votes on what is ordered next.
     executing: SmallVec<[ReplicaId; 4]>,
     /// Who votes on it as soon as somebody else has.
@@ -343,6 +346,7 @@ impl Group {
             held: BTreeSet::new(),
             late: VecDeque::new(),
             members: BTreeMap::new(),
+            generations: BTreeMap::new(),
             executing: SmallVec::new(),
             following: SmallVec::new(),
             checkpoints: Checkpoints::default(),

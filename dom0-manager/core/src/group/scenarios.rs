@@ -303,3 +303,33 @@ fn a_surplus_passive_goes_as_soon_as_it_can_be_spared() {
     let of_seat = |r: &ReplicaId| r.seat == SeatId(0);
     assert_eq!(stream.members().into_iter().filter(of_seat).count(), 2);
 }
+
+/// Seed 209227988096482: a seat came back with three replicas. The one too many was awake, to help, whenever another
+/// came into service, and stayed when it slept.
+#[test]
+fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
+    let mut stream = Stream::begun(2);
+    for seat in [0, 2] {
+        stream.lost(seat, 2);
+        stream.lost(seat, 1);
+    }
+    stream.built(1, 3);
+    let write = stream.write();
+    stream.help(write, 1, &[(1, 2), (1, 3)]);
+    stream.built(0, 3);
+    stream.built(2, 3);
+    let of_seat_1 = |stream: &Stream| {
+        let members = stream.members().into_iter();
+        members.filter(|r| r.seat == SeatId(1)).count()
+    };
+    assert_eq!(of_seat_1(&stream), 3, "who helps stays");
+    for generation in 1..=3 {
+        stream.votes(1, generation, write, "agreed");
+    }
+    assert_eq!(stream.group.decided, write);
+    for generation in [2, 3] {
+        let replica = replica(1, generation);
+        stream.say(1, GroupMessage::Slept { replica });
+    }
+    assert_eq!(of_seat_1(&stream), 2);
+}

@@ -142,6 +142,8 @@ impl Group {
         };
         let state = member.state();
         self.members.insert(replica, member);
+        let newest = self.generations.entry(seat).or_default();
+        *newest = replica.generation.max(*newest);
         self.changed(replica, Some(ReplicaState::Building), Some(state));
         if !has_active && self.is_staffed_seat(seat) {
             self.activate(replica);
@@ -156,6 +158,11 @@ impl Group {
         self.hand_over();
         // Votes that were not enough may be enough with a new replica to ask.
         self.tally_all();
+    }
+
+    /// The greatest generation of a seat's replicas that came into service; 0 if none did.
+    pub(crate) fn newest_generation(&self, seat: SeatId) -> u32 {
+        self.generations.get(&seat).copied().unwrap_or(0)
     }
 
     /// A replica executes from here on: its vote is expected on everything undecided, and on what is
@@ -244,7 +251,7 @@ impl Group {
 
     /// One passive is enough for a seat with an active, and none is needed where there are two, of which one
     /// stands in for another seat's. (More are built when a recovery that needs two fresh replicas ends with
-    /// one.)
+    /// one.) Those that help stay until they sleep.
     pub(super) fn remove_surplus_passives(&mut self, seat: SeatId) {
         let actives = self.actives().filter(|r| r.seat == seat).count();
         let complete = actives > 0 && self.is_staffed_seat(seat);
@@ -264,6 +271,7 @@ impl Group {
             .max_by_key(|(r, m)| (m.suspected, !m.clean, **r));
         if let Some(replica) = least.map(|(r, _)| *r) {
             self.lost(replica, LossReason::Surplus);
+            self.remove_surplus_passives(seat);
         }
     }
 
