@@ -32,9 +32,9 @@ impl Core {
             Event::Reopened(position) => self.reopened(position),
             Event::HelpWanted { position, needed } => self.send_help_me(position, needed),
             Event::HelpAsked { position, attempt } => self.help_asked(position, attempt),
-            Event::Woken(replica) => {
+            Event::Woken { replica, slept } => {
                 self.begins(replica);
-                self.keep_awake_longer(replica);
+                self.woken(replica, slept);
             }
             Event::Began(replica) => self.begins(replica),
             Event::Slept(replica) => {

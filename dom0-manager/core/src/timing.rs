@@ -194,22 +194,28 @@ impl Core {
     }
 
     /// Passives woken often stay awake longer: the time doubles with every wake that comes soon after
-    /// the one before.
-    pub(crate) fn keep_awake_longer(&mut self, replica: ReplicaId) {
+    /// the one before. Many requests may ask for help at once; only the first one wakes.
+    pub(crate) fn woken(&mut self, replica: ReplicaId, slept: bool) {
         let now = self.now.monotonic;
         let (min, max) = (self.config.awake_min, self.config.awake_max);
-        let Some(local) = self.local.get_mut(&replica) else {
-            return;
-        };
-        let soon = local.needed_at > Micros(0) && now <= local.needed_at.after(max);
-        local.awake_for = if soon {
-            local.awake_for.doubled().min(max)
-        } else {
-            min
-        };
-        local.needed_at = now;
-        let span = local.awake_for;
-        self.set_timer(Timer::Sleep(replica), span);
+        if let Some(local) = self.local.get_mut(&replica).filter(|_| slept) {
+            let soon = local.needed_at > Micros(0) && now <= local.needed_at.after(max);
+            local.awake_for = if soon {
+                local.awake_for.doubled().min(max)
+            } else {
+                min
+            };
+        }
+        self.keep_awake(replica);
+    }
+
+    fn keep_awake(&mut self, replica: ReplicaId) {
+        let now = self.now.monotonic;
+        if let Some(local) = self.local.get_mut(&replica) {
+            local.needed_at = now;
+            let span = local.awake_for;
+            self.set_timer(Timer::Sleep(replica), span);
+        }
     }
 
     /// A request was decided: woken passives whose votes it needed stay awake from now on.
@@ -227,11 +233,8 @@ impl Core {
                 .members
                 .get(&replica)
                 .is_some_and(|m| m.role == Role::Helping);
-            let now = self.now.monotonic;
-            if let Some(local) = self.local.get_mut(&replica).filter(|_| helping) {
-                local.needed_at = now;
-                let span = local.awake_for;
-                self.set_timer(Timer::Sleep(replica), span);
+            if helping {
+                self.keep_awake(replica);
             }
         }
     }

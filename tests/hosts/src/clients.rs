@@ -53,6 +53,8 @@ pub(crate) struct Clients {
 /// What clients share.
 struct Shared {
     begun: Instant,
+    /// The number of their first text.
+    first: u64,
     stop: AtomicBool,
     answered: AtomicU64,
     /// When the latest attempt was sent that was answered; microseconds.
@@ -97,15 +99,18 @@ impl Load {
     pub(crate) fn start(service: &Service<'_>, clients: Clients) -> Result<Load> {
         let gateways = service.gateways()?;
         let network = service.lab.host(CLIENT)?.network();
+        // Lists of their own.
+        let first = NUMBERED
+            .load(Ordering::SeqCst)
+            .next_multiple_of(APPENDS_MAX);
+        NUMBERED.store(first, Ordering::SeqCst);
         let shared = Arc::new(Shared {
             begun: Instant::now(),
+            first,
             stop: AtomicBool::new(false),
             answered: AtomicU64::new(0),
             newest_sent: AtomicU64::new(0),
         });
-        // Lists of their own.
-        let begun = NUMBERED.load(Ordering::SeqCst);
-        NUMBERED.store(begun.next_multiple_of(APPENDS_MAX), Ordering::SeqCst);
         let (theirs, to) = (Arc::clone(&shared), gateways.clone());
         let threads = in_network(network.clone(), move || work(&theirs, &to, clients));
         let mix = clients.mix.then(|| {
@@ -150,6 +155,17 @@ impl Load {
             ensure!(begun.elapsed() < ANSWER_LIMIT, "clients do not get {what}");
             ensure!(!self.clients.is_finished(), "the clients have ended");
             std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Stops the clients where what they were told may be lost: nothing is held against anything.
+    pub(crate) fn give_up(self) -> Result<()> {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        ended(self.clients)?;
+        if let Some((monitor, thread)) = self.mix {
+            monitor.stop();
+            ended(thread)?;
         }
         Ok(())
     }
@@ -254,7 +270,10 @@ impl Client {
             };
             let list = match &wish {
                 Wish::Append(text) => list_of(text)?,
-                Wish::Read => list_of_number(NUMBERED.load(Ordering::SeqCst).saturating_sub(1))?,
+                Wish::Read => {
+                    let newest = NUMBERED.load(Ordering::SeqCst).saturating_sub(1);
+                    list_of_number(newest.max(self.shared.first))?
+                }
             };
             let mut operation = Operation {
                 list,

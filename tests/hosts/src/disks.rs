@@ -2,14 +2,12 @@
 
 use crate::clients::Load;
 use crate::crashes::USUAL;
-use crate::service::{Service, STORE};
+use crate::service::Service;
 use crate::suite::{service_trial, within, Shape};
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
-use spare_lab::names::DATA_IN_HOST;
 use std::time::Duration;
 
-const UNITS: [&str; 2] = ["spare-manager", "spare-agent"];
 const WAIT_LIMIT: Duration = Duration::from_secs(60);
 /// How long nobody may serve.
 const WATCHED: Duration = Duration::from_secs(5);
@@ -26,16 +24,17 @@ fn new_disk(service: &Service<'_>) -> Result<()> {
     service.wait_until_built()?;
     let load = Load::start(service, USUAL)?;
     load.wait_for_answers(50)?;
-    load.finish()?;
+    // The last one to serve is alone: what it has then is on its disk only.
     let (a, b) = (service.lab.host("h1")?, service.lab.host("h2")?);
-    for host in [&a, &b] {
-        host.output([&["systemctl", "stop"], &UNITS[..]].concat())?;
+    b.crash()?;
+    load.wait_until_answered_after(load.now())?;
+    a.crash()?;
+    load.give_up()?;
+    for folder in ["manager/store", "agent"] {
+        std::fs::remove_dir_all(a.data().join(folder))?;
     }
-    // What the agent had is gone too: nothing on this host tells that it was ever in use.
-    let agent = format!("{DATA_IN_HOST}/agent");
-    a.output(["rm", "-rf", STORE, &agent])?;
     for host in [&a, &b] {
-        host.output([&["systemctl", "start"], &UNITS[..]].concat())?;
+        host.power_on()?;
     }
     for name in ["h1", "h2"] {
         within(WAIT_LIMIT, &format!("{name} waits for h1"), || {
@@ -54,7 +53,6 @@ fn new_disk(service: &Service<'_>) -> Result<()> {
     ensure!(refused.is_err(), "h2 does not wait for itself");
     service.accept_loss("h2", "h1")?;
     println!("both serve {:.1?} later", service.wait_until_built()?);
-    // All that was acknowledged is in the log of the other one: nothing is missing.
     let load = Load::start(service, USUAL)?;
     load.wait_for_answers(50)?;
     load.finish()?;

@@ -104,8 +104,10 @@ impl Group {
         }
         help.asked.insert(replica);
         help.chosen += 1;
+        let mut slept = false;
         if let Some(member) = self.members.get_mut(&replica) {
             let before = member.state();
+            slept = member.role != Role::Helping;
             member.role = Role::Helping;
             member.suspected = false;
             member.clean = false;
@@ -115,7 +117,7 @@ impl Group {
         self.notice(Notice::Woken { position, replica });
         self.expect_upto(replica, position);
         self.follow_for_late();
-        self.event(Event::Woken(replica));
+        self.event(Event::Woken { replica, slept });
     }
 
     /// While an active is late, those that are awake vote on everything.

@@ -214,8 +214,11 @@ pub(crate) enum Event {
         position: Position,
         attempt: u32,
     },
-    /// A passive was chosen to help.
-    Woken(ReplicaId),
+    /// A passive was chosen to help; until then it slept, or it was awake already.
+    Woken {
+        replica: ReplicaId,
+        slept: bool,
+    },
     /// A replica executes from here on.
     Began(ReplicaId),
     /// A helping or suspected replica is a passive again.
