@@ -6,7 +6,9 @@ use crate::guest::{Guest, Work};
 use crate::host::Call;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
-use crate::invariants::{applied_once, correct_pages, fresh_base, updates_agreed};
+use crate::invariants::{
+    applied_once, correct_pages, fresh_base, nothing_aborted_stays, updates_agreed,
+};
 use crate::network::{seat, Item};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, World};
@@ -34,7 +36,7 @@ impl World {
         }
         match output {
             Output::Multicast(envelope) => {
-                self.judge_clean(host, &envelope.message);
+                self.judge_own(host, &envelope.message);
                 self.ports[host].outbox.push_back(Rc::new(envelope));
                 self.sequence_soon(host);
             }
@@ -487,18 +489,25 @@ impl World {
         }
     }
 
-    /// A manager announces a replica of its own.
-    fn judge_clean(&mut self, host: usize, message: &GroupMessage) {
-        if let GroupMessage::Built {
-            replica,
-            clean: true,
-            ..
-        } = message
-        {
-            let guest = self.hosts[host].guests.get(replica);
-            let verdict = fresh_base::called_clean(*replica, guest.map_or(0, |g| g.executions));
-            self.hold(verdict);
-        }
+    /// A manager announces a replica of its own, or votes for one.
+    fn judge_own(&mut self, host: usize, message: &GroupMessage) {
+        let h = &self.hosts[host];
+        let verdict = match message {
+            GroupMessage::Built {
+                replica,
+                clean: true,
+                ..
+            } => {
+                let guest = h.guests.get(replica);
+                fresh_base::called_clean(*replica, guest.map_or(0, |g| g.executions))
+            }
+            GroupMessage::Votes(votes) if !h.aborted.is_empty() => {
+                let mut cast = votes.votes.iter();
+                cast.try_for_each(|vote| nothing_aborted_stays::votes(h, vote))
+            }
+            _ => Ok(()),
+        };
+        self.hold(verdict);
     }
 
     /// Votes are delivered at a member: those of replicas in service count.

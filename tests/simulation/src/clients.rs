@@ -79,7 +79,10 @@ impl Client {
         let id = (self.number as u64 + 1) << 32 | self.count;
         let register = self.random.index(REGISTERS);
         let kind = match self.random.below(100) {
-            _ if poison => Kind::Poison,
+            share if poison => match share {
+                0..=49 => Kind::Poison,
+                _ => Kind::Treacherous,
+            },
             0..=44 => Kind::Read,
             45..=74 => Kind::Swap,
             75..=95 => Kind::CompareAndSet,

@@ -4,13 +4,16 @@
 //! says.
 
 use crate::random::Random;
-use crate::service::State;
+use crate::service::{Kind, Operation, State};
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+
+/// Of a thousand services that execute a treacherous request so many die of it.
+const TREACHERY: u64 = 700;
 
 /// How a faulty replica misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,6 +109,8 @@ pub(crate) struct Guest {
     pub(crate) state: State,
     /// How many requests it executed.
     pub(crate) executions: u64,
+    /// The writes that it executed: its state contains them.
+    pub(crate) wrote: BTreeSet<Position>,
     /// How many roots it reported.
     pub(crate) roots: u64,
     pub(crate) fault: Option<Fault>,
@@ -133,6 +138,7 @@ impl Guest {
             position: Position(0),
             state: State::default(),
             executions: 0,
+            wrote: BTreeSet::new(),
             roots: 0,
             fault: None,
             faulty: false,
@@ -237,6 +243,7 @@ impl Guest {
         match work {
             Work::Load(state, upto) => {
                 self.state = state;
+                self.wrote.clear();
                 self.position = upto;
                 let position = upto;
                 let root = None;
@@ -356,6 +363,9 @@ impl Guest {
         let position = request.position;
         self.position = position;
         self.executions += 1;
+        if request.class == Class::Write {
+            self.wrote.insert(position);
+        }
         let mut honest = self.state;
         let effect = honest.execute(
             request.class,
@@ -363,7 +373,10 @@ impl Guest {
             request.time_us,
             &request.seed,
         );
-        let Some(effect) = effect else {
+        let treacherous =
+            Operation::decode(&request.request).is_some_and(|o| o.kind == Kind::Treacherous);
+        let dies = treacherous && random.permille(TREACHERY);
+        let Some(effect) = effect.filter(|_| !dies) else {
             let reason = LossReason::Broken("its service died".to_owned());
             self.say(end, Input::Failed { replica, reason });
             self.dead = true;

@@ -60,6 +60,8 @@ pub(crate) struct Host {
     pub(crate) in_service: BTreeSet<ReplicaId>,
     /// Everything ordered after this was voted on under its eyes.
     pub(crate) watches_from: Position,
+    /// What it saw aborted.
+    pub(crate) aborted: BTreeSet<Position>,
     /// The votes of replicas in service on what is not recorded yet.
     pub(crate) votes: BTreeMap<Position, Vec<Vote>>,
     pub(crate) lies: LiesAreConvicted,
@@ -97,6 +99,7 @@ impl Host {
             decides_in: 0,
             in_service: BTreeSet::new(),
             watches_from: Position(0),
+            aborted: BTreeSet::new(),
             votes: BTreeMap::new(),
             lies: LiesAreConvicted::default(),
             successors: BTreeSet::new(),

@@ -22,6 +22,8 @@ pub(crate) enum Kind {
     CompareAndSet,
     /// A swap that is announced as a read.
     HiddenSwap,
+    /// A swap of which many services die, here and there one does not.
+    Treacherous,
     /// Kills every service that executes it.
     Poison,
 }
@@ -46,7 +48,8 @@ impl Operation {
             Kind::Swap => 1,
             Kind::CompareAndSet => 2,
             Kind::HiddenSwap => 3,
-            Kind::Poison => 4,
+            Kind::Treacherous => 4,
+            Kind::Poison => 5,
         };
         let mut bytes = Vec::with_capacity(27);
         bytes.extend_from_slice(&[kind, self.register, u8::from(self.stamped)]);
@@ -66,6 +69,7 @@ impl Operation {
             1 => Kind::Swap,
             2 => Kind::CompareAndSet,
             3 => Kind::HiddenSwap,
+            4 => Kind::Treacherous,
             _ => Kind::Poison,
         };
         Some(Operation {
@@ -82,7 +86,7 @@ impl Operation {
     pub(crate) fn class(&self) -> Class {
         match self.kind {
             Kind::Read | Kind::HiddenSwap => Class::Read,
-            Kind::Swap | Kind::CompareAndSet | Kind::Poison => Class::Write,
+            Kind::Swap | Kind::CompareAndSet | Kind::Treacherous | Kind::Poison => Class::Write,
         }
     }
 }
@@ -154,7 +158,7 @@ impl State {
                 return Some(Effect { outcome, update });
             }
             Kind::Read => None,
-            Kind::Swap | Kind::HiddenSwap => Some(true),
+            Kind::Swap | Kind::HiddenSwap | Kind::Treacherous => Some(true),
             Kind::CompareAndSet => Some(before == operation.expected),
         };
         let mut update = Vec::new();

@@ -3,13 +3,13 @@
 use super::looks_anew;
 use crate::invariants::{
     acknowledged_survives::AcknowledgedSurvives, correct_never_convicted, fresh_base,
-    no_stale_state, recovery_keeps_quorum,
+    no_stale_state, recovery_keeps_quorum, seat_keeps_its_active,
 };
 use crate::world::World;
 use spare_core::{ConvictionBasis, Notice, Output, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
-use spare_protocol::Position;
+use spare_protocol::{Position, ReplicaId};
 
 impl World {
     pub(super) fn noticed(&mut self, host: usize, notice: Notice) {
@@ -24,6 +24,10 @@ impl World {
                 if *to == Some(ReplicaState::Successor) {
                     h.successors.insert(*replica);
                 }
+                if *from == Some(ReplicaState::Active) && *to != *from {
+                    self.left_active(host, *replica);
+                }
+                let h = &mut self.hosts[host];
                 // Its recovery ended while this manager was away: a passive like any other.
                 if (*from, *to) == (Some(ReplicaState::Passive), Some(ReplicaState::Active)) {
                     h.successors.remove(replica);
@@ -46,7 +50,10 @@ impl World {
                 }
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { .. } => self.coverage.count("request helped -> aborted"),
+            Notice::Aborted { position } => {
+                self.coverage.count("request helped -> aborted");
+                self.hosts[host].aborted.insert(*position);
+            }
             Notice::Convicted {
                 replica,
                 position,
@@ -102,6 +109,17 @@ impl World {
             _ => {}
         }
         self.provoke(host, &notice);
+    }
+
+    /// A manager noticed that this replica is active no longer.
+    fn left_active(&mut self, host: usize, gone: ReplicaId) {
+        let Some(core) = &self.hosts[host].core else {
+            return;
+        };
+        let replicas = core.replicas().into_iter();
+        let now: Vec<_> = replicas.map(|r| (r.replica, r.state)).collect();
+        let verdict = seat_keeps_its_active::left(gone, &now, self.plan.config.quorum());
+        self.hold(verdict);
     }
 
     fn count_replica(&mut self, from: Option<ReplicaState>, to: Option<ReplicaState>) {

@@ -9,10 +9,12 @@ pub(crate) mod fresh_base;
 pub(crate) mod lies_are_convicted;
 pub(crate) mod linearizable;
 pub(crate) mod no_stale_state;
+pub(crate) mod nothing_aborted_stays;
 pub(crate) mod one_deciding_view;
 pub(crate) mod one_total_order;
 pub(crate) mod recovery_keeps_quorum;
 pub(crate) mod reply_needs_votes;
+pub(crate) mod seat_keeps_its_active;
 pub(crate) mod takes_effect_once;
 pub(crate) mod updates_agreed;
 
