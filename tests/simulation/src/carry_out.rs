@@ -547,6 +547,7 @@ impl World {
 
     /// At the end of a step.
     pub(crate) fn judge_step(&mut self, host: usize) {
+        self.judge_seats(host);
         let h = &mut self.hosts[host];
         if !h.lies.is_due() {
             return;

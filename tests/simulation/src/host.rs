@@ -7,7 +7,7 @@ use crate::random::Random;
 use spare_core::{Core, Micros, Now};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::Vote;
-use spare_protocol::{Position, ReplicaId};
+use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a hypervisor is asked to do.
@@ -60,6 +60,8 @@ pub(crate) struct Host {
     pub(crate) in_service: BTreeSet<ReplicaId>,
     /// Everything ordered after this was voted on under its eyes.
     pub(crate) watches_from: Position,
+    /// The last active of each seat that left in the present step.
+    pub(crate) left_active: BTreeMap<SeatId, ReplicaId>,
     /// What it saw aborted.
     pub(crate) aborted: BTreeSet<Position>,
     /// The votes of replicas in service on what is not recorded yet.
@@ -99,6 +101,7 @@ impl Host {
             decides_in: 0,
             in_service: BTreeSet::new(),
             watches_from: Position(0),
+            left_active: BTreeMap::new(),
             aborted: BTreeSet::new(),
             votes: BTreeMap::new(),
             lies: LiesAreConvicted::default(),

@@ -9,7 +9,7 @@ use crate::world::World;
 use spare_core::{ConvictionBasis, Notice, Output, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
-use spare_protocol::{Position, ReplicaId};
+use spare_protocol::Position;
 
 impl World {
     pub(super) fn noticed(&mut self, host: usize, notice: Notice) {
@@ -25,9 +25,12 @@ impl World {
                     h.successors.insert(*replica);
                 }
                 if *from == Some(ReplicaState::Active) && *to != *from {
-                    self.left_active(host, *replica);
+                    h.left_active.insert(replica.seat, *replica);
                 }
-                let h = &mut self.hosts[host];
+                if *from == Some(ReplicaState::Building) {
+                    // Whoever left, left before.
+                    h.left_active.remove(&replica.seat);
+                }
                 // Its recovery ended while this manager was away: a passive like any other.
                 if (*from, *to) == (Some(ReplicaState::Passive), Some(ReplicaState::Active)) {
                     h.successors.remove(replica);
@@ -111,14 +114,17 @@ impl World {
         self.provoke(host, &notice);
     }
 
-    /// A manager noticed that this replica is active no longer.
-    fn left_active(&mut self, host: usize, gone: ReplicaId) {
-        let Some(core) = &self.hosts[host].core else {
+    /// At the end of a step in which actives left.
+    pub(super) fn judge_seats(&mut self, host: usize) {
+        let left = std::mem::take(&mut self.hosts[host].left_active);
+        let Some(core) = self.hosts[host].core.as_ref().filter(|_| !left.is_empty()) else {
             return;
         };
         let replicas = core.replicas().into_iter();
         let now: Vec<_> = replicas.map(|r| (r.replica, r.state)).collect();
-        let verdict = seat_keeps_its_active::left(gone, &now, self.plan.config.quorum());
+        let quorum = self.plan.config.quorum();
+        let mut left = left.into_values();
+        let verdict = left.try_for_each(|gone| seat_keeps_its_active::left(gone, &now, quorum));
         self.hold(verdict);
     }
 
