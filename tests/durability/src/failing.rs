@@ -59,12 +59,7 @@ const FAILURES: [Failure; 4] = [
 ];
 
 async fn failing_disk(suite: &mut Suite) -> Result<()> {
-    let library = spare_rig::binaries()?.join(LIBRARY);
-    ensure!(
-        library.is_file(),
-        "{} is missing; build everything first: cargo build --release --workspace",
-        library.display()
-    );
+    let library = suite.deployment.lend(LIBRARY)?;
     let switch = suite.deployment.folder().join("failing-disk");
     let environment = [
         ("LD_PRELOAD", library.as_path()),

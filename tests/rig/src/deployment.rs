@@ -413,7 +413,7 @@ impl Deployment {
     /// When it does not start.
     pub async fn start_manager(&mut self) -> Result<()> {
         ensure!(self.manager.is_none(), "the replica manager runs already");
-        let mut manager = Command::new(binaries()?.join("spare-manager"));
+        let mut manager = Command::new(self.lend("spare-manager")?);
         manager.arg("--config").arg(self.folder.join("spare.toml"));
         manager.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let user = manager_user()?;
@@ -423,6 +423,31 @@ impl Deployment {
         self.manager = Some(process::start("spare-manager", &mut manager, log)?);
         self.register();
         self.wait_for_socket("manager/admin.sock").await
+    }
+
+    /// A file that was built together with this program, where the replica manager's user can read it: the
+    /// checkout may be in a folder that is closed to others, as root's home is.
+    ///
+    /// # Errors
+    /// When it was not built, or cannot be copied.
+    pub fn lend(&self, name: &str) -> Result<PathBuf> {
+        let built = binaries()?.join(name);
+        let folder = self.folder.join("programs");
+        let lent = folder.join(name);
+        std::fs::create_dir_all(&folder)?;
+        if lent.exists() {
+            std::fs::remove_file(&lent)?;
+        }
+        // On another file system it is copied.
+        std::fs::hard_link(&built, &lent)
+            .or_else(|_| std::fs::copy(&built, &lent).map(drop))
+            .with_context(|| {
+                format!(
+                    "{} is missing; build everything first: cargo build --release --workspace",
+                    built.display()
+                )
+            })?;
+        Ok(lent)
     }
 
     /// Sets environment variables that the next run of the replica manager gets.
