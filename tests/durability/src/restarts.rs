@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How often the agent is killed while it makes or destroys a replica, and how long after it has begun.
 const KILLS: u16 = 8;
+const KILLS_MAX: u16 = 40;
 const MOMENT_US_MAX: u64 = 15_000;
 /// For it to begin.
 const HALF_LIMIT: Duration = Duration::from_secs(5);
@@ -143,7 +144,11 @@ async fn agent_killed(suite: &mut Suite) -> Result<()> {
 /// A replica is destroyed by hand, and the group has another one made.
 async fn agent_killed_at_work(suite: &mut Suite) -> Result<()> {
     let mut halves = [0, 0];
-    for round in 0..KILLS {
+    let mut kills = 0;
+    // On a busy machine some come too late; those that come in time are what is wanted.
+    while kills < KILLS || kills < KILLS_MAX && halves.contains(&0) {
+        let round = kills;
+        kills += 1;
         let (names, _) = suite.replicas().await?;
         let clients = suite.load();
         clients.wait_for(20).await?;
@@ -185,7 +190,7 @@ async fn agent_killed_at_work(suite: &mut Suite) -> Result<()> {
         }
     }
     println!(
-        "of {KILLS} kills {} came while a replica was destroyed, {} while one was made",
+        "of {kills} kills {} came while a replica was destroyed, {} while one was made",
         halves[0], halves[1]
     );
     ensure!(halves[0] > 0 && halves[1] > 0, "never in time");
