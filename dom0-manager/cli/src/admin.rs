@@ -139,6 +139,18 @@ impl Admin {
         Ok(())
     }
 
+    /// Has other hosts take the places of a host's replicas, or gives it its share again. Returns before that is
+    /// done.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached, or when too few hosts would have replicas.
+    pub async fn drain(&self, host: &str, drained: bool) -> Result<(), AdminError> {
+        let what = if drained { "drain" } else { "fill" };
+        let path = format!("/v1/host/{what}?{}", form_encode(&[("host", host)]));
+        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
+        Ok(())
+    }
+
     /// Stops the service and destroys its replicas.
     ///
     /// # Errors

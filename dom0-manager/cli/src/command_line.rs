@@ -3,6 +3,7 @@
 use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
 use crate::backup;
 use crate::bench::{self, BenchOptions, Monitor};
+use crate::hosts::HostCommand;
 use crate::init::{self, InitOptions};
 use crate::replay::{self, ReplayOptions};
 use crate::status;
@@ -92,6 +93,11 @@ enum Command {
         /// Its name in group.hosts
         host: String,
     },
+    /// Add a host to the group, take its replicas away, or remove it, while the service runs
+    Host {
+        #[command(subcommand)]
+        what: HostCommand,
+    },
     /// Stop the service and destroy its replicas
     Stop {
         #[command(flatten)]
@@ -133,14 +139,14 @@ enum Fence {
 
 /// Which replica manager.
 #[derive(clap::Args)]
-struct Manager {
+pub(crate) struct Manager {
     /// The manager's admin socket
     #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
     admin: PathBuf,
 }
 
 impl Manager {
-    fn connect(&self) -> Admin {
+    pub(crate) fn connect(&self) -> Admin {
         Admin::new(&self.admin)
     }
 }
@@ -218,6 +224,10 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             print(&format!(
                 "the group goes on without what host {host} had on disk, once it waits for no other\n"
             ))?;
+            Ok(true)
+        }
+        Command::Host { what } => {
+            print(&what.run().await?)?;
             Ok(true)
         }
         Command::Stop { manager } => {

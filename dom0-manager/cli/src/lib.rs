@@ -2,13 +2,15 @@
 //!
 //! It talks to a running replica manager over the admin API ([`admin`]), loads a gateway with
 //! emulated clients ([`bench`]) and holds what clients were told against a trusted replica
-//! ([`replay`]). Before all that it writes what several hosts need ([`init`]). It never touches replicas, logs or configuration of a running service.
+//! ([`replay`]). Before all that it writes what several hosts need ([`init`]), and later changes which
+//! there are (`hosts`). It never touches replicas or logs of a running service.
 
 pub mod admin;
 pub mod backup;
 pub mod bench;
 pub mod command_line;
 pub mod decoders;
+mod hosts;
 pub mod http;
 pub mod init;
 pub mod pages;

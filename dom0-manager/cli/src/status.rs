@@ -133,10 +133,10 @@ fn hosts(hosts: &[HostStatus]) -> Table {
             agent.to_owned(),
         ];
         if several {
-            let member = if host.member {
-                "member"
-            } else {
-                "NOT A MEMBER"
+            let member = match (host.member, host.drained) {
+                (true, false) => "member",
+                (true, true) => "member, drained",
+                (false, _) => "NOT A MEMBER",
             };
             let connection = match (host.here, host.connected) {
                 (true, _) => "this host",
@@ -351,7 +351,7 @@ pub fn render_scrub(report: &ScrubReport) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use spare_protocol::admin::{
         ConvictionReason, Counters, DiskStatus, EventKind, ReplicaState, VoteStatus,
@@ -378,7 +378,7 @@ mod tests {
         }
     }
 
-    fn status() -> Status {
+    pub(crate) fn status() -> Status {
         Status {
             service: "auction".into(),
             mode: Mode::DetectOnly,
@@ -396,6 +396,7 @@ mod tests {
                 agent: false,
                 here: true,
                 member: true,
+                drained: false,
                 connected: true,
             }],
             standing: "serving".into(),

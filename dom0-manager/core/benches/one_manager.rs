@@ -195,6 +195,7 @@ fn config(me: SeatId, clients: usize) -> Config {
         help_timeout: Micros::from_ms(2000),
         fetch_timeout: Micros::from_ms(500),
         apply_timeout: Micros::from_ms(15_000),
+        boot_timeout: Micros::from_ms(60_000),
         build_timeout: Micros::from_ms(180_000),
         recovery_timeout: Micros::from_ms(540_000),
         awake_min: Micros::from_ms(1000),

@@ -9,7 +9,8 @@ use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 pub struct Config {
     /// The seat of this manager.
     pub me: SeatId,
-    /// All seats in the order of views; the first f+1 that are in the view have replicas.
+    /// All seats, ascending; the first f+1 that are in the view have replicas. Those of a group that serves change once
+    /// all its managers have others.
     pub seats: Vec<SeatId>,
     /// f: how many replicas may be faulty at once.
     pub faults: u16,
@@ -37,7 +38,9 @@ pub struct Config {
     pub fetch_timeout: Micros,
     /// For a passive to wake up, apply what waits for it and answer what it was asked.
     pub apply_timeout: Micros,
-    /// For a new replica to boot and load its state.
+    /// For a new replica to boot; doubled, up to `build_timeout`, after each that did not.
+    pub boot_timeout: Micros,
+    /// For a new replica to load its state.
     pub build_timeout: Micros,
     /// For a seat to build the fresh replicas of a recovery and to verify them.
     pub recovery_timeout: Micros,
@@ -93,6 +96,8 @@ pub struct Resume {
     pub generation: u32,
     /// Replicas of this seat that outlived the manager.
     pub kept: Vec<KeptReplica>,
+    /// This seat is to have no replicas ([`crate::Output::StoreDrained`]).
+    pub drained: bool,
 }
 
 /// A local replica that runs since an earlier run of its manager ([`crate::Output::Keep`]). Its channel is

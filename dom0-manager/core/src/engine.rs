@@ -74,6 +74,8 @@ pub struct Core {
     /// The group takes this manager for a member; it is none before its log has everything up to here.
     pub(crate) needed: Option<Position>,
     pub(crate) lease: Option<Micros>,
+    /// This seat is to have no replicas, by an operator's word.
+    pub(crate) drained: bool,
 
     // What is agreed, and who waits for it.
     pub(crate) slots: Window<Slot>,
@@ -135,7 +137,7 @@ impl Core {
         if resume.view.members.is_empty() {
             resume.view.members.clone_from(&config.seats);
         }
-        let group = Group::resumed(Rules::from(&config), &resume);
+        let group = Group::resumed(Rules::from(&config), config.seats.clone(), &resume);
         let agreed = group.decided;
         let mine = |k: &&KeptReplica| k.replica.seat == config.me;
         let kept = || {
@@ -160,6 +162,7 @@ impl Core {
             joined_sent: false,
             needed: None,
             lease: None,
+            drained: resume.drained,
             slots: Window::above(agreed),
             agreed,
             agreed_epoch: resume.last.as_ref().map_or(0, |r| r.epoch),
@@ -244,6 +247,7 @@ impl Core {
                 members,
                 primary,
             } => self.enter_ring(ring, members, primary),
+            Input::Suspended { ring, members } => self.suspend(ring, members),
             Input::Peer { from, message } => self.peer(from, message),
             Input::ViewStored(view) => self.view_is_stored(view),
             Input::Stored { position } => self.is_stored(position),
@@ -275,6 +279,9 @@ impl Core {
             Input::AcceptLoss { seats } => {
                 let ring = self.ring;
                 self.multicast(GroupMessage::AcceptLoss { ring, seats });
+            }
+            Input::Drain { seat, drained } => {
+                self.multicast(GroupMessage::Drain { seat, drained });
             }
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
@@ -345,6 +352,25 @@ impl Core {
         self.group.view.keys().copied().collect()
     }
 
+    /// The group's seats.
+    #[must_use]
+    pub fn seats(&self) -> &[SeatId] {
+        &self.group.seats
+    }
+
+    /// The members of the primary view that are to have no replicas.
+    #[must_use]
+    pub fn drained(&self) -> Vec<SeatId> {
+        let drained = self.group.view.iter().filter(|(_, m)| m.drained);
+        drained.map(|(s, _)| *s).collect()
+    }
+
+    /// Whether f+1 other members of the primary view can have replicas, so that this seat may be drained.
+    #[must_use]
+    pub fn can_spare(&self, seat: SeatId) -> bool {
+        self.group.can_spare(seat)
+    }
+
     /// The last position that was ordered.
     #[must_use]
     pub fn ordered(&self) -> Position {
@@ -413,6 +439,10 @@ impl Core {
     }
 
     pub(crate) fn multicast(&mut self, message: GroupMessage) {
+        // Nobody may act on it. What matters is said again in a ring that is primary.
+        if self.standing == Standing::Suspended {
+            return;
+        }
         self.out.push(Output::Multicast(Envelope {
             epoch: self.group.epoch,
             message,

@@ -83,6 +83,14 @@ pub enum Input {
         /// first of a ring that is not primary if the other one was not its own.
         primary: bool,
     },
+    /// Delivered in total order: from here on these seats hear each other. They may decide nothing, but no
+    /// others can either: a ring that is primary may follow once those who are missing are known to be off.
+    Suspended {
+        /// Names this membership, as in [`Input::View`].
+        ring: u64,
+        /// The seats.
+        members: Vec<SeatId>,
+    },
     /// From another manager, outside the order.
     Peer {
         /// Who.
@@ -152,6 +160,14 @@ pub enum Input {
         /// The seats.
         seats: Vec<SeatId>,
     },
+    /// An operator's word: a seat is to have no replicas, or its share again. What would leave too few seats with
+    /// replicas is ignored ([`crate::Core::can_spare`]).
+    Drain {
+        /// The seat.
+        seat: SeatId,
+        /// It is to have none.
+        drained: bool,
+    },
     /// A deadline named by [`crate::Core::next_deadline`] passed.
     Tick,
     /// The daemon has no more inputs waiting: send what was held back to go in one message.
@@ -179,6 +195,9 @@ pub enum Output {
     },
     /// Write this primary view to disk in the place of the last one; ends in [`Input::ViewStored`].
     StoreView(PrimaryView),
+    /// Remember across restarts of the manager that this seat is to have no replicas, or that it is to have some
+    /// again.
+    StoreDrained(bool),
     /// Remove all records above this position from the log: another history was agreed on.
     Truncate {
         /// The last one to keep.
@@ -319,6 +338,9 @@ pub struct Evidence {
 pub enum Standing {
     /// Not in a primary ring: decides nothing.
     Apart,
+    /// A member of the newest primary view, in a ring that is not primary while no other can be: decides
+    /// nothing, and goes on where it is as soon as it may.
+    Suspended,
     /// In a primary ring whose members tell each other what they have.
     Syncing,
     /// Nobody in the ring is sure to have the newest state: it waits for others, or for an operator.
@@ -357,6 +379,25 @@ pub enum Notice {
         epoch: u64,
         /// Its members.
         members: Vec<SeatId>,
+    },
+    /// A seat is to have no replicas, or is to have its share again. Seen by all.
+    Drained {
+        /// The seat.
+        seat: SeatId,
+        /// It is to have none.
+        drained: bool,
+    },
+    /// The group has these seats from here on: all members have them in their configurations. Seen by all.
+    Seats {
+        /// The seats.
+        seats: Vec<SeatId>,
+    },
+    /// The group's seats are not those in this manager's configuration, until all managers have the same.
+    OtherSeats {
+        /// The group's.
+        seats: Vec<SeatId>,
+        /// This manager's.
+        here: Vec<SeatId>,
     },
     /// The votes on a request differ, or cannot become f+1 equal ones. Seen by all.
     Mismatch {

@@ -48,6 +48,20 @@ impl Core {
             Event::Repeated { id, position } => self.repeats(id, position),
             Event::KeyReused(id) => self.key_reused(id),
             Event::ViewChanged => self.view_changed(),
+            Event::Drained { seat, drained } => {
+                self.notice(Notice::Drained { seat, drained });
+                if seat == self.config.me {
+                    self.drained = drained;
+                    self.out.push(Output::StoreDrained(drained));
+                }
+                self.staff();
+            }
+            Event::SeatsChanged => {
+                // The group may have waited with this one until all knew it.
+                self.joined_sent = false;
+                self.check_caught_up();
+                self.staff();
+            }
             Event::RecoveryBegan(seat) => {
                 if seat == self.config.me {
                     self.set_timer(Timer::Recovery, self.config.recovery_timeout);

@@ -55,7 +55,11 @@ impl Core {
             };
             self.local
                 .insert(replica, Local::new(self.config.awake_min));
-            self.set_timer(Timer::Build(replica), self.config.build_timeout);
+            // Most that hang do so while they boot, and the seat is short of a replica until then.
+            let doublings = self.failed_builds.min(BUILD_DOUBLINGS_MAX);
+            let boot = Micros(self.config.boot_timeout.0 << doublings);
+            let limit = boot.min(self.config.build_timeout);
+            self.set_timer(Timer::Build(replica), limit);
             self.out.push(Output::Create(replica));
         }
     }
@@ -75,6 +79,7 @@ impl Core {
     pub(crate) fn booted(&mut self, replica: ReplicaId) {
         let vm = self.local.get(&replica).map(|l| l.vm);
         if vm == Some(Vm::Creating) {
+            self.set_timer(Timer::Build(replica), self.config.build_timeout);
             self.bring_to_agreed(replica);
         }
     }

@@ -15,6 +15,10 @@
 //!   Joining ── State ──▶ CatchingUp ──────────────────────┘
 //! ```
 //!
+//! A member that may not decide while nobody else can either (half of all, where only a majority decides) is
+//! `Suspended`: its state stays the group's, for nobody can have gone on without it. It goes to `Syncing` when its
+//! ring is primary again, or when those who are missing were turned off.
+//!
 //! A witness or a fence proves that nobody else decides, not that one's own state is fresh. So a ring
 //! whose members all lost the state of the newest primary view begins anew only when every member of that
 //! view is there (or an operator gave it up): somebody among them has every record that was ever
@@ -50,8 +54,8 @@ impl Core {
         }
     }
 
-    /// Other seats hear each other from here on.
-    pub(crate) fn enter_ring(&mut self, ring: u64, members: Vec<SeatId>, primary: bool) {
+    /// Other seats hear each other from here on. Returns the ring that this manager came from.
+    fn move_to(&mut self, ring: u64, members: Vec<SeatId>) -> u64 {
         // All members that were in the last ring delivered the same in it.
         if self.live {
             self.take_backlog();
@@ -61,10 +65,27 @@ impl Core {
         self.ahead = 0;
         self.syncs.clear();
         self.view_promised = None;
-        let came_from = std::mem::replace(&mut self.ring, ring);
         self.ring_members = members;
         self.joined_sent = false;
         self.deadlines.cancel(Timer::CatchUp);
+        std::mem::replace(&mut self.ring, ring)
+    }
+
+    /// These seats cannot decide, nor can others: what they are in the middle of stays as it is. Should they find
+    /// out that the others are off, they go on as if nothing but the others had left.
+    pub(crate) fn suspend(&mut self, ring: u64, members: Vec<SeatId>) {
+        self.move_to(ring, members);
+        if self.live {
+            self.stand(Standing::Suspended);
+        } else {
+            self.leave();
+            self.stand(Standing::Apart);
+        }
+    }
+
+    /// These seats hear each other from here on, and may decide if the ring is primary.
+    pub(crate) fn enter_ring(&mut self, ring: u64, members: Vec<SeatId>, primary: bool) {
+        let came_from = self.move_to(ring, members);
         let primary = primary || planted(Bug::MinorityGoesOn);
         if !primary || !self.ring_members.contains(&self.config.me) {
             self.leave();
@@ -78,6 +99,7 @@ impl Core {
         } else {
             self.view_known.clone()
         };
+        self.stand(Standing::Syncing);
         self.multicast(GroupMessage::Sync(Sync {
             ring,
             live: self.live,
@@ -86,9 +108,9 @@ impl Core {
             established: self.group.established.iter().copied().collect(),
             log: (self.agreed_epoch, self.agreed),
             delivered: self.group.delivered,
+            seats: u16::try_from(self.group.seats.len()).unwrap_or(u16::MAX),
             version: GROUP_VERSION,
         }));
-        self.stand(Standing::Syncing);
     }
 
     /// This manager is in the primary view no longer: its state is the group's no longer.
@@ -122,7 +144,8 @@ impl Core {
                     self.seen += 1;
                 }
             }
-            Standing::Apart => {}
+            // Who goes on says it again.
+            Standing::Suspended | Standing::Apart => {}
         }
     }
 
@@ -194,14 +217,16 @@ impl Core {
             let mut members: Vec<SeatId> = Vec::new();
             let mut last: &[SeatId] = &[];
             let mut established: &[SeatId] = &[];
+            let mut seats = 0;
             for (seat, sync) in self.syncs.iter().filter(|(_, s)| goes_on(s)) {
                 members.push(*seat);
                 last = &sync.view.members;
                 established = &sync.established;
+                seats = usize::from(sync.seats);
             }
             // Those who have an older view on disk could decide in it, and know nothing of this one.
             let told = |s: &SeatId| self.syncs.contains_key(s) || self.given_up.contains(s);
-            let majority = members.len() * 2 > self.config.seats.len();
+            let majority = members.len() * 2 > seats;
             if !majority && !established.iter().any(told) {
                 let absent = established.to_vec();
                 return self.wait_for(
@@ -287,7 +312,7 @@ impl Core {
     /// Who is in this ring and no member of the view, if its members need them to know of it: where they
     /// are a majority of all seats, one of them is in every later ring that is primary.
     fn outsiders(&self, members: &[SeatId]) -> Vec<SeatId> {
-        if members.len() * 2 > self.config.seats.len() {
+        if members.len() * 2 > self.group.seats.len() {
             return Vec::new();
         }
         let ring = self.ring_members.iter().copied();
@@ -393,7 +418,8 @@ impl Core {
     fn begin_anew(&mut self, view: ViewId) {
         let me = self.config.me;
         let outsiders = self.outsiders(&[me]);
-        self.group.begin_anew(me, self.agreed, view, &outsiders);
+        let (agreed, drained) = (self.agreed, self.drained);
+        (self.group).begin_anew(me, agreed, view, &outsiders, drained);
         self.live = true;
         self.stand(Standing::Serving);
         self.safe = self.safe.max(self.stored);
@@ -484,11 +510,15 @@ impl Core {
         if group.rules != Rules::from(&self.config) {
             return self.notice(Notice::Alarm(format!(
                 "the configuration of this seat differs from that of seat {from}; all managers of a group \
-                 must have the same seats, f and limits"
+                 must have the same f and limits"
             )));
         }
         std::mem::swap(&mut self.group, &mut group);
         self.source = from;
+        if self.group.seats != self.config.seats {
+            let (seats, here) = (self.group.seats.clone(), self.config.seats.clone());
+            self.notice(Notice::OtherSeats { seats, here });
+        }
         self.know_view();
         // Beyond what every member had, another history may have been agreed on.
         let mut keep = self.safe.min(self.agreed);
@@ -589,9 +619,12 @@ impl Core {
         let caught_up = self.agreed >= self.slots.before() && near;
         if self.standing == Standing::CatchingUp && caught_up && !self.joined_sent {
             self.joined_sent = true;
-            let agreed = self.agreed;
-            let ring = self.ring;
-            self.multicast(GroupMessage::Joined { ring, agreed });
+            self.multicast(GroupMessage::Joined {
+                ring: self.ring,
+                agreed: self.agreed,
+                drained: self.drained,
+                seats: self.config.seats.clone(),
+            });
         }
     }
 

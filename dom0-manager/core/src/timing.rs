@@ -4,7 +4,7 @@ use crate::bugs::{planted, Bug};
 use crate::deadline::{Timer, Wait};
 use crate::engine::Core;
 use crate::group::Role;
-use crate::io::{Micros, Notice};
+use crate::io::{Micros, Notice, Standing};
 use spare_protocol::group::{GroupMessage, LossReason, Votes};
 use spare_protocol::{Position, ReplicaId};
 
@@ -34,10 +34,13 @@ impl Core {
                 }
                 Timer::Batch => self.send_batch(),
                 Timer::CatchUp => self.catch_up_again(),
-                Timer::Recovery => {
+                Timer::Recovery if self.is_recovering() => {
                     let seat = self.config.me;
                     self.multicast(GroupMessage::RecoveryEnded { seat });
+                    // The message may get lost with its ring.
+                    self.set_timer(Timer::Recovery, self.config.recovery_timeout);
                 }
+                Timer::Recovery => {}
             }
         }
         self.clear_watch();
@@ -298,7 +301,8 @@ impl Core {
 
     pub(crate) fn announce(&mut self) {
         self.deadlines.cancel(Timer::Announce);
-        if !self.group.view.contains_key(&self.config.me) || !self.live {
+        let member = self.group.view.contains_key(&self.config.me) && self.live;
+        if !member || self.standing == Standing::Suspended {
             return;
         }
         // The next message will be about as long.

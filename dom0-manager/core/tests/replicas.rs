@@ -118,6 +118,26 @@ fn a_wrong_vote_that_arrives_when_its_request_is_forgotten_still_convicts() {
 
 /// Decide only where it is certain: with f+1 usable replicas left none is destroyed.
 #[test]
+fn replicas_that_hang_while_they_boot_are_given_up_early_and_made_anew() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(10);
+    cluster.hang_at_boot = 2;
+    cluster.kill(0, 2);
+    // The second one may take twice as long.
+    cluster.run_for(29_000);
+    assert_eq!(
+        cluster.cores[0].replicas().len(),
+        3 + 1,
+        "one is being built"
+    );
+    cluster.run_for(6000);
+    let built = Cluster::replica(0, 5);
+    let replicas = cluster.cores[1].replicas();
+    assert!(replicas.iter().any(|r| r.replica == built), "{replicas:?}");
+    cluster.load(10);
+}
+
+#[test]
 fn the_brake_pauses_instead_of_destroying_when_too_few_are_left() {
     let mut cluster = Cluster::started(1);
     cluster.load(31);

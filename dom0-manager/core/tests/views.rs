@@ -48,6 +48,47 @@ fn when_a_host_fails_the_first_passive_that_offers_to_compensates() {
 }
 
 #[test]
+fn a_suspended_member_goes_on_where_it_was_once_the_other_is_off() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    let under_way = cluster.submit(Class::Write);
+    cluster.crash(1);
+    cluster.suspend(&[0]);
+    let refused = cluster.submit(Class::Read);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[0].standing(), Standing::Suspended);
+    assert_eq!(cluster.refused.get(&refused), Some(&Refusal::NotPrimary));
+    assert!(!answered(&cluster, under_way) && !cluster.refused.contains_key(&under_way));
+    cluster.form_ring(&[0], true);
+    cluster.run_for(100);
+    assert_eq!(cluster.cores[0].standing(), Standing::Serving);
+    assert_eq!(actives(&cluster.cores[0]), ["0.1", "0.2"]);
+    cluster.run_for(1000);
+    assert!(answered(&cluster, under_way));
+    cluster.load(30);
+}
+
+#[test]
+fn members_that_were_suspended_apart_meet_again_and_have_one_history() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    let numbers = [0, 1].map(|seat| cluster.submit_at(seat, Class::Write, None, "under way"));
+    for seat in 0..2 {
+        cluster.suspend(&[seat]);
+    }
+    cluster.run_for(5000);
+    assert!(numbers.iter().all(|n| !answered(&cluster, *n)));
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(5000);
+    for core in &cluster.cores {
+        assert_eq!(core.standing(), Standing::Serving);
+    }
+    cluster.load(30);
+    cluster.run_for(1000);
+    assert_eq!(cluster.logs[0], cluster.logs[1]);
+}
+
+#[test]
 fn a_host_that_returns_takes_its_seat_back_and_the_doubled_active_is_rebuilt() {
     let mut cluster = Cluster::started(1);
     cluster.load(31);
@@ -86,6 +127,134 @@ fn a_spare_seat_takes_the_place_of_one_that_failed() {
         "{active:?}"
     );
     assert_eq!(cluster.cores[2].replicas().len(), 4);
+}
+
+/// Every seat's active and passive, as a manager knows them, by seat.
+fn staffed(core: &Core) -> Vec<(u16, usize)> {
+    let mut seats: Vec<(u16, usize)> = Vec::new();
+    for view in core.replicas() {
+        match seats.iter_mut().find(|(s, _)| *s == view.replica.seat.0) {
+            Some((_, count)) => *count += 1,
+            None => seats.push((view.replica.seat.0, 1)),
+        }
+    }
+    seats.sort_unstable();
+    seats
+}
+
+fn drain(cluster: &mut Cluster, seat: u16, drained: bool) {
+    let seat = SeatId(seat);
+    cluster.input(1, Input::Drain { seat, drained });
+    cluster.run_for(10_000);
+}
+
+#[test]
+fn a_drained_seat_gives_its_replicas_up_and_gets_them_back() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    assert_eq!(staffed(&cluster.cores[1]), [(0, 2), (1, 2)]);
+    let under_way = cluster.submit(Class::Write);
+    drain(&mut cluster, 0, true);
+    assert!(answered(&cluster, under_way));
+    for core in &cluster.cores {
+        assert_eq!(staffed(core), [(1, 2), (2, 2)]);
+        assert_eq!(core.drained(), [SeatId(0)]);
+    }
+    cluster.load(30);
+    // It is remembered there, whatever happens to the host.
+    cluster.crash(0);
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(1000);
+    cluster.restart(0);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(10_000);
+    cluster.load(30);
+    assert_eq!(cluster.cores[1].drained(), [SeatId(0)]);
+    assert_eq!(staffed(&cluster.cores[1]), [(1, 2), (2, 2)]);
+    drain(&mut cluster, 0, false);
+    cluster.load(30);
+    for core in &cluster.cores {
+        assert_eq!(staffed(core), [(0, 2), (1, 2)]);
+    }
+    assert_eq!(cluster.answers.len(), 122);
+}
+
+#[test]
+fn no_seat_is_drained_whose_replicas_others_cannot_have() {
+    let mut cluster = Cluster::with(three_seats());
+    drain(&mut cluster, 2, true);
+    assert_eq!(cluster.cores[0].drained(), [SeatId(2)]);
+    for seat in 0..2 {
+        assert!(!cluster.cores[0].can_spare(SeatId(seat)));
+        drain(&mut cluster, seat, true);
+    }
+    assert_eq!(cluster.cores[0].drained(), [SeatId(2)]);
+    cluster.load(31);
+    assert_eq!(staffed(&cluster.cores[0]), [(0, 2), (1, 2)]);
+}
+
+#[test]
+fn a_drained_seat_steps_in_when_too_few_others_are_left() {
+    let mut cluster = Cluster::with(three_seats());
+    drain(&mut cluster, 2, true);
+    cluster.load(31);
+    cluster.crash(0);
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(10_000);
+    assert_eq!(staffed(&cluster.cores[1]), [(1, 2), (2, 2)]);
+}
+
+/// The manager of one seat restarts, with what is in its configuration now.
+fn restarts(cluster: &mut Cluster, seat: u16, ring: &[u16]) {
+    let others: Vec<u16> = ring.iter().copied().filter(|s| *s != seat).collect();
+    cluster.crash(seat);
+    cluster.form_ring(&others, true);
+    cluster.run_for(1000);
+    cluster.restart(seat);
+    cluster.form_ring(ring, true);
+    cluster.run_for(10_000);
+}
+
+fn seats_at(cluster: &Cluster, seat: usize) -> Vec<u16> {
+    cluster.cores[seat].seats().iter().map(|s| s.0).collect()
+}
+
+#[test]
+fn a_seat_is_removed_and_added_once_all_managers_have_it_so() {
+    let mut cluster = Cluster::with(three_seats());
+    cluster.load(31);
+    drain(&mut cluster, 2, true);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.configure(&[0, 1]);
+    restarts(&mut cluster, 0, &[0, 1]);
+    assert_eq!(seats_at(&cluster, 0), [0, 1, 2], "seat 1 does not know yet");
+    restarts(&mut cluster, 1, &[0, 1]);
+    for seat in 0..2 {
+        assert_eq!(seats_at(&cluster, seat), [0, 1]);
+    }
+    cluster.load(30);
+
+    // A new host comes before the others know of it.
+    cluster.lose_disk(2);
+    cluster.configure(&[0, 1, 2]);
+    cluster.restart(2);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(10_000);
+    assert_eq!(cluster.cores[2].standing(), Standing::CatchingUp);
+    assert_eq!(cluster.cores[0].view(), [SeatId(0), SeatId(1)]);
+    restarts(&mut cluster, 0, &[0, 1, 2]);
+    assert_eq!(seats_at(&cluster, 1), [0, 1]);
+    restarts(&mut cluster, 1, &[0, 1, 2]);
+    cluster.load(30);
+    for (seat, core) in cluster.cores.iter().enumerate() {
+        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(seats_at(&cluster, seat), [0, 1, 2]);
+        assert_eq!(core.view().len(), 3);
+        assert_eq!(core.drained(), []);
+    }
+    assert_eq!(cluster.answers.len(), 91);
+    assert_eq!(cluster.logs[2].len(), cluster.logs[0].len());
 }
 
 #[test]

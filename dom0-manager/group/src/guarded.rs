@@ -10,6 +10,10 @@
 //! engine:   view r, not primary ...                    messages ...
 //! told:     view 2r, not primary ... [all missing off] view 2r+1, primary ... messages ...
 //! ```
+//!
+//! Where only a majority decides, half of all members know that the others cannot have decided anything without
+//! them, unless they turned them off, which they would not have survived. Then they are told that they are
+//! *suspended*, and keep what they are in the middle of.
 
 use crate::{Closed, Delivery, GroupChannel, MemberId};
 use bytes::Bytes;
@@ -35,8 +39,8 @@ pub struct Membership {
     pub missing: Vec<MemberId>,
     /// It may decide.
     pub primary: bool,
-    /// This member was in one that may decide before: the missing ones were lost, they are not just late.
-    pub was_primary: bool,
+    /// It may not, but neither can others, nor could they since it last did.
+    pub suspended: bool,
 }
 
 /// Learns of memberships, and tells who is off.
@@ -71,6 +75,8 @@ pub struct Guarded<G> {
     asked: bool,
     /// The current membership may decide because those who are missing are off.
     by_fencing: bool,
+    /// Since the last membership that may decide, nobody else can have decided.
+    unbroken: bool,
     told: watch::Sender<Membership>,
     off: mpsc::UnboundedReceiver<(u64, MemberId)>,
     ready: VecDeque<Delivery>,
@@ -93,6 +99,7 @@ pub fn guarded<G: GroupChannel>(engine: G, all: Vec<MemberId>) -> (Guarded<G>, G
         known_off: BTreeSet::new(),
         asked: false,
         by_fencing: false,
+        unbroken: false,
         told,
         off,
         ready: VecDeque::new(),
@@ -119,6 +126,8 @@ impl<G: GroupChannel> Guarded<G> {
                 members,
                 primary,
             } => self.view(ring, members, primary),
+            // No engine tells of such.
+            Delivery::Suspended { ring, members } => self.view(ring, members, false),
             Delivery::Message { from, mut bytes } => {
                 let content = bytes.split_to(bytes.len().saturating_sub(1));
                 match bytes.first() {
@@ -136,21 +145,28 @@ impl<G: GroupChannel> Guarded<G> {
 
     fn view(&mut self, ring: u64, members: Vec<MemberId>, primary: bool) {
         let missing = self.all.iter().copied().filter(|m| !members.contains(m));
+        let half = members.len() * 2 >= self.all.len();
+        let suspended = !primary && self.unbroken && half && self.engine.majority_decides();
+        self.unbroken = primary || suspended;
         self.current = Membership {
             ring,
             missing: missing.collect(),
             primary,
-            was_primary: self.current.primary || self.current.was_primary && !primary,
+            suspended,
             members: members.clone(),
         };
         self.known_off.clear();
         self.asked = false;
         self.by_fencing = false;
         self.told.send_replace(self.current.clone());
-        self.ready.push_back(Delivery::View {
-            ring: ring.saturating_mul(2),
-            members,
-            primary,
+        let ring = ring.saturating_mul(2);
+        self.ready.push_back(match suspended {
+            true => Delivery::Suspended { ring, members },
+            false => Delivery::View {
+                ring,
+                members,
+                primary,
+            },
         });
     }
 
@@ -177,7 +193,9 @@ impl<G: GroupChannel> Guarded<G> {
             return;
         }
         self.current.primary = true;
+        self.current.suspended = false;
         self.by_fencing = true;
+        self.unbroken = true;
         self.told.send_replace(self.current.clone());
         self.ready.push_back(Delivery::View {
             ring: ring.saturating_mul(2).saturating_add(1),
@@ -222,6 +240,10 @@ impl<G: GroupChannel> GroupChannel for Guarded<G> {
         self.engine.lease()
     }
 
+    fn majority_decides(&self) -> bool {
+        self.engine.majority_decides()
+    }
+
     fn closed_because(&self) -> Option<String> {
         self.engine.closed_because()
     }
@@ -237,6 +259,7 @@ mod tests {
     struct Script {
         deliveries: VecDeque<Delivery>,
         multicast: Arc<Mutex<Vec<Bytes>>>,
+        majority_decides: bool,
     }
 
     impl GroupChannel for Script {
@@ -254,6 +277,10 @@ mod tests {
 
         fn try_receive(&mut self) -> Option<Delivery> {
             self.deliveries.pop_front()
+        }
+
+        fn majority_decides(&self) -> bool {
+            self.majority_decides
         }
     }
 
@@ -298,7 +325,7 @@ mod tests {
         let found = member.deliver(view(7, &[0], false));
         assert_eq!(found, [view(14, &[0], false)]);
         let told = guard.memberships().borrow().clone();
-        assert_eq!((told.missing, told.was_primary), (vec![1, 2], true));
+        assert_eq!((told.missing, told.suspended), (vec![1, 2], false));
 
         guard.is_off(7, 1);
         member.hear_of_fencing();
@@ -315,6 +342,45 @@ mod tests {
         let found = member.deliver(view(8, &[0, 1, 2], true));
         assert_eq!(found, [view(16, &[0, 1, 2], true)]);
         assert_eq!(engine_ring(15), 7);
+    }
+
+    fn suspended(ring: u64, members: &[MemberId]) -> Delivery {
+        Delivery::Suspended {
+            ring,
+            members: members.to_vec(),
+        }
+    }
+
+    #[test]
+    fn half_of_the_members_are_suspended_where_only_a_majority_decides() {
+        let (mut member, _guard, _) = member();
+        member.all = vec![0, 1];
+        member.engine.majority_decides = true;
+        assert_eq!(
+            member.deliver(view(1, &[0], false)),
+            [view(2, &[0], false)],
+            "it was in none that may decide"
+        );
+        member.deliver(view(2, &[0, 1], true));
+        let found = member.deliver(view(3, &[0], false));
+        assert_eq!(found, [suspended(6, &[0])]);
+        let found = member.deliver(view(4, &[0], false));
+        assert_eq!(found, [suspended(8, &[0])], "and still");
+        member.engine.majority_decides = false;
+        let found = member.deliver(view(5, &[0], false));
+        assert_eq!(found, [view(10, &[0], false)], "a witness came");
+        member.engine.majority_decides = true;
+        let found = member.deliver(view(6, &[0], false));
+        assert_eq!(found, [view(12, &[0], false)], "somebody may have decided");
+    }
+
+    #[test]
+    fn fewer_than_half_are_never_suspended() {
+        let (mut member, _guard, _) = member();
+        member.engine.majority_decides = true;
+        member.deliver(view(2, &[0, 1, 2], true));
+        let found = member.deliver(view(3, &[0], false));
+        assert_eq!(found, [view(6, &[0], false)]);
     }
 
     #[test]

@@ -40,6 +40,14 @@ pub enum Delivery {
         /// first of one that may not.
         primary: bool,
     },
+    /// From here on these members hear each other. They may not decide now, but no other membership can either:
+    /// what they are in the middle of may stay as it is. Only [`guarded`] tells of such.
+    Suspended {
+        /// As of a [`Delivery::View`].
+        ring: u64,
+        /// In ascending order.
+        members: Vec<MemberId>,
+    },
 }
 
 /// The group is gone: every other part of the engine was shut down.
@@ -69,6 +77,12 @@ pub trait GroupChannel: Send {
     /// before each use; it grows while the member is sure. `None`: the engine's views need no lease.
     fn lease(&self) -> Option<Duration> {
         None
+    }
+
+    /// Whether a membership decides only by a majority of all members, as things are in the newest view: then half of
+    /// them know that the others cannot decide without them.
+    fn majority_decides(&self) -> bool {
+        false
     }
 
     /// Why the group was closed, once it is, and if there is more to say.

@@ -124,6 +124,7 @@ impl Door {
                 agent: true,
                 here: true,
                 member: false,
+                drained: false,
                 connected: true,
             }],
             seats: Vec::new(),
@@ -154,6 +155,8 @@ pub(crate) fn router(door: Arc<Door>) -> Router {
         .route("/v1/backup", post(backup))
         .route("/v1/fence/confirm", post(confirm_fence))
         .route("/v1/loss/accept", post(accept_loss))
+        .route("/v1/host/drain", post(drain))
+        .route("/v1/host/fill", post(fill))
         .route("/v1/stop", post(stop))
         .with_state(door)
 }
@@ -291,6 +294,18 @@ async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) 
     Ok(done_or_conflict(done))
 }
 
+/// A host is to have no replicas.
+async fn drain(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
+    let done = door.deployment()?.drain(&named.host, true).await;
+    Ok(done_or_conflict(done))
+}
+
+/// A host that was drained is to have its share again.
+async fn fill(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
+    let done = door.deployment()?.drain(&named.host, false).await;
+    Ok(done_or_conflict(done))
+}
+
 fn done_or_conflict(done: Result<(), String>) -> Response {
     match done {
         Ok(()) => Json(serde_json::json!({})).into_response(),
@@ -357,20 +372,57 @@ impl Deployment {
 
     /// Nothing that only `host` had on disk is waited for any longer.
     async fn accept_loss(&self, host: &str) -> Result<(), String> {
-        let group = &self.config.group;
-        let named = group.hosts.iter().find(|h| h.name == host);
-        let named = named.ok_or_else(|| format!("there is no host {host} in group.hosts"))?;
-        let handle = self.seats.first().ok_or("there are no seats")?;
-        let snapshot = handle.snapshot().await;
-        let awaits = snapshot.ok_or("the replica manager is stopping")?.awaits;
-        if !awaits.contains(&SeatId(named.seat)) {
+        let seat = self.seat_of(host)?;
+        let awaits = self.snapshot().await?.awaits;
+        if !awaits.contains(&seat) {
             return Err(match self.names(&awaits).as_str() {
                 "" => "this host waits for no other: there is nothing to give up".to_owned(),
                 others => format!("this host waits for {others}, not for {host}"),
             });
         }
-        let seats = vec![SeatId(named.seat)];
-        let sent = handle.inputs.send(Input::AcceptLoss { seats }).await;
+        self.input(Input::AcceptLoss { seats: vec![seat] }).await
+    }
+
+    /// Others take the places of a host's replicas, or it gets its share again. Returns before that is done.
+    async fn drain(&self, host: &str, drained: bool) -> Result<(), String> {
+        let seat = self.seat_of(host)?;
+        let now = self.snapshot().await?;
+        if now.standing != Standing::Serving {
+            return Err("this host is not in the primary view: ask one that is".to_owned());
+        }
+        if !now.view.contains(&seat) {
+            return Err(format!(
+                "host {host} is not in the primary view: it has no replicas"
+            ));
+        }
+        if now.drained.contains(&seat) == drained {
+            return Ok(());
+        }
+        if drained && !now.spared.contains(&seat) {
+            let needed = self.config.group.faults + 1;
+            return Err(format!(
+                "without host {host}, fewer than f + 1 = {needed} hosts would have replicas, and a faulty one would \
+                 not be masked; add a host first, or wait until one that is missing is back"
+            ));
+        }
+        self.input(Input::Drain { seat, drained }).await
+    }
+
+    fn seat_of(&self, host: &str) -> Result<SeatId, String> {
+        let named = self.config.group.hosts.iter().find(|h| h.name == host);
+        let named = named.ok_or_else(|| format!("there is no host {host} in group.hosts"))?;
+        Ok(SeatId(named.seat))
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, String> {
+        let handle = self.seats.first().ok_or("there are no seats")?;
+        let snapshot = handle.snapshot().await;
+        snapshot.ok_or_else(|| "the replica manager is stopping".to_owned())
+    }
+
+    async fn input(&self, input: Input) -> Result<(), String> {
+        let handle = self.seats.first().ok_or("there are no seats")?;
+        let sent = handle.inputs.send(input).await;
         sent.map_err(|_| "the replica manager is stopping".to_owned())
     }
 
@@ -387,7 +439,9 @@ impl Deployment {
         let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
         match first.standing {
             Standing::Serving => String::new(),
-            Standing::Apart => alone.unwrap_or_else(|| "the group forms".to_owned()),
+            Standing::Apart | Standing::Suspended => {
+                alone.unwrap_or_else(|| "the group forms".to_owned())
+            }
             Standing::Waiting => format!(
                 "{}. If the disk of {} is gone for good: spare accept-loss HOST",
                 first.waits_for,
@@ -404,12 +458,14 @@ impl Deployment {
         let group = &self.config.group;
         let this = group.this_host();
         let member = |seat: u16| snapshot.view.contains(&SeatId(seat));
+        let drained = |seat: u16| snapshot.drained.contains(&SeatId(seat));
         let mut hosts = vec![HostStatus {
             name: self.host_name().to_owned(),
             accelerator: self.host.1.clone(),
             agent: self.agent_answers().await,
             here: true,
             member: this.is_none_or(|host| member(host.seat)),
+            drained: this.is_some_and(|host| drained(host.seat)),
             connected: true,
         }];
         let others = group.hosts.iter().filter(|h| Some(*h) != this);
@@ -419,6 +475,7 @@ impl Deployment {
             agent: false,
             here: false,
             member: member(host.seat),
+            drained: drained(host.seat),
             connected: self.peers.reaches(SeatId(host.seat)),
         }));
         hosts

@@ -29,7 +29,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, Notify, Semaphore};
+use tokio::sync::{mpsc, watch, Notify, Semaphore};
 use tokio::task::JoinSet;
 
 /// At its end the manager waits so long for the requests that are under way.
@@ -140,6 +140,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
         pending: Arc::clone(&clients.pending),
         serving: Arc::clone(&clients.serving),
         ending: Arc::new(AtomicBool::new(false)),
+        suspended: Arc::new(watch::Sender::new(false)),
         fatal,
         snapshots: SnapshotRule {
             bytes: config.store.snapshot_mib << 20,
@@ -176,7 +177,9 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let fencing = guard.map(|guard| {
         let hosts = config.group.hosts.clone();
         let settings = config.fencing.as_ref();
-        Arc::new(Fencing::new(guard, hosts, settings, Arc::clone(&journal)))
+        let suspended = shared.suspended.subscribe();
+        let journal = Arc::clone(&journal);
+        Arc::new(Fencing::new(guard, suspended, hosts, settings, journal))
     });
     if let Some(fencing) = &fencing {
         tasks.spawn(Arc::clone(fencing).run());

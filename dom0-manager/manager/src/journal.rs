@@ -272,6 +272,11 @@ fn conviction_text(
     }
 }
 
+fn listed(seats: &[SeatId]) -> String {
+    let names: Vec<String> = seats.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
 fn loss_text(reason: &LossReason) -> String {
     match reason {
         LossReason::VmStopped(why) => format!("its VM stopped ({why})"),
@@ -355,6 +360,15 @@ impl Inner {
                 self.event(EventKind::Executed, Some(position), Some(replica), text);
             }
             Notice::Alarm(text) => self.event(EventKind::Alarm, None, None, text),
+            Notice::OtherSeats { seats, here } => {
+                let text = format!(
+                    "the group has seats {}, this host's configuration {}; what all managers have in theirs counts, \
+                     once each was restarted with it",
+                    listed(&seats),
+                    listed(&here)
+                );
+                self.event(EventKind::View, None, None, text);
+            }
             Notice::Standing { from, to } => {
                 tracing::debug!("seat {seat}: {from:?} -> {to:?}");
             }
@@ -384,8 +398,18 @@ impl Inner {
             }
             Notice::Replica { .. } => {}
             Notice::View { epoch, members } => {
-                let seats: Vec<String> = members.iter().map(ToString::to_string).collect();
-                let text = format!("primary view {epoch}: seats {}", seats.join(", "));
+                let text = format!("primary view {epoch}: seats {}", listed(&members));
+                self.event(EventKind::View, None, None, text);
+            }
+            Notice::Drained { seat, drained } => {
+                let text = match drained {
+                    true => format!("seat {seat} is drained: others take its replicas' places"),
+                    false => format!("seat {seat} is to have replicas again"),
+                };
+                self.event(EventKind::View, None, None, text);
+            }
+            Notice::Seats { seats } => {
+                let text = format!("the group has these seats now: {}", listed(&seats));
                 self.event(EventKind::View, None, None, text);
             }
             Notice::Aborted { position } => {
@@ -475,6 +499,7 @@ impl Inner {
             | Notice::HelpExecuted { .. }
             | Notice::Convicted { .. }
             | Notice::Standing { .. }
+            | Notice::OtherSeats { .. }
             | Notice::Alarm(_) => {}
         }
     }

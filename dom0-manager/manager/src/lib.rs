@@ -7,6 +7,7 @@ mod clock;
 mod config;
 mod daemon;
 pub mod decoders;
+mod drained;
 mod evidence;
 mod fencing;
 mod gateway;

@@ -11,6 +11,7 @@ pub(crate) use handle::{Queues, SeatHandle, Snapshot};
 
 use crate::agent_link::AgentLink;
 use crate::clock;
+use crate::drained;
 use crate::gateway::{Answer, Pending};
 use crate::guest::GuestChannel;
 use crate::journal::{unix_us, Journal};
@@ -28,11 +29,12 @@ use spare_protocol::group::{Envelope, GroupMessage, LossReason};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use spare_store::{ConvictionNote, Event, ReplicaNote, Store};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot, Notify};
+use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 /// Inputs handled before what was held back is flushed and other sources are looked at again.
 const BATCH_MAX: usize = 256;
@@ -59,6 +61,9 @@ pub(crate) struct Shared {
     pub(crate) serving: Arc<AtomicBool>,
     /// The manager is about to end: `serving` stays off.
     pub(crate) ending: Arc<AtomicBool>,
+    /// This host is a member of the group that can neither decide nor be outvoted: it goes on once the missing
+    /// hosts are off.
+    pub(crate) suspended: Arc<watch::Sender<bool>>,
     /// Takes the reason why the manager cannot go on.
     pub(crate) fatal: mpsc::UnboundedSender<String>,
     pub(crate) snapshots: SnapshotRule,
@@ -95,6 +100,8 @@ pub(crate) struct Memory {
     pub(crate) progress: Arc<Notify>,
     pub(crate) news: mpsc::UnboundedReceiver<Event>,
     pub(crate) kept: KeptList,
+    /// What else is remembered of the seat is there.
+    pub(crate) folder: PathBuf,
     pub(crate) recorder: Option<Recorder>,
     /// The position of the newest snapshot, and what the log holds beyond.
     pub(crate) snapshot: Position,
@@ -254,6 +261,13 @@ impl<G: GroupChannel> Seat<G> {
             waits_for: self.core.waits_for().to_owned(),
             awaits: self.core.awaits().to_vec(),
             view: self.core.view(),
+            drained: self.core.drained(),
+            spared: self
+                .core
+                .view()
+                .into_iter()
+                .filter(|s| self.core.can_spare(*s))
+                .collect(),
             safe: self.memory.store.progress().safe,
         }
     }
@@ -268,6 +282,9 @@ impl<G: GroupChannel> Seat<G> {
             let text = "every seat has its active replica: the gateway answers clients".to_owned();
             self.shared.journal.event(EventKind::Serving, None, text);
         }
+        let suspended = self.core.standing() == Standing::Suspended;
+        let changes = |was: &mut bool| std::mem::replace(was, suspended) != suspended;
+        self.shared.suspended.send_if_modified(changes);
         if self.shared.ending.load(Ordering::SeqCst) {
             return;
         }
@@ -277,6 +294,9 @@ impl<G: GroupChannel> Seat<G> {
             let text = match self.core.standing() {
                 Standing::Serving => {
                     "fewer than f + 1 replicas can vote: clients get 503 until replicas return"
+                }
+                Standing::Suspended => {
+                    "this host may not go on without those that are missing: its clients get 503"
                 }
                 _ => "this host is not in the primary view any more: its clients get 503",
             };
@@ -296,6 +316,10 @@ impl<G: GroupChannel> Seat<G> {
                 ring,
                 members: members.into_iter().map(SeatId).collect(),
                 primary,
+            },
+            Delivery::Suspended { ring, members } => Input::Suspended {
+                ring,
+                members: members.into_iter().map(SeatId).collect(),
             },
             Delivery::Message { from, bytes } => match Envelope::from_bytes(&bytes) {
                 Ok(envelope) => {
@@ -405,6 +429,10 @@ impl<G: GroupChannel> Seat<G> {
             Output::Safe { position } => self.is_safe(position),
             Output::Keep { replica, clean } => {
                 let done = self.memory.kept.keep(replica, clean);
+                self.keep(done);
+            }
+            Output::StoreDrained(is_drained) => {
+                let done = drained::set(&self.memory.folder, is_drained);
                 self.keep(done);
             }
             Output::Create(replica) => {

@@ -81,6 +81,9 @@ pub struct HostStatus {
     /// Its seats are in the primary view.
     #[serde(default = "yes")]
     pub member: bool,
+    /// It is to have no replicas (`spare host drain`); known of members only.
+    #[serde(default)]
+    pub drained: bool,
     /// Messages get through to its manager.
     #[serde(default = "yes")]
     pub connected: bool,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const GROUP_VERSION: u16 = 5;
+pub const GROUP_VERSION: u16 = 6;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -199,6 +199,8 @@ pub struct Sync {
     pub log: (u64, Position),
     /// Ordered messages that its state comes from: live managers that come together have the same.
     pub delivered: u64,
+    /// How many seats the group has, by its state.
+    pub seats: u16,
     /// [`GROUP_VERSION`] of the sender.
     pub version: u16,
 }
@@ -358,6 +360,17 @@ pub enum GroupMessage {
         ring: u64,
         /// It has the agreed bytes of every request up to here.
         agreed: Position,
+        /// It is to have no replicas, by an operator's word.
+        drained: bool,
+        /// The group's seats, as its configuration has them, ascending.
+        seats: Vec<SeatId>,
+    },
+    /// An operator's word: a seat is to have no replicas, or is to have its share again.
+    Drain {
+        /// The seat.
+        seat: SeatId,
+        /// It is to have none.
+        drained: bool,
     },
     /// The sender, who is no member of the primary view, has the view that formed in this ring on disk.
     ViewStored {

@@ -320,6 +320,7 @@ pub fn status() -> impl Strategy<Value = Status> {
         agent,
         here: agent,
         member: true,
+        drained: !agent,
         connected: true,
     });
     let replicas = prop::collection::vec(replica_status(), 0..3);

@@ -122,6 +122,8 @@ fn tell(text: &mut String, delivery: &Delivery) -> Result<()> {
             let members: Vec<String> = members.iter().map(ToString::to_string).collect();
             writeln!(text, "view {ring} {primary} {}", members.join(","))?;
         }
+        // Of the engine itself nobody is told so.
+        Delivery::Suspended { .. } => {}
         Delivery::Message { from, bytes } => {
             writeln!(text, "message {from} {} {}", number_of(bytes)?, bytes.len())?;
         }

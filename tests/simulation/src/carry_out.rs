@@ -9,7 +9,7 @@ use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
     applied_once, correct_pages, fresh_base, nothing_aborted_stays, updates_agreed,
 };
-use crate::network::{seat, Item};
+use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, World};
 use spare_core::{Input, Output, Refusal, Standing};
@@ -54,6 +54,7 @@ impl World {
                 self.hosts[host].disk.store_view(view);
                 self.sync_soon(host);
             }
+            Output::StoreDrained(drained) => self.hosts[host].disk.drained = drained,
             Output::Truncate { after } => {
                 self.hosts[host].disk.truncate(after);
                 self.sync_soon(host);
@@ -442,21 +443,27 @@ impl World {
     fn tell_view(&mut self, host: usize, ring: usize) {
         let members = &self.network.rings[ring].members;
         let members: Vec<_> = members.iter().map(|m| seat(*m)).collect();
-        let primary = self.network.rings[ring].primary;
+        let (primary, may_be_suspended) = {
+            let ring = &self.network.rings[ring];
+            (ring.primary, ring.suspended)
+        };
         let h = &mut self.hosts[host];
+        let suspended = may_be_suspended && h.unbroken;
+        h.unbroken = primary || suspended;
         h.ring_is_primary = primary;
         h.told_ring = Some(ring);
         h.told_next = Some(0);
         self.renew_lease(host);
         let ring = ring as u64 + 1;
-        self.input(
-            host,
-            Input::View {
+        let input = match suspended {
+            true => Input::Suspended { ring, members },
+            false => Input::View {
                 ring,
                 members,
                 primary,
             },
-        );
+        };
+        self.input(host, input);
     }
 
     fn tell_message(&mut self, host: usize, ring: usize, index: usize) {
@@ -616,17 +623,25 @@ impl World {
             .network
             .form(&mut self.ports, self.now, acknowledged, flap);
         for formed in formed {
-            if self.trace.is_on() {
-                let primary = self.network.rings[formed.ring].primary;
-                let (ring, members) = (formed.ring, &formed.members);
-                let line = format_args!("ring {ring} forms: {members:?}, primary: {primary}");
-                self.trace.line(self.now, None, line);
-            }
-            for member in formed.members {
-                self.drain_soon(member);
-                for _ in 0..self.ports[member].outbox.len() {
-                    self.sequence_soon(member);
-                }
+            self.formed(formed);
+        }
+    }
+
+    pub(crate) fn formed(&mut self, formed: Formed) {
+        let Formed { ring, members } = formed;
+        if self.network.rings[ring].suspended {
+            let at = self.now + self.fault_random.range(200 * MS, 6 * SECOND);
+            self.schedule(at, Event::Fence { ring });
+        }
+        if self.trace.is_on() {
+            let primary = self.network.rings[ring].primary;
+            let line = format_args!("ring {ring} forms: {members:?}, primary: {primary}");
+            self.trace.line(self.now, None, line);
+        }
+        for member in members {
+            self.drain_soon(member);
+            for _ in 0..self.ports[member].outbox.len() {
+                self.sequence_soon(member);
             }
         }
     }

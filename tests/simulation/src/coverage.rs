@@ -24,6 +24,10 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "standing CatchingUp -> Apart",
     "standing Serving -> Syncing",
     "standing Serving -> Apart",
+    "standing Serving -> Suspended",
+    "standing Syncing -> Suspended",
+    "standing Suspended -> Syncing",
+    "standing Suspended -> Apart",
     // A replica.
     "replica Building -> Passive",
     "replica Building -> Successor",
@@ -75,6 +79,8 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "recovery began",
     "recovery handed over",
     "recovery given up",
+    "seat drained",
+    "seat not drained any more",
     "checkpoint stable",
     "scrub complete",
 ];

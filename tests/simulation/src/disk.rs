@@ -78,6 +78,8 @@ pub(crate) struct Disk {
     pub(crate) generation: u32,
     /// Written through at once.
     pub(crate) starts: u64,
+    /// Written through at once.
+    pub(crate) drained: bool,
     /// The replicas in service, and whether they are clean. Written through at once.
     pub(crate) kept: BTreeMap<ReplicaId, bool>,
     view: PrimaryView,
@@ -235,6 +237,7 @@ impl Disk {
                 .collect(),
             generation: self.generation,
             kept: Vec::new(),
+            drained: self.drained,
         }
     }
 }

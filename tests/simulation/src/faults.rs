@@ -36,6 +36,7 @@ pub(crate) enum Fault {
     BadCallsEnd(usize),
     ClockJump(usize),
     Recover(usize),
+    Drain(usize),
     SlowDisk(usize),
     SlowDiskEnds(usize),
     LossyPeers,
@@ -239,7 +240,7 @@ impl World {
         }
     }
 
-    fn later(&mut self, least: u64, most: u64, event: Event) {
+    pub(crate) fn later(&mut self, least: u64, most: u64, event: Event) {
         let at = self.now + self.fault_random.skewed(least, most);
         self.schedule(at, event);
     }
@@ -291,6 +292,20 @@ impl World {
                     return false;
                 }
                 self.input(host, Input::Recover);
+            }
+            Fault::Drain(host) => {
+                let next = self.fault_random.index(self.hosts.len());
+                self.later(2 * SECOND, 25 * SECOND, Event::Fault(Fault::Drain(next)));
+                let Some(core) = &self.hosts[host].core else {
+                    return false;
+                };
+                let drained = core.drained().first().copied();
+                let one_more = self.fault_random.permille(300);
+                let (seat, drained) = match drained.filter(|_| !one_more) {
+                    Some(seat) => (seat, false),
+                    None => (seat(self.fault_random.index(self.hosts.len())), true),
+                };
+                self.input(host, Input::Drain { seat, drained });
             }
             Fault::SlowDisk(host) => {
                 self.hosts[host].disk_slowness = self.fault_random.skewed(10, 500);
@@ -553,6 +568,7 @@ impl World {
         h.flush_scheduled = false;
         h.sync_scheduled = false;
         h.ring_is_primary = false;
+        h.unbroken = false;
         h.told_ring = None;
         h.safe = Position(0);
         let lag = self.ports[host].lag;
@@ -580,6 +596,33 @@ impl World {
             self.replica_gone(replica);
         }
         true
+    }
+
+    /// The members of a suspended ring turn off everybody else, and go on.
+    pub(crate) fn fence(&mut self, ring: usize) {
+        let members = self.network.rings[ring].members.clone();
+        let is_current = |m: &usize| self.ports[*m].joined && self.ports[*m].ring == Some(ring);
+        if self.phase != Phase::Safety || !members.iter().all(is_current) {
+            return;
+        }
+        let is_suspended = |m: &usize| {
+            let core = self.hosts[*m].core.as_ref();
+            self.hosts[*m].told_ring == Some(ring)
+                && core.is_some_and(|c| c.standing() == Standing::Suspended)
+        };
+        if !members.iter().any(is_suspended) || self.fault_random.permille(300) {
+            self.later(500 * MS, 5 * SECOND, Event::Fence { ring });
+            return;
+        }
+        for host in (0..self.hosts.len()).filter(|h| !members.contains(h)) {
+            if self.crash_now(host, true) {
+                self.later(200 * MS, 12 * SECOND, Event::Start { host });
+            }
+        }
+        let acknowledged = self.checks.acknowledged.last().0;
+        let (ports, now) = (&mut self.ports, self.now);
+        let formed = self.network.go_on(ports, now, acknowledged, ring);
+        self.formed(formed);
     }
 
     /// Power fails everywhere.

@@ -47,6 +47,8 @@ pub(crate) struct Host {
     pub(crate) call_trouble: u64,
     /// Its manager was told last that its ring is primary.
     pub(crate) ring_is_primary: bool,
+    /// Since it was told of a primary ring nobody else can have decided.
+    pub(crate) unbroken: bool,
     /// The ring that its manager was told of last.
     pub(crate) told_ring: Option<usize>,
     /// The next message of that ring, unless some were left out.
@@ -94,6 +96,7 @@ impl Host {
             disk_slowness: 1,
             call_trouble: 2,
             ring_is_primary: false,
+            unbroken: false,
             told_ring: None,
             told_next: None,
             ordered_max: Position(0),

@@ -8,6 +8,8 @@
 //!   they deliver in their transitional membership, or it is lost with what was not sequenced yet.
 //! - A ring is primary with a majority of all seats; of two seats, with both, or as the witness says.
 //!   Two rings are never primary at once, but a member may learn late that its ring is none any more.
+//! - Where lost hosts are turned off there is no witness. Half of all seats, if they cannot decide, know that
+//!   nobody else can; once the others are off, their ring is followed by one that is primary.
 
 use crate::random::Random;
 use spare_protocol::group::Envelope;
@@ -20,6 +22,10 @@ use std::rc::Rc;
 pub(crate) struct Ring {
     pub(crate) members: Vec<usize>,
     pub(crate) primary: bool,
+    /// Not primary, and no other can be.
+    pub(crate) suspended: bool,
+    /// Primary because everybody else was turned off.
+    pub(crate) fenced: bool,
     /// Every position that was acknowledged before it formed is at or below this.
     pub(crate) acknowledged: u64,
     pub(crate) log: Vec<(usize, Rc<Envelope>)>,
@@ -70,6 +76,8 @@ pub(crate) struct Network {
     pub(crate) loss: u64,
     /// The seat that the witness lets go on alone, of two.
     pub(crate) witness: Option<usize>,
+    /// Hosts that are lost are turned off; there is no witness.
+    pub(crate) fences: bool,
     pub(crate) healed: bool,
 }
 
@@ -87,6 +95,7 @@ impl Network {
             rings: Vec::new(),
             loss: 5,
             witness: None,
+            fences: false,
             healed: false,
         }
     }
@@ -146,13 +155,16 @@ impl Network {
         let mut plans = Vec::new();
         let granted = self.ask_witness(&components, seats, ports);
         for component in components {
+            let current = ports[component[0]].ring;
+            let together = component.iter().all(|m| ports[*m].ring == current);
+            let ring = current.and_then(|r| self.rings.get(r));
+            let fenced = together && ring.is_some_and(|r| r.fenced && r.members == component);
             let primary = match seats {
                 2 => component.len() == 2 || granted == component.first().copied(),
                 _ => component.len() * 2 > seats,
             };
-            let current = ports[component[0]].ring;
-            let together = component.iter().all(|m| ports[*m].ring == current);
-            let ring = current.and_then(|r| self.rings.get(r));
+            let primary = primary || fenced;
+            let suspended = !primary && self.fences && component.len() * 2 >= seats;
             let stays = ring.is_some_and(|r| r.members == component && r.primary == primary);
             if together && stays && !flap {
                 continue;
@@ -160,33 +172,64 @@ impl Network {
             // A minority that was cut off may notice nothing before it is back. (Of two hosts one alone
             // can become primary: an engine tells it first that it is cut off.)
             let unaware = !primary
+                && !suspended
                 && seats > 2
                 && !self.healed
                 && current.is_some()
                 && self.random.permille(200);
             if !unaware {
-                plans.push((component, primary));
+                plans.push((component, primary, suspended, fenced));
             }
         }
-        for (members, primary) in plans {
-            let ring = self.rings.len();
-            self.leave_together(ports, &members, now);
-            self.rings.push(Ring {
-                members: members.clone(),
+        for (members, primary, suspended, fenced) in plans {
+            let ring = Ring {
+                members,
                 primary,
+                suspended,
+                fenced,
                 acknowledged,
                 log: Vec::new(),
-            });
-            for member in &members {
-                let lag = self.lag(ports[*member].lag);
-                let port = &mut ports[*member];
-                port.ring = Some(ring);
-                port.consumed = 0;
-                port.push(now + lag, Item::View(ring));
-            }
-            formed.push(Formed { ring, members });
+            };
+            formed.push(self.open(ports, now, ring));
         }
         formed
+    }
+
+    /// Everybody else is off: the members of a suspended ring go on in one that is primary.
+    pub(crate) fn go_on(
+        &mut self,
+        ports: &mut [Port],
+        now: u64,
+        acknowledged: u64,
+        ring: usize,
+    ) -> Formed {
+        let ring = Ring {
+            members: self.rings[ring].members.clone(),
+            primary: true,
+            suspended: false,
+            fenced: true,
+            acknowledged,
+            log: Vec::new(),
+        };
+        self.open(ports, now, ring)
+    }
+
+    fn open(&mut self, ports: &mut [Port], now: u64, ring: Ring) -> Formed {
+        let members = ring.members.clone();
+        let number = self.rings.len();
+        self.leave_together(ports, &members, now);
+        self.rings.push(ring);
+        for member in &members {
+            let lag = self.lag(ports[*member].lag);
+            let port = &mut ports[*member];
+            port.ring = Some(number);
+            port.consumed = 0;
+            port.push(now + lag, Item::View(number));
+        }
+        Formed {
+            ring: number,
+            members,
+        }
     }
 
     fn ask_witness(
@@ -195,7 +238,7 @@ impl Network {
         seats: usize,
         ports: &[Port],
     ) -> Option<usize> {
-        if seats != 2 || components.iter().any(|c| c.len() == 2) {
+        if seats != 2 || self.fences || components.iter().any(|c| c.len() == 2) {
             self.witness = None;
             return None;
         }

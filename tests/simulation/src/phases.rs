@@ -42,6 +42,9 @@ impl World {
                 if staffed || since > 60 * SECOND {
                     self.enter(Phase::Safety);
                     self.schedule(self.now + SECOND, Event::NextFault);
+                    if self.plan.drains {
+                        self.later(SECOND, 10 * SECOND, Event::Fault(Fault::Drain(0)));
+                    }
                     if self.plan.disk_loss {
                         let at = self.now + self.fault_random.range(5 * SECOND, 40 * SECOND);
                         let host = self.fault_random.index(self.hosts.len());
@@ -180,6 +183,14 @@ impl World {
                 .collect();
             unsettled.push(format!("host {host} sees {}", states.join(", ")));
             return;
+        }
+        let drained = core.drained();
+        let spared = here.len() >= quorum + drained.len();
+        let there = |s: &SeatId| replicas.iter().any(|r| r.replica.seat == *s);
+        if let Some(seat) = drained.into_iter().find(|s| spared && there(s)) {
+            unsettled.push(format!(
+                "host {host} sees replicas of seat {seat}, which is drained"
+            ));
         }
         // Whatever was wrong with a replica was found: the scrub looked at every row.
         for guest in self.hosts[host]

@@ -28,6 +28,10 @@ pub(crate) struct Plan {
     pub(crate) pause: u64,
     /// A witness gives leases (two hosts only).
     pub(crate) leases: bool,
+    /// Lost hosts are turned off; there is no witness.
+    pub(crate) fences: bool,
+    /// Hosts are drained and get their share back.
+    pub(crate) drains: bool,
     /// A host's disk is lost for good.
     pub(crate) disk_loss: bool,
     pub(crate) random: Random,
@@ -72,6 +76,7 @@ impl Plan {
             help_timeout: ms(&mut random, 200, 600),
             fetch_timeout: ms(&mut random, 100, 400),
             apply_timeout: ms(&mut random, 2000, 4000),
+            boot_timeout: Micros::from_ms(8000),
             build_timeout: ms(&mut random, 10_000, 20_000),
             recovery_timeout: ms(&mut random, 15_000, 30_000),
             awake_min: ms(&mut random, 100, 400),
@@ -91,6 +96,8 @@ impl Plan {
             keys_max: 100_000,
         };
         let clients = random.index(7) + 4;
+        // Only half of an even number can be in doubt.
+        let fences = hosts % 2 == 0 && Random::new(seed ^ 0xF3CE).permille(550);
         Plan {
             seed,
             hosts,
@@ -103,7 +110,9 @@ impl Plan {
             fault_every: random.range(1500, 8000) * MS,
             burst: random.range(1, 12),
             pause: random.range(500, 4000) * MS,
-            leases: hosts == 2 && random.permille(300),
+            leases: hosts == 2 && random.permille(300) && !fences,
+            fences,
+            drains: hosts > usize::from(faults) + 1 && Random::new(seed ^ 0xD4A1).permille(400),
             disk_loss: hosts > 2 && durable && random.permille(300),
             random,
         }

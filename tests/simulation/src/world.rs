@@ -73,6 +73,10 @@ pub(crate) enum Event {
     Start {
         host: usize,
     },
+    /// The members of a suspended ring turn off everybody else.
+    Fence {
+        ring: usize,
+    },
     Lease,
     NextFault,
     Fault(Fault),
@@ -155,7 +159,8 @@ impl World {
         let mut random = plan.random.clone();
         let hosts: Vec<Host> = (0..plan.hosts).map(|_| Host::new(random.fork())).collect();
         let ports = vec![Port::default(); plan.hosts];
-        let network = Network::new(plan.hosts, random.fork());
+        let mut network = Network::new(plan.hosts, random.fork());
+        network.fences = plan.fences;
         let clients = (0..plan.clients)
             .map(|c| Client::new(c, random.fork(), plan.hosts))
             .collect();
@@ -304,6 +309,7 @@ impl World {
             Event::Impatient { client, attempt } => self.client_loses_patience(client, attempt),
             Event::Form { flap } => self.form(flap),
             Event::Start { host } => self.start(host),
+            Event::Fence { ring } => self.fence(ring),
             Event::Lease => self.renew_leases(),
             Event::NextFault => self.next_fault(),
             Event::Fault(fault) => self.suffer(fault),

@@ -27,12 +27,7 @@ pub struct Certificates {
 /// When a name cannot stand in a certificate.
 pub fn certificates(plan: &Plan) -> Result<Certificates, rcgen::Error> {
     let key = KeyPair::generate()?;
-    let mut params = CertificateParams::default();
-    let name = format!("SPARE group {}", plan.cluster);
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let params = of_authority(&plan.cluster);
     let authority = params.self_signed(&key)?.pem();
     let authority_key = key.serialize_pem();
     let issuer = Issuer::new(params, key);
@@ -42,6 +37,29 @@ pub fn certificates(plan: &Plan) -> Result<Certificates, rcgen::Error> {
         authority_key,
         hosts: hosts.collect::<Result<_, _>>()?,
     })
+}
+
+/// The certificate and key of a host that joins later, signed with the authority's key.
+///
+/// # Errors
+/// When the key is none, or the host's name cannot stand in a certificate.
+pub fn certificate_for(
+    cluster: &str,
+    authority_key: &str,
+    host: &Host,
+) -> Result<(String, String), rcgen::Error> {
+    let key = KeyPair::from_pem(authority_key)?;
+    certificate(&Issuer::new(of_authority(cluster), key), host)
+}
+
+fn of_authority(cluster: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let name = format!("SPARE group {cluster}");
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 /// For a host as server and client: its name is what the others check.

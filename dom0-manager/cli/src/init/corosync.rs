@@ -82,14 +82,19 @@ fn totem(text: &mut String, plan: &Plan, token_ms: u32) {
 fn nodelist(text: &mut String, plan: &Plan) {
     line!(text, "nodelist {{");
     for host in &plan.hosts {
-        line!(text, "\tnode {{\n\t\tname: {}", host.name);
-        line!(text, "\t\tnodeid: {}", node_id(host.seat));
-        for (link, address) in host.addresses.iter().enumerate() {
-            line!(text, "\t\tring{link}_addr: {address}");
-        }
-        line!(text, "\t}}");
+        node(text, host);
     }
     line!(text, "}}\n");
+}
+
+/// A host in the list of nodes.
+pub(crate) fn node(text: &mut String, host: &Host) {
+    line!(text, "\tnode {{\n\t\tname: {}", host.name);
+    line!(text, "\t\tnodeid: {}", node_id(host.seat));
+    for (link, address) in host.addresses.iter().enumerate() {
+        line!(text, "\t\tring{link}_addr: {address}");
+    }
+    line!(text, "\t}}");
 }
 
 fn quorum(text: &mut String, plan: &Plan) {

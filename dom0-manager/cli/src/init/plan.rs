@@ -262,6 +262,20 @@ fn can_be_reached(address: &IpAddr) -> bool {
     !(address.is_loopback() || address.is_unspecified() || address.is_multicast() || broadcast)
 }
 
+/// Whether other hosts can reach this one at its addresses.
+///
+/// # Errors
+/// Names the first at which they cannot.
+pub fn check_addresses_of(host: &Host) -> Result<(), PlanError> {
+    match host.addresses.iter().find(|a| !can_be_reached(a)) {
+        Some(address) => Err(PlanError::Unreachable {
+            host: host.name.clone(),
+            address: *address,
+        }),
+        None => Ok(()),
+    }
+}
+
 impl Plan {
     /// Checks everything that can be checked without asking a host.
     ///

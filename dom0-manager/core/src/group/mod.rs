@@ -6,7 +6,7 @@
 //!
 //! - `order`: a request gets its position; `votes`: until it is decided; `help`: waking passives
 //! - `service`: who is active and passive; `faults`: conviction, suspicion, loss, abort
-//! - `recovery`: fresh replicas take over; `views`: seats come and go; `keys`: exactly once
+//! - `recovery`: fresh replicas take over; `views`: seats come and go; `seats`: which there are; `keys`: exactly once
 
 mod ballot;
 mod checkpoint;
@@ -17,6 +17,7 @@ mod order;
 mod recovery;
 #[cfg(test)]
 mod scenarios;
+mod seats;
 mod service;
 mod suspicion;
 mod views;
@@ -42,7 +43,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// The settings that all managers must share, because the group's state depends on them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Rules {
-    pub(crate) seats: Vec<SeatId>,
     pub(crate) quorum: usize,
     pub(crate) checkpoint_writes: u64,
     pub(crate) suspicion_threshold: usize,
@@ -55,7 +55,6 @@ pub(crate) struct Rules {
 impl From<&Config> for Rules {
     fn from(config: &Config) -> Rules {
         Rules {
-            seats: config.seats.clone(),
             quorum: config.quorum(),
             checkpoint_writes: config.checkpoint_writes,
             suspicion_threshold: config.suspicion_threshold,
@@ -179,6 +178,8 @@ pub(crate) struct Seat {
     pub(crate) progress: Progress,
     /// The epoch in which it became a member: what it said before counts no more.
     pub(crate) joined: u64,
+    /// It is to have no replicas.
+    pub(crate) drained: bool,
 }
 
 /// What becomes of the VM of a replica that leaves service.
@@ -241,6 +242,13 @@ pub(crate) enum Event {
     KeyReused(RequestId),
     /// The primary view changed.
     ViewChanged,
+    /// A seat is to have no replicas, or is to have its share again.
+    Drained {
+        seat: SeatId,
+        drained: bool,
+    },
+    /// The group has other seats.
+    SeatsChanged,
     /// A seat is to build fresh replicas.
     RecoveryBegan(SeatId),
     /// A recovery ended, well or not.
@@ -268,6 +276,10 @@ const UNANSWERED_KEPT: u64 = 512;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(crate) rules: Rules,
+    /// All seats in the order of views.
+    pub(crate) seats: Vec<SeatId>,
+    /// The seats that members of the view have in their configurations.
+    proposed: BTreeMap<SeatId, Vec<SeatId>>,
     pub(crate) epoch: u64,
     /// The ring in which the primary view formed.
     pub(crate) view_ring: u64,
@@ -325,7 +337,7 @@ impl Eq for EventSlot {}
 
 impl Group {
     /// The state that a manager finds on its disk.
-    pub(crate) fn resumed(rules: Rules, resume: &Resume) -> Group {
+    pub(crate) fn resumed(rules: Rules, seats: Vec<SeatId>, resume: &Resume) -> Group {
         let last = resume.last.as_ref();
         let position = last.map_or(Position(0), |r| r.position);
         let mut keys = Keys::default();
@@ -334,6 +346,8 @@ impl Group {
         }
         Group {
             rules,
+            seats,
+            proposed: BTreeMap::new(),
             epoch: resume.view.id.epoch,
             view_ring: resume.view.id.ring,
             outsiders: BTreeSet::new(),
@@ -401,7 +415,15 @@ impl Group {
     pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
         self.delivered += 1;
         match message {
-            GroupMessage::Joined { ring, agreed } => return self.joined(from, ring, agreed),
+            GroupMessage::Joined {
+                ring,
+                agreed,
+                drained,
+                seats,
+            } => {
+                self.joined(from, ring, agreed, drained);
+                return self.propose_seats(from, seats);
+            }
             GroupMessage::ViewStored { .. } => {
                 self.outsiders.remove(&from);
                 self.note_established();
@@ -452,6 +474,7 @@ impl Group {
             }
             GroupMessage::Recover { seat } if seat == from => self.recover(seat),
             GroupMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
+            GroupMessage::Drain { seat, drained } => self.drain(seat, drained),
             GroupMessage::IDo { .. }
             | GroupMessage::Convicted { .. }
             | GroupMessage::Built { .. }

@@ -25,7 +25,6 @@ impl Stream {
     fn begun(faults: u16) -> Stream {
         let seats: Vec<SeatId> = (0..=faults).map(SeatId).collect();
         let rules = Rules {
-            seats: seats.clone(),
             quorum: seats.len(),
             checkpoint_writes: 1,
             suspicion_threshold: 100,
@@ -34,13 +33,18 @@ impl Stream {
             key_lifetime_us: 1_000_000,
             keys_max: 10,
         };
-        let mut group = Group::resumed(rules, &Resume::default());
+        let mut group = Group::resumed(rules, seats.clone(), &Resume::default());
         let first = ViewId { epoch: 1, ring: 1 };
-        group.begin_anew(SeatId(0), Position(0), first, &[]);
+        group.begin_anew(SeatId(0), Position(0), first, &[], false);
         let mut stream = Stream { group, requests: 0 };
         for seat in &seats[1..] {
-            let agreed = Position(0);
-            stream.say(seat.0, GroupMessage::Joined { ring: 1, agreed });
+            let joined = GroupMessage::Joined {
+                ring: 1,
+                agreed: Position(0),
+                drained: false,
+                seats: seats.clone(),
+            };
+            stream.say(seat.0, joined);
         }
         for seat in 0..=faults {
             stream.built(seat, 1);

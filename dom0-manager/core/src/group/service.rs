@@ -62,18 +62,6 @@ impl Member {
 }
 
 impl Group {
-    /// The seats that are to have replicas: the first f+1 of the view.
-    pub(crate) fn staffed_seats(&self) -> impl Iterator<Item = SeatId> + '_ {
-        let seats = self.rules.seats.iter().copied();
-        seats
-            .filter(|s| self.view.contains_key(s))
-            .take(self.quorum())
-    }
-
-    pub(crate) fn is_staffed_seat(&self, seat: SeatId) -> bool {
-        self.staffed_seats().any(|s| s == seat)
-    }
-
     pub(crate) fn actives(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let active = self.members.iter().filter(|(_, m)| m.is_active());
         active.map(|(r, _)| *r)
@@ -183,27 +171,31 @@ impl Group {
         self.event(Event::Began(replica));
     }
 
-    /// An active left: a replica of the same seat takes its place, one that is awake first, then one
-    /// that was never silent. If there is none, other seats are asked (`COMPENSATE`).
+    /// Which replica of a seat becomes its active: one that is awake first, then one that was never silent.
+    pub(super) fn best_spare(&self, seat: SeatId, but: Option<ReplicaId>) -> Option<ReplicaId> {
+        let spare = self.members.iter().filter(|(r, m)| {
+            r.seat == seat
+                && Some(**r) != but
+                && !matches!(m.role, Role::Active | Role::Retiring(_))
+        });
+        let best = spare.min_by_key(|(r, m)| {
+            (
+                m.role != Role::Helping,
+                m.role == Role::Successor,
+                m.suspected,
+                **r,
+            )
+        });
+        best.map(|(r, _)| *r)
+    }
+
+    /// An active left: a replica of the same seat takes its place. If there is none, other seats are asked (`COMPENSATE`).
     pub(super) fn promote(&mut self, gone: ReplicaId) {
         if planted(Bug::PromotionForgotten) {
             return;
         }
         if self.actives().count() < self.quorum() {
-            let spare = self.members.iter().filter(|(r, m)| {
-                r.seat == gone.seat
-                    && **r != gone
-                    && !matches!(m.role, Role::Active | Role::Retiring(_))
-            });
-            let best = spare.min_by_key(|(r, m)| {
-                (
-                    m.role != Role::Helping,
-                    m.role == Role::Successor,
-                    m.suspected,
-                    **r,
-                )
-            });
-            if let Some(replica) = best.map(|(r, _)| *r) {
+            if let Some(replica) = self.best_spare(gone.seat, Some(gone)) {
                 self.activate(replica);
                 self.notice(Notice::Promoted {
                     replica,
@@ -232,7 +224,7 @@ impl Group {
     }
 
     /// A seat has its active again: the one that stepped in for it becomes passive by being rebuilt.
-    fn remove_surplus_actives(&mut self) {
+    pub(super) fn remove_surplus_actives(&mut self) {
         while self.actives().count() > self.quorum() && !planted(Bug::SurplusActiveStays) {
             let of_seat = |seat| {
                 self.actives()
@@ -276,7 +268,7 @@ impl Group {
     }
 
     /// Once every seat that is to have replicas has its active and its passive, the others need none.
-    fn clear_other_seats(&mut self) {
+    pub(super) fn clear_other_seats(&mut self) {
         let complete = self.staffed_seats().all(|seat| {
             let of_seat = self.members.iter().filter(|(r, _)| r.seat == seat);
             let (active, other): (Vec<_>, Vec<_>) = of_seat.partition(|(_, m)| m.is_active());

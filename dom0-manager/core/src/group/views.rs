@@ -37,6 +37,7 @@ impl Group {
             }
         }
         self.note_settled();
+        self.adopt_seats();
         let lost: Vec<ReplicaId> = self
             .members
             .keys()
@@ -52,8 +53,8 @@ impl Group {
 
     /// `Joined` was delivered: its sender has caught up and is a member from here on. It acts as one, and
     /// the view is established, when it has what is settled.
-    pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position) {
-        if self.view.contains_key(&seat) || !self.rules.seats.contains(&seat) {
+    pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position, drained: bool) {
+        if self.view.contains_key(&seat) || !self.seats.contains(&seat) {
             return;
         }
         self.epoch += 1;
@@ -67,21 +68,25 @@ impl Group {
                 ..Progress::default()
             },
             joined: self.epoch,
+            drained,
         };
         self.view.insert(seat, member);
         self.view_changed();
     }
 
     /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
-    /// this manager's log, with this manager as its only member; these outsiders have yet to know of it.
+    /// this manager's log, with this manager as its only member, and the seats that it knows; these outsiders have
+    /// yet to know of it.
     pub(crate) fn begin_anew(
         &mut self,
         me: SeatId,
         agreed: Position,
         view: ViewId,
         outsiders: &[SeatId],
+        drained: bool,
     ) {
         self.outsiders = outsiders.iter().copied().collect();
+        self.proposed = [(me, self.seats.clone())].into();
         self.entries.truncate(agreed);
         if self.entries.before() < agreed {
             self.entries = super::Window::above(agreed);
@@ -110,6 +115,7 @@ impl Group {
                 ..Progress::default()
             },
             joined: view.epoch,
+            drained,
         };
         self.view = [(me, seat)].into();
         // All who could have decided otherwise are here, or were given up.

@@ -60,6 +60,8 @@ pub struct Cluster {
     pub apply_cost_ms: u64,
     /// No virtual machine can be created.
     pub hypervisor_fails: bool,
+    /// So many of the next virtual machines never get ready.
+    pub hang_at_boot: u32,
     /// Whatever is multicast gets lost.
     pub multicasts_lost: bool,
     /// Messages beside the order do not reach these seats.
@@ -100,6 +102,7 @@ pub fn config(me: u16, faults: u16) -> Config {
         help_timeout: Micros::from_ms(500),
         fetch_timeout: Micros::from_ms(100),
         apply_timeout: Micros::from_ms(5000),
+        boot_timeout: Micros::from_ms(10_000),
         build_timeout: Micros::from_ms(60_000),
         recovery_timeout: Micros::from_ms(60_000),
         awake_min: Micros::from_ms(500),
@@ -156,6 +159,7 @@ impl Cluster {
             clock_ahead_us: 0,
             apply_cost_ms: 0,
             hypervisor_fails: false,
+            hang_at_boot: 0,
             multicasts_lost: false,
             deaf: Vec::new(),
             hung: Vec::new(),
@@ -183,6 +187,17 @@ impl Cluster {
                 members: seats.iter().map(|s| SeatId(*s)).collect(),
                 primary,
             });
+        }
+    }
+
+    /// These seats hear each other, and nobody else; nobody can decide.
+    pub fn suspend(&mut self, seats: &[u16]) {
+        self.rings_formed += 1;
+        let ring = self.rings_formed;
+        for seat in seats {
+            self.rings[usize::from(*seat)] = Some(ring);
+            let members = seats.iter().map(|s| SeatId(*s)).collect();
+            self.input(*seat, Input::Suspended { ring, members });
         }
     }
 
@@ -265,6 +280,11 @@ impl Cluster {
             ..self.settings.clone()
         };
         self.cores[index] = Core::new(config, resume).expect("it can work");
+    }
+
+    /// Managers that restart from here on have these seats in their configuration.
+    pub fn configure(&mut self, seats: &[u16]) {
+        self.settings.seats = seats.iter().map(|s| SeatId(*s)).collect();
     }
 
     /// The host of a seat that crashed gets a new disk.
@@ -454,6 +474,7 @@ impl Cluster {
                 self.queues[seat].push_back(Input::ViewStored(view.id));
                 self.disks[seat].view = view;
             }
+            Output::StoreDrained(drained) => self.disks[seat].drained = drained,
             Output::Truncate { after } => self.logs[seat].retain(|r| r.position <= after),
             Output::Safe { position } => self.disks[seat].safe = position,
             Output::Refuse { id, reason } => {
@@ -482,6 +503,10 @@ impl Cluster {
                     backlog: VecDeque::new(),
                 };
                 self.guests.insert(replica, guest);
+                if self.hang_at_boot > 0 {
+                    self.hang_at_boot -= 1;
+                    return;
+                }
                 self.after(300, seat, Input::Booted(replica));
             }
             Output::Keep { replica, clean } => {

@@ -4,7 +4,7 @@ use super::cpg::{Cpg, Event};
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
-use super::quorum::{is_two_node, since_boot, token, Prober, Pulse, Reports};
+use super::quorum::{is_majority_only, is_two_node, since_boot, token, Prober, Pulse, Reports};
 use super::wire::{self, NoPacket, Packet};
 use super::{JoinError, Settings, Shared};
 use crate::{Delivery, MemberId};
@@ -279,7 +279,7 @@ impl Engine {
     fn deliver(&mut self, delivery: Delivery) -> Result<(), Reason> {
         let size = match &delivery {
             Delivery::Message { bytes, .. } => cost(bytes),
-            Delivery::View { .. } => 0,
+            Delivery::View { .. } | Delivery::Suspended { .. } => 0,
         };
         let unread = self.shared.unread.fetch_add(size, Ordering::SeqCst) + size;
         if unread > UNREAD_BYTES_MAX {
@@ -298,6 +298,10 @@ impl Engine {
             match effect {
                 Effect::Deliver(delivery) => {
                     tracing::info!(?delivery, "membership");
+                    let majority = is_majority_only();
+                    self.shared
+                        .majority_decides
+                        .store(majority, Ordering::SeqCst);
                     self.deliver(delivery)?;
                 }
                 Effect::Pause => self.outbox.pause(),

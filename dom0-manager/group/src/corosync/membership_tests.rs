@@ -283,7 +283,7 @@ impl World {
                 members,
                 primary,
             } => Some((*ring, members.clone(), *primary)),
-            Delivery::Message { .. } => None,
+            _ => None,
         };
         let all: BTreeMap<u64, Vec<MemberId>> = (self.nodes.iter())
             .flat_map(|n| n.heard.iter().filter_map(primary))
@@ -329,7 +329,7 @@ proptest! {
         for node in &world.nodes {
             let last = node.heard.iter().rev().find_map(|d| match d {
                 Delivery::View { members, primary, .. } => Some((members.len(), *primary)),
-                Delivery::Message { .. } => None,
+                _ => None,
             });
             prop_assert_eq!(last, Some((NODES, true)), "all are together again");
         }

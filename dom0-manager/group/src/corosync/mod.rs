@@ -220,6 +220,8 @@ struct Shared {
     reason: Mutex<Option<String>>,
     /// Nanoseconds since boot.
     lease: AtomicU64,
+    /// Nothing but a majority was quorate when the newest view was delivered.
+    majority_decides: AtomicBool,
 }
 
 impl Shared {
@@ -297,6 +299,7 @@ pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
         ended: AtomicBool::new(false),
         reason: Mutex::new(None),
         lease: AtomicU64::new(0),
+        majority_decides: AtomicBool::new(false),
     });
     let (sender, deliveries) = unbounded_channel();
     let (started, result) = mpsc::channel();
@@ -378,6 +381,10 @@ impl GroupChannel for CorosyncGroup {
     fn lease(&self) -> Option<Duration> {
         let nanos = self.shared.lease.load(Ordering::SeqCst);
         Some(Duration::from_nanos(nanos))
+    }
+
+    fn majority_decides(&self) -> bool {
+        self.shared.majority_decides.load(Ordering::SeqCst)
     }
 
     fn closed_because(&self) -> Option<String> {

@@ -14,6 +14,14 @@ const TOKEN_DEFAULT: Duration = Duration::from_millis(3000);
 const TOKEN_KEY: &str = "runtime.config.totem.token";
 /// Whether `two_node` is configured.
 const TWO_NODE_KEY: &str = "quorum.two_node";
+/// What gives quorum to half of all nodes, or to fewer.
+const LESS_THAN_MAJORITY_KEYS: [&str; 5] = [
+    TWO_NODE_KEY,
+    "quorum.device.model",
+    "quorum.auto_tie_breaker",
+    "quorum.last_man_standing",
+    "quorum.allow_downscale",
+];
 
 thread_local! {
     static REPORTS: RefCell<Vec<Quorum>> = const { RefCell::new(Vec::new()) };
@@ -96,6 +104,20 @@ pub(super) fn is_two_node() -> bool {
         // It is not there where nothing was configured.
         _ => false,
     }
+}
+
+/// Whether nothing but a majority of all nodes is quorate. What Corosync does not tell for certain is not so.
+pub(super) fn is_majority_only() -> bool {
+    let Ok(map) = cmap::initialize(cmap::Map::Icmap) else {
+        return false;
+    };
+    let is_off = |key: &&str| match cmap::get(&map, key) {
+        Ok(cmap::Data::UInt8(value)) => value == 0,
+        Ok(cmap::Data::String(value)) => value == "0",
+        Ok(_) => false,
+        Err(error) => error == CsError::CsErrNotExist,
+    };
+    LESS_THAN_MAJORITY_KEYS.iter().all(is_off)
 }
 
 /// The time since boot; it goes on while the host is suspended.

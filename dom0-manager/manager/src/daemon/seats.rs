@@ -3,6 +3,7 @@
 
 use crate::agent_link::AgentLink;
 use crate::config::{Config, Durability, Engine};
+use crate::drained;
 use crate::guest::{self, GuestChannel};
 use crate::journal::unix_us;
 use crate::kept::{self, KeptList};
@@ -110,7 +111,8 @@ async fn start_seats<G: GroupChannel + 'static>(
             position: *position,
             clean: clean(replica),
         });
-        let resume = resume(&store.resumed, kept.collect());
+        let mut resume = resume(&store.resumed, kept.collect());
+        resume.drained = drained::is_drained(&store.folder)?;
         let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
         // Replicas that went on were compared at their last checkpoint; all others come from the disk.
         let verify = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
@@ -143,6 +145,7 @@ fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
         numbers: resumed.numbers.clone(),
         generation: resumed.generation,
         kept,
+        drained: false,
     }
 }
 
@@ -173,6 +176,7 @@ fn memory(
         view: resumed.view.id,
         verify,
         kept: list,
+        folder,
         recorder,
         store,
         progress,

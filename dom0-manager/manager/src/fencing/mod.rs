@@ -1,42 +1,61 @@
 //! Fencing: without quorum, this host's group goes on only when every host that is missing is known to be off
 //! (DESIGN §3.2): a fence agent turned it off and said so, or an operator says so.
 //!
-//! Only hosts that were lost are turned off, not those that are late at the start, and only by at least half
-//! of all hosts: fewer are never to turn off a majority that goes on without them.
+//! Only hosts that were lost are turned off, not those that are late at the start, and only by a member of the group
+//! that goes on then: half of all hosts, where nobody but a majority decides. Fewer are never to turn off those that
+//! go on without them.
 
 mod agent;
 
 #[cfg(test)]
 mod tests;
 
+use crate::clock;
 use crate::config;
 use crate::journal::Journal;
 use agent::Agent;
+use spare_core::Micros;
 use spare_group::guarded::{Guard, Membership};
 use spare_protocol::admin::EventKind;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
-/// For the membership to settle: a host that froze and wakes first sees itself alone, for a moment. It must not
-/// turn off those who went on without it.
-const SETTLING: Duration = Duration::from_secs(1);
+/// For the membership to settle.
+const SETTLING: Duration = Duration::from_millis(200);
+/// The same for a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
+/// went on without it.
+const SETTLING_AFTER_STALL: Duration = Duration::from_millis(1500);
+/// Standing still is noticed with this.
+const TICK: Duration = Duration::from_millis(100);
+/// A tick that is this late is a stall. Shorter ones nobody else takes for the loss of this host.
+const STALL: Micros = Micros(400_000);
+/// A stall may have to do with a membership that comes so soon after it.
+const STALL_MATTERS: Micros = Micros(10_000_000);
 /// From an attempt that failed to the next one.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Makes sure that hosts are off.
 pub(crate) struct Fencing {
     guard: Guard,
+    /// This host is in the middle of everything, and goes on once the others are off.
+    suspended: watch::Receiver<bool>,
     hosts: Vec<config::Host>,
     agents: BTreeMap<u16, Agent>,
     delay: Duration,
     journal: Arc<Journal>,
+    /// When this host stood still last; microseconds since its boot.
+    stood_still: AtomicU64,
 }
 
 impl Fencing {
     pub(crate) fn new(
         guard: Guard,
+        suspended: watch::Receiver<bool>,
         hosts: Vec<config::Host>,
         settings: Option<&config::Fencing>,
         journal: Arc<Journal>,
@@ -55,16 +74,21 @@ impl Fencing {
         });
         Fencing {
             guard,
+            suspended,
             agents: agents.collect(),
             hosts,
             delay: Duration::from_millis(settings.map_or(0, |s| s.delay_ms)),
             journal,
+            stood_still: AtomicU64::new(0),
         }
     }
 
     /// Until the task is ended.
     pub(crate) async fn run(self: Arc<Self>) {
         let mut memberships = self.guard.memberships();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticked = clock::now();
         loop {
             let membership = memberships.borrow_and_update().clone();
             // What was begun for another membership ends here.
@@ -72,15 +96,35 @@ impl Fencing {
             if membership.ring > 0 && !membership.primary && !membership.missing.is_empty() {
                 self.begin(&membership, &mut attempts);
             }
-            if memberships.changed().await.is_err() {
-                return;
+            loop {
+                tokio::select! {
+                    changed = memberships.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    _ = ticks.tick() => {
+                        let now = clock::now();
+                        if now.since(ticked) > STALL {
+                            self.stood_still.store(now.0, Ordering::Relaxed);
+                        }
+                        ticked = now;
+                    }
+                }
             }
         }
     }
 
+    /// Lets a membership settle that has just formed.
+    async fn settle(&self) {
+        tokio::time::sleep(SETTLING).await;
+        let stood_still = self.stood_still.load(Ordering::Relaxed);
+        if stood_still > 0 && clock::now().since(Micros(stood_still)) < STALL_MATTERS {
+            tokio::time::sleep(SETTLING_AFTER_STALL).await;
+        }
+    }
+
     fn begin(self: &Arc<Self>, membership: &Membership, attempts: &mut JoinSet<()>) {
-        let half = membership.members.len() * 2 >= self.hosts.len();
-        let fences = !self.agents.is_empty() && membership.was_primary && half;
+        let fences = !self.agents.is_empty() && membership.suspended;
         let names: Vec<&str> = membership.missing.iter().map(|m| self.name(*m)).collect();
         let names = names.join(", ");
         let what = match fences {
@@ -106,7 +150,13 @@ impl Fencing {
         let (Some(agent), name) = (self.agents.get(&seat), self.name(seat)) else {
             return;
         };
-        tokio::time::sleep(SETTLING + self.delay).await;
+        self.settle().await;
+        tokio::time::sleep(self.delay).await;
+        // One that has yet to take over the group's state cannot go on, and turns nobody off.
+        let mut suspended = self.suspended.clone();
+        if suspended.wait_for(|suspended| *suspended).await.is_err() {
+            return; // this manager ends
+        }
         let mut told = String::new();
         loop {
             match agent.turn_off().await {

@@ -135,6 +135,10 @@ impl GroupChannel for Engine {
     fn try_receive(&mut self) -> Option<Delivery> {
         self.deliveries.try_recv().ok()
     }
+
+    fn majority_decides(&self) -> bool {
+        true
+    }
 }
 
 /// Host h0 of two, and its engine.
@@ -143,6 +147,7 @@ struct Host {
     engine: mpsc::UnboundedSender<Delivery>,
     fencing: Arc<Fencing>,
     journal: Arc<Journal>,
+    suspended: watch::Sender<bool>,
     _task: JoinSet<()>,
 }
 
@@ -162,7 +167,9 @@ impl Host {
             address: ([127, 0, 0, 1], 7400 + seat).into(),
         };
         let hosts = vec![host(0), host(1)];
-        let fencing = Arc::new(Fencing::new(guard, hosts, settings, Arc::clone(&journal)));
+        let (suspended, told) = watch::channel(true);
+        let fencing = Fencing::new(guard, told, hosts, settings, Arc::clone(&journal));
+        let fencing = Arc::new(fencing);
         let mut task = JoinSet::new();
         task.spawn(Arc::clone(&fencing).run());
         Host {
@@ -170,6 +177,7 @@ impl Host {
             engine: sender,
             fencing,
             journal,
+            suspended,
             _task: task,
         }
     }
@@ -190,6 +198,7 @@ impl Host {
     async fn next_view(&mut self, limit: Duration) -> Option<bool> {
         match tokio::time::timeout(limit, self.group.receive()).await {
             Ok(Ok(Delivery::View { primary, .. })) => Some(primary),
+            Ok(Ok(Delivery::Suspended { .. })) => Some(false),
             Ok(other) => panic!("{other:?}"),
             Err(_) => None,
         }
@@ -223,6 +232,36 @@ async fn the_survivor_goes_on_once_the_lost_host_was_turned_off() {
     assert!(script.told().starts_with("action=off\nkey=k\nport=vm1\n"));
     assert!(host.said("h1 is off").await);
     assert!(host.fencing.confirm("h1").is_err());
+}
+
+#[tokio::test]
+async fn a_host_that_has_yet_to_take_over_the_state_turns_nobody_off() {
+    let script = Script::new("joining", WORKS);
+    let mut host = Host::new(Some(&script.settings()));
+    host.suspended.send_replace(false);
+    assert!(host.membership(1, &[0, 1], true).await);
+    assert!(!host.membership(2, &[0], false).await);
+    assert_eq!(host.next_view(SHORT * 4).await, None);
+    assert_eq!(script.told(), "");
+    host.suspended.send_replace(true);
+    assert_eq!(host.next_view(LIMIT).await, Some(true));
+}
+
+#[tokio::test]
+async fn a_host_that_stood_still_waits_before_it_turns_others_off() {
+    let script = Script::new("stood-still", WORKS);
+    let mut host = Host::new(Some(&script.settings()));
+    assert!(host.membership(1, &[0, 1], true).await);
+    tokio::time::sleep(TICK * 2).await;
+    // Nothing else runs meanwhile: the runtime has this thread only.
+    std::thread::sleep(Duration::from_micros(STALL.0) * 2);
+    assert!(!host.membership(2, &[0], false).await);
+    assert_eq!(host.next_view(SETTLING + SHORT).await, None);
+    assert_eq!(script.told(), "");
+    // It saw itself alone for a moment.
+    assert!(host.membership(3, &[0, 1], true).await);
+    tokio::time::sleep(SETTLING_AFTER_STALL).await;
+    assert_eq!(script.told(), "");
 }
 
 #[tokio::test]

@@ -27,6 +27,10 @@ pub(crate) struct Snapshot {
     pub(crate) awaits: Vec<SeatId>,
     /// The members of the primary view.
     pub(crate) view: Vec<SeatId>,
+    /// Those of them that are to have no replicas.
+    pub(crate) drained: Vec<SeatId>,
+    /// Those of them that may be drained.
+    pub(crate) spared: Vec<SeatId>,
     /// Every seat has everything up to here, and it is on disk here that it does.
     pub(crate) safe: Position,
 }

@@ -104,9 +104,9 @@ fn sync() -> impl Strategy<Value = Sync> {
     });
     let log = (any::<u64>(), position());
     let rings = (any::<u64>(), any::<u64>());
-    let views = (view, seats());
+    let views = (view, seats(), any::<u16>());
     (rings, any::<bool>(), views, log, any::<u64>(), any::<u16>()).prop_map(
-        |((ring, came_from), live, (view, established), log, delivered, version)| Sync {
+        |((ring, came_from), live, (view, established, seats), log, delivered, version)| Sync {
             ring,
             live,
             came_from,
@@ -114,6 +114,7 @@ fn sync() -> impl Strategy<Value = Sync> {
             established,
             log,
             delivered,
+            seats,
             version,
         },
     )
@@ -158,7 +159,15 @@ pub fn group_message() -> impl Strategy<Value = GroupMessage> {
         seat().prop_map(|seat| GroupMessage::Recover { seat }),
         seat().prop_map(|seat| GroupMessage::RecoveryEnded { seat }),
         sync().prop_map(GroupMessage::Sync),
-        (any::<u64>(), position()).prop_map(|(ring, agreed)| GroupMessage::Joined { ring, agreed }),
+        (any::<u64>(), position(), any::<bool>(), seats()).prop_map(
+            |(ring, agreed, drained, seats)| GroupMessage::Joined {
+                ring,
+                agreed,
+                drained,
+                seats
+            }
+        ),
+        (seat(), any::<bool>()).prop_map(|(seat, drained)| GroupMessage::Drain { seat, drained }),
         any::<u64>().prop_map(|ring| GroupMessage::ViewStored { ring }),
         (any::<u64>(), seats()).prop_map(|(ring, seats)| GroupMessage::AcceptLoss { ring, seats }),
     ];

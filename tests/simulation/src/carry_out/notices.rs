@@ -87,6 +87,8 @@ impl World {
                     LossReason::Forgotten => "lost: forgotten",
                 });
             }
+            Notice::Drained { drained: true, .. } => self.coverage.count("seat drained"),
+            Notice::Drained { .. } => self.coverage.count("seat not drained any more"),
             Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
             Notice::RecoveryGivenUp { seat } => {
                 self.coverage.count("recovery given up");
