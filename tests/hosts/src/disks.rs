@@ -1,6 +1,6 @@
 //! A host comes back with a new disk, after all were down.
 
-use crate::clients::Load;
+use crate::clients::{Clients, Load};
 use crate::crashes::USUAL;
 use crate::service::Service;
 use crate::suite::{service_trial, within, Shape};
@@ -22,7 +22,12 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 fn new_disk(service: &Service<'_>) -> Result<()> {
     service.wait_until_built()?;
-    let load = Load::start(service, USUAL)?;
+    // Emulated users would wait for minutes when both hosts are off.
+    let without_mix = Clients {
+        mix: false,
+        ..USUAL
+    };
+    let load = Load::start(service, without_mix)?;
     load.wait_for_answers(50)?;
     // The last one to serve is alone: what it has then is on its disk only.
     let (a, b) = (service.lab.host("h1")?, service.lab.host("h2")?);

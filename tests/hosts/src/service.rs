@@ -22,7 +22,7 @@ const GATEWAY_PORT: u16 = 8080;
 /// For all replicas of all hosts to be built on two busy processors: processes, and guests without KVM.
 const BUILD_LIMIT: [Duration; 2] = [Duration::from_secs(180), Duration::from_secs(600)];
 /// The second host waits so long before it turns the first one off, should both be alive.
-const FENCE_DELAY_MS: u32 = 1000;
+const FENCE_DELAY_MS: u32 = 600;
 /// For an answer of a manager that is there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
@@ -163,13 +163,15 @@ impl<'a> Service<'a> {
     pub(crate) fn is_complete(&self, host: &str) -> Result<bool> {
         let status = self.status(host)?;
         let hosts = self.lab.voters().count();
+        // Hosts to spare have none.
+        let staffed = hosts.min(usize::from(status.faults) + 1);
         let members = status.hosts.iter().filter(|h| h.member && h.connected);
         let seats = status.seats.iter().filter(|seat| {
             let count = |state| seat.replicas.iter().filter(|r| r.state == state).count();
             let both = (count(ReplicaState::Active), count(ReplicaState::Passive));
             seat.replicas.len() == 2 && both == (1, 1)
         });
-        Ok(status.mode == Mode::Serving && members.count() == hosts && seats.count() == hosts)
+        Ok(status.mode == Mode::Serving && members.count() == hosts && seats.count() == staffed)
     }
 
     /// Waits until every host says that everything is there.

@@ -26,8 +26,10 @@ pub(crate) enum Shape {
     Witness,
     /// Two hosts that rely on fencing.
     Fencing,
-    /// Three hosts, without a witness.
+    /// Three hosts, without a witness, that mask two faults.
     Three,
+    /// The same, and they mask one: one host is to spare.
+    Spare,
 }
 
 /// A test over a lab, which is in order when it begins.
@@ -105,9 +107,11 @@ fn options(shape: Shape) -> Result<Options> {
         source,
         target: target.into(),
     };
+    let has_three = matches!(shape, Shape::Three | Shape::Spare);
     Ok(Options {
         lab: LAB.to_owned(),
-        hosts: if shape == Shape::Three { 3 } else { 2 },
+        hosts: if has_three { 3 } else { 2 },
+        faults: if shape == Shape::Three { 2 } else { 1 },
         witness: shape == Shape::Witness,
         token_ms: 1000,
         shared: vec![shared(binaries()?, PROGRAMS), shared(images()?, IMAGES)],

@@ -21,6 +21,8 @@ const FENCE_GROUP: &str = "fence";
 const DELAY_GROUP: &str = "delay";
 /// This program, which outlives the one that called it.
 const PROGRAM: &str = "spare-lab";
+/// The folder that `spare init` writes.
+const CONFIGURATION: &str = "init";
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A lab to set up.
@@ -30,6 +32,8 @@ pub struct Options {
     pub lab: String,
     /// Hosts with a vote.
     pub hosts: usize,
+    /// f.
+    pub faults: u16,
     /// Whether a witness decides between halves. Without one the hosts rely on fencing.
     pub witness: bool,
     /// Milliseconds of Corosync's token.
@@ -139,7 +143,7 @@ impl Lab {
         std::fs::create_dir_all(self.places.state())?;
         self.setup.write(&self.places)?;
         self.make_tools()?;
-        let configuration = self.places.state().join("init");
+        let configuration = self.places.state().join(CONFIGURATION);
         init::run(&self.init_options(options, &configuration)?)?;
         network::create(&self.places)?;
         for host in self.booted() {
@@ -234,7 +238,7 @@ impl Lab {
                 .map(pair)
                 .collect::<Result<_>>()?,
             existing: None,
-            faults: u16::try_from(options.hosts - 1)?,
+            faults: options.faults,
             witness: match options.witness {
                 true => Some(names::address(WITNESS)?.to_string()),
                 false => None,
@@ -262,6 +266,13 @@ impl Lab {
     /// All.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.booted().chain([CLIENT.to_owned()])
+    }
+
+    /// What signs the certificates of hosts that are added, as `spare init` wrote it.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        let folder = self.places.state().join(CONFIGURATION);
+        folder.join(init::plan::AUTHORITY_FOLDER)
     }
 
     /// Whether a witness decides between halves.

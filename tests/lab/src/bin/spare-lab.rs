@@ -152,6 +152,7 @@ fn execute(Arguments { lab: name, command }: Arguments) -> Result<i32> {
             let options = Options {
                 lab: name,
                 hosts,
+                faults: u16::try_from(hosts - 1)?,
                 witness: !no_witness,
                 token_ms,
                 shared: shared.collect::<Result<_>>()?,
