@@ -116,7 +116,6 @@ fn a_wrong_vote_that_arrives_when_its_request_is_forgotten_still_convicts() {
     assert_eq!(cluster.convicted(), [Cluster::replica(1, 1)]);
 }
 
-/// Decide only where it is certain: with f+1 usable replicas left none is destroyed.
 #[test]
 fn replicas_that_hang_while_they_boot_are_given_up_early_and_made_anew() {
     let mut cluster = Cluster::started(1);
@@ -137,6 +136,7 @@ fn replicas_that_hang_while_they_boot_are_given_up_early_and_made_anew() {
     cluster.load(10);
 }
 
+/// Decide only where it is certain: with f+1 usable replicas left none is destroyed.
 #[test]
 fn the_brake_pauses_instead_of_destroying_when_too_few_are_left() {
     let mut cluster = Cluster::started(1);

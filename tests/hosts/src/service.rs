@@ -7,7 +7,7 @@ use spare_cli::admin::Admin;
 use spare_lab::names::DATA_IN_HOST;
 use spare_lab::{fence, Host, Lab, Power};
 use spare_protocol::admin::{Mode, ReplicaState, ScrubReport, Status};
-use spare_rig::{Door, Hypervisor};
+use spare_rig::Hypervisor;
 use std::time::{Duration, Instant};
 
 /// The guests' image.
@@ -198,19 +198,16 @@ impl<'a> Service<'a> {
         })
     }
 
-    /// The attacker's door into a replica on a host, while `enter` runs.
-    pub(crate) fn behind_the_door<T>(
-        &self,
-        host: &str,
-        replica: &str,
-        enter: impl AsyncFnOnce(&mut Door) -> Result<T>,
-    ) -> Result<T> {
-        let socket = self.lab.host(host)?.data().join("agent.sock");
-        self.runtime.block_on(async {
-            let agent = spare_agent_client::connect(&socket).await?;
-            let mut door = Door::open(&agent, replica).await?;
-            enter(&mut door).await
-        })
+    /// What an attacker does who is root in a replica. The door is entered on the replica's host: the agent knows
+    /// who connects only there.
+    pub(crate) fn attack(&self, host: &str, replica: &str, command: &str) -> Result<()> {
+        let (door, socket) = (
+            format!("{PROGRAMS}/spare-door"),
+            format!("{DATA_IN_HOST}/agent.sock"),
+        );
+        let host = self.lab.host(host)?;
+        host.output([&door, "--agent", &socket, replica, command])?;
+        Ok(())
     }
 
     /// Every replica reads its whole state; all are equal.

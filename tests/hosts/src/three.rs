@@ -7,14 +7,14 @@ use crate::suite::{service_trial, within, Shape};
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_protocol::admin::ReplicaState;
-use spare_rig::Door;
 use std::time::Duration;
 
 const RETURN_LIMIT: Duration = Duration::from_secs(180);
 const CONVICTED_LIMIT: Duration = Duration::from_secs(60);
 const ALONE: Duration = Duration::from_secs(4);
-const LIAR: &str =
-    "exec /usr/lib/spare/spare-attacker liar --socket /run/service/http.sock --mode always";
+/// Puts itself before the service, and lies from there on.
+const LIAR: &str = "/usr/lib/spare/spare-attacker liar --socket /run/service/http.sock --mode always \
+    >/dev/null 2>&1 & for i in $(seq 100); do test -S /run/service/http.sock.real && exit; sleep 0.1; done; exit 1";
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![service_trial(
@@ -36,7 +36,7 @@ fn masked(service: &Service<'_>) -> Result<()> {
     let replicas = &seat.context("h1 has no seat")?.replicas;
     let active = replicas.iter().find(|r| r.state == ReplicaState::Active);
     let liar = active.context("h1 has no active replica")?.replica.clone();
-    service.behind_the_door("h1", &liar, async |door: &mut Door| door.start(LIAR).await)?;
+    service.attack("h1", &liar, LIAR)?;
     let lost = service.lab.host("h3")?;
     lost.crash()?;
     let gone = load.now();

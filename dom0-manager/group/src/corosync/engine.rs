@@ -298,7 +298,7 @@ impl Engine {
             match effect {
                 Effect::Deliver(delivery) => {
                     tracing::info!(?delivery, "membership");
-                    let majority = is_majority_only();
+                    let majority = is_majority_only(&self.nodes);
                     self.shared
                         .majority_decides
                         .store(majority, Ordering::SeqCst);

@@ -2,10 +2,12 @@
 
 use super::cpg::patiently;
 use super::membership::{Quorum, Ring};
+use crate::MemberId;
 use nix::time::{clock_gettime, ClockId};
 use rust_corosync::quorum::{self, Handle, Model1Data, Model1Flags, ModelData, RingId};
 use rust_corosync::{cmap, CsError, DispatchFlags, NodeId, TrackFlags};
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -14,14 +16,18 @@ const TOKEN_DEFAULT: Duration = Duration::from_millis(3000);
 const TOKEN_KEY: &str = "runtime.config.totem.token";
 /// Whether `two_node` is configured.
 const TWO_NODE_KEY: &str = "quorum.two_node";
-/// What gives quorum to half of all nodes, or to fewer.
-const LESS_THAN_MAJORITY_KEYS: [&str; 5] = [
+/// What can give quorum to half of all nodes, or to fewer.
+const LESS_THAN_MAJORITY_KEYS: [&str; 6] = [
     TWO_NODE_KEY,
+    "quorum.expected_votes",
     "quorum.device.model",
     "quorum.auto_tie_breaker",
     "quorum.last_man_standing",
     "quorum.allow_downscale",
 ];
+
+/// The nodes that are configured: `.NUMBER.nodeid` and more.
+const NODE_LIST: &str = "nodelist.node.";
 
 thread_local! {
     static REPORTS: RefCell<Vec<Quorum>> = const { RefCell::new(Vec::new()) };
@@ -106,8 +112,9 @@ pub(super) fn is_two_node() -> bool {
     }
 }
 
-/// Whether nothing but a majority of all nodes is quorate. What Corosync does not tell for certain is not so.
-pub(super) fn is_majority_only() -> bool {
+/// Whether nothing but a majority of `nodes` is quorate: they are all that Corosync has, and each has one vote. What
+/// Corosync does not tell for certain is not so.
+pub(super) fn is_majority_only(nodes: &BTreeMap<u32, MemberId>) -> bool {
     let Ok(map) = cmap::initialize(cmap::Map::Icmap) else {
         return false;
     };
@@ -117,7 +124,21 @@ pub(super) fn is_majority_only() -> bool {
         Ok(_) => false,
         Err(error) => error == CsError::CsErrNotExist,
     };
-    LESS_THAN_MAJORITY_KEYS.iter().all(is_off)
+    let Ok(list) = cmap::CmapIterStart::new(&map, NODE_LIST) else {
+        return false;
+    };
+    let mut only_these = true;
+    let mut found = BTreeSet::new();
+    for entry in list {
+        match (entry.key_name().rsplit('.').next(), entry.data()) {
+            (Some("nodeid"), cmap::Data::UInt32(id)) if nodes.contains_key(id) => {
+                found.insert(*id);
+            }
+            (Some("nodeid" | "quorum_votes"), _) => only_these = false,
+            _ => {}
+        }
+    }
+    only_these && found.len() == nodes.len() && LESS_THAN_MAJORITY_KEYS.iter().all(is_off)
 }
 
 /// The time since boot; it goes on while the host is suspended.
