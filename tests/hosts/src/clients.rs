@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Users of the auction that comments can be about: each is a list.
 const LISTS: u64 = 1000;
-/// Comments in one list, of all runs: its page shows the newest 25, and the mix writes some too.
+/// Comments in one list, of one test: its page shows the newest 25, and the mix writes some too.
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
@@ -34,7 +34,7 @@ const MIX_THINK: f64 = 0.05;
 /// A request of the mix may take so long, over all gateways: longer than any outage that a test makes.
 const MIX_LIMIT_S: u64 = 300;
 
-/// The texts of this program's runs, and how many there are.
+/// How many texts there are of all tests of this program.
 static NUMBERED: AtomicU64 = AtomicU64::new(0);
 
 /// Which clients there are.
@@ -99,7 +99,7 @@ impl Load {
     pub(crate) fn start(service: &Service<'_>, clients: Clients) -> Result<Load> {
         let gateways = service.gateways()?;
         let network = service.lab.host(CLIENT)?.network();
-        // Lists of their own.
+        // Lists that have nothing of this test yet.
         let first = NUMBERED
             .load(Ordering::SeqCst)
             .next_multiple_of(APPENDS_MAX);
@@ -265,14 +265,14 @@ impl Client {
         let mut operations = Vec::new();
         while !self.shared.stop.load(Ordering::SeqCst) {
             let wish = match random.random_bool(0.5) {
-                true => Wish::Append(new_text()?),
+                true => Wish::Append(self.shared.new_text()?),
                 false => Wish::Read,
             };
             let list = match &wish {
                 Wish::Append(text) => list_of(text)?,
                 Wish::Read => {
                     let newest = NUMBERED.load(Ordering::SeqCst).saturating_sub(1);
-                    list_of_number(newest.max(self.shared.first))?
+                    list_of_number(newest.max(self.shared.first))
                 }
             };
             let mut operation = Operation {
@@ -316,7 +316,7 @@ impl Client {
             sent,
             seen: match operation.wish {
                 Wish::Append(_) => Vec::new(),
-                Wish::Read => texts(&reply)?,
+                Wish::Read => texts(&reply, self.shared.first)?,
             },
         }))
     }
@@ -338,21 +338,30 @@ fn prefix() -> String {
     format!("h{:x}-", std::process::id())
 }
 
-fn new_text() -> Result<String> {
-    let number = NUMBERED.fetch_add(1, Ordering::SeqCst);
-    list_of_number(number)?;
-    Ok(format!("{}{number}", prefix()))
+impl Shared {
+    fn new_text(&self) -> Result<String> {
+        let number = NUMBERED.fetch_add(1, Ordering::SeqCst);
+        ensure!(
+            number - self.first < LISTS * APPENDS_MAX,
+            "this test has used up all lists"
+        );
+        Ok(format!("{}{number}", prefix()))
+    }
 }
 
-fn list_of_number(number: u64) -> Result<u64> {
-    let list = number / APPENDS_MAX + 1;
-    ensure!(list <= LISTS, "there are no more lists for clients");
-    Ok(list)
+/// Lists are used again by later tests.
+fn list_of_number(number: u64) -> u64 {
+    number / APPENDS_MAX % LISTS + 1
+}
+
+fn number_of(text: &str) -> Option<u64> {
+    text.rsplit_once('-')?.1.parse().ok()
 }
 
 fn list_of(text: &str) -> Result<u64> {
-    let number = text.rsplit_once('-').and_then(|(_, n)| n.parse().ok());
-    list_of_number(number.context("no text of this program")?)
+    Ok(list_of_number(
+        number_of(text).context("no text of this program")?,
+    ))
 }
 
 fn request(operation: &Operation) -> Request {
@@ -386,8 +395,8 @@ fn request(operation: &Operation) -> Request {
     }
 }
 
-/// The texts of this program on a page, oldest first: numbers of comments grow.
-fn texts(page: &Reply) -> Result<Vec<String>> {
+/// The texts of a test on a page, oldest first: numbers of comments grow. `test`: the number of its first text.
+fn texts(page: &Reply, test: u64) -> Result<Vec<String>> {
     let page = String::from_utf8_lossy(&page.body);
     let mut rows = Vec::new();
     for row in page.split("<tr data-comment=\"").skip(1) {
@@ -396,7 +405,10 @@ fn texts(page: &Reply) -> Result<Vec<String>> {
         let text = rest.split_once(&format!(">{}", prefix()));
         let text = text.and_then(|(_, rest)| rest.split_once('<'));
         if let Some((text, _)) = text {
-            rows.push((number, format!("{}{text}", prefix())));
+            let text = format!("{}{text}", prefix());
+            if number_of(&text).is_some_and(|number| number >= test) {
+                rows.push((number, text));
+            }
         }
     }
     rows.sort();
@@ -434,7 +446,7 @@ async fn settle(
             invoked: Duration::ZERO,
             answer: None,
         };
-        *found = texts(&ways.insist(&read).await?.0)?;
+        *found = texts(&ways.insist(&read).await?.0, shared.first)?;
     }
     Ok(lists)
 }
