@@ -61,6 +61,8 @@ pub(super) struct Quorum {
     pub(super) quorate: bool,
     /// How many nodes the ring has.
     pub(super) nodes: usize,
+    /// These are a majority of all that are configured, so that no witness is needed.
+    pub(super) majority: bool,
 }
 
 /// Something to do.
@@ -94,7 +96,7 @@ struct View {
 pub(super) struct Membership {
     me: MemberId,
     own: Peer,
-    /// After a hang a lone node's quorum is not trusted for so long.
+    /// After a hang of a lone node the word of its witness is not trusted for so long.
     settle: Duration,
     /// The greatest count in the name of a view that this member was in.
     greatest: u64,
@@ -207,7 +209,9 @@ impl Membership {
     }
 
     fn is_quorate(&self, now: Duration) -> bool {
-        now >= self.distrust_until && self.quorum.is_some_and(|q| q.quorate)
+        // A majority is one whatever its witness said once.
+        let trusted = |q: Quorum| q.majority || now >= self.distrust_until;
+        self.quorum.is_some_and(|q| q.quorate && trusted(q))
     }
 
     /// What is to be multicast about this member now, if that is something new. `clock_ms` is the time of

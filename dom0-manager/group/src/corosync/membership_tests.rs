@@ -115,6 +115,7 @@ impl World {
                     ring,
                     quorate,
                     nodes: nodes.len(),
+                    majority: nodes.len() * 2 > NODES,
                 });
             }
         }
@@ -344,6 +345,7 @@ fn lone(quorate: bool) -> Membership {
         ring,
         quorate,
         nodes: 1,
+        majority: false,
     });
     let claim = one.wanted_claim(NOW, 5).expect("something to say");
     one.claim(peer(0), claim, NOW);
@@ -394,6 +396,38 @@ fn a_lone_member_that_stood_still_decides_nothing_until_its_witness_had_time_to_
 }
 
 #[test]
+fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_with_them() {
+    let mut one = lone(true);
+    one.hung(NOW);
+    let peers: BTreeSet<Peer> = [peer(0), peer(1)].into();
+    let ring = Ring { node: 0, number: 2 };
+    let both = |majority| Quorum {
+        ring,
+        quorate: true,
+        nodes: 2,
+        majority,
+    };
+    one.configuration(peers.clone());
+    one.ring(ring);
+    one.quorum(both(false));
+    let claim = one.wanted_claim(NOW, 5).expect("something to say");
+    assert!(!claim.quorate, "two of four are quorate by the witness");
+    one.quorum(both(true));
+    let claim = one.wanted_claim(NOW, 5).expect("something else to say");
+    assert!(claim.quorate);
+    let other = Claim {
+        member: 1,
+        ..claim.clone()
+    };
+    one.claim(peer(0), claim, NOW);
+    one.claim(peer(1), other, NOW);
+    assert_eq!(
+        views(&mut one).last().map(|(_, primary)| *primary),
+        Some(true)
+    );
+}
+
+#[test]
 fn two_processes_of_one_member_decide_nothing() {
     let mut one = Membership::new(0, peer(0), 0, Duration::ZERO);
     one.configuration([peer(0), peer(1)].into());
@@ -401,6 +435,7 @@ fn two_processes_of_one_member_decide_nothing() {
         ring: Ring { node: 0, number: 1 },
         quorate: true,
         nodes: 2,
+        majority: true,
     });
     let claim = one.wanted_claim(NOW, 5).expect("something to say");
     one.claim(peer(1), claim.clone(), NOW);

@@ -26,9 +26,6 @@ const LESS_THAN_MAJORITY_KEYS: [&str; 6] = [
     "quorum.allow_downscale",
 ];
 
-/// The nodes that are configured: `.NUMBER.nodeid` and more.
-const NODE_LIST: &str = "nodelist.node.";
-
 thread_local! {
     static REPORTS: RefCell<Vec<Quorum>> = const { RefCell::new(Vec::new()) };
 }
@@ -41,6 +38,7 @@ fn reported(_: &Handle, quorate: bool, ring: RingId, nodes: Vec<NodeId>) {
         },
         quorate,
         nodes: nodes.len(),
+        majority: false,
     };
     REPORTS.with(|reports| {
         if let Ok(mut reports) = reports.try_borrow_mut() {
@@ -84,7 +82,15 @@ impl Reports {
                 Err(e) => return Err(e),
             }
         }
-        Ok(REPORTS.with(RefCell::take))
+        let mut reports = REPORTS.with(RefCell::take);
+        if !reports.is_empty() {
+            let all = node_list();
+            let is_majority = |nodes| all.as_ref().is_some_and(|all| nodes * 2 > all.len());
+            for report in &mut reports {
+                report.majority = is_majority(report.nodes);
+            }
+        }
+        Ok(reports)
     }
 }
 
@@ -112,6 +118,27 @@ pub(super) fn is_two_node() -> bool {
     }
 }
 
+/// All nodes that are configured, if each has one vote and Corosync tells so for certain.
+fn node_list() -> Option<BTreeSet<u32>> {
+    let map = cmap::initialize(cmap::Map::Icmap).ok()?;
+    let mut nodes = BTreeSet::new();
+    loop {
+        let get = |key| cmap::get(&map, &format!("nodelist.node.{}.{key}", nodes.len()));
+        let id = match get("nodeid") {
+            Ok(cmap::Data::UInt32(id)) => id,
+            Err(CsError::CsErrNotExist) => return (!nodes.is_empty()).then_some(nodes),
+            _ => return None,
+        };
+        let one_vote = match get("quorum_votes") {
+            Ok(votes) => matches!(votes, cmap::Data::UInt32(1)),
+            Err(error) => error == CsError::CsErrNotExist,
+        };
+        if !one_vote || !nodes.insert(id) {
+            return None;
+        }
+    }
+}
+
 /// Whether nothing but a majority of `nodes` is quorate: they are all that Corosync has, and each has one vote. What
 /// Corosync does not tell for certain is not so.
 pub(super) fn is_majority_only(nodes: &BTreeMap<u32, MemberId>) -> bool {
@@ -124,21 +151,8 @@ pub(super) fn is_majority_only(nodes: &BTreeMap<u32, MemberId>) -> bool {
         Ok(_) => false,
         Err(error) => error == CsError::CsErrNotExist,
     };
-    let Ok(list) = cmap::CmapIterStart::new(&map, NODE_LIST) else {
-        return false;
-    };
-    let mut only_these = true;
-    let mut found = BTreeSet::new();
-    for entry in list {
-        match (entry.key_name().rsplit('.').next(), entry.data()) {
-            (Some("nodeid"), cmap::Data::UInt32(id)) if nodes.contains_key(id) => {
-                found.insert(*id);
-            }
-            (Some("nodeid" | "quorum_votes"), _) => only_these = false,
-            _ => {}
-        }
-    }
-    only_these && found.len() == nodes.len() && LESS_THAN_MAJORITY_KEYS.iter().all(is_off)
+    let only_these = node_list().is_some_and(|list| list.iter().eq(nodes.keys()));
+    only_these && LESS_THAN_MAJORITY_KEYS.iter().all(is_off)
 }
 
 /// The time since boot; it goes on while the host is suspended.
