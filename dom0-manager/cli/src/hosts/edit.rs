@@ -258,12 +258,35 @@ fn listed<'a>(get: impl Fn(&str) -> Option<&'a Value>) -> Option<Listed> {
     })
 }
 
-/// `corosync.conf` with one node more.
+/// `corosync.conf` with one node more; as it is if that node is there already: an earlier try came so far, or the
+/// cluster's administrator was first.
 ///
 /// # Errors
-/// When it is not one that SPARE can use, or has not as many links as the host has addresses.
+/// When it is not one that SPARE can use, or has not as many links as the host has addresses, or the host cannot be
+/// told from one that is there.
 pub(super) fn add_node(text: &str, host: &Host) -> Result<String, EditError> {
-    corosync::read(text).map_err(|e| EditError::Format(e.to_string()))?;
+    let there = corosync::read(text).map_err(|e| EditError::Format(e.to_string()))?;
+    let address = host.addresses.first().copied();
+    for other in &there.hosts {
+        let theirs = other.addresses.first().copied();
+        let same = (
+            other.name == host.name,
+            other.seat == host.seat,
+            theirs == address,
+        );
+        match (same, address) {
+            ((false, false, false), _) => {}
+            ((true, true, true), _) => return Ok(text.to_owned()),
+            ((true, ..), _) => return Err(EditError::NameTaken(host.name.clone())),
+            ((_, false, _), Some(address)) => {
+                return Err(EditError::AddressTaken {
+                    address,
+                    host: other.name.clone(),
+                })
+            }
+            _ => return Err(seat_taken(other)),
+        }
+    }
     let links = link_count(text);
     if host.addresses.len() != links {
         return Err(EditError::Links {
@@ -286,12 +309,24 @@ pub(super) fn add_node(text: &str, host: &Host) -> Result<String, EditError> {
     Ok(out)
 }
 
-/// `corosync.conf` without the node of a seat.
+fn seat_taken(by: &Host) -> EditError {
+    EditError::SeatTaken {
+        seat: by.seat,
+        host: by.name.clone(),
+    }
+}
+
+/// `corosync.conf` without the node of a host; as it is if there is none.
 ///
 /// # Errors
-/// When there is none.
+/// When it is not one that SPARE can use, or the node is another host's.
 pub(super) fn remove_node(text: &str, host: &Listed) -> Result<String, EditError> {
-    corosync::read(text).map_err(|e| EditError::Format(e.to_string()))?;
+    let there = corosync::read(text).map_err(|e| EditError::Format(e.to_string()))?;
+    match there.hosts.iter().find(|h| h.seat == host.seat) {
+        None => return Ok(text.to_owned()),
+        Some(other) if other.name != host.name => return Err(seat_taken(other)),
+        Some(_) => {}
+    }
     let lines: Vec<&str> = text.lines().collect();
     let id = node_id(host.seat).to_string();
     let has_id = |s: &Section<'_>| {
@@ -433,6 +468,21 @@ mod tests {
         let conf = corosync::configuration(&plan, 1000);
         let links = add_node(&conf, &host("h3=10.0.0.3+10.1.0.3", 2).0).unwrap_err();
         assert_eq!(links, EditError::Links { given: 2, links: 1 });
+        let refused = |word: &str, seat| {
+            let refused = add_node(&conf, &host(word, seat).0).unwrap_err();
+            refused.to_string()
+        };
+        assert!(refused("h2=10.0.0.9", 2).contains("host h2 already"));
+        assert!(refused("h3=10.0.0.9", 1).contains("that of host h2"));
+        assert!(refused("h3=10.0.0.1", 2).contains("address of host h1"));
+        assert!(remove_node(&conf, &host("h3=10.0.0.2", 1).1).is_err());
+    }
+
+    #[test]
+    fn what_was_done_already_is_left_as_it_is() {
+        let conf = corosync::configuration(&plan(&TWO), 1000);
+        assert_eq!(add_node(&conf, &host("h2=10.0.0.2", 1).0).unwrap(), conf);
+        assert_eq!(remove_node(&conf, &host("h7=10.0.0.7", 6).1).unwrap(), conf);
     }
 
     #[test]
@@ -443,8 +493,6 @@ mod tests {
         assert!(too_few.contains("f + 1 = 2"), "{too_few}");
         let nobody = settings.remove("h7").unwrap_err();
         assert_eq!(nobody, EditError::NoSuchHost("h7".into()));
-        let conf = corosync::configuration(&plan, 1000);
-        assert!(remove_node(&conf, &host("h7=10.0.0.7", 6).1).is_err());
     }
 
     #[test]
