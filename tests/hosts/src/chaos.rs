@@ -66,7 +66,7 @@ fn random_steps(service: &Service<'_>) -> Result<()> {
     service.wait_until_built()?;
     let load = Load::start(service, CLIENTS)?;
     load.wait_for_answers(50)?;
-    for _ in 0..rounds(10, 30) {
+    for _ in 0..rounds(8, 30) {
         take(service.lab, &mut random)?;
         let pause = random.random_range(STEP_MS);
         std::thread::sleep(Duration::from_millis(pause));

@@ -4,7 +4,7 @@ use crate::clients::Load;
 use crate::crashes::{crash, USUAL};
 use crate::history::answering;
 use crate::service::Service;
-use crate::suite::{service_trial, within, Shape, Test};
+use crate::suite::{service_trial, watched, within, Shape, Test};
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
@@ -25,6 +25,15 @@ pub(crate) fn trials() -> Vec<Trial> {
     ]
 }
 
+/// How often h1 said that it cannot turn h2 off.
+fn refusals(service: &Service<'_>) -> Result<usize> {
+    let events = service.events("h1")?;
+    let refused = events
+        .iter()
+        .filter(|e| e.contains("h2 cannot be turned off"));
+    Ok(refused.count())
+}
+
 fn fails(service: &Service<'_>) -> Result<()> {
     service.wait_until_built()?;
     let load = Load::start(service, USUAL)?;
@@ -32,18 +41,16 @@ fn fails(service: &Service<'_>) -> Result<()> {
     for confirmed in [false, true] {
         load.wait_for_answers(50)?;
         service.lab.set_fence_mode(FenceMode::Fails)?;
+        let said = refusals(service)?;
         let lost = service.lab.host("h2")?;
         lost.crash()?;
         let from = load.now();
         within(
             FENCE_LIMIT,
             "the survivor says why it does not go on",
-            || {
-                let events = service.events("h1")?;
-                Ok(events.iter().any(|e| e.contains("h2 cannot be turned off")))
-            },
+            || Ok(refusals(service)? > said),
         )?;
-        std::thread::sleep(WATCHED);
+        std::thread::sleep(watched(WATCHED));
         let until = load.now();
         if confirmed {
             service.confirm_fence("h1", "h2")?;

@@ -3,7 +3,7 @@
 use crate::clients::{Clients, Load};
 use crate::history::answering;
 use crate::service::Service;
-use crate::suite::{rounds, service_trial, Shape, Test};
+use crate::suite::{rounds, service_trial, watched, Shape, Test};
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
@@ -15,7 +15,6 @@ const RETURN_LIMIT: Duration = Duration::from_secs(120);
 /// Links are faulty for so long.
 const FAULTY: Duration = Duration::from_secs(15);
 const FLAP: Duration = Duration::from_secs(2);
-const FLAPS: usize = 5;
 
 /// At each gateway some that see whether it answers, whatever the other one does.
 const CLIENTS: Clients = Clients {
@@ -50,10 +49,10 @@ fn faulty(service: &Service<'_>, cut: bool, fault: impl Fn(&Lab) -> Result<()>) 
     let load = Load::start(service, CLIENTS)?;
     load.wait_for_answers(50)?;
     let mut windows = Vec::new();
-    for _ in 0..rounds(1, 5) {
+    for _ in 0..rounds(1, 2) {
         fault(service.lab)?;
         let from = load.now();
-        std::thread::sleep(FAULTY);
+        std::thread::sleep(watched(FAULTY));
         windows.push((from, load.now()));
         service.lab.heal(None)?;
         let back = service.wait_until_complete(RETURN_LIMIT)?;
@@ -67,7 +66,7 @@ fn flapping(service: &Service<'_>) -> Result<()> {
     let load = Load::start(service, CLIENTS)?;
     load.wait_for_answers(50)?;
     let mut windows = Vec::new();
-    for _ in 0..FLAPS {
+    for _ in 0..rounds(3, 5) {
         service.lab.cut("h1", "h2", Ways::Both)?;
         let from = load.now();
         std::thread::sleep(FLAP);

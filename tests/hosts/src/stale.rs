@@ -4,7 +4,7 @@ use crate::clients::Load;
 use crate::crashes::USUAL;
 use crate::history::answering;
 use crate::service::{Service, STORE};
-use crate::suite::{service_trial, within, Quorum, Shape, Test};
+use crate::suite::{service_trial, watched, within, Quorum, Shape, Test};
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use std::time::Duration;
@@ -45,7 +45,7 @@ fn nobody_is_answered(
     within(BOOT_LIMIT, "its manager waits", || {
         Ok(service.status(waits)?.standing == "waiting")
     })?;
-    std::thread::sleep(WATCHED);
+    std::thread::sleep(watched(WATCHED));
     Ok((from, load.now()))
 }
 

@@ -78,6 +78,15 @@ fn is_full() -> bool {
     std::env::var_os("SPARE_SCALE").is_some_and(|scale| scale == "full")
 }
 
+/// For how long something is watched, at full length; half of it otherwise.
+pub(crate) fn watched(full: Duration) -> Duration {
+    if is_full() {
+        full
+    } else {
+        full / 2
+    }
+}
+
 /// How often something is repeated.
 pub(crate) fn rounds(short: usize, full: usize) -> usize {
     if is_full() {
