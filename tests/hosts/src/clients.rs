@@ -61,13 +61,29 @@ struct Shared {
     newest_sent: AtomicU64,
 }
 
-/// Clients at work.
+/// Clients at work, until it is dropped.
 pub(crate) struct Load {
     shared: Arc<Shared>,
+    _stop: StopOnDrop,
     clients: JoinHandle<Result<Vec<Operation>>>,
     mix: Option<(Arc<Monitor>, JoinHandle<Result<BenchReport>>)>,
     gateways: Vec<String>,
     network: PathBuf,
+}
+
+/// Clients of a test that failed are not to disturb the next one.
+struct StopOnDrop {
+    shared: Arc<Shared>,
+    mix: Option<Arc<Monitor>>,
+}
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(monitor) = &self.mix {
+            monitor.stop();
+        }
+    }
 }
 
 /// Runs `work` in a network namespace, on a thread of its own.
@@ -119,8 +135,13 @@ impl Load {
             let run = move || Ok(runtime()?.block_on(bench::run(options, theirs))?);
             (monitor, in_network(network.clone(), run))
         });
+        let stop = StopOnDrop {
+            shared: Arc::clone(&shared),
+            mix: mix.as_ref().map(|(monitor, _)| Arc::clone(monitor)),
+        };
         Ok(Load {
             shared,
+            _stop: stop,
             clients: threads,
             mix,
             gateways,
