@@ -180,6 +180,9 @@ impl Membership {
         self.quorum = Some(quorum);
         if !quorum.quorate {
             self.step_down();
+        } else if quorum.majority {
+            // Whatever the witness said once. Should this member be alone again, the witness is asked anew.
+            self.distrust_until = Duration::ZERO;
         }
     }
 
@@ -209,9 +212,7 @@ impl Membership {
     }
 
     fn is_quorate(&self, now: Duration) -> bool {
-        // A majority is one whatever its witness said once.
-        let trusted = |q: Quorum| q.majority || now >= self.distrust_until;
-        self.quorum.is_some_and(|q| q.quorate && trusted(q))
+        now >= self.distrust_until && self.quorum.is_some_and(|q| q.quorate)
     }
 
     /// What is to be multicast about this member now, if that is something new. `clock_ms` is the time of

@@ -425,6 +425,18 @@ fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_
         views(&mut one).last().map(|(_, primary)| *primary),
         Some(true)
     );
+    // It is alone again.
+    let ring = Ring { node: 0, number: 3 };
+    one.configuration([peer(0)].into());
+    one.ring(ring);
+    one.quorum(Quorum {
+        ring,
+        quorate: true,
+        nodes: 1,
+        majority: false,
+    });
+    let claim = one.wanted_claim(NOW, 5).expect("something to say");
+    assert!(claim.quorate, "its witness's word is new");
 }
 
 #[test]
