@@ -125,7 +125,7 @@ pub struct Settings {
     /// The greatest name of a view that this member has on disk; 0 if there is none.
     pub last_ring: u64,
     /// A node that was alone and stood still does not trust its quorum for so long: until it would have
-    /// noticed that its witness chose another one.
+    /// noticed that its witness chose another one, or until it is back with a majority.
     pub witness_timeout: Duration,
 }
 
