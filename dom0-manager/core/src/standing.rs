@@ -27,7 +27,7 @@
 use crate::bugs::{planted, Bug};
 use crate::deadline::Timer;
 use crate::engine::Core;
-use crate::group::{Group, Rules, Window};
+use crate::group::{Beginner, Group, Rules, Window};
 use crate::io::{Notice, Output, Standing};
 use crate::replica::Vm;
 use bytes::Bytes;
@@ -418,8 +418,12 @@ impl Core {
     fn begin_anew(&mut self, view: ViewId) {
         let me = self.config.me;
         let outsiders = self.outsiders(&[me]);
-        let (agreed, drained) = (self.agreed, self.drained);
-        (self.group).begin_anew(me, agreed, view, &outsiders, drained);
+        let beginner = Beginner {
+            seat: me,
+            drained: self.drained,
+            listed: self.config.seats.clone(),
+        };
+        (self.group).begin_anew(&beginner, self.agreed, view, &outsiders);
         self.live = true;
         self.stand(Standing::Serving);
         self.safe = self.safe.max(self.stored);

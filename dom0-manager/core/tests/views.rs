@@ -257,6 +257,32 @@ fn a_seat_is_removed_and_added_once_all_managers_have_it_so() {
     assert_eq!(cluster.logs[2].len(), cluster.logs[0].len());
 }
 
+/// Nobody is left who goes on: the group begins anew with a manager that has other seats in its configuration.
+#[test]
+fn a_seat_is_added_while_the_group_begins_anew() {
+    let mut cluster = Cluster::with(three_seats());
+    drain(&mut cluster, 2, true);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.configure(&[0, 1]);
+    restarts(&mut cluster, 0, &[0, 1]);
+    restarts(&mut cluster, 1, &[0, 1]);
+    cluster.load(31);
+    cluster.configure(&[0, 1, 2]);
+    restarts(&mut cluster, 0, &[0, 1]);
+    assert_eq!(seats_at(&cluster, 0), [0, 1]);
+    cluster.crash(1);
+    cluster.form_ring(&[0], false);
+    cluster.run_for(1000);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(10_000);
+    for seat in 0..2 {
+        assert_eq!(seats_at(&cluster, seat), [0, 1, 2]);
+    }
+    cluster.load(30);
+}
+
 #[test]
 fn a_manager_outside_the_primary_view_refuses_requests_and_decides_nothing() {
     let mut cluster = Cluster::with(three_seats());

@@ -81,6 +81,7 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "recovery given up",
     "seat drained",
     "seat not drained any more",
+    "seats changed",
     "checkpoint stable",
     "scrub complete",
 ];

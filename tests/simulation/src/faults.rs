@@ -45,6 +45,10 @@ pub(crate) enum Fault {
     Scrub,
     AllRestart,
     DiskLost(usize),
+    /// A host is added.
+    Add,
+    /// One that is gone is removed.
+    Remove(usize),
 }
 
 /// Counts of one run.
@@ -328,6 +332,8 @@ impl World {
             }
             Fault::AllRestart => return self.all_restart(),
             Fault::DiskLost(host) => return self.lose_disk(host),
+            Fault::Add => return self.add_host(),
+            Fault::Remove(host) => return self.remove_host(host),
             Fault::Mend
             | Fault::LagEnds(_)
             | Fault::SlowGuestsEnd(_)
@@ -547,7 +553,7 @@ impl World {
         true
     }
 
-    fn crash_now(&mut self, host: usize, whole: bool) -> bool {
+    pub(crate) fn crash_now(&mut self, host: usize, whole: bool) -> bool {
         let h = &mut self.hosts[host];
         if h.core.take().is_none() {
             return false;
@@ -663,6 +669,9 @@ impl World {
             self.later(100 * MS, 20 * SECOND, Event::Start { host });
         } else {
             self.hosts[host].gone = true;
+            if self.fault_random.permille(500) {
+                self.later(SECOND, 30 * SECOND, Event::Fault(Fault::Remove(host)));
+            }
         }
         for other in others {
             if self.fault_random.permille(700) {
@@ -687,7 +696,8 @@ impl World {
         resume.kept = self.find_kept(host);
         let h = &mut self.hosts[host];
         h.safe = resume.safe;
-        let config = self.plan.config_of(seat(host));
+        h.runs_with.clone_from(&h.listed);
+        let config = self.plan.config_of(seat(host), &h.listed);
         match Core::new(config, resume) {
             Ok(core) => h.core = Some(core),
             Err(error) => {
@@ -760,6 +770,7 @@ impl World {
         self.network.healed = true;
         self.network.connect_all();
         self.network.loss = 5;
+        self.finish_configuring();
         for host in 0..self.hosts.len() {
             let h: &mut Host = &mut self.hosts[host];
             h.disk_slowness = 1;

@@ -71,6 +71,9 @@ pub(crate) struct Host {
     pub(crate) lies: LiesAreConvicted,
     /// Replicas that were built for a recovery.
     pub(crate) successors: BTreeSet<ReplicaId>,
+    /// The seats in its configuration, and those that its manager found there when it started.
+    pub(crate) listed: Vec<SeatId>,
+    pub(crate) runs_with: Vec<SeatId>,
     /// Its disk is gone for good.
     pub(crate) gone: bool,
     pub(crate) random: Random,
@@ -109,6 +112,8 @@ impl Host {
             votes: BTreeMap::new(),
             lies: LiesAreConvicted::default(),
             successors: BTreeSet::new(),
+            listed: Vec::new(),
+            runs_with: Vec::new(),
             gone: false,
             random,
         }

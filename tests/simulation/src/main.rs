@@ -10,6 +10,7 @@ mod gateways;
 mod guest;
 mod host;
 mod invariants;
+mod members;
 mod network;
 mod phases;
 mod plan;

@@ -45,6 +45,9 @@ impl World {
                     if self.plan.drains {
                         self.later(SECOND, 10 * SECOND, Event::Fault(Fault::Drain(0)));
                     }
+                    if self.plan.adds {
+                        self.later(SECOND, 40 * SECOND, Event::Fault(Fault::Add));
+                    }
                     if self.plan.disk_loss {
                         let at = self.now + self.fault_random.range(5 * SECOND, 40 * SECOND);
                         let host = self.fault_random.index(self.hosts.len());
@@ -131,6 +134,10 @@ impl World {
                 let (standing, view) = (core.standing(), core.view());
                 unsettled.push(format!("host {host} is {standing:?} in view {view:?}"));
                 continue;
+            }
+            if core.seats() != self.seats {
+                let (seats, wanted) = (core.seats(), &self.seats);
+                unsettled.push(format!("host {host} has seats {seats:?}, not {wanted:?}"));
             }
             if core.ordered() != core.agreed() || core.agreed() != h.disk.last() {
                 let (ordered, agreed) = (core.ordered(), core.agreed());

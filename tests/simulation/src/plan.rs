@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) fences: bool,
     /// Hosts are drained and get their share back.
     pub(crate) drains: bool,
+    /// A host is added later.
+    pub(crate) adds: bool,
     /// A host's disk is lost for good.
     pub(crate) disk_loss: bool,
     pub(crate) random: Random,
@@ -97,6 +99,8 @@ impl Plan {
         };
         let clients = random.index(7) + 4;
         // Only half of an even number can be in doubt.
+        let spare = hosts > least;
+        let adds = spare && durable && Random::new(seed ^ 0xADD5).permille(250);
         let fences = hosts % 2 == 0 && Random::new(seed ^ 0xF3CE).permille(550);
         Plan {
             seed,
@@ -112,8 +116,9 @@ impl Plan {
             pause: random.range(500, 4000) * MS,
             leases: hosts == 2 && random.permille(300) && !fences,
             fences,
-            drains: hosts > usize::from(faults) + 1 && Random::new(seed ^ 0xD4A1).permille(400),
-            disk_loss: hosts > 2 && durable && random.permille(300),
+            drains: spare && Random::new(seed ^ 0xD4A1).permille(400),
+            disk_loss: hosts > 2 && durable && random.permille(300) && !adds,
+            adds,
             random,
         }
     }
@@ -127,9 +132,10 @@ impl Plan {
         )
     }
 
-    pub(crate) fn config_of(&self, seat: SeatId) -> Config {
+    pub(crate) fn config_of(&self, seat: SeatId, seats: &[SeatId]) -> Config {
         Config {
             me: seat,
+            seats: seats.to_vec(),
             ..self.config.clone()
         }
     }

@@ -11,7 +11,7 @@ use crate::random::Random;
 use crate::trace::Trace;
 use spare_core::{Input, Output};
 use spare_protocol::group::PeerMessage;
-use spare_protocol::ReplicaId;
+use spare_protocol::{ReplicaId, SeatId};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
@@ -133,6 +133,8 @@ pub(crate) struct World {
     pub(crate) hosts: Vec<Host>,
     pub(crate) ports: Vec<Port>,
     pub(crate) network: Network,
+    /// The seats that an operator wants the group to have.
+    pub(crate) seats: Vec<SeatId>,
     pub(crate) clients: Vec<Client>,
     pub(crate) history: Vec<Operated>,
     pub(crate) budget: Budget,
@@ -172,6 +174,7 @@ impl World {
             hosts,
             ports,
             network,
+            seats: plan.config.seats.clone(),
             clients,
             history: Vec::new(),
             budget: Budget::new(limit),
@@ -195,7 +198,13 @@ impl World {
         world
             .trace
             .line(0, None, format_args!("{:?}", world.plan.config));
-        for host in 0..world.hosts.len() {
+        for host in &mut world.hosts {
+            host.listed.clone_from(&world.seats);
+        }
+        if world.plan.adds {
+            world.begin_without_the_last();
+        }
+        for host in 0..world.seats.len() {
             world.schedule(SECOND + host as u64 * MS, Event::Start { host });
         }
         world.schedule(3 * SECOND, Event::Look);

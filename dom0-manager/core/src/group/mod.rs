@@ -27,6 +27,7 @@ pub(crate) mod window;
 pub(crate) use ballot::{Ballot, Decision};
 pub(crate) use recovery::Recovery;
 pub(crate) use service::{Member, Role};
+pub(crate) use views::Beginner;
 pub(crate) use window::Window;
 
 use crate::config::{Config, Resume};

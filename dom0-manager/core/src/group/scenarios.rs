@@ -1,6 +1,6 @@
 //! Bad runs that the simulator found, as the stream of ordered messages in which they happened.
 
-use super::{Group, Role, Rules};
+use super::{Beginner, Group, Role, Rules};
 use crate::config::Resume;
 use bytes::Bytes;
 use spare_protocol::group::{
@@ -35,7 +35,12 @@ impl Stream {
         };
         let mut group = Group::resumed(rules, seats.clone(), &Resume::default());
         let first = ViewId { epoch: 1, ring: 1 };
-        group.begin_anew(SeatId(0), Position(0), first, &[], false);
+        let beginner = Beginner {
+            seat: SeatId(0),
+            drained: false,
+            listed: seats.clone(),
+        };
+        group.begin_anew(&beginner, Position(0), first, &[]);
         let mut stream = Stream { group, requests: 0 };
         for seat in &seats[1..] {
             let joined = GroupMessage::Joined {

@@ -5,6 +5,15 @@ use crate::io::Notice;
 use spare_protocol::group::{LossReason, Progress, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
 
+/// A manager with which the group begins anew.
+pub(crate) struct Beginner {
+    pub(crate) seat: SeatId,
+    /// It is to have no replicas.
+    pub(crate) drained: bool,
+    /// The seats in its configuration.
+    pub(crate) listed: Vec<SeatId>,
+}
+
 impl Group {
     /// Names the primary view.
     pub(crate) fn view_id(&self) -> ViewId {
@@ -75,18 +84,23 @@ impl Group {
     }
 
     /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
-    /// this manager's log, with this manager as its only member, and the seats that it knows; these outsiders have
-    /// yet to know of it.
+    /// this manager's log, with this manager as its only member, and the seats that the group had; these outsiders
+    /// have yet to know of it.
     pub(crate) fn begin_anew(
         &mut self,
-        me: SeatId,
+        me: &Beginner,
         agreed: Position,
         view: ViewId,
         outsiders: &[SeatId],
-        drained: bool,
     ) {
+        let Beginner {
+            seat: me,
+            drained,
+            ref listed,
+        } = *me;
         self.outsiders = outsiders.iter().copied().collect();
-        self.proposed = [(me, self.seats.clone())].into();
+        // As members that join say it.
+        self.proposed = [(me, listed.clone())].into();
         self.entries.truncate(agreed);
         if self.entries.before() < agreed {
             self.entries = super::Window::above(agreed);
