@@ -4,7 +4,9 @@ use super::cpg::{Cpg, Event};
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
-use super::quorum::{is_majority_only, is_two_node, since_boot, token, Prober, Pulse, Reports};
+use super::quorum::{
+    is_majority_only, is_two_node, since_boot, token, witness_timeout, Prober, Pulse, Reports,
+};
 use super::wire::{self, NoPacket, Packet};
 use super::{JoinError, Settings, Shared};
 use crate::{Delivery, MemberId};
@@ -102,12 +104,7 @@ impl Engine {
         let (events, own) = arrival(&cpg, node)?;
         let packet_bytes_max = cpg.packet_bytes_max()?;
         let mut engine = Engine {
-            membership: Membership::new(
-                settings.me,
-                own,
-                settings.last_ring,
-                settings.witness_timeout,
-            ),
+            membership: Membership::new(settings.me, own, settings.last_ring, witness_timeout()),
             outbox: Outbox::new(packet_bytes_max),
             cpg,
             reports,

@@ -107,9 +107,6 @@ pub fn taken_apart<'a>(packets: impl Iterator<Item = &'a [u8]>) -> usize {
 
 /// What this member sent and Corosync did not deliver yet: far above what admission lets be under way.
 const OUTGOING_BYTES_MAX: usize = 256 << 20;
-/// `corosync-qdevice` notices with its default settings that its witness is gone after at most twice its
-/// heartbeat of 8 s.
-const WITNESS_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest name of a group that CPG takes.
 const GROUP_NAME_MAX: usize = 127;
 
@@ -124,9 +121,6 @@ pub struct Settings {
     pub group: String,
     /// The greatest name of a view that this member has on disk; 0 if there is none.
     pub last_ring: u64,
-    /// A node that was alone and stood still does not trust its quorum for so long: until it would have
-    /// noticed that its witness chose another one, or until it is back with a majority.
-    pub witness_timeout: Duration,
 }
 
 impl Settings {
@@ -138,7 +132,6 @@ impl Settings {
             nodes,
             group: group.to_owned(),
             last_ring: 0,
-            witness_timeout: WITNESS_TIMEOUT,
         }
     }
 }

@@ -14,6 +14,11 @@ use std::time::Duration;
 /// Corosync's own default.
 const TOKEN_DEFAULT: Duration = Duration::from_millis(3000);
 const TOKEN_KEY: &str = "runtime.config.totem.token";
+/// How long the quorum waits for its device; Corosync's own default.
+const DEVICE_TIMEOUT_KEY: &str = "quorum.device.timeout";
+const DEVICE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+/// On a busy host everything takes its time.
+const WITNESS_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// Whether `two_node` is configured.
 const TWO_NODE_KEY: &str = "quorum.two_node";
 /// What can give quorum to half of all nodes, or to fewer.
@@ -105,6 +110,19 @@ pub(super) fn token() -> Duration {
             TOKEN_DEFAULT
         }
     }
+}
+
+/// A node that was alone and stood still does not trust its quorum for so long, unless it is back with a majority:
+/// until it would have noticed that its witness chose another one. `corosync-qdevice` has after two heartbeats, each
+/// 0.8 of its timeout.
+pub(super) fn witness_timeout() -> Duration {
+    let value = cmap::initialize(cmap::Map::Icmap).and_then(|h| cmap::get(&h, DEVICE_TIMEOUT_KEY));
+    let timeout = match value {
+        Ok(cmap::Data::UInt32(ms)) => Duration::from_millis(u64::from(ms)),
+        // It is not there where nothing was configured.
+        _ => DEVICE_TIMEOUT_DEFAULT,
+    };
+    (2 * timeout).max(WITNESS_TIMEOUT_MIN)
 }
 
 /// Whether Corosync counts one node of two as a majority.
