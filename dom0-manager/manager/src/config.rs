@@ -192,7 +192,7 @@ impl Default for Replication {
             abort_timeout_ms: 60_000,
             help_timeout_ms: 2000,
             apply_timeout_ms: 15_000,
-            boot_timeout_ms: 60_000,
+            boot_timeout_ms: 120_000,
             build_timeout_ms: 180_000,
             awake_min_ms: 1000,
             awake_max_ms: 30_000,
