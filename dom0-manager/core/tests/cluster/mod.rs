@@ -123,6 +123,27 @@ pub fn config(me: u16, faults: u16) -> Config {
     }
 }
 
+/// Three seats for f = 1: two with replicas, one spare.
+pub fn three_seats() -> Config {
+    Config {
+        seats: (0..3).map(SeatId).collect(),
+        ..config(0, 1)
+    }
+}
+
+/// Two seats for f = 1, which write to disk what they agree on.
+pub fn durable() -> Cluster {
+    Cluster::with(Config {
+        durable: true,
+        ..config(0, 1)
+    })
+}
+
+/// Whether the client got its reply.
+pub fn answered(cluster: &Cluster, number: u64) -> bool {
+    cluster.answers.contains_key(&number)
+}
+
 fn chain(state: Hash, update: &[u8]) -> Hash {
     Hash::of(&[&state.0[..], update].concat())
 }
