@@ -13,7 +13,8 @@ pub(crate) const UP: &str = "the tiny replica is up";
 pub(crate) const PROGRAMS: [&str; 2] = ["tar", "busybox"];
 
 /// Keeps a processor busy, like the guest of `real_libvirt`, and says what it sees. Commands come from the
-/// test by files: busybox cannot accept connections at a socket that it inherits.
+/// test by files: busybox cannot accept connections at a socket that it inherits. It is up when the last of
+/// its processes runs.
 const INIT: &str = r#"#!/bin/sh
 PATH=/bin
 mount -t tmpfs dev /dev
@@ -23,9 +24,8 @@ echo "interfaces $(cd /sys/class/net && echo *)"
 echo "sysrq $( (echo h >/proc/sysrq-trigger) 2>/dev/null && echo works || echo refused)"
 echo "old root $(ls /host 2>/dev/null)"
 echo change >/written
-echo "the tiny replica is up"
 sh -c 'while :; do :; done' &
-setsid sleep 1000 &
+setsid sh -c 'echo "the tiny replica is up"; exec sleep 1000' &
 wait
 "#;
 
