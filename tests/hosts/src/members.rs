@@ -29,6 +29,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             Shape::Spare,
             removed_and_added,
         ),
+        service_trial(
+            "a_host_is_removed_and_another_added_beside_a_witness",
+            Shape::SpareAndWitness,
+            removed_and_added,
+        ),
     ]
 }
 
@@ -119,7 +124,12 @@ fn removed_and_added(service: &Service<'_>) -> Result<()> {
     let host = |name: &str| service.lab.host(name);
     let (h1, h2, h3) = (host("h1")?, host("h2")?, host("h3")?);
     ask(&h1, &["host", "drain", "h3"])?;
-    h3.output(["systemctl", "disable", "--now", "spare-manager", "corosync"])?;
+    let device: &[&str] = match service.lab.has_witness() {
+        true => &["corosync-qdevice"],
+        false => &[],
+    };
+    let units = [device, &["corosync", "spare-manager"]].concat();
+    h3.output([&["systemctl", "disable", "--now"], &units[..]].concat())?;
     within(SHORT, "h3 is no member", || {
         Ok(listed(service, "h1")?.len() == 2)
     })?;
@@ -133,7 +143,11 @@ fn removed_and_added(service: &Service<'_>) -> Result<()> {
     let told = h1.run(["corosync-quorumtool", "-s"])?;
     let told = String::from_utf8_lossy(&told.stdout).into_owned();
     let expected = told.lines().find(|l| l.starts_with("Expected votes"));
-    ensure!(expected.is_some_and(|l| l.ends_with('2')), "{told}");
+    let votes = 2 + device.len();
+    ensure!(
+        expected.is_some_and(|l| l.ends_with(&votes.to_string())),
+        "{told}"
+    );
     load.wait_until_answered_after(load.now())?;
     std::thread::sleep(TOGETHER);
 
@@ -144,6 +158,7 @@ fn removed_and_added(service: &Service<'_>) -> Result<()> {
         STORE,
         "/etc/corosync/corosync.conf",
         "/etc/corosync/authkey",
+        "/etc/corosync/qdevice/net/nssdb",
         "/etc/spare/peers",
     ])?;
     let own = h3.output(["cat", "/etc/spare/spare.toml"])?;
@@ -164,14 +179,15 @@ fn removed_and_added(service: &Service<'_>) -> Result<()> {
     h3.write("/root/made.b64", &h1.output(["sh", "-c", &pack])?)?;
     let unpack = "set -e; mkdir -p /root/made /etc/spare/peers; base64 -d /root/made.b64 | tar -C /root/made -xf -; \
         cd /root/made; install -m 644 corosync.conf /etc/corosync/; install -m 400 authkey /etc/corosync/; \
-        install -o spare -g spare -m 600 peers/* /etc/spare/peers/; install -m 644 spare.toml /etc/spare/";
+        install -o spare -g spare -m 600 peers/* /etc/spare/peers/; install -m 644 spare.toml /etc/spare/; \
+        [ ! -d nssdb ] || cp -r nssdb /etc/corosync/qdevice/net/";
     h3.output(["sh", "-c", unpack])?;
     ensure!(
         own != h3.output(["cat", "/etc/spare/spare.toml"])?,
         "another seat"
     );
     taken_up(service, &["h1", "h2"])?;
-    h3.output(["systemctl", "enable", "--now", "corosync", "spare-manager"])?;
+    h3.output([&["systemctl", "enable", "--now"], &units[..]].concat())?;
     let back = service.wait_until_complete(RETURN_LIMIT)?;
     println!("the new host is a member {back:.1?} after its start");
     // It is one like the others: it steps in.

@@ -30,6 +30,8 @@ pub(crate) enum Shape {
     Three,
     /// The same, and they mask one: one host is to spare.
     Spare,
+    /// As [`Shape::Spare`], with a witness.
+    SpareAndWitness,
 }
 
 /// A test over a lab, which is in order when it begins.
@@ -116,12 +118,12 @@ fn options(shape: Shape) -> Result<Options> {
         source,
         target: target.into(),
     };
-    let has_three = matches!(shape, Shape::Three | Shape::Spare);
+    let has_two = matches!(shape, Shape::Witness | Shape::Fencing);
     Ok(Options {
         lab: LAB.to_owned(),
-        hosts: if has_three { 3 } else { 2 },
+        hosts: if has_two { 2 } else { 3 },
         faults: if shape == Shape::Three { 2 } else { 1 },
-        witness: shape == Shape::Witness,
+        witness: matches!(shape, Shape::Witness | Shape::SpareAndWitness),
         token_ms: 1000,
         shared: vec![shared(binaries()?, PROGRAMS), shared(images()?, IMAGES)],
     })

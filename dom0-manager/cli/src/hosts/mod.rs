@@ -28,6 +28,11 @@ const AUTHKEY: &str = "authkey";
 /// Where a host's certificates towards the witness are, beside `corosync.conf`.
 const DEVICE_DATABASE: &str = "qdevice/net/nssdb";
 
+/// What makes the managers take up other hosts.
+const TAKEN_UP: &str =
+    "Once all have it: corosync-cfgtool -R on one of them, and systemctl restart spare-manager on \
+    each, one after the other, when spare status says that the last one is a member again.";
+
 /// What is to be done.
 #[derive(clap::Subcommand)]
 pub(crate) enum HostCommand {
@@ -182,6 +187,7 @@ fn add(options: &AddOptions) -> Result<String> {
         bail!(PlanError::ManyHosts(settings.hosts().len()));
     }
     plan::check_addresses_of(&host)?;
+    let units = units(&conf);
     let conf = add_node(&conf, &host).with_context(|| files.corosync.display().to_string())?;
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -214,19 +220,17 @@ fn add(options: &AddOptions) -> Result<String> {
         "The same command is needed on: {}",
         names.join(", ")
     ));
-    say(taken_up(&format!(
-        "Then start corosync and spare-manager on {}.",
-        host.name
-    )));
+    say(TAKEN_UP.to_owned());
+    say(format!("Then start {units} on {}.", host.name));
     Ok(text)
 }
 
-/// What makes the managers take up other hosts.
-fn taken_up(last: &str) -> String {
-    format!(
-        "Once all have it: corosync-cfgtool -R on one of them, and systemctl restart spare-manager on each, one after \
-         the other, when spare status says that the last one is a member again. {last}"
-    )
+/// What runs on every host of this cluster, in words.
+fn units(conf: &str) -> &'static str {
+    match corosync::read(conf) {
+        Ok(cluster) if cluster.witness.is_some() => "corosync, corosync-qdevice and spare-manager",
+        _ => "corosync and spare-manager",
+    }
 }
 
 fn remove(status: &Status, files: &Files, name: &str) -> Result<String> {
@@ -252,6 +256,7 @@ fn remove(status: &Status, files: &Files, name: &str) -> Result<String> {
             "fewer than f + 1 = {needed} other hosts are members of the group: bring them back first"
         );
     }
+    let units = units(&conf);
     let conf =
         remove_node(&conf, &removed).with_context(|| files.corosync.display().to_string())?;
     replace(&files.corosync, &conf)?;
@@ -261,12 +266,11 @@ fn remove(status: &Status, files: &Files, name: &str) -> Result<String> {
     let others: Vec<&str> = hosts.filter(|name| *name != this).collect();
     Ok(format!(
         "host {name} with seat {} is in {} and {} of host {this} no more\n\
-         The same command is needed on: {}\nStop spare-manager and corosync on {name} for good. {}\n",
+         The same command is needed on: {}\nStop {units} on {name} for good. {TAKEN_UP}\n",
         removed.seat,
         files.config.display(),
         files.corosync.display(),
         others.join(", "),
-        taken_up("")
     ))
 }
 

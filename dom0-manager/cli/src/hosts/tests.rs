@@ -20,6 +20,10 @@ struct Add {
 
 impl Scratch {
     fn new(name: &str, hosts: &str) -> Scratch {
+        Scratch::with(name, hosts, &[])
+    }
+
+    fn with(name: &str, hosts: &str, more: &[&str]) -> Scratch {
         let folder = std::env::temp_dir().join(format!("spare-host-{name}-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         let made = folder.join("made");
@@ -30,7 +34,7 @@ impl Scratch {
             "--directory",
             made.to_str().unwrap(),
         ];
-        init::run(&Init::parse_from(line).options).unwrap();
+        init::run(&Init::parse_from(line.iter().chain(more)).options).unwrap();
         Scratch(folder)
     }
 
@@ -179,4 +183,24 @@ fn a_host_is_removed_only_when_others_have_its_replicas() {
     // Again on the next host: the first one's manager may know of it no more.
     let gone = [("h1", true, false), ("h2", true, false)];
     remove(&status(&gone), &scratch.files("h2"), "h3").unwrap();
+}
+
+#[test]
+fn beside_a_witness_its_device_is_started_and_stopped_too() {
+    let scratch = Scratch::with(
+        "witness",
+        "h1=10.0.0.1,h2=10.0.0.2",
+        &["--witness", "10.0.0.9", "--witness-tls", "off"],
+    );
+    let said = scratch.add("h1", &["h3=10.0.0.3"]).unwrap();
+    assert!(
+        said.contains("start corosync, corosync-qdevice and"),
+        "{said}"
+    );
+    let all = status(&[("h1", true, false), ("h2", true, false)]);
+    let said = remove(&all, &scratch.files("h1"), "h3").unwrap();
+    assert!(
+        said.contains("Stop corosync, corosync-qdevice and"),
+        "{said}"
+    );
 }
