@@ -339,6 +339,33 @@ fn a_process_that_stood_still_alone_goes_on_and_its_lease_had_ended() -> Result<
 }
 
 #[test]
+fn a_network_that_loses_long_packets_is_told_of_and_nothing_is_lost() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (hosts, mut members) = start(2)?;
+    hosts.narrow(0, true)?;
+    members[0].tell("send 1 20000")?;
+    let begun = Instant::now();
+    let log = hosts.folder().join("member0.log");
+    while !std::fs::read_to_string(&log)?.contains("Corosync has ordered nothing") {
+        ensure!(begun.elapsed() < LONG, "the log tells nothing");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("told after {:.1?}", begun.elapsed());
+    hosts.narrow(0, false)?;
+    let begun = Instant::now();
+    for member in &members {
+        wait_for_messages(member, 0, 0)?;
+        check(member);
+        assert_eq!(messages(&member.heard(), 0), [0]);
+    }
+    println!(
+        "ordered {:.1?} after the network was mended",
+        begun.elapsed()
+    );
+    Ok(())
+}
+
+#[test]
 fn a_host_that_is_not_in_the_list_is_told_so() -> Result<()> {
     let Some(_turn) = turn() else { return Ok(()) };
     let hosts = Hosts::start(1)?;

@@ -4,6 +4,7 @@ use super::cpg::{Cpg, Event};
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
+use super::progress::Progress;
 use super::quorum::{
     is_majority_only, is_two_node, since_boot, token, witness_timeout, Prober, Pulse, Reports,
 };
@@ -60,6 +61,7 @@ pub(super) struct Engine {
     incoming: BTreeMap<Peer, Incoming>,
     complained: BTreeSet<(Peer, String)>,
     changed: Instant,
+    progress: Progress,
     /// Corosync took no more.
     refused: bool,
     wake: UnixStream,
@@ -118,6 +120,7 @@ impl Engine {
             incoming: BTreeMap::new(),
             complained: BTreeSet::new(),
             changed: Instant::now(),
+            progress: Progress::new(since_boot()),
             refused: false,
             wake,
             deliveries,
@@ -161,6 +164,7 @@ impl Engine {
         self.renew_lease();
         if !busy {
             self.tell_who_is_awaited();
+            self.tell_that_nothing_is_ordered();
             self.sleep()?;
         }
         Ok(())
@@ -261,6 +265,7 @@ impl Engine {
         let messages = messages.map_err(|e| format!("packets of member {member} got lost: {e}"))?;
         if from == self.own {
             self.shared.sent(self.outbox.delivered());
+            self.progress.made(since_boot());
         }
         if aloud {
             for bytes in messages {
@@ -373,6 +378,20 @@ impl Engine {
         if self.complained.len() < 1000 && self.complained.insert((from, what.to_owned())) {
             let Peer { node, process } = from;
             tracing::error!("process {process} on Corosync's node {node}: {what}");
+        }
+    }
+
+    fn tell_that_nothing_is_ordered(&mut self) {
+        let now = since_boot();
+        if self.outbox.is_empty() {
+            self.progress.made(now);
+        } else if let Some(still) = self.progress.overdue(now) {
+            tracing::warn!(
+                "Corosync has ordered nothing that this host sent for {} s: clients wait. If corosync-quorumtool -s \
+                 lists all hosts, the network loses a part, such as long packets (journalctl -u corosync: Retransmit \
+                 List); if the network is in order, systemctl restart corosync on one host makes a new ring",
+                still.as_secs()
+            );
         }
     }
 

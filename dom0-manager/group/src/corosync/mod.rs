@@ -43,6 +43,7 @@ mod engine;
 mod fragments;
 mod membership;
 mod packing;
+mod progress;
 mod quorum;
 mod wire;
 
