@@ -19,8 +19,10 @@ pub const TOKEN: Duration = Duration::from_millis(1000);
 const TOKEN_COEFFICIENT: Duration = Duration::from_millis(650);
 
 /// The token and what else is short passes, messages do not.
-const NARROW_MTU: u32 = 600;
-const USUAL_MTU: u32 = 1500;
+const NARROW: &str =
+    "add table ip narrow; add chain ip narrow in { type filter hook input priority 0; }; \
+    add rule ip narrow in ip length > 1200 drop";
+const WIDE: &str = "delete table ip narrow";
 /// Corosync does not find out about the narrow one while a test looks.
 const MTU_PROBE_INTERVAL_S: u32 = 300;
 
@@ -172,8 +174,8 @@ impl Hosts {
         let configuration = format!(
             "totem {{\n version: 2\n cluster_name: test\n transport: knet\n crypto_cipher: aes256\n \
              crypto_hash: sha256\n keyfile: {}\n token: {}\n interface {{\n linknumber: 0\n \
-             knet_ping_interval: 200\n knet_ping_timeout: 1000\n }}\n fail_recv_const: 100\n \
-             cancel_token_hold_on_retransmit: yes\n knet_pmtud_interval: {MTU_PROBE_INTERVAL_S}\n}}\n\
+             knet_ping_interval: 200\n knet_ping_timeout: 1000\n }}\n \
+             knet_pmtud_interval: {MTU_PROBE_INTERVAL_S}\n}}\n\
              quorum {{\n provider: corosync_votequorum\n{device}}}\nnodelist {{\n{nodes}}}\n\
              logging {{\n to_stderr: yes\n to_syslog: no\n timestamp: hires\n}}\n",
             key.display(),
@@ -334,14 +336,15 @@ impl Hosts {
             .run("ip", &format!("link set p{} {state}", i + 1))
     }
 
-    /// Lets only short packets through a host's cable, both ways, of which nobody is told; or all again.
+    /// Lets only short packets reach a host, of which nobody is told; or all again.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn narrow(&self, i: usize, narrow: bool) -> Result<()> {
-        let mtu = if narrow { NARROW_MTU } else { USUAL_MTU };
-        self.switch
-            .run("ip", &format!("link set p{} mtu {mtu}", i + 1))
+        let rules = if narrow { NARROW } else { WIDE };
+        let status = self.hosts[i].namespace.command("nft").arg(rules).status()?;
+        ensure!(status.success(), "nft {rules}: {status}");
+        Ok(())
     }
 }
 

@@ -19,6 +19,7 @@ pub fn missing() -> Option<String> {
         "/usr/bin/nsenter",
         "/usr/bin/setpriv",
         "/usr/sbin/ip",
+        "/usr/sbin/nft",
     ];
     let absent = programs.iter().find(|p| !Path::new(p).exists());
     absent.map(|p| format!("{p} is not installed: scripts/install-dependencies installs it"))
