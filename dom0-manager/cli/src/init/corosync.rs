@@ -11,12 +11,6 @@ pub const TOKEN_MS: u32 = 1000;
 /// With these a link counts as gone soon after the token, and does not flap after a heal: measured.
 const KNET_PING_INTERVAL_MS: u32 = 200;
 const KNET_PING_TIMEOUT_MS: u32 = 1000;
-/// What arrives too damaged a network can leave Corosync in a ring of which one host waits, for good, for messages
-/// that nobody has any more (corosync/corosync#445; seen with 30% loss). It gives such a ring up after so many of
-/// the token's rounds. The default, 2500, are 21 minutes when the token is held back in an idle ring, half a second
-/// each, in which nothing is ordered: so there are fewer, and the token is not held back while something is missing,
-/// which also repairs losses sooner.
-const FAILED_TO_RECEIVE_ROUNDS: u32 = 100;
 /// How long the quorum waits for the witness's word outside of, and during, a change of membership. The
 /// heartbeat towards the witness is 0.8 of it, so these also bound how late the witness notices a host that
 /// fell silent without closing its connection (a frozen one, a cut cable).
@@ -77,7 +71,9 @@ fn totem(text: &mut String, plan: &Plan, token_ms: u32) {
     line!(text, "\ttransport: knet");
     line!(text, "\tcrypto_cipher: aes256\n\tcrypto_hash: sha256");
     line!(text, "\ttoken: {token_ms}");
-    line!(text, "\tfail_recv_const: {FAILED_TO_RECEIVE_ROUNDS}");
+    // A network that loses much can leave a ring in which one host waits for messages that nobody has any more
+    // (corosync/corosync#445; seen with 30% loss). Corosync gives it up after 2500 rounds of the token
+    // (fail_recv_const), in which nothing is ordered: a second, or 21 minutes if an idle ring's token is held back.
     line!(text, "\tcancel_token_hold_on_retransmit: yes");
     for link in 0..plan.hosts[0].addresses.len() {
         line!(text, "\tinterface {{\n\t\tlinknumber: {link}");
@@ -335,7 +331,6 @@ totem {
 	crypto_cipher: aes256
 	crypto_hash: sha256
 	token: 1000
-	fail_recv_const: 100
 	cancel_token_hold_on_retransmit: yes
 	interface {
 		linknumber: 0
