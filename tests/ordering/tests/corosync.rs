@@ -357,9 +357,10 @@ fn a_network_that_loses_long_packets_is_told_of_and_nothing_is_lost() -> Result<
     hosts.narrow(1, false)?;
     let begun = Instant::now();
     for member in &members {
-        wait_for_messages(member, 0, 0)?;
+        wait_for_messages(member, 1, 0)?;
         check(member);
         assert_eq!(messages(&member.heard(), 0), [0]);
+        assert_eq!(messages(&member.heard(), 1), [0]);
     }
     println!(
         "ordered {:.1?} after the network was mended",
