@@ -195,6 +195,52 @@ fn nobody_goes_on_from_a_view_that_those_before_may_not_know_of() {
     assert_eq!(cluster.logs[0], cluster.logs[1]);
 }
 
+/// Seed 38849458959075: who waits as above has the state all the same, and keeps it in half of all seats.
+#[test]
+fn a_member_that_waits_keeps_its_state_while_it_is_suspended() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..seats(4)
+    });
+    cluster.load(10);
+    for seat in 0..4 {
+        cluster.crash(seat);
+    }
+    cluster.disk_stalls(0, true);
+    cluster.deaf = vec![2, 3];
+    for seat in 0..4 {
+        cluster.restart(seat);
+    }
+    cluster.form_ring(&[0, 1, 2, 3], true);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    cluster.crash(0);
+    cluster.form_ring(&[1, 2, 3], true);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.crash(3);
+    cluster.suspend(&[1, 2]);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Suspended);
+    assert_eq!(cluster.cores[2].standing(), Standing::Apart);
+    // The others are off, but what one of them has on its disk is not known.
+    cluster.form_ring(&[1, 2], true);
+    cluster.run_for(5000);
+    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    cluster.deaf.clear();
+    cluster.disk_stalls(0, false);
+    cluster.restart(0);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(10_000);
+    for seat in 0..3 {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+    }
+    cluster.load(10);
+    assert_eq!(cluster.logs[0], cluster.logs[1]);
+    assert_eq!(cluster.logs[1], cluster.logs[2]);
+}
+
 /// Seed 155574358785846: both votes came from one seat. The others had delivered the request, fetched its
 /// bytes in vain, and gave it up when they had left the primary view, one after another.
 #[test]

@@ -16,6 +16,7 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "standing Waiting -> Serving",
     "standing Waiting -> Joining",
     "standing Waiting -> Apart",
+    "standing Waiting -> Suspended",
     "standing Joining -> CatchingUp",
     "standing Joining -> Syncing",
     "standing Joining -> Apart",

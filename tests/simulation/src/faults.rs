@@ -167,13 +167,18 @@ impl World {
             93..=96 => Fault::Scrub,
             _ => Fault::AllRestart,
         };
-        self.suffer(fault);
+        // Then one is a member first, and the others return to it.
+        let anew = self.plan.parts_at_returns && self.fault_random.permille(120);
+        self.suffer(if anew { Fault::AllRestart } else { fault });
     }
 
     /// A moment at which a fault hurts most.
     pub(crate) fn provoke(&mut self, host: usize, notice: &Notice) {
         if self.phase != Phase::Safety {
             return;
+        }
+        if self.plan.parts_at_returns {
+            self.part_at_a_return(host, notice);
         }
         let chance = match notice {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
@@ -500,13 +505,8 @@ impl World {
         self.fault_random.shuffle(&mut order);
         let size = self.fault_random.range(1, (count as u64 - 1).max(1));
         let size = usize::try_from(size).unwrap_or(1);
-        let (left, right) = order.split_at(size);
-        for a in left {
-            for b in right {
-                self.network.links[*a][*b] = false;
-                self.network.links[*b][*a] = false;
-            }
-        }
+        let left = &order[..size];
+        self.cut_between(left);
         self.later(50 * MS, 1500 * MS, Event::Form { flap: false });
         if self.fault_random.permille(300) {
             self.later(SECOND, 4 * SECOND, Event::Form { flap: false });
@@ -514,13 +514,18 @@ impl World {
         self.later(300 * MS, 15 * SECOND, Event::Fault(Fault::Mend));
     }
 
-    fn cut_off(&mut self, host: usize) {
-        for other in 0..self.hosts.len() {
-            if other != host {
-                self.network.links[host][other] = false;
-                self.network.links[other][host] = false;
+    /// These hosts and all others do not reach each other any more.
+    pub(crate) fn cut_between(&mut self, left: &[usize]) {
+        for a in left {
+            for b in (0..self.hosts.len()).filter(|b| !left.contains(b)) {
+                self.network.links[*a][b] = false;
+                self.network.links[b][*a] = false;
             }
         }
+    }
+
+    fn cut_off(&mut self, host: usize) {
+        self.cut_between(&[host]);
         let at = self.now + self.fault_random.below(1500);
         self.schedule(at, Event::Form { flap: false });
         self.later(300 * MS, 4 * SECOND, Event::Fault(Fault::Mend));

@@ -12,6 +12,7 @@ mod host;
 mod invariants;
 mod members;
 mod network;
+mod partings;
 mod phases;
 mod plan;
 mod random;

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) leases: bool,
     /// Lost hosts are turned off; there is no witness.
     pub(crate) fences: bool,
+    /// Hosts part when one became a member.
+    pub(crate) parts_at_returns: bool,
     /// Hosts are drained and get their share back.
     pub(crate) drains: bool,
     /// A host is added later.
@@ -116,6 +118,7 @@ impl Plan {
             pause: random.range(500, 4000) * MS,
             leases: hosts == 2 && random.permille(300) && !fences,
             fences,
+            parts_at_returns: fences && hosts > 2 && Random::new(seed ^ 0x12E7).permille(600),
             drains: spare && Random::new(seed ^ 0xD4A1).permille(400),
             disk_loss: hosts > 2 && durable && random.permille(300) && !adds,
             adds,

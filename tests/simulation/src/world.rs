@@ -148,6 +148,8 @@ pub(crate) struct World {
     pub(crate) guest_random: Random,
     pub(crate) poisons_left: u64,
     pub(crate) poison_next: bool,
+    /// Who became a member while the others were cut off ([`World::part_at_a_return`]).
+    pub(crate) newest_member: Option<usize>,
     pub(crate) scrub_asked: bool,
     /// A scrub at the end showed the same everywhere.
     pub(crate) scrubbed: bool,
@@ -188,6 +190,7 @@ impl World {
             guest_random: random.fork(),
             poisons_left: 4,
             poison_next: false,
+            newest_member: None,
             scrub_asked: false,
             scrubbed: false,
             queue: BinaryHeap::new(),
