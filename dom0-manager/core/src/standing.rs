@@ -383,6 +383,10 @@ impl Core {
         self.take_backlog();
         self.staff();
         self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
+        // What it asked for in another ring may not come.
+        if self.agreed < self.group.entries.before() {
+            self.want_log();
+        }
     }
 
     /// What was multicast in another ring may have got lost with it.

@@ -262,7 +262,7 @@ impl World {
             Fault::ManagerCrashes(host) => return self.crash(host, false),
             Fault::HostCrashes(host) => return self.crash(host, true),
             Fault::Partition => self.part(),
-            Fault::CutOff(host) => self.cut_off(host),
+            Fault::CutOff(host) => self.cut_off(&[host], 1500),
             Fault::OneWay => {
                 let a = self.fault_random.index(self.hosts.len());
                 let b = self.fault_random.index(self.hosts.len());
@@ -515,7 +515,7 @@ impl World {
     }
 
     /// These hosts and all others do not reach each other any more.
-    pub(crate) fn cut_between(&mut self, left: &[usize]) {
+    fn cut_between(&mut self, left: &[usize]) {
         for a in left {
             for b in (0..self.hosts.len()).filter(|b| !left.contains(b)) {
                 self.network.links[*a][b] = false;
@@ -524,9 +524,10 @@ impl World {
         }
     }
 
-    fn cut_off(&mut self, host: usize) {
-        self.cut_between(&[host]);
-        let at = self.now + self.fault_random.below(1500);
+    /// These hosts are cut off for a while, and the engines notice within so many microseconds.
+    pub(crate) fn cut_off(&mut self, hosts: &[usize], within: u64) {
+        self.cut_between(hosts);
+        let at = self.now + self.fault_random.below(within);
         self.schedule(at, Event::Form { flap: false });
         self.later(300 * MS, 4 * SECOND, Event::Fault(Fault::Mend));
     }

@@ -2,9 +2,8 @@
 //! so for good. Cut off from them it waits for one of them; cut off from yet more, where half of all are in doubt, it
 //! waits suspended.
 
-use crate::faults::Fault;
-use crate::plan::{MS, SECOND};
-use crate::world::{Event, World};
+use crate::plan::MS;
+use crate::world::World;
 use spare_core::{Core, Notice, Standing};
 
 impl World {
@@ -34,10 +33,7 @@ impl World {
         let few = !members.is_empty() && members.len() * 2 < self.hosts.len();
         if few && self.fault_random.permille(500) {
             self.newest_member = Some(host);
-            self.cut_between(&members);
-            let at = self.now + self.fault_random.below(200);
-            self.schedule(at, Event::Form { flap: false });
-            self.later(300 * MS, 4 * SECOND, Event::Fault(Fault::Mend));
+            self.cut_off(&members, 200);
         }
     }
 
@@ -47,8 +43,6 @@ impl World {
         let linked = |h: &usize| *h != host && self.network.links[host][*h];
         let others = (0..self.hosts.len()).filter(linked);
         half.extend(others.take(self.hosts.len() / 2 - 1));
-        self.cut_between(&half);
-        let at = self.now + self.fault_random.below(2 * MS);
-        self.schedule(at, Event::Form { flap: false });
+        self.cut_off(&half, 2 * MS);
     }
 }
