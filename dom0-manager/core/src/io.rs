@@ -212,13 +212,16 @@ pub enum Output {
     /// Create the VM of a new local replica; ends in [`Input::Booted`] or [`Input::Failed`].
     Create(ReplicaId),
     /// Remember across restarts of the manager, and before anything that follows here is done, that this
-    /// replica is in service; until it is quarantined or destroyed.
+    /// replica is in service; until it is quarantined, destroyed or forgotten.
     Keep {
         /// Which.
         replica: ReplicaId,
         /// It never executed a request.
         clean: bool,
     },
+    /// This replica is not in service any more though its VM stays, before anything that follows here is done: a later
+    /// run of the manager destroys it, as everything that is not kept.
+    Forget(ReplicaId),
     /// Bring a local replica, new or kept from an earlier run, to the agreed state at `upto`; ends in
     /// [`Input::Applied`].
     Load {

@@ -151,6 +151,7 @@ impl Core {
                 Disposal::Destroy | Disposal::None => self.out.push(Output::Destroy(replica)),
                 Disposal::Pause => {
                     self.braked.push(replica);
+                    self.out.push(Output::Forget(replica));
                     self.out.push(Output::Pause(replica));
                 }
             }
@@ -210,7 +211,7 @@ impl Core {
         self.live = true;
         self.stand(Standing::Serving);
         self.deadlines.cancel(Timer::CatchUp);
-        if self.agreed < self.group.entries.before() {
+        if self.lacks_records() {
             self.want_log();
         }
         self.announce_built_replicas();

@@ -384,7 +384,7 @@ impl Core {
         self.staff();
         self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
         // What it asked for in another ring may not come.
-        if self.agreed < self.group.entries.before() {
+        if self.lacks_records() {
             self.want_log();
         }
     }
@@ -481,7 +481,7 @@ impl Core {
                 self.joined_sent = false;
                 self.check_caught_up();
             }
-            Standing::Serving if self.agreed < self.group.entries.before() => self.want_log(),
+            Standing::Serving if self.lacks_records() => self.want_log(),
             _ => {}
         }
     }
@@ -577,10 +577,15 @@ impl Core {
         self.ensure_timer(Timer::Heartbeat, self.config.heartbeat);
     }
 
+    /// Whether this manager has no records of requests that the group has forgotten.
+    pub(crate) fn lacks_records(&self) -> bool {
+        self.agreed < self.group.entries.before()
+    }
+
     /// Asks for records of requests that the group has forgotten.
     pub(crate) fn want_log(&mut self) {
         self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
-        if self.agreed < self.group.entries.before() {
+        if self.lacks_records() {
             let me = self.config.me;
             let others = || self.group.view.keys().copied().filter(|s| *s != me);
             let source = others().find(|s| *s == self.source);

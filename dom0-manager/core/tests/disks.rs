@@ -4,7 +4,7 @@
 mod cluster;
 
 use cluster::{answered, durable, three_seats, Cluster};
-use spare_core::{Core, Input, Notice, Standing};
+use spare_core::{Config, Core, Input, Notice, Standing};
 use spare_protocol::group::{Envelope, GroupMessage};
 use spare_protocol::{Class, SeatId};
 
@@ -249,6 +249,46 @@ fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
     cluster.disk_stalls(1, false);
     cluster.run_for(5000);
     assert!(answered(&cluster, number));
+}
+
+/// Seed 45880432550334: it had become a member when the group forgot what it lacked, and its ring ended before the
+/// records arrived. Nobody was going to send them, and no reply left any more.
+#[test]
+fn a_member_that_lacks_records_asks_for_them_again_in_the_next_ring() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..three_seats()
+    });
+    cluster.load(10);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    cluster.restart(2);
+    cluster.form_ring(&[0, 1, 2], true);
+    for seat in [0, 1, 2, 2, 2, 2] {
+        cluster.one(seat);
+    }
+    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    // While the state is on its way to it, the others agree on requests that the disk of one does not hold yet.
+    cluster.hung = vec![2];
+    cluster.disk_stalls(0, true);
+    cluster.load(20);
+    cluster.deaf = vec![2];
+    cluster.hung.clear();
+    cluster.run_for(10);
+    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    assert_eq!(cluster.logs[0].len(), 30);
+    assert_eq!(cluster.logs[2].len(), 10);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(10);
+    cluster.deaf.clear();
+    cluster.disk_stalls(0, false);
+    cluster.run_for(10_000);
+    cluster.load(10);
+    cluster.run_for(1000);
+    assert_eq!(cluster.logs[0].len(), 40);
+    assert_eq!(cluster.logs[0], cluster.logs[2]);
+    assert_eq!(cluster.answers.len(), 40);
 }
 
 /// Those who only know that it went on have the older part of its history.

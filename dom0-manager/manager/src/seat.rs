@@ -431,6 +431,7 @@ impl<G: GroupChannel> Seat<G> {
                 let done = self.memory.kept.keep(replica, clean);
                 self.keep(done);
             }
+            Output::Forget(replica) => self.forget(replica),
             Output::StoreDrained(is_drained) => {
                 let done = drained::set(&self.memory.folder, is_drained);
                 self.keep(done);

@@ -202,6 +202,9 @@ impl World {
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
             Output::Pause(replica) => self.call(host, replica, Call::Pause),
+            Output::Forget(replica) => {
+                self.hosts[host].disk.kept.remove(&replica);
+            }
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.hosts[host].guests.remove(&replica);
                 self.hosts[host].disk.kept.remove(&replica);

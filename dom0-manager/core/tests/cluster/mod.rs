@@ -539,6 +539,7 @@ impl Cluster {
                     clean,
                 });
             }
+            Output::Forget(replica) => self.disks[seat].kept.retain(|k| k.replica != replica),
             Output::Load { replica, upto } => {
                 let state = self.agreed[&(from, upto)];
                 self.work(seat, replica, Work::Load(state, upto));
