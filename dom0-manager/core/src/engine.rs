@@ -57,6 +57,8 @@ pub struct Core {
     pub(crate) awaits: Vec<SeatId>,
     /// It is a member of the primary view and has been without a break.
     pub(crate) live: bool,
+    /// The newest ring in which it was a member of the primary view.
+    pub(crate) served: u64,
     pub(crate) ring: u64,
     pub(crate) ring_members: Vec<SeatId>,
     pub(crate) syncs: BTreeMap<SeatId, Sync>,
@@ -151,6 +153,7 @@ impl Core {
             waits_for: String::new(),
             awaits: Vec::new(),
             live: false,
+            served: 0,
             ring: 0,
             ring_members: Vec::new(),
             syncs: BTreeMap::new(),

@@ -208,8 +208,7 @@ impl Core {
             return;
         }
         self.needed = None;
-        self.live = true;
-        self.stand(Standing::Serving);
+        self.serve();
         self.deadlines.cancel(Timer::CatchUp);
         if self.lacks_records() {
             self.want_log();

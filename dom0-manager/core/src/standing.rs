@@ -38,6 +38,8 @@ use spare_protocol::{Position, ReplicaId, SeatId};
 
 /// Messages that may wait for the group's state. Above that it is asked for anew.
 const BACKLOG_MAX: usize = 65_536;
+/// Why a seat is waited for when another was given up.
+const UNHEARD: &str = "may have served later, with one that was given up";
 /// A manager that is this close to what is decided has caught up.
 const LAG_MAX: u64 = 64;
 
@@ -104,6 +106,7 @@ impl Core {
             ring,
             live: self.live,
             came_from,
+            served: self.served,
             view,
             established: self.group.established.iter().copied().collect(),
             log: (self.agreed_epoch, self.agreed),
@@ -111,6 +114,13 @@ impl Core {
             seats: u16::try_from(self.group.seats.len()).unwrap_or(u16::MAX),
             version: GROUP_VERSION,
         }));
+    }
+
+    /// This manager is a member of the primary view in this ring: its state is the group's.
+    pub(crate) fn serve(&mut self) {
+        self.live = true;
+        self.served = self.ring;
+        self.stand(Standing::Serving);
     }
 
     /// This manager is in the primary view no longer: its state is the group's no longer.
@@ -204,43 +214,56 @@ impl Core {
     /// Every member of the ring has said what it is and has: all draw the same conclusion.
     fn conclude(&mut self) {
         // One that was cut off without being told (its host hung) still takes itself for a member; that
-        // another knows of a newer view tells that the group went on without it.
-        let known = self.syncs.values().map(|s| s.view.id).max();
-        let known = known.unwrap_or_default();
-        let live = self.syncs.values().filter(|s| s.live && s.view.id >= known);
+        // another knows of a view that formed later tells that the group went on without it.
+        let formed = self.syncs.values().map(|s| s.view.id.ring).max();
+        let formed = formed.unwrap_or_default();
+        let live = |s: &&Sync| s.live && s.served >= formed;
         // Those that come from one ring delivered the same in it; of those that come from several, the ones
         // that saw the last ring go on.
-        let newest = live.map(|s| (s.came_from, s.delivered)).max();
-        if let Some(newest) = newest {
-            let goes_on =
-                |s: &Sync| s.live && s.view.id == known && (s.came_from, s.delivered) == newest;
+        let state = |s: &Sync| (s.served, s.came_from, s.delivered);
+        if let Some(newest) = self.syncs.values().filter(live).map(state).max() {
+            let goes_on = |s: &Sync| live(&s) && state(s) == newest;
             let mut members: Vec<SeatId> = Vec::new();
-            let mut last: &[SeatId] = &[];
+            let mut last = PrimaryView::default();
             let mut established: &[SeatId] = &[];
             let mut seats = 0;
             for (seat, sync) in self.syncs.iter().filter(|(_, s)| goes_on(s)) {
                 members.push(*seat);
-                last = &sync.view.members;
+                last.clone_from(&sync.view);
                 established = &sync.established;
                 seats = usize::from(sync.seats);
             }
             // Those who have an older view on disk could decide in it, and know nothing of this one.
-            let told = |s: &SeatId| self.syncs.contains_key(s) || self.given_up.contains(s);
+            let here = |s: &SeatId| self.syncs.contains_key(s);
             let majority = members.len() * 2 > seats;
-            if !majority && !established.iter().any(told) {
+            if !majority && !established.iter().any(here) {
                 let absent = established.to_vec();
-                return self.wait_for(
-                    &absent,
-                    "may not know of the view that these managers are in",
-                );
+                if !self.is_any_given_up(&absent) {
+                    return self.wait_for(
+                        &absent,
+                        "may not know of the view that these managers are in",
+                    );
+                }
+                if let Some(unheard) = self.unheard() {
+                    return self.wait_for(&unheard, UNHEARD);
+                }
             }
-            let view = if last == members {
-                known
-            } else {
-                self.next_view(known)
-            };
-            return self.begin(view, members);
+            // They may have done so, if none of them comes from where these managers come from: the logs tell.
+            let elsewhere = |s: &SeatId| here(s) && !members.contains(s);
+            let in_doubt = established.iter().any(elsewhere)
+                && !established.iter().any(|s| members.contains(s));
+            if !in_doubt {
+                let known = self.syncs.values().map(|s| s.view.id).max();
+                let known = known.unwrap_or_default();
+                let view = if last.members == members && last.id == known {
+                    known
+                } else {
+                    self.next_view(known)
+                };
+                return self.begin(view, members);
+            }
         }
+        self.leave();
         let Some(last) = self.syncs.values().map(|s| s.view.clone()).max() else {
             return;
         };
@@ -257,6 +280,11 @@ impl Core {
         if !absent.is_empty() && !planted(Bug::StaleStateDecides) {
             return self.wait_for(&absent, "was in the newest primary view");
         }
+        let unheard = self.unheard();
+        let unheard = unheard.filter(|_| self.is_any_given_up(&last.members));
+        if let Some(unheard) = unheard {
+            return self.wait_for(&unheard, UNHEARD);
+        }
         // Should all its members be given up, the best log of the others is what is left.
         let a_member =
             |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat) && remembers(seat);
@@ -266,6 +294,21 @@ impl Core {
         if let Some(base) = base.map(|(seat, _)| *seat) {
             self.begin(self.next_view(last.id), vec![base]);
         }
+    }
+
+    fn is_any_given_up(&self, seats: &[SeatId]) -> bool {
+        seats.iter().any(|s| self.given_up.contains(s))
+    }
+
+    /// Who is neither here nor given up, if there is anybody: who was given up may have served last with them.
+    fn unheard(&self) -> Option<Vec<SeatId>> {
+        let gone = |s: &&SeatId| !self.syncs.contains_key(s);
+        let heard = self.syncs.len() + self.given_up.iter().filter(gone).count();
+        // All must draw the same conclusion, also while their configurations differ.
+        let seats = self.syncs.values().map(|s| usize::from(s.seats)).max();
+        let unheard = |s: &SeatId| !self.syncs.contains_key(s) && !self.given_up.contains(s);
+        let all = self.group.seats.iter().copied();
+        (heard < seats.unwrap_or_default()).then(|| all.filter(unheard).collect())
     }
 
     /// Without these seats nothing is decided, because of what is said of each.
@@ -303,7 +346,7 @@ impl Core {
             self.keep_promise();
             self.join(source);
         } else if self.live {
-            self.go_on(&members);
+            self.go_on(id, &members);
         } else {
             self.begin_anew(id);
         }
@@ -373,10 +416,10 @@ impl Core {
     }
 
     /// This manager and these others go on where the last primary view ended.
-    fn go_on(&mut self, members: &[SeatId]) {
-        self.stand(Standing::Serving);
+    fn go_on(&mut self, view: ViewId, members: &[SeatId]) {
+        self.serve();
         let outsiders = self.outsiders(members);
-        self.group.keep_members(self.ring, members, &outsiders);
+        self.group.keep_members(view, members, &outsiders);
         self.react();
         self.advance();
         self.say_again();
@@ -428,8 +471,7 @@ impl Core {
             listed: self.config.seats.clone(),
         };
         (self.group).begin_anew(&beginner, self.agreed, view, &outsiders);
-        self.live = true;
-        self.stand(Standing::Serving);
+        self.serve();
         self.safe = self.safe.max(self.stored);
         let position = self.safe;
         self.out.push(Output::Safe { position });

@@ -109,6 +109,54 @@ fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
     assert_serves_after_the_loss(&mut cluster);
 }
 
+/// Seed 192531207818691: a host served last with one that was not there when the operator gave up its disk. The third had
+/// not seen that view, and went on with less than the one that was missing had.
+#[test]
+fn a_loss_is_accepted_only_when_everybody_else_is_there() {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..three_seats()
+    });
+    cluster.load(10);
+    for seat in 0..3 {
+        cluster.crash(seat);
+        cluster.restart(seat);
+    }
+    cluster.deaf = vec![2];
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    cluster.load(10);
+    assert_eq!(cluster.answers.len(), 20);
+    for seat in 0..3 {
+        cluster.crash(seat);
+    }
+    cluster.deaf.clear();
+    cluster.lose_disk(0);
+    cluster.restart(0);
+    cluster.restart(2);
+    cluster.form_ring(&[0, 2], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[2].awaits(), [SeatId(0)]);
+    let given_up = Input::AcceptLoss {
+        seats: vec![SeatId(0)],
+    };
+    cluster.input(2, given_up);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[2].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[2].awaits(), [SeatId(1)]);
+    cluster.restart(1);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(1000);
+    assert_eq!(cluster.cores[1].awaits(), [SeatId(0)]);
+    give_up_seat_0(&mut cluster);
+    for seat in 0..3 {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.logs[seat].len(), 20);
+    }
+    assert_serves_after_the_loss(&mut cluster);
+}
+
 /// A vote names its replica: those of a host with a new disk must not be taken for the ones it had before.
 #[test]
 fn replicas_of_a_host_with_a_new_disk_have_new_names() {

@@ -241,6 +241,72 @@ fn a_member_that_waits_keeps_its_state_while_it_is_suspended() {
     assert_eq!(cluster.logs[1], cluster.logs[2]);
 }
 
+/// Seat 2 delivers its own word that it has caught up, and is cut off without being told before the others do. They go
+/// on, in the view before that, and acknowledge ten requests.
+fn only_the_joiner_knows_that_it_joined() -> Cluster {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..seats(3)
+    });
+    cluster.load(10);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    cluster.restart(2);
+    cluster.form_ring(&[0, 1, 2], true);
+    for _ in 0..20 {
+        [0, 1, 2].into_iter().for_each(|seat| cluster.one(seat));
+        if cluster.cores[2].standing() == Standing::CatchingUp {
+            break;
+        }
+    }
+    cluster.forget_queue(0);
+    cluster.forget_queue(1);
+    for _ in 0..20 {
+        cluster.one(2);
+    }
+    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    cluster.hung = vec![2];
+    cluster.form_ring(&[0, 1], true);
+    cluster.load(10);
+    assert_eq!(cluster.logs[0].len(), 20);
+    assert_eq!(cluster.logs[2].len(), 10);
+    assert_eq!(cluster.answers.len(), 20);
+    cluster.hung.clear();
+    cluster
+}
+
+fn assert_has_what_was_acknowledged(cluster: &mut Cluster) {
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster.run_for(20_000);
+    for seat in 0..3 {
+        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.logs[seat].len(), 20);
+    }
+    let answered = cluster.answers.len();
+    cluster.load(10);
+    assert_eq!(cluster.answers.len(), answered + 10);
+    assert_eq!(cluster.logs[0], cluster.logs[2]);
+}
+
+/// Seed 56169872018446: the view that only the joiner knew counted as the newest, and everybody took its state over.
+#[test]
+fn a_view_that_only_its_joiner_knows_is_not_the_one_of_those_who_went_on() {
+    let mut cluster = only_the_joiner_knows_that_it_joined();
+    assert_has_what_was_acknowledged(&mut cluster);
+}
+
+/// As far as their disks tell, they may be behind it; their logs tell that they are not.
+#[test]
+fn nor_if_those_who_went_on_have_restarted_since() {
+    let mut cluster = only_the_joiner_knows_that_it_joined();
+    for seat in [0, 1] {
+        cluster.crash(seat);
+        cluster.restart(seat);
+    }
+    assert_has_what_was_acknowledged(&mut cluster);
+}
+
 /// Seed 155574358785846: both votes came from one seat. The others had delivered the request, fetched its
 /// bytes in vain, and gave it up when they had left the primary view, one after another.
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const GROUP_VERSION: u16 = 6;
+pub const GROUP_VERSION: u16 = 7;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -191,6 +191,9 @@ pub struct Sync {
     pub live: bool,
     /// The ring that it was in before: live managers that come from the same one delivered the same in it.
     pub came_from: u64,
+    /// If it is live: the newest ring in which it was a member of the primary view. Who went on without it did so in
+    /// a later one.
+    pub served: u64,
     /// The primary view that it is a member of; if it is not live, the newest that it knows of.
     pub view: PrimaryView,
     /// If it is live: the members of the newest view that all of its members had on disk.

@@ -23,9 +23,9 @@ impl Group {
         }
     }
 
-    /// Of the members only these are left in `ring`; these outsiders have yet to know of the view. The
-    /// replicas of members that are not left go with them.
-    pub(crate) fn keep_members(&mut self, ring: u64, members: &[SeatId], outsiders: &[SeatId]) {
+    /// Of the members only these are left, in `view`; these outsiders have yet to know of it. The replicas of
+    /// members that are not left go with them.
+    pub(crate) fn keep_members(&mut self, view: ViewId, members: &[SeatId], outsiders: &[SeatId]) {
         self.outsiders = outsiders.iter().copied().collect();
         let gone: Vec<SeatId> = self
             .view
@@ -33,11 +33,11 @@ impl Group {
             .filter(|seat| !members.contains(seat))
             .copied()
             .collect();
-        if gone.is_empty() {
+        if view == self.view_id() {
             return;
         }
-        self.epoch += 1;
-        self.view_ring = ring;
+        self.epoch = view.epoch;
+        self.view_ring = view.ring;
         for seat in &gone {
             self.view.remove(seat);
             if self.recovery.is_some_and(|r| r.seat == *seat) {

@@ -103,19 +103,22 @@ fn sync() -> impl Strategy<Value = Sync> {
         members,
     });
     let log = (any::<u64>(), position());
-    let rings = (any::<u64>(), any::<u64>());
+    let rings = (any::<u64>(), any::<u64>(), any::<u64>());
     let views = (view, seats(), any::<u16>());
     (rings, any::<bool>(), views, log, any::<u64>(), any::<u16>()).prop_map(
-        |((ring, came_from), live, (view, established, seats), log, delivered, version)| Sync {
-            ring,
-            live,
-            came_from,
-            view,
-            established,
-            log,
-            delivered,
-            seats,
-            version,
+        |((ring, came_from, served), live, (view, established, seats), log, delivered, version)| {
+            Sync {
+                ring,
+                live,
+                came_from,
+                served,
+                view,
+                established,
+                log,
+                delivered,
+                seats,
+                version,
+            }
         },
     )
 }
