@@ -3,7 +3,7 @@
 
 mod cluster;
 
-use cluster::{answered, durable, three_seats, Cluster};
+use cluster::{answered, durable, third_returns, three_seats, Cluster};
 use spare_core::{Config, Core, Input, Notice, Standing};
 use spare_protocol::group::{Envelope, GroupMessage};
 use spare_protocol::{Class, SeatId};
@@ -303,16 +303,7 @@ fn no_reply_leaves_before_every_member_has_the_request_on_disk() {
 /// records arrived. Nobody was going to send them, and no reply left any more.
 #[test]
 fn a_member_that_lacks_records_asks_for_them_again_in_the_next_ring() {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..three_seats()
-    });
-    cluster.load(10);
-    cluster.crash(2);
-    cluster.form_ring(&[0, 1], true);
-    cluster.run_for(1000);
-    cluster.restart(2);
-    cluster.form_ring(&[0, 1, 2], true);
+    let mut cluster = third_returns();
     for seat in [0, 1, 2, 2, 2, 2] {
         cluster.one(seat);
     }

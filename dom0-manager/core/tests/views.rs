@@ -3,7 +3,7 @@
 
 mod cluster;
 
-use cluster::{answered, config, durable, three_seats, Cluster};
+use cluster::{answered, config, durable, third_returns, three_seats, Cluster};
 use spare_core::{Config, Core, Input, Notice, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::{Class, SeatId};
@@ -244,16 +244,7 @@ fn a_member_that_waits_keeps_its_state_while_it_is_suspended() {
 /// Seat 2 delivers its own word that it has caught up, and is cut off without being told before the others do. They go
 /// on, in the view before that, and acknowledge ten requests.
 fn only_the_joiner_knows_that_it_joined() -> Cluster {
-    let mut cluster = Cluster::with(Config {
-        durable: true,
-        ..seats(3)
-    });
-    cluster.load(10);
-    cluster.crash(2);
-    cluster.form_ring(&[0, 1], true);
-    cluster.run_for(1000);
-    cluster.restart(2);
-    cluster.form_ring(&[0, 1, 2], true);
+    let mut cluster = third_returns();
     for _ in 0..20 {
         [0, 1, 2].into_iter().for_each(|seat| cluster.one(seat));
         if cluster.cores[2].standing() == Standing::CatchingUp {

@@ -140,6 +140,21 @@ pub fn durable() -> Cluster {
 }
 
 /// Whether the client got its reply.
+/// Three seats with disks. The third crashed after ten requests, and its host is back in the others' ring.
+pub fn third_returns() -> Cluster {
+    let mut cluster = Cluster::with(Config {
+        durable: true,
+        ..three_seats()
+    });
+    cluster.load(10);
+    cluster.crash(2);
+    cluster.form_ring(&[0, 1], true);
+    cluster.run_for(1000);
+    cluster.restart(2);
+    cluster.form_ring(&[0, 1, 2], true);
+    cluster
+}
+
 pub fn answered(cluster: &Cluster, number: u64) -> bool {
     cluster.answers.contains_key(&number)
 }
