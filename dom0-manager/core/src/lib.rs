@@ -9,7 +9,7 @@
 //! - `group`: the group's state, a function of the delivered stream, the same at every manager
 //! - `engine`: one manager's part; `react`: what it does when the group's state changes
 //! - `gateway`: requests in, answers out; `agreement`: from a decision to its record in the log
-//! - `standing`: primary views, and taking over the group's state
+//! - `standing`: primary views, and taking over the group's state; `succession`: who has it
 //! - `seat`: the local replicas; `timing`: silence, help, sleep
 
 mod agreement;
@@ -30,6 +30,7 @@ mod react;
 pub mod replica;
 mod seat;
 mod standing;
+mod succession;
 mod timing;
 
 pub use config::{Config, ConfigError, KeptReplica, Resume};

@@ -30,6 +30,7 @@ use crate::engine::Core;
 use crate::group::{Beginner, Group, Rules, Window};
 use crate::io::{Notice, Output, Standing};
 use crate::replica::Vm;
+use crate::succession::{Hearing, Verdict};
 use bytes::Bytes;
 use spare_protocol::group::{
     DecidedRequest, Envelope, GroupMessage, PeerMessage, PrimaryView, Sync, ViewId, GROUP_VERSION,
@@ -38,8 +39,6 @@ use spare_protocol::{Position, ReplicaId, SeatId};
 
 /// Messages that may wait for the group's state. Above that it is asked for anew.
 const BACKLOG_MAX: usize = 65_536;
-/// Why a seat is waited for when another was given up.
-const UNHEARD: &str = "may have served later, with one that was given up";
 /// A manager that is this close to what is decided has caught up.
 const LAG_MAX: u64 = 64;
 
@@ -213,102 +212,24 @@ impl Core {
 
     /// Every member of the ring has said what it is and has: all draw the same conclusion.
     fn conclude(&mut self) {
-        // One that was cut off without being told (its host hung) still takes itself for a member; that
-        // another knows of a view that formed later tells that the group went on without it.
-        let formed = self.syncs.values().map(|s| s.view.id.ring).max();
-        let formed = formed.unwrap_or_default();
-        let live = |s: &&Sync| s.live && s.served >= formed;
-        // Those that come from one ring delivered the same in it; of those that come from several, the ones
-        // that saw the last ring go on.
-        let state = |s: &Sync| (s.served, s.came_from, s.delivered);
-        if let Some(newest) = self.syncs.values().filter(live).map(state).max() {
-            let goes_on = |s: &Sync| live(&s) && state(s) == newest;
-            let mut members: Vec<SeatId> = Vec::new();
-            let mut last = PrimaryView::default();
-            let mut established: &[SeatId] = &[];
-            let mut seats = 0;
-            for (seat, sync) in self.syncs.iter().filter(|(_, s)| goes_on(s)) {
-                members.push(*seat);
-                last.clone_from(&sync.view);
-                established = &sync.established;
-                seats = usize::from(sync.seats);
-            }
-            // Those who have an older view on disk could decide in it, and know nothing of this one.
-            let here = |s: &SeatId| self.syncs.contains_key(s);
-            let majority = members.len() * 2 > seats;
-            if !majority && !established.iter().any(here) {
-                let absent = established.to_vec();
-                if !self.is_any_given_up(&absent) {
-                    return self.wait_for(
-                        &absent,
-                        "may not know of the view that these managers are in",
-                    );
-                }
-                if let Some(unheard) = self.unheard() {
-                    return self.wait_for(&unheard, UNHEARD);
-                }
-            }
-            // They may have done so, if none of them comes from where these managers come from: the logs tell.
-            let elsewhere = |s: &SeatId| here(s) && !members.contains(s);
-            let in_doubt = established.iter().any(elsewhere)
-                && !established.iter().any(|s| members.contains(s));
-            if !in_doubt {
-                let known = self.syncs.values().map(|s| s.view.id).max();
-                let known = known.unwrap_or_default();
-                let view = if last.members == members && last.id == known {
-                    known
-                } else {
-                    self.next_view(known)
-                };
-                return self.begin(view, members);
-            }
-        }
-        self.leave();
-        let Some(last) = self.syncs.values().map(|s| s.view.clone()).max() else {
+        let hearing = Hearing {
+            ring: self.ring,
+            syncs: &self.syncs,
+            given_up: &self.given_up,
+            seats: &self.group.seats,
+            durable: self.config.durable,
+        };
+        let Some(verdict) = hearing.conclude() else {
             return;
         };
-        // Who knows of no view at all has a new disk: what it acknowledged, perhaps alone, is not on it.
-        let durable = self.config.durable;
-        let blank = |s: &Sync| durable && s.view.id < last.id && s.view.id == ViewId::default();
-        let remembers = |s: &SeatId| self.syncs.get(s).is_some_and(|sync| !blank(sync));
-        let absent: Vec<SeatId> = last
-            .members
-            .iter()
-            .filter(|s| !remembers(s) && !self.given_up.contains(s))
-            .copied()
-            .collect();
-        if !absent.is_empty() && !planted(Bug::StaleStateDecides) {
-            return self.wait_for(&absent, "was in the newest primary view");
+        let (Verdict::Begin { anew, .. } | Verdict::WaitFor { anew, .. }) = verdict;
+        if anew {
+            self.leave();
         }
-        let unheard = self.unheard();
-        let unheard = unheard.filter(|_| self.is_any_given_up(&last.members));
-        if let Some(unheard) = unheard {
-            return self.wait_for(&unheard, UNHEARD);
+        match verdict {
+            Verdict::Begin { view, members, .. } => self.begin(view, members),
+            Verdict::WaitFor { seats, why, .. } => self.wait_for(&seats, why),
         }
-        // Should all its members be given up, the best log of the others is what is left.
-        let a_member =
-            |(seat, _): &(&SeatId, &Sync)| last.members.contains(seat) && remembers(seat);
-        let any_member = self.syncs.iter().any(|s| a_member(&s));
-        let candidates = self.syncs.iter().filter(|s| a_member(s) || !any_member);
-        let base = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
-        if let Some(base) = base.map(|(seat, _)| *seat) {
-            self.begin(self.next_view(last.id), vec![base]);
-        }
-    }
-
-    fn is_any_given_up(&self, seats: &[SeatId]) -> bool {
-        seats.iter().any(|s| self.given_up.contains(s))
-    }
-
-    /// Who is neither here nor given up, if there is anybody: who was given up may have served last with them.
-    fn unheard(&self) -> Option<Vec<SeatId>> {
-        let gone = |s: &&SeatId| !self.syncs.contains_key(s);
-        let heard = self.syncs.len() + self.given_up.iter().filter(gone).count();
-        // All must draw the same conclusion, also while their configurations differ.
-        let seats = self.syncs.values().map(|s| usize::from(s.seats)).max();
-        let unheard = |s: &SeatId| !self.syncs.contains_key(s) && !self.given_up.contains(s);
-        let all = self.group.seats.iter().copied();
-        (heard < seats.unwrap_or_default()).then(|| all.filter(unheard).collect())
     }
 
     /// Without these seats nothing is decided, because of what is said of each.
@@ -326,13 +247,6 @@ impl Core {
         self.notice(Notice::Alarm(self.waits_for.clone()));
         self.interrupt();
         self.stand(Standing::Waiting);
-    }
-
-    fn next_view(&self, last: ViewId) -> ViewId {
-        ViewId {
-            epoch: last.epoch.saturating_add(1),
-            ring: self.ring,
-        }
     }
 
     /// The primary view of this ring. Who is no member of it takes over the state of one, and writes the

@@ -1,0 +1,203 @@
+//! What the members of a ring conclude when each of them has said what it is and has (DESIGN §4.2): who goes on with
+//! the group's state, or from whose log it begins anew, or who must be there first. Whoever hears the same concludes the
+//! same.
+//!
+//! ```text
+//!   somebody has the group's state in memory (`successors`)
+//!     ├─ an older view, on the disks of others, might decide too ──────▶ wait, and keep the state
+//!     ├─ those others are here, and come from elsewhere ──┐
+//!     └─ neither ─────────────────────────────────────────│──────────▶ they go on
+//!   nobody has ◀──────────────────────────────────────────┘
+//!     ├─ somebody of the newest view is not here, or has a new disk ───▶ wait
+//!     └─ all are ──────────────────────────────────────────────────────▶ begin anew from the best log
+//! ```
+
+use crate::bugs::{planted, Bug};
+use spare_protocol::group::{PrimaryView, Sync, ViewId};
+use spare_protocol::SeatId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why a seat is waited for.
+const MAY_DECIDE: &str = "may not know of the view that these managers are in";
+const WAS_LAST: &str = "was in the newest primary view";
+const UNHEARD: &str = "may have served later, with one that was given up";
+
+/// What a ring's members said, and what they know.
+#[derive(Debug)]
+pub(crate) struct Hearing<'a> {
+    pub(crate) ring: u64,
+    /// From every member of the ring.
+    pub(crate) syncs: &'a BTreeMap<SeatId, Sync>,
+    /// Their disks are lost, an operator says.
+    pub(crate) given_up: &'a BTreeSet<SeatId>,
+    /// All that there are.
+    pub(crate) seats: &'a [SeatId],
+    /// What is acknowledged is on disk.
+    pub(crate) durable: bool,
+}
+
+/// What follows.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// These members have the group's state; in this view they decide.
+    Begin {
+        view: ViewId,
+        members: Vec<SeatId>,
+        /// It is on disk, and nobody's memory counts.
+        anew: bool,
+    },
+    /// Without these seats nothing is decided, because of what is said of each.
+    WaitFor {
+        seats: Vec<SeatId>,
+        why: &'static str,
+        /// Nobody's memory counts.
+        anew: bool,
+    },
+}
+
+/// Those who have the state of the group in memory.
+struct Successors<'a> {
+    members: Vec<SeatId>,
+    /// What one of them said; what matters of it here all of them did.
+    said: &'a Sync,
+}
+
+impl Hearing<'_> {
+    /// The verdict; none if nobody said anything.
+    pub(crate) fn conclude(&self) -> Option<Verdict> {
+        if let Some(successors) = self.successors() {
+            if let Some((seats, why)) = self.who_may_decide_instead(&successors) {
+                let anew = false;
+                return Some(Verdict::WaitFor { seats, why, anew });
+            }
+            if !self.is_in_doubt(&successors) {
+                return Some(self.go_on(successors));
+            }
+        }
+        self.begin_anew()
+    }
+
+    fn is_here(&self, seat: SeatId) -> bool {
+        self.syncs.contains_key(&seat)
+    }
+
+    fn successors(&self) -> Option<Successors<'_>> {
+        // One that was cut off without being told (its host hung) still takes itself for a member; that
+        // another knows of a view that formed later tells that the group went on without it.
+        let formed = self.syncs.values().map(|s| s.view.id.ring).max();
+        let formed = formed.unwrap_or_default();
+        let live = |s: &&Sync| s.live && s.served >= formed;
+        // Those that come from one ring delivered the same in it; of those that come from several, the ones
+        // that saw the last ring go on.
+        let state = |s: &Sync| (s.served, s.came_from, s.delivered);
+        let newest = self.syncs.values().filter(live).map(state).max()?;
+        let goes_on = |(_, s): &(&SeatId, &Sync)| live(s) && state(s) == newest;
+        let members = self.syncs.iter().filter(goes_on).map(|(seat, _)| *seat);
+        let members: Vec<SeatId> = members.collect();
+        let said = self.syncs.get(members.last()?)?;
+        Some(Successors { members, said })
+    }
+
+    /// Those who have an older view on disk could decide in it, and know nothing of this one: one of them must be here,
+    /// if these are not a majority.
+    fn who_may_decide_instead(
+        &self,
+        successors: &Successors<'_>,
+    ) -> Option<(Vec<SeatId>, &'static str)> {
+        let established = &successors.said.established;
+        let majority = successors.members.len() * 2 > usize::from(successors.said.seats);
+        if majority || established.iter().any(|s| self.is_here(*s)) {
+            return None;
+        }
+        if !self.is_any_given_up(established) {
+            return Some((established.clone(), MAY_DECIDE));
+        }
+        self.unheard().map(|unheard| (unheard, UNHEARD))
+    }
+
+    /// They may have done so, if none of them comes from where these come from: the logs tell.
+    fn is_in_doubt(&self, successors: &Successors<'_>) -> bool {
+        let Successors { members, said } = successors;
+        let is_member = |s: &SeatId| members.contains(s);
+        let elsewhere = |s: &SeatId| self.is_here(*s) && !is_member(s);
+        said.established.iter().any(elsewhere) && !said.established.iter().any(is_member)
+    }
+
+    fn go_on(&self, successors: Successors<'_>) -> Verdict {
+        let Successors { members, said } = successors;
+        let known = self.syncs.values().map(|s| s.view.id).max();
+        let known = known.unwrap_or_default();
+        let is_same = said.view.members == members && said.view.id == known;
+        Verdict::Begin {
+            view: if is_same {
+                known
+            } else {
+                self.next_view(known)
+            },
+            members,
+            anew: false,
+        }
+    }
+
+    fn begin_anew(&self) -> Option<Verdict> {
+        let last = self.syncs.values().map(|s| &s.view).max()?;
+        let wait_for = |seats, why| {
+            let anew = true;
+            Some(Verdict::WaitFor { seats, why, anew })
+        };
+        let is_missing = |s: &&SeatId| !self.remembers(**s, last) && !self.given_up.contains(s);
+        let missing: Vec<SeatId> = last.members.iter().filter(is_missing).copied().collect();
+        if !missing.is_empty() && !planted(Bug::StaleStateDecides) {
+            return wait_for(missing, WAS_LAST);
+        }
+        if self.is_any_given_up(&last.members) {
+            if let Some(unheard) = self.unheard() {
+                return wait_for(unheard, UNHEARD);
+            }
+        }
+        let base = self.best_log(last)?;
+        Some(Verdict::Begin {
+            view: self.next_view(last.id),
+            members: vec![base],
+            anew: true,
+        })
+    }
+
+    /// Who knows of no view at all has a new disk: what it acknowledged, perhaps alone, is not on it.
+    fn remembers(&self, seat: SeatId, last: &PrimaryView) -> bool {
+        let none = ViewId::default();
+        let blank = |s: &Sync| self.durable && s.view.id < last.id && s.view.id == none;
+        self.syncs.get(&seat).is_some_and(|s| !blank(s))
+    }
+
+    /// Should all members of the last view be given up, the best log of the others is what is left.
+    fn best_log(&self, last: &PrimaryView) -> Option<SeatId> {
+        let is_member = |s: &SeatId| last.members.contains(s) && self.remembers(*s, last);
+        let any_member = self.syncs.keys().any(is_member);
+        let candidates = (self.syncs.iter()).filter(|(s, _)| is_member(s) || !any_member);
+        let best = candidates.max_by_key(|(seat, s)| (s.log, std::cmp::Reverse(**seat)));
+        best.map(|(seat, _)| *seat)
+    }
+
+    fn is_any_given_up(&self, seats: &[SeatId]) -> bool {
+        seats.iter().any(|s| self.given_up.contains(s))
+    }
+
+    /// Who is neither here nor given up, if there is anybody: who was given up may have served last with them.
+    fn unheard(&self) -> Option<Vec<SeatId>> {
+        let elsewhere = self.given_up.iter().filter(|s| !self.is_here(**s));
+        let heard = self.syncs.len() + elsewhere.count();
+        // All must draw the same conclusion, also while their configurations differ.
+        let seats = self.syncs.values().map(|s| usize::from(s.seats)).max();
+        let is_unheard = |s: &&SeatId| !self.is_here(**s) && !self.given_up.contains(s);
+        let unheard = || self.seats.iter().filter(is_unheard).copied().collect();
+        (heard < seats.unwrap_or_default()).then(unheard)
+    }
+
+    fn next_view(&self, last: ViewId) -> ViewId {
+        ViewId {
+            epoch: last.epoch.saturating_add(1),
+            ring: self.ring,
+        }
+    }
+}
