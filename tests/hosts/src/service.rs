@@ -26,6 +26,8 @@ const FENCE_DELAY_MS: u32 = 600;
 /// For an answer of a manager that is there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
+/// Enough to see the last minutes of a test that failed.
+const JOURNAL_LINES: &str = "150";
 
 /// The service on all hosts of a lab.
 pub(crate) struct Service<'a> {
@@ -157,6 +159,31 @@ impl<'a> Service<'a> {
             Err(error) => format!("{name}: {error:#}\n"),
         };
         self.lab.voters().map(one).collect()
+    }
+
+    /// What everybody wrote down lately, the witness too: why a test failed.
+    pub(crate) fn journals(&self) -> String {
+        let one = |name: String| match self.journal(&name) {
+            Ok(journal) => format!("--- the journal of {name}\n{journal}"),
+            Err(error) => format!("--- no journal of {name}: {error:#}\n"),
+        };
+        self.lab.booted().map(one).collect()
+    }
+
+    fn journal(&self, host: &str) -> Result<String> {
+        let host = self.lab.host(host)?;
+        ensure!(host.power() == Power::On, "it is not on");
+        let mut words = vec!["journalctl", "-q", "--no-pager", "-o", "short-precise"];
+        words.extend(["-n", JOURNAL_LINES]);
+        for unit in [
+            "corosync",
+            "corosync-qdevice",
+            "corosync-qnetd",
+            "spare-manager",
+        ] {
+            words.extend(["-u", unit]);
+        }
+        host.output(words)
     }
 
     /// Whether a host's manager serves with all hosts, and all replicas are there.

@@ -48,7 +48,10 @@ pub(crate) fn service_trial(name: &str, shape: Shape, test: Test) -> Trial {
         let service = Service::on(lab, hypervisor()?)?;
         let done = test(&service);
         // While everything is as the test left it.
-        done.map_err(|e| e.context(service.described()))
+        done.map_err(|e| {
+            eprintln!("{}", service.journals());
+            e.context(service.described())
+        })
     })
 }
 

@@ -23,6 +23,8 @@ const NARROW: &str =
     "add table ip narrow; add chain ip narrow in { type filter hook input priority 0; }; \
     add rule ip narrow in ip length > 1200 drop";
 const WIDE: &str = "delete table ip narrow";
+/// What Corosync goes by.
+const ROUNDS_KEY: &str = "runtime.config.totem.fail_recv_const";
 /// Corosync does not find out about the narrow one while a test looks.
 const MTU_PROBE_INTERVAL_S: u32 = 300;
 
@@ -334,6 +336,27 @@ impl Hosts {
         let state = if connected { "up" } else { "down" };
         self.switch
             .run("ip", &format!("link set p{} {state}", i + 1))
+    }
+
+    /// How many rings a host's Corosync was in. It answers no questions while its nodes do not agree on who is there.
+    ///
+    /// # Errors
+    /// When its log cannot be read.
+    pub fn rings(&self, i: usize) -> Result<usize> {
+        let log = std::fs::read_to_string(&self.hosts[i].log)?;
+        Ok(log.matches("A new membership").count())
+    }
+
+    /// After how many rounds of the token in which a message stays missing a host's Corosync gives the ring up.
+    ///
+    /// # Errors
+    /// When it does not tell.
+    pub fn rounds_max(&self, i: usize) -> Result<u32> {
+        let mut command = self.hosts[i].namespace.command("corosync-cmapctl");
+        let output = command.args(["-g", ROUNDS_KEY]).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let value = text.trim().rsplit(' ').next().and_then(|v| v.parse().ok());
+        value.with_context(|| format!("{ROUNDS_KEY}: {text:?}"))
     }
 
     /// Lets only short packets reach a host, of which nobody is told; or all again.

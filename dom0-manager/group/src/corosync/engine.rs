@@ -4,6 +4,7 @@ use super::cpg::{Cpg, Event};
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
+use super::patience::Patience;
 use super::progress::Progress;
 use super::quorum::{
     is_majority_only, is_two_node, since_boot, token, witness_timeout, Prober, Pulse, Reports,
@@ -36,6 +37,9 @@ const UNREAD_BYTES_MAX: usize = 512 << 20;
 /// For so long a change of membership may be incomplete before the log tells whom it waits for.
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(5);
 
+/// The number of pings that nobody waits for but [`Progress`]; those of [`Membership`] begin with 1.
+const HEARTBEAT: u64 = 0;
+
 /// Why the thread ends.
 type Reason = String;
 
@@ -62,6 +66,7 @@ pub(super) struct Engine {
     complained: BTreeSet<(Peer, String)>,
     changed: Instant,
     progress: Progress,
+    patience: Patience,
     /// Corosync took no more.
     refused: bool,
     wake: UnixStream,
@@ -96,6 +101,7 @@ impl Engine {
         let reports = Reports::connect()?;
         let pulse = Arc::new(Pulse::default());
         let prober = Prober::connect(&pulse)?;
+        let patience = Patience::connect()?;
         let pause_max = (token() * 3 / 4).max(Duration::from_millis(100));
         let (beat, life) = (Arc::clone(&pulse), Arc::clone(&shared));
         std::thread::Builder::new()
@@ -121,6 +127,7 @@ impl Engine {
             complained: BTreeSet::new(),
             changed: Instant::now(),
             progress: Progress::new(since_boot()),
+            patience,
             refused: false,
             wake,
             deliveries,
@@ -157,6 +164,9 @@ impl Engine {
         if let Some(claim) = self.membership.wanted_claim(since_boot(), clock_ms()) {
             self.urgent.push_back(wire::claim(&claim));
         }
+        if self.progress.wants_heartbeat(since_boot()) {
+            self.urgent.push_back(wire::ping(HEARTBEAT));
+        }
         for message in self.shared.take_outgoing() {
             self.outbox.push(message);
         }
@@ -164,7 +174,7 @@ impl Engine {
         self.renew_lease();
         if !busy {
             self.tell_who_is_awaited();
-            self.tell_that_nothing_is_ordered();
+            self.end_what_orders_nothing();
             self.sleep()?;
         }
         Ok(())
@@ -186,6 +196,8 @@ impl Engine {
                 self.pause_max.as_millis()
             );
             self.membership.hung(now);
+            // What came meanwhile is yet to be read.
+            self.progress.made(now);
             self.react()?;
         }
         Ok(())
@@ -199,15 +211,23 @@ impl Engine {
             }
             Event::Ring(ring) => {
                 self.changed = Instant::now();
+                self.progress.ring(since_boot());
+                self.patience.restore();
                 self.membership.ring(ring);
             }
-            Event::Message(from, bytes) => match wire::decode(bytes) {
-                Ok(packet) => self.packet(from, packet)?,
-                Err(NoPacket::Malformed) if from == self.own => {
-                    return Err("Corosync delivered other bytes than were sent".into());
+            Event::Message(from, bytes) => {
+                if from == self.own {
+                    self.progress.made(since_boot());
+                    self.patience.restore();
                 }
-                Err(e) => self.complain(from, &e.to_string()),
-            },
+                match wire::decode(bytes) {
+                    Ok(packet) => self.packet(from, packet)?,
+                    Err(NoPacket::Malformed) if from == self.own => {
+                        return Err("Corosync delivered other bytes than were sent".into());
+                    }
+                    Err(e) => self.complain(from, &e.to_string()),
+                }
+            }
         }
         self.react()
     }
@@ -265,7 +285,6 @@ impl Engine {
         let messages = messages.map_err(|e| format!("packets of member {member} got lost: {e}"))?;
         if from == self.own {
             self.shared.sent(self.outbox.delivered());
-            self.progress.made(since_boot());
         }
         if aloud {
             for bytes in messages {
@@ -381,17 +400,20 @@ impl Engine {
         }
     }
 
-    fn tell_that_nothing_is_ordered(&mut self) {
+    /// A ring in which nothing is ordered is of no use to anybody.
+    fn end_what_orders_nothing(&mut self) {
         let now = since_boot();
-        if self.outbox.is_empty() {
-            self.progress.made(now);
-        } else if let Some(still) = self.progress.overdue(now) {
+        if let Some(still) = self.progress.overdue(now) {
             tracing::warn!(
-                "Corosync has ordered nothing that this host sent for {} s: clients wait. If corosync-quorumtool -s \
-                 lists all hosts, the network loses a part, such as long packets (journalctl -u corosync: Retransmit \
-                 List); if the network is in order, systemctl restart corosync on one host makes a new ring",
+                "Corosync has ordered nothing that this host sent for {} s, so clients wait. Every 5 s it is told to \
+                 give its ring up. If that does not help, the network loses a part, such as long packets (journalctl \
+                 -u corosync: Retransmit List); if the network is in order, systemctl restart corosync on one host \
+                 makes a new ring",
                 still.as_secs()
             );
+        }
+        if self.progress.is_stuck(now) {
+            self.patience.shorten();
         }
     }
 

@@ -43,6 +43,7 @@ mod engine;
 mod fragments;
 mod membership;
 mod packing;
+mod patience;
 mod progress;
 mod quorum;
 mod wire;

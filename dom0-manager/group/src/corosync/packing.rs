@@ -107,11 +107,6 @@ impl Outbox {
         self.number += 1;
     }
 
-    /// Everything was delivered.
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.in_flight.is_empty()
-    }
-
     /// A packet of this member was delivered in the membership it was sent in. Returns the
     /// cost of messages that are sent for good.
     pub(super) fn delivered(&mut self) -> usize {

@@ -1,0 +1,76 @@
+//! How long Corosync keeps a ring together in which messages are missing for good.
+//!
+//! It gives such a ring up after `totem.fail_recv_const` rounds of the token, 2500 by default. That is a second while
+//! the token hurries, 21 minutes where an idle ring's token is held back, and 12 minutes where losses while the ring was
+//! formed left one node in its recovery: there the token is sent again only each time it is taken for lost
+//! (corosync/corosync#445). The number is read in every round, so it can be lowered in the middle of one.
+
+use rust_corosync::{cmap, CsError};
+
+/// What a node that misses messages waits for.
+const ROUNDS_KEY: &str = "totem.fail_recv_const";
+/// What Corosync goes by.
+const ROUNDS_NOW_KEY: &str = "runtime.config.totem.fail_recv_const";
+/// Corosync's own default.
+const ROUNDS_DEFAULT: u32 = 2500;
+/// Few enough to be over in seconds at 0.3 s each. Nobody else has a reason to configure it, so it tells what a process
+/// left that did not live to take it back.
+const ROUNDS_SHORT: u32 = 11;
+
+/// A connection to Corosync's map that is there before it is needed: none is made while a ring is formed.
+pub(super) struct Patience {
+    map: cmap::Handle,
+    /// What to go back to.
+    usual: Option<u32>,
+}
+
+impl Patience {
+    /// Takes back what an earlier run of this process left.
+    pub(super) fn connect() -> rust_corosync::Result<Patience> {
+        let map = cmap::initialize(cmap::Map::Icmap)?;
+        let mut patience = Patience { map, usual: None };
+        if patience.now()? == ROUNDS_SHORT {
+            patience.usual = Some(ROUNDS_DEFAULT);
+            patience.restore();
+        }
+        Ok(patience)
+    }
+
+    fn now(&self) -> rust_corosync::Result<u32> {
+        match cmap::get(&self.map, ROUNDS_NOW_KEY) {
+            Ok(cmap::Data::UInt32(rounds)) => Ok(rounds),
+            Ok(_) | Err(CsError::CsErrNotExist) => Ok(ROUNDS_DEFAULT),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has Corosync give the ring up after a few more rounds, if messages are missing in it.
+    pub(super) fn shorten(&mut self) {
+        let shortened = self.now().and_then(|usual| {
+            self.usual.get_or_insert(usual);
+            cmap::set_u32(&self.map, ROUNDS_KEY, ROUNDS_SHORT)
+        });
+        if let Err(e) = shortened {
+            tracing::warn!("Corosync keeps the ring: {ROUNDS_KEY} cannot be lowered ({e})");
+        }
+    }
+
+    /// From here on Corosync waits as long as before.
+    pub(super) fn restore(&mut self) {
+        let Some(usual) = self.usual else {
+            return;
+        };
+        match cmap::set_u32(&self.map, ROUNDS_KEY, usual) {
+            Ok(()) => self.usual = None,
+            // Tried again with the next message.
+            Err(CsError::CsErrTryAgain) => {}
+            Err(e) => {
+                self.usual = None;
+                tracing::warn!(
+                    "Corosync would give up any ring after {ROUNDS_SHORT} rounds of its token: {ROUNDS_KEY} cannot be \
+                     set back to {usual} ({e}); restart corosync on this host"
+                );
+            }
+        }
+    }
+}
