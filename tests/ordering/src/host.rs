@@ -23,6 +23,10 @@ const NARROW: &str =
     "add table ip narrow; add chain ip narrow in { type filter hook input priority 0; }; \
     add rule ip narrow in ip length > 1200 drop";
 const WIDE: &str = "delete table ip narrow";
+const LOSSY: &str =
+    "add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; \
+    add rule ip lossy in numgen random mod 100 < 33 drop";
+const WHOLE: &str = "delete table ip lossy";
 /// What Corosync goes by.
 const ROUNDS_KEY: &str = "runtime.config.totem.fail_recv_const";
 /// Corosync does not find out about the narrow one while a test looks.
@@ -364,7 +368,18 @@ impl Hosts {
     /// # Errors
     /// When the system refuses.
     pub fn narrow(&self, i: usize, narrow: bool) -> Result<()> {
-        let rules = if narrow { NARROW } else { WIDE };
+        self.filter(i, if narrow { NARROW } else { WIDE })
+    }
+
+    /// Loses a third of the packets to a host, by chance; or none any more.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn lose(&self, i: usize, lose: bool) -> Result<()> {
+        self.filter(i, if lose { LOSSY } else { WHOLE })
+    }
+
+    fn filter(&self, i: usize, rules: &str) -> Result<()> {
         let status = self.hosts[i].namespace.command("nft").arg(rules).status()?;
         ensure!(status.success(), "nft {rules}: {status}");
         Ok(())

@@ -410,6 +410,63 @@ fn who_has_nothing_to_say_notices_as_well_that_nothing_is_ordered() -> Result<()
     Ok(())
 }
 
+/// Losses while a ring is formed can leave one in which Corosync orders nothing (corosync/corosync#445).
+#[test]
+fn messages_pass_soon_after_a_network_that_lost_a_third_is_mended() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let is_full = std::env::var_os("SPARE_SCALE").is_some_and(|scale| scale == "full");
+    let (hosts, mut members) = start(2)?;
+    for round in 0..if is_full { 40 } else { 3 } {
+        for i in 0..2 {
+            hosts.lose(i, true)?;
+        }
+        for _ in 0..40 {
+            for member in &mut members {
+                member.tell("send 3 300")?;
+            }
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        for i in 0..2 {
+            hosts.lose(i, false)?;
+        }
+        let time = wait_until_messages_pass(&mut members)?;
+        println!(
+            "{round}: messages pass {time:.1?} later; {} rings",
+            hosts.rings(1)?
+        );
+    }
+    for member in &members {
+        check(member);
+    }
+    let told = |i: usize| -> Result<usize> {
+        let log = std::fs::read_to_string(hosts.folder().join(format!("member{i}.log")))?;
+        Ok(log.matches("Corosync has ordered nothing").count())
+    };
+    println!("nothing was ordered {} and {} times", told(0)?, told(1)?);
+    Ok(())
+}
+
+/// Until everybody hears something new of everybody; returns for how long.
+fn wait_until_messages_pass(members: &mut [Member]) -> Result<Duration> {
+    let begun = Instant::now();
+    let counts = |member: &Member| -> [usize; 2] {
+        let heard = member.heard();
+        [0, 1].map(|from| messages(&heard, from).len())
+    };
+    let before: Vec<_> = members.iter().map(counts).collect();
+    loop {
+        for member in members.iter_mut() {
+            member.tell("send 1 100")?;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let now = members.iter().map(counts).zip(&before);
+        if now.into_iter().all(|(n, b)| n[0] > b[0] && n[1] > b[1]) {
+            return Ok(begun.elapsed());
+        }
+        ensure!(begun.elapsed() < LONG, "no messages pass");
+    }
+}
+
 #[test]
 fn what_a_killed_member_asked_of_corosync_is_taken_back_by_its_next_run() -> Result<()> {
     let Some(_turn) = turn() else { return Ok(()) };

@@ -11,6 +11,10 @@ pub const TOKEN_MS: u32 = 1000;
 /// With these a link counts as gone soon after the token, and does not flap after a heal: measured.
 const KNET_PING_INTERVAL_MS: u32 = 200;
 const KNET_PING_TIMEOUT_MS: u32 = 1000;
+/// After so many rounds without a message the token rests until there is one; Corosync's own default is 30. A token that
+/// goes round costs each host a third of a processor, and with 30 the requests of a single client keep it going.
+/// Measured with 1 and 8 clients on two processors: half of Corosync's time saved, and 8 to 23% more requests.
+const IDLE_ROUNDS: u32 = 3;
 /// How long the quorum waits for the witness's word outside of, and during, a change of membership. The
 /// heartbeat towards the witness is 0.8 of it, so these also bound how late the witness notices a host that
 /// fell silent without closing its connection (a frozen one, a cut cable).
@@ -76,6 +80,7 @@ fn totem(text: &mut String, plan: &Plan, token_ms: u32) {
     // (fail_recv_const), in which nothing is ordered: 21 minutes if an idle ring's token is held back. Managers have
     // it given up sooner, but notice only after seconds.
     line!(text, "\tcancel_token_hold_on_retransmit: yes");
+    line!(text, "\tseqno_unchanged_const: {IDLE_ROUNDS}");
     for link in 0..plan.hosts[0].addresses.len() {
         line!(text, "\tinterface {{\n\t\tlinknumber: {link}");
         line!(text, "\t\tknet_ping_interval: {KNET_PING_INTERVAL_MS}");
@@ -333,6 +338,7 @@ totem {
 	crypto_hash: sha256
 	token: 1000
 	cancel_token_hold_on_retransmit: yes
+	seqno_unchanged_const: 3
 	interface {
 		linknumber: 0
 		knet_ping_interval: 200
