@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Messages handed over, and deliveries taken, before the other direction is looked at.
+/// Messages handed over before deliveries are taken.
 const BATCH: usize = 128;
 
 static DELIVERED: AtomicU64 = AtomicU64::new(0);
@@ -24,15 +24,13 @@ fn delivered(_: &Handle, _: String, _: NodeId, _: u32, _: &[u8], _: usize) {
 
 fn configured(_: &Handle, _: &str, _: Vec<Address>, _: Vec<Address>, _: Vec<Address>) {}
 
+/// All that is there in one call: taken one by one, the rate is two thirds of it.
 fn take(handle: &Handle) -> Result<bool> {
-    for i in 0..BATCH {
-        match cpg::dispatch(handle, DispatchFlags::OneNonblocking) {
-            Ok(()) => {}
-            Err(CsError::CsErrTryAgain) => return Ok(i > 0),
-            Err(e) => return Err(anyhow!("dispatch: {e}")),
-        }
+    let before = DELIVERED.load(Ordering::Relaxed);
+    match cpg::dispatch(handle, DispatchFlags::All) {
+        Ok(()) | Err(CsError::CsErrTryAgain) => Ok(DELIVERED.load(Ordering::Relaxed) > before),
+        Err(e) => Err(anyhow!("dispatch: {e}")),
     }
-    Ok(true)
 }
 
 fn give(handle: &Handle, message: &[u8]) -> Result<bool> {
