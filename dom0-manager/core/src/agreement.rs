@@ -69,8 +69,8 @@ impl Core {
     }
 
     fn decision(&self, position: Position) -> Option<(Decision, bool)> {
-        let entry = self.group.entries.get(position)?;
-        Some((entry.decision?, entry.aborted))
+        let entry = self.group.entry(position)?;
+        Some((entry.decision()?, entry.is_aborted()))
     }
 
     /// Asks for agreed bytes: first who voted for them, then, each time it is repeated, the next member.
@@ -88,8 +88,8 @@ impl Core {
         }
         let attempt = usize::try_from(slot.fetches).unwrap_or(usize::MAX);
         slot.fetches = slot.fetches.saturating_add(1);
-        let entry = self.group.entries.get(position);
-        let votes = entry.into_iter().flat_map(|e| e.ballot.iter());
+        let entry = self.group.entry(position);
+        let votes = entry.into_iter().flat_map(|e| e.votes());
         let holder = votes
             .filter(|(_, d)| *d == decision)
             .map(|(r, _)| r.seat)
@@ -155,7 +155,7 @@ impl Core {
             Position(u64::MAX)
         } else {
             // Every member of an earlier view has this on disk.
-            self.group.settled
+            self.group.settled()
         };
         while self.agreed < final_upto {
             let position = self.agreed.next();
@@ -165,21 +165,21 @@ impl Core {
             let Some((outcome, update)) = slot.agreed.clone() else {
                 break;
             };
-            let Some(entry) = self.group.entries.get(position) else {
+            let Some(entry) = self.group.entry(position) else {
                 break;
             };
-            let Some(decision) = entry.decision else {
+            let Some(decision) = entry.decision() else {
                 break;
             };
             let record = DecidedRequest {
                 position,
-                epoch: entry.decided_in,
-                id: entry.request.id,
-                class: entry.request.class,
-                key: entry.request.key,
-                time_us: entry.time_us,
-                seed: entry.request.seed,
-                request: entry.request.request.clone(),
+                epoch: entry.decided_in(),
+                id: entry.request().id,
+                class: entry.request().class,
+                key: entry.request().key,
+                time_us: entry.time_us(),
+                seed: entry.request().seed,
+                request: entry.request().request.clone(),
                 reply_hash: decision.reply,
                 update_hash: decision.update,
                 outcome,
@@ -216,10 +216,10 @@ impl Core {
             .answerable
             .first()
             .map_or(Position(u64::MAX), |p| p.previous());
-        let upto = self.group.entries.before().min(self.agreed).min(kept);
+        let upto = self.group.forgotten().min(self.agreed).min(kept);
         self.slots.forget_upto(upto);
         // What is only in memory somewhere may be lost there, and then another history is agreed on.
-        let safe = self.group.settled.min(self.stored);
+        let safe = self.group.settled().min(self.stored);
         if safe > self.safe && self.live {
             self.safe = safe;
             self.out.push(Output::Safe { position: safe });

@@ -140,7 +140,7 @@ impl Core {
             resume.view.members.clone_from(&config.seats);
         }
         let group = Group::resumed(Rules::from(&config), config.seats.clone(), &resume);
-        let agreed = group.decided;
+        let agreed = group.decided();
         let mine = |k: &&KeptReplica| k.replica.seat == config.me;
         let kept = || {
             let kept = resume.kept.iter().filter(mine);
@@ -234,7 +234,7 @@ impl Core {
                 _ => false,
             },
             Input::Executed { replica, .. } => {
-                let member = self.group.members.get(replica);
+                let member = self.group.member(*replica);
                 member.is_some_and(Member::is_active)
             }
             _ => false,
@@ -334,7 +334,7 @@ impl Core {
     /// Whether this manager is in the primary view and f+1 replicas can vote.
     #[must_use]
     pub fn can_decide(&self) -> bool {
-        self.standing == Standing::Serving && self.group.members.len() >= self.config.quorum()
+        self.standing == Standing::Serving && self.group.usable() >= self.config.quorum()
     }
 
     /// Whether f+1 active replicas execute.
@@ -346,26 +346,25 @@ impl Core {
     /// The primary view's number; 0 before the first.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.group.epoch
+        self.group.epoch()
     }
 
     /// The members of the primary view.
     #[must_use]
     pub fn view(&self) -> Vec<SeatId> {
-        self.group.view.keys().copied().collect()
+        self.group.view_members().collect()
     }
 
     /// The group's seats.
     #[must_use]
     pub fn seats(&self) -> &[SeatId] {
-        &self.group.seats
+        self.group.seats()
     }
 
     /// The members of the primary view that are to have no replicas.
     #[must_use]
     pub fn drained(&self) -> Vec<SeatId> {
-        let drained = self.group.view.iter().filter(|(_, m)| m.drained);
-        drained.map(|(s, _)| *s).collect()
+        self.group.drained_members().collect()
     }
 
     /// Whether f+1 other members of the primary view can have replicas, so that this seat may be drained.
@@ -397,7 +396,7 @@ impl Core {
     #[must_use]
     pub fn fingerprint(&self) -> (u64, Hash) {
         let encoded = spare_protocol::encode(&self.group);
-        (self.group.delivered, Hash::of(&encoded))
+        (self.group.delivered(), Hash::of(&encoded))
     }
 
     /// How much is kept, for tests that nothing grows: requests in the window, updates in the buffer,
@@ -415,10 +414,10 @@ impl Core {
     /// All replicas that are in service, and the local ones that are being built.
     #[must_use]
     pub fn replicas(&self) -> Vec<ReplicaView> {
-        let known = self.group.members.iter().map(|(r, m)| {
-            let local = self.local.get(r);
+        let known = self.group.members().map(|(r, m)| {
+            let local = self.local.get(&r);
             ReplicaView {
-                replica: *r,
+                replica: r,
                 state: m.state(),
                 position: local.map(Local::reached),
                 clean: m.clean,
@@ -429,7 +428,7 @@ impl Core {
         let unknown = self
             .local
             .iter()
-            .filter(|(r, _)| !self.group.members.contains_key(r));
+            .filter(|(r, _)| !self.group.is_in_service(**r));
         let building = unknown.map(|(r, l)| ReplicaView {
             replica: *r,
             state: ReplicaState::Building,
@@ -447,7 +446,7 @@ impl Core {
             return;
         }
         self.out.push(Output::Multicast(Envelope {
-            epoch: self.group.epoch,
+            epoch: self.group.epoch(),
             message,
         }));
     }

@@ -3,7 +3,7 @@
 use crate::bugs::{planted, Bug};
 use crate::deadline::{Timer, Wait};
 use crate::engine::{Core, LocalAnswer, Slot};
-use crate::group::{Decision, Disposal, Event, Recovery};
+use crate::group::{Decision, Disposal, Event};
 use crate::io::{ConvictionBasis, Evidence, Notice, Output, Standing};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
@@ -101,12 +101,16 @@ impl Core {
 
     /// A request has its position.
     pub(crate) fn ordered_one(&mut self, position: Position) {
-        let Some(entry) = self.group.entries.get(position) else {
+        let Some(entry) = self.group.entry(position) else {
             return;
         };
-        let (id, class, key) = (entry.request.id, entry.request.class, entry.request.key);
-        if entry.root != RootRequest::No {
-            self.checkpoint_marks.insert(position, entry.root);
+        let (id, class, key) = (
+            entry.request().id,
+            entry.request().class,
+            entry.request().key,
+        );
+        if entry.root() != RootRequest::No {
+            self.checkpoint_marks.insert(position, entry.root());
         }
         let now = self.now.monotonic;
         self.slots.push(Slot {
@@ -186,11 +190,11 @@ impl Core {
     /// The primary view changed: it goes to disk before anything is recorded or released in it.
     fn view_changed(&mut self) {
         self.know_view();
-        if !self.group.view.contains_key(&self.config.me) {
+        if !self.group.is_in_view(self.config.me) {
             return;
         }
         if self.standing == Standing::CatchingUp {
-            self.needed = self.needed.max(Some(self.group.settled));
+            self.needed = self.needed.max(Some(self.group.settled()));
             return self.become_member();
         }
         let view = self.primary_view();
@@ -224,6 +228,6 @@ impl Core {
     /// Whether this seat is to build fresh replicas.
     pub(crate) fn is_recovering(&self) -> bool {
         let seat = self.config.me;
-        self.group.recovery == Some(Recovery { seat })
+        self.group.recovering() == Some(seat)
     }
 }

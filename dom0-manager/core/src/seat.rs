@@ -27,7 +27,7 @@ impl Core {
     /// Builds replicas until the seat has its number.
     pub(crate) fn staff(&mut self) {
         let me = self.config.me;
-        let serving = self.standing == Standing::Serving && self.group.view.contains_key(&me);
+        let serving = self.standing == Standing::Serving && self.group.is_in_view(me);
         if !serving {
             return;
         }
@@ -40,7 +40,7 @@ impl Core {
             wanted += self.group.successors_needed(me);
         }
         let staying = self.local.iter().filter(|(r, l)| {
-            let role = self.group.members.get(r).map(|m| m.role);
+            let role = self.group.role(**r);
             l.leaving.is_none() && !matches!(role, Some(Role::Retiring(_)))
         });
         let staying = staying.count();
@@ -123,9 +123,10 @@ impl Core {
 
     /// Announces what the group does not know (any more).
     pub(crate) fn announce_built_replicas(&mut self) {
-        let unknown = self.local.iter().filter(|(r, l)| {
-            l.is_built() && l.leaving.is_none() && !self.group.members.contains_key(r)
-        });
+        let unknown = self
+            .local
+            .iter()
+            .filter(|(r, l)| l.is_built() && l.leaving.is_none() && !self.group.is_in_service(**r));
         let unknown: Vec<ReplicaId> = unknown.map(|(r, _)| *r).collect();
         for replica in unknown {
             self.announce_built(replica);
@@ -216,8 +217,8 @@ impl Core {
             }
             None => {}
         }
-        let entry = self.group.entries.get(position);
-        let decided = entry.and_then(|e| e.decision.filter(|_| !e.aborted));
+        let entry = self.group.entry(position);
+        let decided = entry.and_then(|e| e.decision().filter(|_| !e.is_aborted()));
         let helped = entry.is_some_and(|e| e.help().is_some()) && decided.is_none();
         let Some(slot) = self.slots.get_mut(position) else {
             return;
@@ -347,7 +348,7 @@ impl Core {
             .local
             .get(&replica)
             .is_some_and(|l| l.leaving.is_some());
-        if leaves && !self.group.members.contains_key(&replica) {
+        if leaves && !self.group.is_in_service(replica) {
             self.local.remove(&replica);
             self.forget_timers(replica);
             self.out.push(Output::Destroy(replica));
@@ -379,7 +380,7 @@ impl Core {
 
     /// What was convicted when too few others were left is quarantined once there are enough.
     fn release_braked(&mut self) {
-        if !self.braked.is_empty() && self.group.members.len() > self.config.quorum() {
+        if !self.braked.is_empty() && self.group.usable() > self.config.quorum() {
             for replica in std::mem::take(&mut self.braked) {
                 self.out.push(Output::Quarantine(replica));
             }
@@ -387,11 +388,7 @@ impl Core {
     }
 
     fn drive(&mut self, replica: ReplicaId) {
-        let Some((role, suspected)) = self
-            .group
-            .members
-            .get(&replica)
-            .map(|m| (m.role, m.suspected))
+        let Some((role, suspected)) = self.group.member(replica).map(|m| (m.role, m.suspected))
         else {
             return;
         };
@@ -468,8 +465,8 @@ impl Core {
     /// Whether a request is known and not aborted. One that was aborted has no effect: who comes to it later
     /// waits until all before it is agreed on, and passes it with the updates.
     fn is_executed(&self, position: Position) -> bool {
-        let entry = self.group.entries.get(position);
-        entry.is_some_and(|e| !e.aborted)
+        let entry = self.group.entry(position);
+        entry.is_some_and(|e| !e.is_aborted())
     }
 
     /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is
@@ -481,10 +478,7 @@ impl Core {
             Role::Helping => self.last_expected(replica)?,
             Role::Passive | Role::Successor => return None,
         };
-        let held = self.group.held.iter().copied().find(|p| {
-            let entry = self.group.entries.get(*p);
-            entry.is_some_and(|e| e.held.contains(&replica))
-        });
+        let held = self.group.first_held(replica);
         Some(held.map_or(upto, |p| upto.min(p.previous())))
     }
 
@@ -530,16 +524,16 @@ impl Core {
             let clean = false;
             self.out.push(Output::Keep { replica, clean });
         }
-        let Some(entry) = self.group.entries.get(position) else {
+        let Some(entry) = self.group.entry(position) else {
             return;
         };
         let request = Execute {
             position,
-            class: entry.request.class,
-            time_us: entry.time_us,
-            seed: entry.request.seed,
-            root: entry.root,
-            request: entry.request.request.clone(),
+            class: entry.request().class,
+            time_us: entry.time_us(),
+            seed: entry.request().seed,
+            root: entry.root(),
+            request: entry.request().request.clone(),
         };
         local.executing.insert(position);
         self.out.push(Output::Execute { replica, request });

@@ -107,10 +107,10 @@ impl Core {
             came_from,
             served: self.served,
             view,
-            established: self.group.established.iter().copied().collect(),
+            established: self.group.established().collect(),
             log: (self.agreed_epoch, self.agreed),
-            delivered: self.group.delivered,
-            seats: u16::try_from(self.group.seats.len()).unwrap_or(u16::MAX),
+            delivered: self.group.delivered(),
+            seats: u16::try_from(self.group.seats().len()).unwrap_or(u16::MAX),
             version: GROUP_VERSION,
         }));
     }
@@ -216,7 +216,7 @@ impl Core {
             ring: self.ring,
             syncs: &self.syncs,
             given_up: &self.given_up,
-            seats: &self.group.seats,
+            seats: self.group.seats(),
             durable: self.config.durable,
         };
         let Some(verdict) = hearing.conclude() else {
@@ -269,7 +269,7 @@ impl Core {
     /// Who is in this ring and no member of the view, if its members need them to know of it: where they
     /// are a majority of all seats, one of them is in every later ring that is primary.
     fn outsiders(&self, members: &[SeatId]) -> Vec<SeatId> {
-        if members.len() * 2 > self.group.seats.len() {
+        if members.len() * 2 > self.group.seats().len() {
             return Vec::new();
         }
         let ring = self.ring_members.iter().copied();
@@ -323,7 +323,7 @@ impl Core {
     pub(crate) fn view_stored_of_group(&self) -> u64 {
         let there = self.group.view_id() <= self.view_stored;
         if there {
-            self.group.epoch
+            self.group.epoch()
         } else {
             0
         }
@@ -350,7 +350,7 @@ impl Core {
     fn say_again(&mut self) {
         self.submit_again();
         self.send_batch();
-        let decided = self.group.decided;
+        let decided = self.group.decided();
         for (position, slot) in self.slots.iter_above(decided) {
             for answer in &slot.answers {
                 self.outbox.votes.push(spare_protocol::group::Vote {
@@ -367,7 +367,7 @@ impl Core {
         self.announce();
         self.repeat_farewells();
         self.announce_built_replicas();
-        for position in self.group.helped.clone() {
+        for position in self.group.helped().collect::<Vec<_>>() {
             if let Some(needed) = self.group.votes_needed(position) {
                 self.send_help_me(position, needed);
             }
@@ -471,7 +471,7 @@ impl Core {
                 )));
             }
         };
-        if group.rules != Rules::from(&self.config) {
+        if *group.rules() != Rules::from(&self.config) {
             return self.notice(Notice::Alarm(format!(
                 "the configuration of this seat differs from that of seat {from}; all managers of a group \
                  must have the same f and limits"
@@ -479,8 +479,8 @@ impl Core {
         }
         std::mem::swap(&mut self.group, &mut group);
         self.source = from;
-        if self.group.seats != self.config.seats {
-            let (seats, here) = (self.group.seats.clone(), self.config.seats.clone());
+        if self.group.seats() != self.config.seats {
+            let (seats, here) = (self.group.seats().to_vec(), self.config.seats.clone());
             self.notice(Notice::OtherSeats { seats, here });
         }
         self.know_view();
@@ -507,21 +507,15 @@ impl Core {
             }
         }
         self.seen = seen;
-        self.slots = Window::above(self.group.entries.before());
-        let before = self.group.entries.before();
-        let positions: Vec<Position> = self
-            .group
-            .entries
-            .iter_above(before)
-            .map(|(p, _)| p)
-            .collect();
+        self.slots = Window::above(self.group.forgotten());
+        let before = self.group.forgotten();
+        let positions: Vec<Position> = self.group.entries_above(before).map(|(p, _)| p).collect();
         for position in positions {
             self.ordered_one(position);
             if self
                 .group
-                .entries
-                .get(position)
-                .is_some_and(|e| e.decision.is_some())
+                .entry(position)
+                .is_some_and(|e| e.decision().is_some())
             {
                 self.decided(position);
             }
@@ -535,7 +529,7 @@ impl Core {
 
     /// Whether this manager has no records of requests that the group has forgotten.
     pub(crate) fn lacks_records(&self) -> bool {
-        self.agreed < self.group.entries.before()
+        self.agreed < self.group.forgotten()
     }
 
     /// Asks for records of requests that the group has forgotten.
@@ -543,7 +537,7 @@ impl Core {
         self.set_timer(Timer::CatchUp, self.config.fetch_timeout);
         if self.lacks_records() {
             let me = self.config.me;
-            let others = || self.group.view.keys().copied().filter(|s| *s != me);
+            let others = || self.group.view_members().filter(|s| *s != me);
             let source = others().find(|s| *s == self.source);
             if let Some(to) = source.or_else(|| others().next()) {
                 let after = self.agreed;
@@ -562,7 +556,7 @@ impl Core {
         let mut taken = false;
         for record in records {
             // What is in the window is taken from there, once its decision is known here.
-            let forgotten = record.position <= self.group.entries.before();
+            let forgotten = record.position <= self.group.forgotten();
             if record.position == self.agreed.next() && forgotten {
                 let position = record.position;
                 if let Some(slot) = self.slots.get_mut(position) {
@@ -584,7 +578,7 @@ impl Core {
 
     /// Tells the group once this manager has what the others have.
     pub(crate) fn check_caught_up(&mut self) {
-        let near = self.agreed.0.saturating_add(LAG_MAX) >= self.group.decided.0;
+        let near = self.agreed.0.saturating_add(LAG_MAX) >= self.group.decided().0;
         let caught_up = self.agreed >= self.slots.before() && near;
         if self.standing == Standing::CatchingUp && caught_up && !self.joined_sent {
             self.joined_sent = true;

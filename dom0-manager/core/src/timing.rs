@@ -54,8 +54,8 @@ impl Core {
     fn clear_watch(&mut self) {
         let group = &self.group;
         self.watch.clear(|position| {
-            let entry = group.entries.get(position);
-            entry.is_none_or(|e| e.decision.is_some() && e.missing.is_empty())
+            let entry = group.entry(position);
+            entry.is_none_or(|e| e.decision().is_some() && e.is_complete())
         });
     }
 
@@ -91,8 +91,7 @@ impl Core {
         let late = now.since(first.max(began.unwrap_or_default()));
         let active = self
             .group
-            .members
-            .get(&replica)
+            .member(replica)
             .is_some_and(|m| m.role == Role::Active);
         if active && late > slow {
             self.suspect(position, replica);
@@ -108,7 +107,7 @@ impl Core {
     /// A timer for votes expired: whoever is silent is suspected, and if the request is undecided,
     /// help is asked for (DESIGN §4.7).
     fn votes_missed(&mut self, position: Position) {
-        let Some(entry) = self.group.entries.get(position) else {
+        let Some(entry) = self.group.entry(position) else {
             return;
         };
         let Some(slot) = self.slots.get(position) else {
@@ -121,9 +120,9 @@ impl Core {
             let since = self.executes_since.get(r).copied().unwrap_or_default();
             since.after(grace) <= now
         };
-        let silent: Vec<ReplicaId> = entry.missing.iter().copied().filter(had_time).collect();
-        let waiting = silent.len() < entry.missing.len();
-        let (undecided, asked) = (entry.decision.is_none(), entry.help().is_some());
+        let silent: Vec<ReplicaId> = entry.awaited().filter(had_time).collect();
+        let waiting = silent.len() < entry.awaited().count();
+        let (undecided, asked) = (entry.decision().is_none(), entry.help().is_some());
         let delivered = slot.delivered_at;
         for replica in silent {
             self.suspect(position, replica);
@@ -223,18 +222,17 @@ impl Core {
 
     /// A request was decided: woken passives whose votes it needed stay awake from now on.
     pub(crate) fn note_needed(&mut self, position: Position) {
-        let Some(entry) = self.group.entries.get(position) else {
+        let Some(entry) = self.group.entry(position) else {
             return;
         };
         if entry.help().is_none() && !self.group.is_followed() {
             return;
         }
-        let helped: Vec<ReplicaId> = entry.ballot.iter().map(|(r, _)| r).collect();
+        let helped: Vec<ReplicaId> = entry.votes().map(|(r, _)| r).collect();
         for replica in helped {
             let helping = self
                 .group
-                .members
-                .get(&replica)
+                .member(replica)
                 .is_some_and(|m| m.role == Role::Helping);
             if helping {
                 self.keep_awake(replica);
@@ -247,8 +245,7 @@ impl Core {
     fn may_sleep(&mut self, replica: ReplicaId) {
         let helping = self
             .group
-            .members
-            .get(&replica)
+            .member(replica)
             .is_some_and(|m| m.role == Role::Helping);
         if !helping {
             return;
@@ -272,7 +269,7 @@ impl Core {
         let expected = self
             .group
             .undecided()
-            .filter(|(_, e)| e.missing.contains(&replica));
+            .filter(|(_, e)| e.is_awaited(replica));
         expected.last().map(|(p, _)| p)
     }
 
@@ -282,7 +279,7 @@ impl Core {
             return;
         }
         let usable = self.local.iter().filter(|(r, l)| {
-            let member = self.group.members.get(r);
+            let member = self.group.member(**r);
             let rested = member
                 .is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Helping));
             l.leaving.is_none() && rested
@@ -301,7 +298,7 @@ impl Core {
 
     pub(crate) fn announce(&mut self) {
         self.deadlines.cancel(Timer::Announce);
-        let member = self.group.view.contains_key(&self.config.me) && self.live;
+        let member = self.group.is_in_view(self.config.me) && self.live;
         if !member || self.standing == Standing::Suspended {
             return;
         }

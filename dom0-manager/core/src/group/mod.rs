@@ -112,6 +112,58 @@ struct Trouble {
 }
 
 impl Entry {
+    pub(crate) fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The agreed time.
+    pub(crate) fn time_us(&self) -> i64 {
+        self.time_us
+    }
+
+    /// Which root is reported after it.
+    pub(crate) fn root(&self) -> RootRequest {
+        self.root
+    }
+
+    /// The epoch in which it and all before it were decided.
+    pub(crate) fn decided_in(&self) -> u64 {
+        self.decided_in
+    }
+
+    /// What was decided; of an aborted request too.
+    pub(crate) fn decision(&self) -> Option<Decision> {
+        self.decision
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+
+    /// The first vote of each replica, in the order of their arrival.
+    pub(crate) fn votes(&self) -> impl Iterator<Item = (ReplicaId, Decision)> + '_ {
+        self.ballot.iter()
+    }
+
+    /// Whose votes are to come.
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.missing.iter().copied()
+    }
+
+    pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
+        self.missing.contains(&replica)
+    }
+
+    /// Every vote that is waited for is in.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    /// This replica executes it only once somebody has.
+    pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
+        self.held.contains(&replica)
+    }
+
     /// Help was asked for, or is wanted.
     pub(crate) fn help(&self) -> Option<&Help> {
         self.trouble.as_ref()?.help.as_ref()
@@ -382,6 +434,109 @@ impl Group {
     /// The last position that was ordered.
     pub(crate) fn ordered(&self) -> Position {
         self.entries.last()
+    }
+
+    /// Everything up to here is decided, has its agreed bytes at every member, and is no entry any more.
+    pub(crate) fn forgotten(&self) -> Position {
+        self.entries.before()
+    }
+
+    pub(crate) fn entry(&self, position: Position) -> Option<&Entry> {
+        self.entries.get(position)
+    }
+
+    /// The requests above `after` that are not forgotten, in order.
+    pub(crate) fn entries_above(
+        &self,
+        after: Position,
+    ) -> impl Iterator<Item = (Position, &Entry)> {
+        self.entries.iter_above(after)
+    }
+
+    /// Everything up to here is decided.
+    pub(crate) fn decided(&self) -> Position {
+        self.decided
+    }
+
+    /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
+    pub(crate) fn settled(&self) -> Position {
+        self.settled
+    }
+
+    /// How many ordered messages this state comes from.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered
+    }
+
+    /// The undecided requests that help was asked for, ascending.
+    pub(crate) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
+        self.helped.iter().copied()
+    }
+
+    /// The first undecided request that this replica does not execute for now.
+    pub(crate) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
+        let mut held = self.held.iter().copied();
+        held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
+    }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// All seats in the order of views.
+    pub(crate) fn seats(&self) -> &[SeatId] {
+        &self.seats
+    }
+
+    /// The members of the primary view, ascending.
+    pub(crate) fn view_members(&self) -> impl Iterator<Item = SeatId> + '_ {
+        self.view.keys().copied()
+    }
+
+    pub(crate) fn is_in_view(&self, seat: SeatId) -> bool {
+        self.view.contains_key(&seat)
+    }
+
+    /// The members of the primary view that are to have no replicas.
+    pub(crate) fn drained_members(&self) -> impl Iterator<Item = SeatId> + '_ {
+        let drained = self.view.iter().filter(|(_, m)| m.drained);
+        drained.map(|(seat, _)| *seat)
+    }
+
+    /// The members of the newest view that was established.
+    pub(crate) fn established(&self) -> impl Iterator<Item = SeatId> + '_ {
+        self.established.iter().copied()
+    }
+
+    /// The replicas in service.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
+        self.members.iter().map(|(r, m)| (*r, m))
+    }
+
+    pub(crate) fn member(&self, replica: ReplicaId) -> Option<&Member> {
+        self.members.get(&replica)
+    }
+
+    pub(crate) fn role(&self, replica: ReplicaId) -> Option<Role> {
+        self.members.get(&replica).map(|m| m.role)
+    }
+
+    pub(crate) fn is_in_service(&self, replica: ReplicaId) -> bool {
+        self.members.contains_key(&replica)
+    }
+
+    /// How many replicas are in service.
+    pub(crate) fn usable(&self) -> usize {
+        self.members.len()
+    }
+
+    /// The seat that builds fresh replicas.
+    pub(crate) fn recovering(&self) -> Option<SeatId> {
+        self.recovery.map(|r| r.seat)
     }
 
     pub(crate) fn quorum(&self) -> usize {
