@@ -37,7 +37,9 @@ use keys::Keys;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{write_in_read_hash, GroupMessage, Progress, Request, RequestId};
+use spare_protocol::group::{
+    write_in_read_hash, GroupMessage, PrimaryView, Progress, Request, RequestId,
+};
 use spare_protocol::{Class, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -479,6 +481,25 @@ impl Group {
         held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
     }
 
+    /// The last undecided request on which the vote of this replica is awaited.
+    pub(crate) fn last_awaited(&self, replica: ReplicaId) -> Option<Position> {
+        let awaited = self.undecided().filter(|(_, e)| e.is_awaited(replica));
+        awaited.last().map(|(p, _)| p)
+    }
+
+    /// Whether there are fewer than f+1 actives.
+    pub(crate) fn is_active_missing(&self) -> bool {
+        self.actives().count() < self.quorum()
+    }
+
+    /// The primary view.
+    pub(crate) fn primary_view(&self) -> PrimaryView {
+        PrimaryView {
+            id: self.view_id(),
+            members: self.view_members().collect(),
+        }
+    }
+
     pub(crate) fn rules(&self) -> &Rules {
         &self.rules
     }
@@ -552,10 +573,6 @@ impl Group {
     /// Takes what happened since this was called last, in exchange for an empty list.
     pub(crate) fn swap_events(&mut self, events: &mut Vec<EventSlot>) {
         std::mem::swap(&mut self.events, events);
-    }
-
-    pub(crate) fn has_events(&self) -> bool {
-        !self.events.is_empty()
     }
 
     fn event(&mut self, event: Event) {

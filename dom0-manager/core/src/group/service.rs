@@ -4,7 +4,7 @@ use super::suspicion::Suspicions;
 use super::{Disposal, Event, Group};
 use crate::bugs::{planted, Bug};
 use crate::io::Notice;
-use crate::seat::REPLICAS_PER_SEAT;
+use crate::replicas::REPLICAS_PER_SEAT;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;

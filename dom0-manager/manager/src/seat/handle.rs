@@ -20,7 +20,7 @@ pub(crate) struct Snapshot {
     pub(crate) agreed: Position,
     pub(crate) staffed: bool,
     pub(crate) can_decide: bool,
-    pub(crate) replicas: Vec<spare_core::replica::ReplicaView>,
+    pub(crate) replicas: Vec<spare_core::ReplicaView>,
     pub(crate) standing: Standing,
     /// Whom it waits for, in words.
     pub(crate) waits_for: String,

@@ -1,4 +1,4 @@
-//! What the members of a ring conclude when each of them has said what it is and has (DESIGN §4.2): who goes on with
+//! What the members of a ring conclude when each of them has said what it is and has (`docs/protocol.md#views`): who goes on with
 //! the group's state, or from whose log it begins anew, or who must be there first. Whoever hears the same concludes the
 //! same.
 //!

@@ -1,4 +1,4 @@
-//! Agreed updates that wait for passive replicas (SPARE §4.3), in the order of positions.
+//! Agreed updates that wait for passive replicas (SPARE §3.2), in the order of positions.
 
 use bytes::Bytes;
 use spare_protocol::Position;

@@ -34,7 +34,7 @@ impl Usual {
 }
 
 /// How long the first vote on a request takes, per class. The first, because f faulty replicas that are
-/// slow on purpose can't make it come later: they can't stretch what is learnt (DESIGN §4.7).
+/// slow on purpose can't make it come later: they can't stretch what is learnt (`docs/protocol.md#timing`).
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Latencies {
     read: Usual,

@@ -1,0 +1,27 @@
+//! Activation of passive replicas (SPARE §3.1, §4.1.1), and the state updates that keep them current (§3.2).
+//!
+//! - [`help`]: `HELP_ME` and `I_DO` as this manager says and hears them
+//! - [`sleep`]: woken passives go back to sleep
+//! - [`buffer`]: agreed updates that wait for passives
+
+mod buffer;
+mod help;
+mod sleep;
+
+pub(crate) use buffer::UpdateBuffer;
+pub(crate) use help::ask;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::group::Group;
+use crate::outputs::Outputs;
+use crate::replicas::Replicas;
+
+/// Wakes passives and lets them sleep: changes for how long local ones stay awake, and timers.
+pub(crate) struct Activation<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) group: &'a Group,
+    pub(crate) replicas: &'a mut Replicas,
+    pub(crate) clock: &'a mut Clock,
+    pub(crate) out: &'a mut Outputs,
+}

@@ -1,0 +1,264 @@
+//! The decided log, and who holds bytes: from a decision to its record (SPARE §2.3, §4.1.2).
+//!
+//! What is decided is only hashes. The agreed bytes are found here, if a local replica answered right, or ordered from
+//! another manager ([`bytes`]), and handed on in the order of positions ([`records`]):
+//!
+//! ```text
+//!   decided ──▶ bytes here ──▶ agreed: handed to the log ──▶ stored ──▶ safe: every member of some view has
+//!                                                                       it stored, and nobody truncates it
+//! ```
+
+mod bytes;
+mod records;
+
+pub(crate) use bytes::Bytes;
+pub(crate) use records::Records;
+
+use crate::config::Resume;
+use crate::group::{Decision, Window};
+use crate::io::{Evidence, Micros};
+use ::bytes::Bytes as Buffer;
+use smallvec::SmallVec;
+use spare_protocol::channel::Outcome;
+use spare_protocol::group::{RequestId, Vote};
+use spare_protocol::{Class, Hash, Position, ReplicaId};
+
+/// What a local replica answered.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalAnswer {
+    pub(crate) replica: ReplicaId,
+    pub(crate) decision: Decision,
+    pub(crate) outcome: Outcome,
+    pub(crate) update: Buffer,
+}
+
+impl LocalAnswer {
+    fn bytes(&self) -> (Outcome, Buffer) {
+        (self.outcome.clone(), self.update.clone())
+    }
+
+    fn vote(&self, position: Position) -> Vote {
+        Vote {
+            position,
+            replica: self.replica,
+            reply: self.decision.reply,
+            update: self.decision.update,
+        }
+    }
+}
+
+/// What this manager knows about a request beyond what all know; longer than the group does, while a client waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Slot {
+    id: RequestId,
+    class: Class,
+    key: Option<Hash>,
+    delivered_at: Micros,
+    first_vote_at: Option<Micros>,
+    answers: SmallVec<[LocalAnswer; 1]>,
+    /// The agreed bytes, once they are here; no outcome if it was aborted.
+    agreed: Option<(Option<Outcome>, Buffer)>,
+    /// How often the agreed bytes were asked for.
+    fetches: u32,
+}
+
+impl Slot {
+    /// A request that was delivered at this point of time.
+    pub(crate) fn new(id: RequestId, class: Class, key: Option<Hash>, now: Micros) -> Slot {
+        Slot {
+            id,
+            class,
+            key,
+            delivered_at: now,
+            first_vote_at: None,
+            answers: SmallVec::new(),
+            agreed: None,
+            fetches: 0,
+        }
+    }
+
+    pub(crate) fn id(&self) -> RequestId {
+        self.id
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        self.class
+    }
+
+    /// What a retry has in common with it.
+    pub(crate) fn key(&self) -> Option<Hash> {
+        self.key
+    }
+
+    pub(crate) fn delivered_at(&self) -> Micros {
+        self.delivered_at
+    }
+
+    pub(crate) fn first_vote_at(&self) -> Option<Micros> {
+        self.first_vote_at
+    }
+
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.agreed.is_some()
+    }
+
+    /// What came of it, once the agreed bytes are here; none in that if it was aborted.
+    pub(crate) fn outcome(&self) -> Option<Option<Outcome>> {
+        self.agreed.as_ref().map(|(outcome, _)| outcome.clone())
+    }
+}
+
+/// This manager's part of the decided log.
+#[derive(Clone, Debug)]
+pub(crate) struct Log {
+    slots: Window<Slot>,
+    /// Up to here everything is decided, its agreed bytes are here, and it was handed to the log.
+    agreed: Position,
+    agreed_epoch: u64,
+    stored: Position,
+    safe: Position,
+}
+
+impl Log {
+    /// What is on disk is agreed on.
+    pub(crate) fn resumed(resume: &Resume) -> Log {
+        let last = resume.last.as_ref();
+        let agreed = last.map_or(Position(0), |r| r.position);
+        Log {
+            slots: Window::above(agreed),
+            agreed,
+            agreed_epoch: last.map_or(0, |r| r.epoch),
+            stored: agreed,
+            safe: resume.safe.min(agreed),
+        }
+    }
+
+    /// Up to here everything is decided, its agreed bytes are here, and it was handed to the log.
+    pub(crate) fn agreed(&self) -> Position {
+        self.agreed
+    }
+
+    /// The epoch and position of the last record.
+    pub(crate) fn last(&self) -> (u64, Position) {
+        (self.agreed_epoch, self.agreed)
+    }
+
+    /// Records up to here are on disk, or need not be.
+    pub(crate) fn stored(&self) -> Position {
+        self.stored
+    }
+
+    /// How many requests are in the window.
+    pub(crate) fn open(&self) -> u64 {
+        self.slots.last().0 - self.slots.before().0
+    }
+
+    /// Everything up to here has left the window.
+    pub(crate) fn forgotten(&self) -> Position {
+        self.slots.before()
+    }
+
+    pub(crate) fn slot(&self, position: Position) -> Option<&Slot> {
+        self.slots.get(position)
+    }
+
+    /// The request of the next position was delivered.
+    pub(crate) fn ordered(&mut self, slot: Slot) {
+        self.slots.push(slot);
+    }
+
+    /// The first vote on a request was counted. Returns its class and how long that took.
+    pub(crate) fn first_vote(
+        &mut self,
+        position: Position,
+        now: Micros,
+    ) -> Option<(Class, Micros)> {
+        let slot = self.slots.get_mut(position)?;
+        slot.first_vote_at = Some(now);
+        Some((slot.class, now.since(slot.delivered_at)))
+    }
+
+    /// A local replica answered; `decided` is what the answer of a right one is, if that is known. Returns whether the
+    /// agreed bytes were found by it.
+    pub(crate) fn answered(
+        &mut self,
+        position: Position,
+        answer: LocalAnswer,
+        decided: Option<Decision>,
+    ) -> bool {
+        let Some(slot) = self.slots.get_mut(position) else {
+            return false;
+        };
+        let found = slot.agreed.is_none() && decided == Some(answer.decision);
+        if found {
+            slot.agreed = Some((Some(answer.outcome.clone()), answer.update.clone()));
+        }
+        slot.answers.push(answer);
+        found
+    }
+
+    /// The votes of local replicas on everything above `after`.
+    pub(crate) fn local_votes_above(&self, after: Position) -> impl Iterator<Item = Vote> + '_ {
+        let slots = self.slots.iter_above(after);
+        slots.flat_map(|(p, slot)| slot.answers.iter().map(move |a| a.vote(p)))
+    }
+
+    /// A request that was decided is not any more: what was found of it counts for nothing. Returns its class.
+    pub(crate) fn reopened(&mut self, position: Position, now: Micros) -> Option<Class> {
+        let slot = self.slots.get_mut(position)?;
+        slot.agreed = None;
+        slot.fetches = 0;
+        slot.first_vote_at = None;
+        slot.delivered_at = now;
+        Some(slot.class)
+    }
+
+    /// Adds the bytes of the wrong and of the agreed result to what shows that `replica` lied.
+    pub(crate) fn complete_evidence(
+        &self,
+        position: Position,
+        replica: ReplicaId,
+        decision: Decision,
+        evidence: &mut Evidence,
+    ) {
+        let Some(slot) = self.slots.get(position) else {
+            return;
+        };
+        let wrong = slot.answers.iter().find(|a| a.replica == replica);
+        evidence.wrong = wrong.map(LocalAnswer::bytes);
+        let right = slot.answers.iter().find(|a| a.decision == decision);
+        let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o?, u)));
+        evidence.agreed = right.map(LocalAnswer::bytes).or(fetched);
+    }
+
+    /// Everything above `position` is given up: nothing is open.
+    pub(crate) fn forget_open(&mut self, position: Position) {
+        self.slots = Window::above(position);
+    }
+
+    /// Keeps nothing above `position`; returns whether there was something. Another history may have been agreed on.
+    pub(crate) fn truncate(&mut self, position: Position) -> bool {
+        let truncated = position < self.agreed;
+        if truncated {
+            self.agreed = position;
+            self.stored = self.stored.min(position);
+        }
+        truncated
+    }
+
+    /// Everything that is on disk is final.
+    pub(crate) fn all_is_safe(&mut self) -> Position {
+        self.safe = self.safe.max(self.stored);
+        self.safe
+    }
+
+    /// Up to here nothing is ever truncated.
+    pub(crate) fn safe(&self) -> Position {
+        self.safe
+    }
+
+    /// Records are on disk up to `position`.
+    pub(crate) fn note_stored(&mut self, position: Position) {
+        self.stored = self.stored.max(position.min(self.agreed));
+    }
+}

@@ -1,0 +1,177 @@
+//! Rings: the seats that hear each other, told of in total order. In one that is primary each member says what it is
+//! and has (`SYNC`).
+
+use crate::bugs::{planted, Bug};
+use crate::clock::Timer;
+use crate::io::{Notice, Standing};
+use crate::step::Core;
+use spare_protocol::group::{Envelope, GroupMessage, Sync, GROUP_VERSION};
+use spare_protocol::SeatId;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Messages that may wait for the group's state. Above that it is asked for anew.
+const BACKLOG_MAX: usize = 65_536;
+
+/// The ring that this manager is in, and what its members said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ring {
+    pub(super) number: u64,
+    pub(super) members: Vec<SeatId>,
+    pub(super) syncs: BTreeMap<SeatId, Sync>,
+    /// Those whose disks an operator gave up.
+    pub(super) given_up: BTreeSet<SeatId>,
+    /// Delivered in this ring, waiting for the group's state.
+    pub(super) backlog: VecDeque<(SeatId, Envelope)>,
+    /// Messages of this ring that the group's state contains.
+    pub(super) seen: u64,
+    /// Of these, still to be delivered here: the state came from a manager that was ahead.
+    pub(super) ahead: u64,
+}
+
+impl Core {
+    /// Other seats hear each other from here on. Returns the ring that this manager came from.
+    fn move_to(&mut self, number: u64, members: Vec<SeatId>) -> u64 {
+        // All members that were in the last ring delivered the same in it.
+        if self.membership.live {
+            self.take_backlog();
+        }
+        let ring = Ring {
+            number,
+            members,
+            ..Ring::default()
+        };
+        let left = std::mem::replace(&mut self.membership.ring, ring);
+        self.membership.views.promised = None;
+        self.membership.joining.joined_sent = false;
+        self.clock.cancel(Timer::CatchUp);
+        left.number
+    }
+
+    /// These seats cannot decide, nor can others: what they are in the middle of stays as it is. Should they find
+    /// out that the others are off, they go on as if nothing but the others had left.
+    pub(crate) fn suspend(&mut self, ring: u64, members: Vec<SeatId>) {
+        self.move_to(ring, members);
+        if self.membership.live {
+            self.membership.stand(Standing::Suspended, &mut self.out);
+        } else {
+            self.leave();
+            self.membership.stand(Standing::Apart, &mut self.out);
+        }
+    }
+
+    /// These seats hear each other from here on, and may decide if the ring is primary.
+    pub(crate) fn enter_ring(&mut self, ring: u64, members: Vec<SeatId>, primary: bool) {
+        let came_from = self.move_to(ring, members);
+        let primary = primary || planted(Bug::MinorityGoesOn);
+        if !primary || !self.membership.ring.members.contains(&self.config.me) {
+            self.leave();
+            return self.membership.stand(Standing::Apart, &mut self.out);
+        }
+        if !self.membership.live {
+            self.leave();
+        }
+        self.membership.stand(Standing::Syncing, &mut self.out);
+        let sync = self.what_it_is_and_has(came_from);
+        self.out.multicast(GroupMessage::Sync(sync));
+    }
+
+    fn what_it_is_and_has(&self, came_from: u64) -> Sync {
+        let live = self.membership.live;
+        let view = if live {
+            self.group.primary_view()
+        } else {
+            self.membership.views.known.clone()
+        };
+        Sync {
+            ring: self.membership.ring.number,
+            live,
+            came_from,
+            served: self.membership.served,
+            view,
+            established: self.group.established().collect(),
+            log: self.log.last(),
+            delivered: self.group.delivered(),
+            seats: u16::try_from(self.group.seats().len()).unwrap_or(u16::MAX),
+            version: GROUP_VERSION,
+        }
+    }
+
+    /// This manager is in the primary view no longer: its state is the group's no longer.
+    pub(super) fn leave(&mut self) {
+        self.membership.live = false;
+        self.membership.joining.needed = None;
+        self.gateway().interrupt();
+    }
+
+    /// An ordered message.
+    pub(crate) fn delivered(&mut self, from: SeatId, envelope: Envelope) {
+        match envelope.message {
+            GroupMessage::Sync(sync) => return self.sync(from, sync),
+            GroupMessage::AcceptLoss { ring, seats } => return self.accept_loss(ring, seats),
+            _ => {}
+        }
+        let ring = &mut self.membership.ring;
+        match self.membership.standing {
+            Standing::Serving | Standing::CatchingUp if ring.ahead > 0 => ring.ahead -= 1,
+            Standing::Serving | Standing::CatchingUp => self.take_ordered(from, envelope),
+            Standing::Syncing | Standing::Waiting | Standing::Joining => {
+                ring.backlog.push_back((from, envelope));
+                if ring.backlog.len() > BACKLOG_MAX {
+                    // What is missing then is contained in a newer state.
+                    ring.backlog.pop_front();
+                    ring.seen += 1;
+                }
+            }
+            // Who goes on says it again.
+            Standing::Suspended | Standing::Apart => {}
+        }
+    }
+
+    /// An ordered message takes effect in this ring.
+    fn take_ordered(&mut self, from: SeatId, envelope: Envelope) {
+        self.membership.ring.seen += 1;
+        // Its sender was with the group in another ring; in this one it has to catch up again.
+        let here = self.membership.ring.number;
+        let stale = match &envelope.message {
+            GroupMessage::Joined { ring, .. } | GroupMessage::ViewStored { ring } => *ring != here,
+            _ => false,
+        };
+        if !stale {
+            self.apply(from, envelope);
+        }
+    }
+
+    pub(super) fn take_backlog(&mut self) {
+        while let Some((from, envelope)) = self.membership.ring.backlog.pop_front() {
+            self.take_ordered(from, envelope);
+        }
+    }
+
+    fn sync(&mut self, from: SeatId, sync: Sync) {
+        let ring = &mut self.membership.ring;
+        let expected = sync.ring == ring.number && ring.members.contains(&from);
+        if self.membership.standing != Standing::Syncing || !expected {
+            return;
+        }
+        if sync.version != GROUP_VERSION {
+            return self.out.notice(Notice::Alarm(format!(
+                "seat {from} speaks version {} of the group protocol, this manager version {GROUP_VERSION}: \
+                 upgrade the older one",
+                sync.version
+            )));
+        }
+        ring.syncs.insert(from, sync);
+        if ring.syncs.len() == ring.members.len() {
+            self.conclude();
+        }
+    }
+
+    /// An operator accepts that these seats' disks are gone for good.
+    fn accept_loss(&mut self, ring: u64, seats: Vec<SeatId>) {
+        let here = &mut self.membership.ring;
+        if self.membership.standing == Standing::Waiting && ring == here.number {
+            here.given_up.extend(seats);
+            self.conclude();
+        }
+    }
+}

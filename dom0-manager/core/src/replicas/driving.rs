@@ -1,0 +1,223 @@
+//! Gives every local replica what it needs next, and pauses those that need nothing (SPARE §3.1).
+//!
+//! A replica's channel is first in, first out. So the position of its state is known from what was
+//! sent: `Local::sent`. Everything it needs next follows from that, its role, and what is agreed:
+//! agreed updates first, then, if its vote is expected, every request from the first that is not
+//! agreed on: no passive goes past an undecided request (`docs/protocol.md#passive-replicas`).
+
+use super::{Seat, Vm};
+use crate::bugs::{planted, Bug};
+use crate::clock::Timer;
+use crate::group::Role;
+use crate::io::Output;
+use smallvec::SmallVec;
+use spare_protocol::channel::{Execute, RootRequest};
+use spare_protocol::group::{GroupMessage, LossReason};
+use spare_protocol::{Position, ReplicaId};
+
+impl Seat<'_> {
+    /// Gives every local replica what it needs next.
+    pub(crate) fn drive_all(&mut self) {
+        if self.membership.is_serving() {
+            let replicas: SmallVec<[ReplicaId; 4]> = self.replicas.local.keys().copied().collect();
+            for replica in replicas {
+                self.drive(replica);
+            }
+            self.release_braked();
+        }
+        self.trim_buffer();
+    }
+
+    fn drive(&mut self, replica: ReplicaId) {
+        let Some(member) = self.group.member(replica) else {
+            return;
+        };
+        let (role, suspected) = (member.role, member.suspected);
+        let execute_upto = self.execute_upto(replica, role);
+        let updates_due = self.updates_due(replica);
+        let Some(local) = self.replicas.local.get_mut(&replica) else {
+            return;
+        };
+        if local.leaving.is_some() {
+            return;
+        }
+        let executes = execute_upto.is_some_and(|upto| local.sent < upto);
+        let stays_awake = matches!(role, Role::Active | Role::Helping | Role::Retiring(_));
+        let wanted = stays_awake || executes || updates_due || local.is_busy();
+        match local.vm {
+            Vm::Paused if wanted => {
+                local.vm = Vm::Unpausing;
+                self.out.push(Output::Unpause(replica));
+                // What it needs waits in its channel when it begins to run.
+                self.feed(replica, execute_upto, updates_due);
+            }
+            Vm::Running | Vm::Unpausing if wanted => self.feed(replica, execute_upto, updates_due),
+            Vm::Running => {
+                local.vm = Vm::Pausing;
+                let caught_up = suspected && !std::mem::replace(&mut local.settling, true);
+                self.out.push(Output::Pause(replica));
+                if caught_up {
+                    self.out.multicast(GroupMessage::Slept { replica });
+                }
+            }
+            _ => {}
+        }
+        self.limit_work(replica, role);
+    }
+
+    /// Whether a replica that does not execute is due to be brought up to date: k updates wait (SPARE §3.2), or as many
+    /// as fit into the activation budget, or a checkpoint that all must report.
+    fn updates_due(&self, replica: ReplicaId) -> bool {
+        let Some(local) = self.replicas.local.get(&replica) else {
+            return false;
+        };
+        if local.sent >= self.log.agreed() {
+            return false;
+        }
+        let most = self
+            .replicas
+            .apply_cost
+            .updates_within(self.config.activation_budget, self.config.updates_max);
+        let recovering = self.is_recovering();
+        let report_waits = || {
+            self.replicas
+                .checkpoint_marks
+                .range(local.sent.next()..)
+                .take_while(|(p, _)| **p <= self.log.agreed())
+                .any(|(_, root)| recovering || *root == RootRequest::FullScan)
+        };
+        self.replicas.buffer.count_above(local.sent) >= most || report_waits()
+    }
+
+    fn feed(&mut self, replica: ReplicaId, execute_upto: Option<Position>, updates_due: bool) {
+        loop {
+            let Some(sent) = self.replicas.local.get(&replica).map(|l| l.sent) else {
+                return;
+            };
+            let executes = execute_upto.is_some_and(|upto| sent < upto);
+            if sent < self.log.agreed() && (executes || updates_due) {
+                self.send_updates(replica, sent);
+            } else if executes && self.is_executed(sent.next()) {
+                self.send_request(replica, sent.next());
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Whether a request is known and not aborted. One that was aborted has no effect: who comes to it later
+    /// waits until all before it is agreed on, and passes it with the updates.
+    fn is_executed(&self, position: Position) -> bool {
+        let entry = self.group.entry(position);
+        entry.is_some_and(|e| !e.is_aborted())
+    }
+
+    /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is
+    /// expected, and nothing beyond: the actives decide most of that by themselves.
+    fn execute_upto(&self, replica: ReplicaId, role: Role) -> Option<Position> {
+        let upto = match role {
+            Role::Active => self.group.ordered(),
+            Role::Retiring(upto) => upto,
+            Role::Helping => self.group.last_awaited(replica)?,
+            Role::Passive | Role::Successor => return None,
+        };
+        let held = self.group.first_held(replica);
+        Some(held.map_or(upto, |p| upto.min(p.previous())))
+    }
+
+    /// Sends the agreed updates above `sent`, up to the next checkpoint, as one batch.
+    fn send_updates(&mut self, replica: ReplicaId, sent: Position) {
+        let agreed = self.log.agreed();
+        let mut marks = self.replicas.checkpoint_marks.range(sent.next()..);
+        let mark = marks.next().filter(|(p, _)| **p <= agreed);
+        let (mut upto, root) = mark.map_or((agreed, RootRequest::No), |(p, root)| (*p, *root));
+        if planted(Bug::PassivePassesUndecided) && root == RootRequest::No {
+            upto = self.group.ordered();
+        }
+        let from = if planted(Bug::UpdateSentTwice) {
+            sent.previous()
+        } else {
+            sent
+        };
+        let updates = self.replicas.buffer.range(from, upto);
+        let now = self.clock.now();
+        if let Some(local) = self.replicas.local.get_mut(&replica) {
+            if local.applying.is_empty() {
+                local.applying_since = now;
+            }
+            local.applying.push_back((upto, updates.len()));
+            local.sent = upto;
+        }
+        self.out.push(Output::Apply {
+            replica,
+            updates,
+            upto,
+            root,
+        });
+    }
+
+    fn send_request(&mut self, replica: ReplicaId, position: Position) {
+        let Some(local) = self.replicas.local.get_mut(&replica) else {
+            return;
+        };
+        local.sent = position;
+        if std::mem::take(&mut local.clean) {
+            self.out.keep(replica, false);
+        }
+        let Some(entry) = self.group.entry(position) else {
+            return;
+        };
+        local.executing.insert(position);
+        let ordered = entry.request();
+        let request = Execute {
+            position,
+            class: ordered.class,
+            time_us: entry.time_us(),
+            seed: ordered.seed,
+            root: entry.root(),
+            request: ordered.request.clone(),
+        };
+        self.out.push(Output::Execute { replica, request });
+    }
+
+    /// Work that must end in time: bringing a replica up to date, pausing and unpausing it, and what a
+    /// passive still has to answer before it may sleep. (The silence of one that executes is noticed
+    /// by its missing votes.)
+    fn limit_work(&mut self, replica: ReplicaId, role: Role) {
+        let Some(local) = self.replicas.local.get(&replica) else {
+            return;
+        };
+        let passive = !matches!(role, Role::Active | Role::Helping);
+        let answering = passive && local.vm == Vm::Running && !local.executing.is_empty();
+        if local.is_changing() || !local.applying.is_empty() || answering {
+            let limit = self.config.apply_timeout;
+            self.clock.ensure(Timer::Work(replica), limit);
+        } else {
+            self.clock.cancel(Timer::Work(replica));
+        }
+    }
+
+    /// Forgets updates that every local replica has, or will load with its first state. A replica that
+    /// falls too far behind is given up.
+    fn trim_buffer(&mut self) {
+        let loads = |vm: Vm| matches!(vm, Vm::Creating | Vm::Kept);
+        let fed = self.replicas.local.iter();
+        let fed = fed.filter(|(_, l)| !loads(l.vm) && l.leaving.is_none());
+        let last = fed.min_by_key(|(_, l)| l.sent).map(|(r, l)| (*r, l.sent));
+        let agreed = self.log.agreed();
+        let upto = match last {
+            Some((_, sent)) if !planted(Bug::BufferTrimmedTooFar) => sent.min(agreed),
+            _ => agreed,
+        };
+        self.replicas.buffer.trim(upto);
+        let marks = &mut self.replicas.checkpoint_marks;
+        while marks.first_key_value().is_some_and(|(p, _)| *p <= upto) {
+            marks.pop_first();
+        }
+        if let Some((replica, _)) = last {
+            if self.replicas.buffer.count_above(upto) > self.config.buffer_max {
+                self.failed(replica, LossReason::ApplyTimeout);
+            }
+        }
+    }
+}
