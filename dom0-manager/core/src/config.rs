@@ -14,9 +14,9 @@ pub struct Config {
     pub seats: Vec<SeatId>,
     /// f: how many replicas may be faulty at once.
     pub faults: u16,
-    /// A reply waits until its request is on disk at every member of the view (DESIGN §4.4).
+    /// A reply waits until its request is on disk at every member of the view (`docs/protocol.md#replies`).
     pub durable: bool,
-    /// k: a passive is brought up to date when this many updates wait for it (SPARE §4.3); sooner if
+    /// k: a passive is brought up to date when this many updates wait for it (SPARE §3.2); sooner if
     /// that would take longer than `activation_budget`.
     pub updates_max: usize,
     /// How long bringing a passive up to date may take.

@@ -60,23 +60,21 @@ pub struct Now {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum Input {
     /// A gateway of this seat hands in a request. Its answer is an [`Output::Answer`] or an
     /// [`Output::Refuse`].
     Submit(Request),
     /// Delivered in total order.
-    Delivered {
-        /// Who multicast it.
-        from: SeatId,
-        /// What.
-        envelope: Envelope,
-    },
+    Delivered { from: SeatId, envelope: Envelope },
     /// Delivered in total order: from here on these seats hear each other.
     View {
         /// Names this membership; the same at every member, never used again, and greater than the
         /// name of every ring that one of its members was in before.
         ring: u64,
-        /// The seats.
         members: Vec<SeatId>,
         /// Quorum, or a completed fencing, was reported for this very membership. Two rings in a row
         /// that were primary have a member in common, or else (a witness decided) this manager is told
@@ -88,16 +86,10 @@ pub enum Input {
     Suspended {
         /// Names this membership, as in [`Input::View`].
         ring: u64,
-        /// The seats.
         members: Vec<SeatId>,
     },
     /// From another manager, outside the order.
-    Peer {
-        /// Who.
-        from: SeatId,
-        /// What.
-        message: PeerMessage,
-    },
+    Peer { from: SeatId, message: PeerMessage },
     /// The view with this name, from an [`Output::StoreView`], is on disk, and so are all before it.
     ViewStored(ViewId),
     /// All records up to here are on disk.
@@ -106,7 +98,7 @@ pub enum Input {
         position: Position,
     },
     /// Until then this manager may release replies although no other can confirm that it is in the
-    /// primary view; never shortens (DESIGN §4.2).
+    /// primary view; never shortens (`docs/protocol.md#views`).
     Lease {
         /// On the monotonic clock.
         until: Micros,
@@ -115,9 +107,7 @@ pub enum Input {
     Booted(ReplicaId),
     /// A local replica executed a request. The reply is normalised already.
     Executed {
-        /// Which replica.
         replica: ReplicaId,
-        /// Which request.
         position: Position,
         /// What came of it.
         outcome: Outcome,
@@ -128,7 +118,6 @@ pub enum Input {
     },
     /// A local replica applied updates, or loaded its first state.
     Applied {
-        /// Which replica.
         replica: ReplicaId,
         /// The position of its state now.
         position: Position,
@@ -141,14 +130,11 @@ pub enum Input {
     Paused(ReplicaId),
     /// A local replica is out of service without having lied.
     Failed {
-        /// Which.
         replica: ReplicaId,
-        /// Why.
         reason: LossReason,
     },
     /// A local replica broke the rules of its channel.
     Violated {
-        /// Which.
         replica: ReplicaId,
         /// How, for the operator.
         reason: String,
@@ -156,14 +142,10 @@ pub enum Input {
     /// The replicas of this seat are to be replaced by fresh ones (proactive recovery).
     Recover,
     /// An operator accepts that these seats' disks are gone for good.
-    AcceptLoss {
-        /// The seats.
-        seats: Vec<SeatId>,
-    },
+    AcceptLoss { seats: Vec<SeatId> },
     /// An operator's word: a seat is to have no replicas, or its share again. What would leave too few seats with
     /// replicas is ignored ([`crate::Core::can_spare`]).
     Drain {
-        /// The seat.
         seat: SeatId,
         /// It is to have none.
         drained: bool,
@@ -176,19 +158,17 @@ pub enum Input {
 
 /// Something to do.
 #[derive(Clone, Debug)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum Output {
     /// Multicast in total order.
     Multicast(Envelope),
     /// Send to another manager directly. It may get lost; the core asks again.
-    SendPeer {
-        /// To whom.
-        to: SeatId,
-        /// What.
-        message: PeerMessage,
-    },
+    SendPeer { to: SeatId, message: PeerMessage },
     /// Read records of the ordered log above `after` and send them as [`PeerMessage::Log`].
     SendLog {
-        /// To whom.
         to: SeatId,
         /// The last one that is there.
         after: Position,
@@ -214,7 +194,6 @@ pub enum Output {
     /// Remember across restarts of the manager, and before anything that follows here is done, that this
     /// replica is in service; until it is quarantined, destroyed or forgotten.
     Keep {
-        /// Which.
         replica: ReplicaId,
         /// It never executed a request.
         clean: bool,
@@ -225,21 +204,17 @@ pub enum Output {
     /// Bring a local replica, new or kept from an earlier run, to the agreed state at `upto`; ends in
     /// [`Input::Applied`].
     Load {
-        /// Which.
         replica: ReplicaId,
         /// The position of the state.
         upto: Position,
     },
     /// Hand a request to a local replica.
     Execute {
-        /// Which.
         replica: ReplicaId,
-        /// The request.
         request: Execute,
     },
     /// Hand agreed updates to a local replica.
     Apply {
-        /// Which.
         replica: ReplicaId,
         /// The updates with their positions, ascending.
         updates: Vec<(Position, Bytes)>,
@@ -258,9 +233,7 @@ pub enum Output {
     Destroy(ReplicaId),
     /// Answer a client of this seat's gateway.
     Answer {
-        /// Which request.
         id: RequestId,
-        /// Its position.
         position: Position,
         /// The agreed outcome; none if the request was aborted.
         outcome: Option<Outcome>,
@@ -269,18 +242,12 @@ pub enum Output {
     },
     /// Answer a client with the recorded outcome of an earlier request that this one repeats.
     AnswerAgain {
-        /// Which request.
         id: RequestId,
         /// The position of the earlier one.
         position: Position,
     },
     /// A client gets no answer from the replicas.
-    Refuse {
-        /// Which request.
-        id: RequestId,
-        /// Why.
-        reason: Refusal,
-    },
+    Refuse { id: RequestId, reason: Refusal },
     /// A request was decided and its agreed bytes are here; in the order of positions, without gaps.
     /// Ends in [`Input::Stored`].
     Decided(DecidedRequest),
@@ -303,6 +270,10 @@ pub enum Refusal {
 
 /// What a conviction rests on.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum ConvictionBasis {
     /// Its reply differed from the agreed one.
     Reply,
@@ -310,7 +281,6 @@ pub enum ConvictionBasis {
     Update,
     /// The root of its state differed from the agreed one.
     Root {
-        /// Its own.
         wrong: Hash,
         /// The agreed one.
         agreed: Hash,
@@ -359,10 +329,13 @@ pub enum Standing {
 /// Something an operator, or the report of a test, wants to know. `Seen by all` marks what every
 /// manager of the group notices alike at the same point of the order.
 #[derive(Clone, Debug)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum Notice {
     /// A replica's state changed. Seen by all, once the replica is known to the group.
     Replica {
-        /// Which.
         replica: ReplicaId,
         /// Its old state; none if it came into being.
         from: Option<ReplicaState>,
@@ -370,12 +343,7 @@ pub enum Notice {
         to: Option<ReplicaState>,
     },
     /// This manager stands otherwise to the group.
-    Standing {
-        /// How it stood before.
-        from: Standing,
-        /// How it stands.
-        to: Standing,
-    },
+    Standing { from: Standing, to: Standing },
     /// A primary view. Seen by all.
     View {
         /// Its number.
@@ -385,16 +353,12 @@ pub enum Notice {
     },
     /// A seat is to have no replicas, or is to have its share again. Seen by all.
     Drained {
-        /// The seat.
         seat: SeatId,
         /// It is to have none.
         drained: bool,
     },
     /// The group has these seats from here on: all members have them in their configurations. Seen by all.
-    Seats {
-        /// The seats.
-        seats: Vec<SeatId>,
-    },
+    Seats { seats: Vec<SeatId> },
     /// The group's seats are not those in this manager's configuration, until all managers have the same.
     OtherSeats {
         /// The group's.
@@ -403,28 +367,20 @@ pub enum Notice {
         here: Vec<SeatId>,
     },
     /// The votes on a request differ, or cannot become f+1 equal ones. Seen by all.
-    Mismatch {
-        /// The request.
-        position: Position,
-    },
+    Mismatch { position: Position },
     /// A vote did not arrive in time, or arrived long after the others. Seen by each manager as its own
     /// clock tells.
     Silent {
-        /// The request.
         position: Position,
-        /// Who.
         replica: ReplicaId,
     },
     /// A passive was chosen to help. Seen by all.
     Woken {
-        /// The request.
         position: Position,
-        /// Which.
         replica: ReplicaId,
     },
     /// A local passive runs.
     Unpaused {
-        /// Which.
         replica: ReplicaId,
         /// How many updates wait for it.
         updates_waiting: usize,
@@ -433,7 +389,6 @@ pub enum Notice {
     },
     /// A local passive has applied what waited for it.
     Applied {
-        /// Which.
         replica: ReplicaId,
         /// Its position now.
         position: Position,
@@ -442,24 +397,15 @@ pub enum Notice {
     },
     /// A replica that helps executed a request that needed help.
     HelpExecuted {
-        /// Which.
         replica: ReplicaId,
-        /// The request.
         position: Position,
     },
     /// A request that needed help is decided. Seen by all.
-    HelpEnded {
-        /// The request.
-        position: Position,
-    },
+    HelpEnded { position: Position },
     /// So many replicas failed on a request that it was aborted. Seen by all.
-    Aborted {
-        /// The request.
-        position: Position,
-    },
+    Aborted { position: Position },
     /// A replica was convicted. Seen by all.
     Convicted {
-        /// Which.
         replica: ReplicaId,
         /// On which request.
         position: Position,
@@ -470,62 +416,46 @@ pub enum Notice {
     },
     /// A passive became active. Seen by all.
     Promoted {
-        /// Which.
         replica: ReplicaId,
         /// In whose place, if in one of the same seat.
         instead_of: Option<ReplicaId>,
     },
     /// A woken passive, or a suspected replica that has caught up, goes to sleep. Seen by all.
-    Slept {
-        /// Which.
-        replica: ReplicaId,
-    },
+    Slept { replica: ReplicaId },
     /// A replica was silent too often: it votes no longer, and is paused once it has caught up. Seen by
     /// all.
     Suspected {
-        /// Which.
         replica: ReplicaId,
         /// On how many requests.
         missed: usize,
     },
     /// A replica is out of service without having lied. Seen by all.
     Lost {
-        /// Which.
         replica: ReplicaId,
-        /// Why.
         reason: LossReason,
     },
     /// A checkpoint became stable. Seen by all.
     CheckpointStable {
-        /// Its position.
         position: Position,
         /// The agreed root.
         root: Hash,
     },
     /// A scrub is complete: every usable replica reported. Seen by all.
     Scrubbed {
-        /// Its position.
         position: Position,
         /// The roots.
         roots: Vec<(ReplicaId, Hash)>,
     },
     /// The recovery of a seat began. Seen by all.
-    RecoveryBegan {
-        /// The seat.
-        seat: SeatId,
-    },
+    RecoveryBegan { seat: SeatId },
     /// Fresh replicas took over in a seat. Seen by all.
     HandedOver {
-        /// The seat.
         seat: SeatId,
         /// The last position on which the old active votes.
         position: Position,
     },
     /// The recovery of a seat was given up. Seen by all.
-    RecoveryGivenUp {
-        /// The seat.
-        seat: SeatId,
-    },
+    RecoveryGivenUp { seat: SeatId },
     /// Something needs an operator.
     Alarm(String),
 }

@@ -1,5 +1,5 @@
 //! What managers find on their disks when they start, and what they do not: each test is a bad run that the rules
-//! of DESIGN §4.4 and §4.8 were written against.
+//! of `docs/protocol.md#replies` and `docs/protocol.md#views` were written against.
 
 mod cluster;
 

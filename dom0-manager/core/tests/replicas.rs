@@ -1,5 +1,5 @@
 //! Several faulty replicas at once, passives that lie, recovery: each test is a bad run that a rule of
-//! DESIGN §4.5 to §4.10 was written against.
+//! `docs/protocol.md` was written against.
 
 mod cluster;
 

@@ -1,5 +1,5 @@
 //! Requests that are repeated, that bring replicas down, that try to write in a read, or that are too
-//! many (DESIGN §4.3, §4.6, §4.11).
+//! many (`docs/protocol.md#votes`, `docs/protocol.md#exactly-once`).
 
 mod cluster;
 

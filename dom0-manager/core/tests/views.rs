@@ -1,4 +1,4 @@
-//! Hosts leave and return: each test is a bad run that the rules of DESIGN §4.2, §4.4 and §4.8 were
+//! Hosts leave and return: each test is a bad run that the rules of `docs/protocol.md#views` were
 //! written against.
 
 mod cluster;

@@ -283,6 +283,10 @@ impl Envelope {
 
 /// Multicast in total order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum GroupMessage {
     /// Requests to be ordered, executed and voted on.
     Requests(Vec<Request>),
@@ -290,7 +294,6 @@ pub enum GroupMessage {
     Votes(Votes),
     /// `HELP_ME`: `needed` more votes are needed on `position`.
     HelpMe {
-        /// The request.
         position: Position,
         /// Counts the askings for this request from 1. The first message per attempt counts.
         attempt: u32,
@@ -299,62 +302,40 @@ pub enum GroupMessage {
     },
     /// `I_DO`: this passive replica is ready to help.
     IDo {
-        /// The request.
         position: Position,
         /// The asking that is answered.
         attempt: u32,
-        /// The passive.
         replica: ReplicaId,
     },
     /// `CONVICTED` on its own manager's evidence: it broke the rules of its channel. (Convictions by
     /// vote need no message: every manager draws them from the same stream of votes.)
     Convicted {
-        /// Who.
         replica: ReplicaId,
         /// What it did, for the operator.
         reason: String,
     },
     /// A new replica is ready; its state is that of `position`.
     Built {
-        /// Which.
         replica: ReplicaId,
-        /// Its position.
         position: Position,
         /// It never executed a request.
         clean: bool,
     },
     /// A replica is out of service without having lied.
     Lost {
-        /// Which.
         replica: ReplicaId,
-        /// Why.
         reason: LossReason,
     },
     /// A woken passive goes back to sleep, or a suspected replica has caught up and does.
-    Slept {
-        /// Which.
-        replica: ReplicaId,
-    },
+    Slept { replica: ReplicaId },
     /// `ABORT`: so many replicas failed on this request that it gets an error for an answer.
-    Abort {
-        /// The request.
-        position: Position,
-    },
+    Abort { position: Position },
     /// `COMPENSATE`: an active is missing, and this passive can step in.
-    Compensate {
-        /// The passive.
-        replica: ReplicaId,
-    },
+    Compensate { replica: ReplicaId },
     /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (DESIGN §4.9).
-    Recover {
-        /// The seat.
-        seat: SeatId,
-    },
+    Recover { seat: SeatId },
     /// The recovery of a seat is given up.
-    RecoveryEnded {
-        /// The seat.
-        seat: SeatId,
-    },
+    RecoveryEnded { seat: SeatId },
     /// Sent by every member of a new ring that is primary.
     Sync(Sync),
     /// The sender has caught up: it is a member of the primary view from here on.
@@ -370,7 +351,6 @@ pub enum GroupMessage {
     },
     /// An operator's word: a seat is to have no replicas, or is to have its share again.
     Drain {
-        /// The seat.
         seat: SeatId,
         /// It is to have none.
         drained: bool,
@@ -384,7 +364,6 @@ pub enum GroupMessage {
     AcceptLoss {
         /// The ring in which they are waited for; in another this means nothing.
         ring: u64,
-        /// The seats.
         seats: Vec<SeatId>,
     },
 }
@@ -420,15 +399,15 @@ pub struct DecidedRequest {
 
 /// From one manager to another, outside the order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum PeerMessage {
     /// Send me the agreed bytes of this request.
-    Fetch {
-        /// The request.
-        position: Position,
-    },
+    Fetch { position: Position },
     /// The agreed bytes of a request. The receiver holds them against the agreed hashes.
     Agreed {
-        /// The request.
         position: Position,
         /// What came of it; none if it was aborted.
         outcome: Option<Outcome>,
@@ -436,13 +415,9 @@ pub enum PeerMessage {
         update: Bytes,
     },
     /// Send me the group's state in this ring.
-    WantState {
-        /// The ring.
-        ring: u64,
-    },
+    WantState { ring: u64 },
     /// The group's state.
     State {
-        /// The ring.
         ring: u64,
         /// It contains the effects of this many messages that were delivered in the ring.
         seen: u64,
@@ -455,10 +430,7 @@ pub enum PeerMessage {
         after: Position,
     },
     /// Consecutive records of the ordered log; not necessarily all.
-    Log {
-        /// The records.
-        records: Vec<DecidedRequest>,
-    },
+    Log { records: Vec<DecidedRequest> },
 }
 
 #[cfg(test)]
