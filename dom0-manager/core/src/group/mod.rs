@@ -10,11 +10,14 @@
 
 mod ballot;
 mod checkpoint;
+mod entry;
+mod events;
 mod faults;
 mod help;
 mod keys;
 mod order;
 mod recovery;
+mod rules;
 #[cfg(test)]
 mod scenarios;
 mod seats;
@@ -25,205 +28,24 @@ mod votes;
 pub(crate) mod window;
 
 pub(crate) use ballot::{Ballot, Decision};
+pub(crate) use entry::{Entry, Help};
+pub(crate) use events::{Disposal, Event, EventSlot};
 pub(crate) use recovery::Recovery;
+pub(crate) use rules::Rules;
 pub(crate) use service::{Member, Role};
 pub(crate) use views::Beginner;
 pub(crate) use window::Window;
 
-use crate::config::{Config, Resume};
-use crate::io::{ConvictionBasis, Evidence, Notice};
+use crate::config::Resume;
+use crate::io::Notice;
 use checkpoint::Checkpoints;
+use events::Events;
 use keys::Keys;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{write_in_read_hash, GroupMessage, Progress, Request, RequestId};
-use spare_protocol::{Class, Position, ReplicaId, SeatId};
+use spare_protocol::group::{GroupMessage, Progress};
+use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// The settings that all managers must share, because the group's state depends on them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Rules {
-    pub(crate) quorum: usize,
-    pub(crate) checkpoint_writes: u64,
-    pub(crate) suspicion_threshold: usize,
-    pub(crate) suspicion_window: u64,
-    pub(crate) clock_ahead_max_us: i64,
-    pub(crate) key_lifetime_us: i64,
-    pub(crate) keys_max: usize,
-}
-
-impl From<&Config> for Rules {
-    fn from(config: &Config) -> Rules {
-        Rules {
-            quorum: config.quorum(),
-            checkpoint_writes: config.checkpoint_writes,
-            suspicion_threshold: config.suspicion_threshold,
-            suspicion_window: config.suspicion_window,
-            clock_ahead_max_us: config.clock_ahead_max_us,
-            key_lifetime_us: config.key_lifetime_us,
-            keys_max: config.keys_max,
-        }
-    }
-}
-
-/// How often `HELP_ME` was asked for a request, and who answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Help {
-    /// The newest asking that was delivered; 0: wanted, not delivered yet.
-    pub(crate) attempt: u32,
-    pub(crate) needed: u16,
-    /// Chosen in this attempt.
-    pub(crate) chosen: usize,
-    /// Chosen in any attempt.
-    pub(crate) asked: BTreeSet<ReplicaId>,
-}
-
-/// A request between its delivery and its end.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub(crate) request: Request,
-    pub(crate) time_us: i64,
-    pub(crate) root: RootRequest,
-    pub(crate) ballot: Ballot,
-    /// Whose votes are to come.
-    pub(crate) missing: SmallVec<[ReplicaId; 4]>,
-    /// Who executes it only once somebody has: a replica died of it, perhaps.
-    pub(crate) held: SmallVec<[ReplicaId; 1]>,
-    pub(crate) decision: Option<Decision>,
-    /// The epoch in which it and all before it were decided; grows along the order.
-    pub(crate) decided_in: u64,
-    /// It was decided that it gets an error for an answer.
-    pub(crate) aborted: bool,
-    /// What went wrong with it; nothing, as a rule.
-    trouble: Option<Box<Trouble>>,
-}
-
-/// What goes wrong with a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Trouble {
-    help: Option<Help>,
-    /// Replicas whose VM or service died while they executed it.
-    fallen: Vec<ReplicaId>,
-    /// Replicas that did not vote in time.
-    silent: Vec<ReplicaId>,
-    /// Whose votes are waited for no more; they may have executed it all the same, and voted.
-    released: Vec<ReplicaId>,
-}
-
-impl Entry {
-    pub(crate) fn request(&self) -> &Request {
-        &self.request
-    }
-
-    /// The agreed time.
-    pub(crate) fn time_us(&self) -> i64 {
-        self.time_us
-    }
-
-    /// Which root is reported after it.
-    pub(crate) fn root(&self) -> RootRequest {
-        self.root
-    }
-
-    /// The epoch in which it and all before it were decided.
-    pub(crate) fn decided_in(&self) -> u64 {
-        self.decided_in
-    }
-
-    /// What was decided; of an aborted request too.
-    pub(crate) fn decision(&self) -> Option<Decision> {
-        self.decision
-    }
-
-    pub(crate) fn is_aborted(&self) -> bool {
-        self.aborted
-    }
-
-    /// The first vote of each replica, in the order of their arrival.
-    pub(crate) fn votes(&self) -> impl Iterator<Item = (ReplicaId, Decision)> + '_ {
-        self.ballot.iter()
-    }
-
-    /// Whose votes are to come.
-    pub(crate) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
-        self.missing.iter().copied()
-    }
-
-    pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
-        self.missing.contains(&replica)
-    }
-
-    /// Every vote that is waited for is in.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.missing.is_empty()
-    }
-
-    /// This replica executes it only once somebody has.
-    pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
-        self.held.contains(&replica)
-    }
-
-    /// Help was asked for, or is wanted.
-    pub(crate) fn help(&self) -> Option<&Help> {
-        self.trouble.as_ref()?.help.as_ref()
-    }
-
-    fn help_mut(&mut self) -> Option<&mut Help> {
-        self.trouble.as_mut()?.help.as_mut()
-    }
-
-    fn trouble_mut(&mut self) -> &mut Trouble {
-        self.trouble.get_or_insert_default()
-    }
-
-    /// How many replicas died of it, perhaps.
-    fn fallen(&self) -> usize {
-        self.trouble.as_ref().map_or(0, |t| t.fallen.len())
-    }
-
-    /// How many replicas failed on it: they died, or did not vote in time and have not since.
-    fn failed(&self) -> usize {
-        let Some(trouble) = &self.trouble else {
-            return 0;
-        };
-        let silent = trouble.silent.iter();
-        let silent = silent.filter(|r| !trouble.fallen.contains(r) && !self.ballot.has_voted(**r));
-        trouble.fallen.len() + silent.count()
-    }
-
-    /// It was a read that tried to write, and was ordered again as a write.
-    fn is_ordered_again(&self) -> bool {
-        let wrote = |d: Decision| d.reply == write_in_read_hash();
-        self.request.class == Class::Read && self.decision.is_some_and(wrote)
-    }
-
-    /// The votes of `tainted` count no more: the states that they are based on contain a write that was aborted.
-    /// Returns whether it has to be decided anew because of that. (What came of it was not acknowledged: the write
-    /// before it was undecided. A read that was ordered again is decided there.)
-    fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
-        let decided = self.decision.is_some();
-        if let Some(decision) = self.decision {
-            let sound = |(r, d): &(ReplicaId, Decision)| *d == decision && !tainted.contains(r);
-            let stands = self.ballot.iter().filter(sound).count() >= quorum;
-            if stands || self.aborted || self.is_ordered_again() {
-                return false;
-            }
-            self.decision = None;
-            if let Some(trouble) = &mut self.trouble {
-                trouble.help = None;
-                trouble.silent.clear();
-            }
-        }
-        tainted.iter().for_each(|r| self.ballot.strike(*r));
-        decided
-    }
-
-    /// Whose votes are waited for no more though they were not in.
-    fn released(&self) -> &[ReplicaId] {
-        self.trouble.as_ref().map_or(&[], |t| &t.released)
-    }
-}
 
 /// A member of the primary view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,89 +55,6 @@ pub(crate) struct Seat {
     pub(crate) joined: u64,
     /// It is to have no replicas.
     pub(crate) drained: bool,
-}
-
-/// What becomes of the VM of a replica that leaves service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Disposal {
-    Quarantine,
-    Destroy,
-    Pause,
-    /// Its manager is not here.
-    None,
-}
-
-/// What a change of the group's state asks of a manager.
-#[derive(Clone, Debug)]
-pub(crate) enum Event {
-    /// A request has its position.
-    Ordered(Position),
-    /// The first vote on a request was counted.
-    FirstVote(Position),
-    /// A vote was counted on a request that was decided or voted on before.
-    Voted(Position, ReplicaId),
-    /// A request has its f+1 equal votes, or was aborted.
-    Decided(Position),
-    /// A request that was decided is not any more: its votes were based on what was aborted.
-    Reopened(Position),
-    /// The votes on a request cannot become f+1 equal ones by themselves.
-    HelpWanted {
-        position: Position,
-        needed: usize,
-    },
-    /// `HELP_ME` was delivered.
-    HelpAsked {
-        position: Position,
-        attempt: u32,
-    },
-    /// A passive was chosen to help; until then it slept, or it was awake already.
-    Woken {
-        replica: ReplicaId,
-        slept: bool,
-    },
-    /// A replica executes from here on.
-    Began(ReplicaId),
-    /// A helping or suspected replica is a passive again.
-    Slept(ReplicaId),
-    /// A replica left service.
-    Removed {
-        replica: ReplicaId,
-        disposal: Disposal,
-    },
-    /// f+1 replicas failed on a request.
-    AbortWanted(Position),
-    /// There are fewer than f+1 actives, and none on the seat of the missing one can step in.
-    ActiveMissing,
-    /// A request repeats the one at this position.
-    Repeated {
-        id: RequestId,
-        position: Position,
-    },
-    /// A request has the key of another one.
-    KeyReused(RequestId),
-    /// The primary view changed.
-    ViewChanged,
-    /// A seat is to have no replicas, or is to have its share again.
-    Drained {
-        seat: SeatId,
-        drained: bool,
-    },
-    /// The group has other seats.
-    SeatsChanged,
-    /// A seat is to build fresh replicas.
-    RecoveryBegan(SeatId),
-    /// A recovery ended, well or not.
-    RecoveryEnded(SeatId),
-    /// A replica lied.
-    Convicted {
-        replica: ReplicaId,
-        position: Position,
-        basis: ConvictionBasis,
-        /// Without the bytes of replies and updates, which only managers have.
-        evidence: Box<Evidence>,
-        decision: Option<Decision>,
-    },
-    Notice(Notice),
 }
 
 /// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
@@ -373,20 +112,8 @@ pub(crate) struct Group {
     numbers: BTreeMap<SeatId, u64>,
     pub(crate) recovery: Option<Recovery>,
     #[serde(skip)]
-    events: Vec<EventSlot>,
+    events: Events,
 }
-
-/// Events are no part of the state: they are taken out before anybody compares it.
-#[derive(Clone, Debug)]
-pub(crate) struct EventSlot(pub(crate) Event);
-
-impl PartialEq for EventSlot {
-    fn eq(&self, _: &EventSlot) -> bool {
-        true
-    }
-}
-
-impl Eq for EventSlot {}
 
 impl Group {
     /// The state that a manager finds on its disk.
@@ -427,7 +154,7 @@ impl Group {
                 .map(|id| (id.seat, id.number))
                 .collect(),
             recovery: None,
-            events: Vec::new(),
+            events: Events::default(),
         }
     }
 
@@ -551,7 +278,7 @@ impl Group {
 
     /// Takes what happened since this was called last, in exchange for an empty list.
     pub(crate) fn swap_events(&mut self, events: &mut Vec<EventSlot>) {
-        std::mem::swap(&mut self.events, events);
+        self.events.swap(events);
     }
 
     pub(crate) fn has_events(&self) -> bool {
@@ -559,11 +286,11 @@ impl Group {
     }
 
     fn event(&mut self, event: Event) {
-        self.events.push(EventSlot(event));
+        self.events.push(event);
     }
 
     fn notice(&mut self, notice: Notice) {
-        self.event(Event::Notice(notice));
+        self.events.notice(notice);
     }
 
     /// An ordered message takes effect. What makes no sense is ignored: nothing that is delivered may
