@@ -15,6 +15,7 @@ mod events;
 mod faults;
 mod help;
 mod keys;
+mod membership;
 mod order;
 mod recovery;
 mod rules;
@@ -43,19 +44,10 @@ use events::Events;
 use keys::Keys;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use spare_protocol::group::{GroupMessage, Progress};
+use spare_protocol::group::{GroupMessage, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// A member of the primary view.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Seat {
-    pub(crate) progress: Progress,
-    /// The epoch in which it became a member: what it said before counts no more.
-    pub(crate) joined: u64,
-    /// It is to have no replicas.
-    pub(crate) drained: bool,
-}
+use views::Views;
 
 /// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
 /// still convicts.
@@ -68,21 +60,7 @@ const UNANSWERED_KEPT: u64 = 512;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
     pub(crate) rules: Rules,
-    /// All seats in the order of views.
-    pub(crate) seats: Vec<SeatId>,
-    /// The seats that members of the view have in their configurations.
-    proposed: BTreeMap<SeatId, Vec<SeatId>>,
-    pub(crate) epoch: u64,
-    /// The ring in which the primary view formed.
-    pub(crate) view_ring: u64,
-    /// Seats in the present ring that are no members of the view and have yet to write it to disk: if its
-    /// members are cut off from them, they must know that it decides.
-    pub(crate) outsiders: BTreeSet<SeatId>,
-    /// The seats of the primary view.
-    pub(crate) view: BTreeMap<SeatId, Seat>,
-    /// The members of the newest view that was established. Who was in no later one knows of none that it
-    /// wrote to disk for certain: after a restart these may decide by themselves, if all of them are there.
-    pub(crate) established: BTreeSet<SeatId>,
+    views: Views,
     /// Ordered messages that this state comes from.
     pub(crate) delivered: u64,
     pub(crate) time_last_us: i64,
@@ -126,13 +104,7 @@ impl Group {
         }
         Group {
             rules,
-            seats,
-            proposed: BTreeMap::new(),
-            epoch: resume.view.id.epoch,
-            view_ring: resume.view.id.ring,
-            outsiders: BTreeSet::new(),
-            view: BTreeMap::new(),
-            established: BTreeSet::new(),
+            views: Views::resumed(seats, resume.view.id),
             delivered: 0,
             time_last_us: last.map_or(0, |r| r.time_us),
             exclusive: 0,
@@ -211,32 +183,66 @@ impl Group {
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        self.epoch
+        self.views.epoch()
+    }
+
+    /// Names the primary view.
+    pub(crate) fn view_id(&self) -> ViewId {
+        self.views.id()
     }
 
     /// All seats in the order of views.
     pub(crate) fn seats(&self) -> &[SeatId] {
-        &self.seats
+        self.views.seats()
     }
 
     /// The members of the primary view, ascending.
     pub(crate) fn view_members(&self) -> impl Iterator<Item = SeatId> + '_ {
-        self.view.keys().copied()
+        self.views.members()
     }
 
     pub(crate) fn is_in_view(&self, seat: SeatId) -> bool {
-        self.view.contains_key(&seat)
+        self.views.is_member(seat)
     }
 
     /// The members of the primary view that are to have no replicas.
     pub(crate) fn drained_members(&self) -> impl Iterator<Item = SeatId> + '_ {
-        let drained = self.view.iter().filter(|(_, m)| m.drained);
-        drained.map(|(seat, _)| *seat)
+        self.views.drained()
     }
 
     /// The members of the newest view that was established.
     pub(crate) fn established(&self) -> impl Iterator<Item = SeatId> + '_ {
-        self.established.iter().copied()
+        self.views.established()
+    }
+
+    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
+    /// may be recorded and released.
+    pub(crate) fn is_established(&self) -> bool {
+        self.views.is_established()
+    }
+
+    /// Every member has delivered everything up to here.
+    pub(crate) fn delivered_everywhere(&self) -> Position {
+        self.views.delivered_everywhere()
+    }
+
+    /// Every member has everything up to here on disk.
+    pub(crate) fn stored_everywhere(&self) -> Position {
+        self.views.stored_everywhere()
+    }
+
+    /// The seats that are to have replicas.
+    fn staffed_seats(&self) -> impl Iterator<Item = SeatId> + '_ {
+        self.views.staffed(self.quorum())
+    }
+
+    pub(crate) fn is_staffed_seat(&self, seat: SeatId) -> bool {
+        self.staffed_seats().any(|s| s == seat)
+    }
+
+    /// Whether f+1 others of the view can have the replicas, so that this seat needs none.
+    pub(crate) fn can_spare(&self, seat: SeatId) -> bool {
+        self.views.can_spare(seat, self.quorum())
     }
 
     /// The replicas in service.
@@ -305,20 +311,20 @@ impl Group {
                 seats,
             } => {
                 self.joined(from, ring, agreed, drained);
-                return self.propose_seats(from, seats);
+                return seats::propose_seats(
+                    &self.rules,
+                    &mut self.views,
+                    &mut self.events,
+                    from,
+                    seats,
+                );
             }
             GroupMessage::ViewStored { .. } => {
-                self.outsiders.remove(&from);
-                self.note_established();
-                return;
+                return self.views.outsider_stored(from);
             }
             _ => {}
         }
-        let heard = self
-            .view
-            .get(&from)
-            .is_some_and(|seat| epoch >= seat.joined);
-        if !heard {
+        if !self.views.hears(from, epoch) {
             return;
         }
         match message {

@@ -73,12 +73,8 @@ impl Group {
     /// The proposed time, if it is later than the last one and not too far ahead of the other
     /// managers' clocks; else what is nearest to it.
     fn agreed_time(&self, request: &Request) -> i64 {
-        let others = self
-            .view
-            .iter()
-            .filter(|(seat, _)| **seat != request.id.seat);
-        let latest = others.map(|(_, s)| s.progress.clock_us).max();
-        let limit = latest.filter(|clock| *clock > 0).map_or(i64::MAX, |clock| {
+        let latest = self.views.latest_clock_but(request.id.seat);
+        let limit = latest.map_or(i64::MAX, |clock| {
             clock.saturating_add(self.rules.clock_ahead_max_us)
         });
         let proposed = request.proposed_time_us.min(limit);
@@ -106,7 +102,7 @@ impl Group {
 
     /// Forgets requests that nobody needs any more: every member has their agreed bytes.
     pub(super) fn prune(&mut self) {
-        let everywhere = self.agreed_everywhere();
+        let everywhere = self.views.agreed_everywhere();
         let ordered = self.ordered();
         let mut forgotten = self.entries.before();
         for (position, entry) in self.entries.iter_above(forgotten) {
@@ -136,41 +132,7 @@ impl Group {
         self.late.get(at).map(|(_, decision)| *decision)
     }
 
-    /// Every member has the agreed bytes of everything up to here, by its own ordered word.
-    pub(crate) fn agreed_everywhere(&self) -> Position {
-        self.least(|p| p.agreed)
-    }
-
-    /// Every member has delivered everything up to here.
-    pub(crate) fn delivered_everywhere(&self) -> Position {
-        self.least(|p| p.delivered)
-    }
-
-    /// Every member has everything up to here on disk.
-    pub(crate) fn stored_everywhere(&self) -> Position {
-        self.least(|p| p.stored)
-    }
-
     pub(super) fn note_settled(&mut self) {
         self.settled = self.settled.max(self.stored_everywhere());
-    }
-
-    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
-    /// may be recorded and released.
-    pub(crate) fn is_established(&self) -> bool {
-        let mut members = self.view.values();
-        self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)
-    }
-
-    pub(super) fn note_established(&mut self) {
-        let same = || self.established.iter().eq(self.view.keys());
-        if self.is_established() && !same() {
-            self.established = self.view.keys().copied().collect();
-        }
-    }
-
-    fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {
-        let all = self.view.values().map(|s| what(&s.progress));
-        all.min().unwrap_or_default()
     }
 }

@@ -3,23 +3,14 @@
 use super::{Decision, Event, Group, Role};
 use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
-use spare_protocol::group::{Progress, Request, RootVote, Vote, Votes};
+use spare_protocol::group::{Request, RootVote, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl Group {
     pub(super) fn votes(&mut self, from: SeatId, votes: Votes) {
-        if let Some(seat) = self.view.get_mut(&from) {
-            let (old, new) = (&mut seat.progress, votes.progress);
-            *old = Progress {
-                delivered: old.delivered.max(new.delivered),
-                agreed: old.agreed.max(new.agreed),
-                stored: old.stored.max(new.stored),
-                view_stored: old.view_stored.max(new.view_stored),
-                clock_us: new.clock_us,
-            };
-            self.note_settled();
-            self.note_established();
-        }
+        self.views.note_progress(from, votes.progress);
+        self.note_settled();
+        self.views.note_established();
         for vote in &votes.votes {
             if vote.replica.seat == from {
                 self.count_vote(vote);
@@ -170,7 +161,7 @@ impl Group {
         {
             self.decided = self.decided.next();
             if let Some(entry) = self.entries.get_mut(self.decided) {
-                entry.decided_in = self.epoch;
+                entry.decided_in = self.views.epoch();
             }
         }
         self.retire();
