@@ -80,7 +80,7 @@ impl Group {
         self.following.clear();
         self.recovery = None;
         self.checkpoints.truncate(agreed);
-        self.keys.truncate(agreed);
+        self.exactly_once.truncate(agreed);
         self.views.begin_anew(me, agreed, view, outsiders);
         self.view_changed();
     }

@@ -9,15 +9,16 @@
 //! - `recovery`: fresh replicas take over; `views`: seats come and go; `seats`: which there are; `keys`: exactly once
 
 mod ballot;
-mod checkpoint;
+mod checkpoints;
 mod entry;
 mod events;
+mod exactly_once;
 mod faults;
 mod help;
-mod keys;
 mod membership;
 mod order;
 mod recovery;
+mod roots;
 mod rules;
 #[cfg(test)]
 mod scenarios;
@@ -39,9 +40,9 @@ pub(crate) use window::Window;
 
 use crate::config::Resume;
 use crate::io::Notice;
-use checkpoint::Checkpoints;
+use checkpoints::Checkpoints;
 use events::Events;
-use keys::Keys;
+use exactly_once::ExactlyOnce;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::group::{GroupMessage, ViewId};
@@ -59,7 +60,7 @@ const UNANSWERED_KEPT: u64 = 512;
 /// The group's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
-    pub(crate) rules: Rules,
+    rules: Rules,
     views: Views,
     /// Ordered messages that this state comes from.
     pub(crate) delivered: u64,
@@ -84,11 +85,9 @@ pub(crate) struct Group {
     executing: SmallVec<[ReplicaId; 4]>,
     /// Who votes on it as soon as somebody else has.
     following: SmallVec<[ReplicaId; 1]>,
-    pub(crate) checkpoints: Checkpoints,
-    keys: Keys,
-    /// The greatest request number of each gateway.
-    numbers: BTreeMap<SeatId, u64>,
-    pub(crate) recovery: Option<Recovery>,
+    checkpoints: Checkpoints,
+    exactly_once: ExactlyOnce,
+    recovery: Option<Recovery>,
     #[serde(skip)]
     events: Events,
 }
@@ -98,10 +97,6 @@ impl Group {
     pub(crate) fn resumed(rules: Rules, seats: Vec<SeatId>, resume: &Resume) -> Group {
         let last = resume.last.as_ref();
         let position = last.map_or(Position(0), |r| r.position);
-        let mut keys = Keys::default();
-        for (key, digest, position, time_us) in &resume.keys {
-            keys.insert(*key, *digest, *position, *time_us);
-        }
         Group {
             rules,
             views: Views::resumed(seats, resume.view.id),
@@ -119,12 +114,7 @@ impl Group {
             executing: SmallVec::new(),
             following: SmallVec::new(),
             checkpoints: Checkpoints::default(),
-            keys,
-            numbers: resume
-                .numbers
-                .iter()
-                .map(|id| (id.seat, id.number))
-                .collect(),
+            exactly_once: ExactlyOnce::resumed(&resume.keys, &resume.numbers),
             recovery: None,
             events: Events::default(),
         }

@@ -10,17 +10,12 @@ use spare_protocol::{Class, Hash, Position, SeatId};
 impl Group {
     /// A request was delivered: gives it the next position, unless it was delivered before.
     pub(super) fn order(&mut self, from: SeatId, request: Request) {
-        if request.id.seat != from {
+        if request.id.seat != from || !self.exactly_once.is_new(request.id) {
             return;
         }
-        let last = self.numbers.entry(from).or_default();
-        if request.id.number <= *last && !planted(Bug::RepeatedDeliveryOrdered) {
-            return;
-        }
-        *last = request.id.number;
         if let Some(key) = request.key.filter(|_| !planted(Bug::KeysIgnored)) {
             let digest = essence(&request.request);
-            if let Some(used) = self.keys.get(&key) {
+            if let Some(used) = self.exactly_once.key(&key) {
                 let id = request.id;
                 self.event(
                     if used.digest == digest || planted(Bug::KeyMatchesAnyRequest) {
@@ -34,21 +29,21 @@ impl Group {
             }
             let position = self.ordered().next();
             let time_us = self.agreed_time(&request);
-            self.keys.insert(key, digest, position, time_us);
+            self.exactly_once.insert_key(key, digest, position, time_us);
         }
         self.append(request);
     }
 
     /// Where the request with this key is in the order.
     pub(crate) fn position_of_key(&self, key: &Hash) -> Option<Position> {
-        self.keys.get(key).map(|used| used.position)
+        self.exactly_once.key(key).map(|used| used.position)
     }
 
     /// Appends a request to the order.
     pub(super) fn append(&mut self, request: Request) {
         self.time_last_us = self.agreed_time(&request);
         let oldest = self.time_last_us.saturating_sub(self.rules.key_lifetime_us);
-        self.keys.expire(oldest, self.rules.keys_max);
+        self.exactly_once.expire_keys(oldest, self.rules.keys_max);
         let position = self.ordered().next();
         let root = self.mark_checkpoint(position, request.class);
         self.entries.push(Entry {

@@ -2,8 +2,8 @@
 
 use super::{Decision, Event, Group, Role};
 use crate::bugs::{planted, Bug};
-use crate::io::{ConvictionBasis, Notice};
-use spare_protocol::group::{Request, RootVote, Vote, Votes};
+use crate::io::Notice;
+use spare_protocol::group::{Request, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl Group {
@@ -131,7 +131,7 @@ impl Group {
         if let Some(request) = again {
             if let Some(key) = &request.key {
                 let position = self.ordered().next();
-                self.keys.moved(key, position);
+                self.exactly_once.move_key(key, position);
             }
             self.append(request);
         }
@@ -165,76 +165,5 @@ impl Group {
             }
         }
         self.retire();
-    }
-
-    fn count_root(&mut self, vote: RootVote) {
-        let quorum = self.quorum();
-        let RootVote {
-            position,
-            replica,
-            root,
-        } = vote;
-        if !self.members.contains_key(&replica) {
-            return;
-        }
-        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-            return;
-        };
-        checkpoint.roots.entry(replica).or_insert(root);
-        if checkpoint.stable.is_none() {
-            checkpoint.stable = checkpoint.agreed(quorum);
-            if let Some(root) = checkpoint.stable {
-                self.notice(Notice::CheckpointStable { position, root });
-            }
-        }
-        self.compare_roots(position);
-        self.finish_scrubs();
-    }
-
-    /// Whoever reported another root for `position` than f+1 replicas did is convicted; a fresh replica
-    /// that reported the same is verified.
-    fn compare_roots(&mut self, position: Position) {
-        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-            return;
-        };
-        let Some(agreed) = checkpoint.stable else {
-            return;
-        };
-        let dissenters = checkpoint.dissenters();
-        let agreeing: Vec<_> = checkpoint
-            .roots
-            .iter()
-            .filter(|(_, root)| **root == agreed)
-            .map(|(r, _)| *r)
-            .collect();
-        for (replica, wrong) in dissenters {
-            if planted(Bug::WrongRootIgnored) {
-                break;
-            }
-            let basis = ConvictionBasis::Root { wrong, agreed };
-            self.convict(replica, position, basis, None);
-        }
-        for replica in agreeing {
-            if let Some(member) = self.members.get_mut(&replica) {
-                member.verified = true;
-            }
-        }
-        self.hand_over();
-    }
-
-    /// Reports scrubs that every usable replica has answered.
-    pub(super) fn finish_scrubs(&mut self) {
-        for position in self.checkpoints.open_scrubs() {
-            // Whose first state contains the scrub was not asked for its root there.
-            let mut due = self.members.iter().filter(|(_, m)| m.built_at < position);
-            let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-                continue;
-            };
-            if due.all(|(r, _)| checkpoint.roots.contains_key(r)) {
-                checkpoint.scrub_open = false;
-                let roots = checkpoint.roots.iter().map(|(r, h)| (*r, *h)).collect();
-                self.notice(Notice::Scrubbed { position, roots });
-            }
-        }
     }
 }
