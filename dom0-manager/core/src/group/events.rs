@@ -2,6 +2,7 @@
 
 use super::Decision;
 use crate::io::{ConvictionBasis, Evidence, Notice};
+use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::RequestId;
 use spare_protocol::{Position, ReplicaId, SeatId};
 
@@ -102,6 +103,18 @@ impl Events {
 
     pub(super) fn notice(&mut self, notice: Notice) {
         self.push(Event::Notice(notice));
+    }
+
+    /// A replica is in another state than it was; `None`: it is not in service.
+    pub(super) fn replica(
+        &mut self,
+        replica: ReplicaId,
+        from: Option<ReplicaState>,
+        to: Option<ReplicaState>,
+    ) {
+        if from != to {
+            self.notice(Notice::Replica { replica, from, to });
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {

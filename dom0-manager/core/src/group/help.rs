@@ -5,7 +5,7 @@
 //! is ordered, each request as soon as another replica has survived it. Otherwise, while it stays awake
 //! for a next time, it is kept current and executes nothing: the actives decide the rest by themselves.
 
-use super::{Entry, Event, Group, Help, Role};
+use super::{Entry, Event, Group, Help};
 use crate::io::Notice;
 use spare_protocol::{Position, ReplicaId};
 
@@ -80,10 +80,10 @@ impl Group {
         let voted = entry.ballot.has_voted(replica)
             || entry.missing.contains(&replica)
             || entry.held.contains(&replica);
-        let Some(member) = self.members.get(&replica) else {
+        let Some(member) = self.roster.get(replica) else {
             return false;
         };
-        let rests = matches!(member.role, Role::Passive | Role::Helping);
+        let rests = member.is_passive();
         // A replica that fell silent is asked only when the others did not suffice.
         let trusted = !member.suspected || attempt > 1;
         entry.decision.is_none() && rests && trusted && !asked && !voted
@@ -104,16 +104,7 @@ impl Group {
         }
         help.asked.insert(replica);
         help.chosen += 1;
-        let mut slept = false;
-        if let Some(member) = self.members.get_mut(&replica) {
-            let before = member.state();
-            slept = member.role != Role::Helping;
-            member.role = Role::Helping;
-            member.suspected = false;
-            member.clean = false;
-            let after = member.state();
-            self.changed(replica, Some(before), Some(after));
-        }
+        let slept = self.roster.wake(replica, &mut self.events);
         self.notice(Notice::Woken { position, replica });
         self.expect_upto(replica, position);
         self.follow_for_late();
@@ -122,9 +113,8 @@ impl Group {
 
     /// While an active is late, those that are awake vote on everything.
     pub(super) fn follow_for_late(&mut self) {
-        self.list_executing();
         let ordered = self.ordered();
-        for replica in self.following.clone() {
+        for replica in self.roster.following().to_vec() {
             self.expect(replica, ordered, Caution::Always);
         }
     }
@@ -167,19 +157,9 @@ impl Group {
     /// `Slept` was delivered: its vote is expected no longer, or, if it was suspected, it has shown
     /// that it gets on and is a passive like any other.
     pub(super) fn slept(&mut self, replica: ReplicaId) {
-        let Some(member) = self.members.get_mut(&replica) else {
-            return;
-        };
-        let awake = member.role == Role::Helping;
-        let settles = member.role == Role::Passive && member.suspected;
-        if !awake && !settles {
+        if !self.roster.rest(replica, &mut self.events) {
             return;
         }
-        let before = member.state();
-        member.role = Role::Passive;
-        member.suspected = false;
-        let after = member.state();
-        self.changed(replica, Some(before), Some(after));
         self.expect_no_more(replica);
         self.notice(Notice::Slept { replica });
         self.event(Event::Slept(replica));

@@ -22,12 +22,8 @@ impl Group {
         }
         self.note_settled();
         adopt_seats(&self.rules, &mut self.views, &mut self.events);
-        let lost: Vec<ReplicaId> = self
-            .members
-            .keys()
-            .filter(|r| gone.contains(&r.seat))
-            .copied()
-            .collect();
+        let members = self.members().map(|(r, _)| r);
+        let lost: Vec<ReplicaId> = members.filter(|r| gone.contains(&r.seat)).collect();
         self.view_changed();
         for replica in lost {
             self.lost(replica, LossReason::SeatLost);
@@ -75,9 +71,7 @@ impl Group {
         }
         self.helped.clear();
         self.held.clear();
-        self.members.clear();
-        self.executing.clear();
-        self.following.clear();
+        self.roster.clear();
         self.recovery = None;
         self.checkpoints.truncate(agreed);
         self.exactly_once.truncate(agreed);

@@ -10,20 +10,25 @@
 
 mod ballot;
 mod checkpoints;
+mod conviction;
 mod entry;
 mod events;
 mod exactly_once;
-mod faults;
 mod help;
+mod loss;
 mod membership;
 mod order;
+mod poison;
+mod promotion;
 mod recovery;
 mod roots;
+mod roster;
 mod rules;
 #[cfg(test)]
 mod scenarios;
 mod seats;
 mod service;
+mod surplus;
 mod suspicion;
 mod views;
 mod votes;
@@ -33,8 +38,8 @@ pub(crate) use ballot::{Ballot, Decision};
 pub(crate) use entry::{Entry, Help};
 pub(crate) use events::{Disposal, Event, EventSlot};
 pub(crate) use recovery::Recovery;
+pub(crate) use roster::{Member, Role};
 pub(crate) use rules::Rules;
-pub(crate) use service::{Member, Role};
 pub(crate) use views::Beginner;
 pub(crate) use window::Window;
 
@@ -43,11 +48,11 @@ use crate::io::Notice;
 use checkpoints::Checkpoints;
 use events::Events;
 use exactly_once::ExactlyOnce;
+use roster::Roster;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use spare_protocol::group::{GroupMessage, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use views::Views;
 
 /// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
@@ -77,14 +82,7 @@ pub(crate) struct Group {
     /// Undecided requests that some replicas do not execute for now.
     pub(crate) held: BTreeSet<Position>,
     late: VecDeque<(Position, Decision)>,
-    pub(crate) members: BTreeMap<ReplicaId, Member>,
-    /// The greatest generation that came into service, of each seat. A vote names its replica, so a seat
-    /// whose disk is new must not name another one alike.
-    generations: BTreeMap<SeatId, u32>,
-    /// Who votes on what is ordered next.
-    executing: SmallVec<[ReplicaId; 4]>,
-    /// Who votes on it as soon as somebody else has.
-    following: SmallVec<[ReplicaId; 1]>,
+    roster: Roster,
     checkpoints: Checkpoints,
     exactly_once: ExactlyOnce,
     recovery: Option<Recovery>,
@@ -109,10 +107,7 @@ impl Group {
             helped: BTreeSet::new(),
             held: BTreeSet::new(),
             late: VecDeque::new(),
-            members: BTreeMap::new(),
-            generations: BTreeMap::new(),
-            executing: SmallVec::new(),
-            following: SmallVec::new(),
+            roster: Roster::default(),
             checkpoints: Checkpoints::default(),
             exactly_once: ExactlyOnce::resumed(&resume.keys, &resume.numbers),
             recovery: None,
@@ -237,24 +232,38 @@ impl Group {
 
     /// The replicas in service.
     pub(crate) fn members(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
-        self.members.iter().map(|(r, m)| (*r, m))
+        self.roster.iter()
     }
 
     pub(crate) fn member(&self, replica: ReplicaId) -> Option<&Member> {
-        self.members.get(&replica)
+        self.roster.get(replica)
     }
 
     pub(crate) fn role(&self, replica: ReplicaId) -> Option<Role> {
-        self.members.get(&replica).map(|m| m.role)
+        self.roster.role(replica)
     }
 
     pub(crate) fn is_in_service(&self, replica: ReplicaId) -> bool {
-        self.members.contains_key(&replica)
+        self.roster.contains(replica)
     }
 
     /// How many replicas are in service.
     pub(crate) fn usable(&self) -> usize {
-        self.members.len()
+        self.roster.len()
+    }
+
+    pub(crate) fn actives(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+        self.roster.actives()
+    }
+
+    /// Whether woken passives go on executing because an active is late.
+    pub(crate) fn is_followed(&self) -> bool {
+        !self.roster.following().is_empty()
+    }
+
+    /// The greatest generation of a seat's replicas that came into service; 0 if none did.
+    pub(crate) fn newest_generation(&self, seat: SeatId) -> u32 {
+        self.roster.newest_generation(seat)
     }
 
     /// The seat that builds fresh replicas.

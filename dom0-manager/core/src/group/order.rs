@@ -51,14 +51,14 @@ impl Group {
             root,
             request,
             ballot: Ballot::default(),
-            missing: self.executing.clone(),
-            held: self.following.clone(),
+            missing: self.roster.executing().into(),
+            held: self.roster.following().into(),
             decision: None,
             decided_in: 0,
             aborted: false,
             trouble: None,
         });
-        if !self.following.is_empty() {
+        if !self.roster.following().is_empty() {
             self.held.insert(position);
         }
         self.event(Event::Ordered(position));

@@ -47,9 +47,7 @@ impl Group {
             self.convict(replica, position, basis, None);
         }
         for (replica, _) in agreeing {
-            if let Some(member) = self.members.get_mut(&replica) {
-                member.verified = true;
-            }
+            self.roster.verify(replica);
         }
         self.hand_over();
     }
@@ -58,8 +56,8 @@ impl Group {
     pub(super) fn finish_scrubs(&mut self) {
         for position in self.checkpoints.open_scrubs() {
             // Whose first state contains the scrub was not asked for its root there.
-            let due = self.members.iter().filter(|(_, m)| m.built_at < position);
-            let due = due.map(|(r, _)| *r);
+            let due = self.roster.iter().filter(|(_, m)| m.built_at < position);
+            let due = due.map(|(r, _)| r);
             if let Some(roots) = self.checkpoints.close_scrub(position, due) {
                 self.notice(Notice::Scrubbed { position, roots });
             }

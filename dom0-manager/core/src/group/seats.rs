@@ -42,19 +42,4 @@ impl Group {
         self.event(Event::Drained { seat, drained });
         self.hand_out_seats();
     }
-
-    /// Other seats are to have replicas than before: one that has passives already, and no active, takes its active's
-    /// part over from another seat.
-    fn hand_out_seats(&mut self) {
-        let staffed: Vec<SeatId> = self.staffed_seats().collect();
-        for seat in staffed {
-            if self.active_of(seat).is_none() {
-                if let Some(replica) = self.best_spare(seat, None) {
-                    self.activate(replica);
-                }
-            }
-        }
-        self.remove_surplus_actives();
-        self.clear_other_seats();
-    }
 }

@@ -1,7 +1,12 @@
-//! How often a replica was silent: distinct requests within a sliding window of the order.
+//! Timing violations: a replica that does not vote in time is suspected, which by itself excludes nobody. One that
+//! was silent too often, on distinct requests within a sliding window of the order, is put to sleep
+//! (SPARE §4.1.3, `docs/protocol.md#timing`).
 
+use super::{Group, Member};
+use crate::bugs::{planted, Bug};
+use crate::io::{ConvictionBasis, Notice};
 use serde::{Deserialize, Serialize};
-use spare_protocol::Position;
+use spare_protocol::{Position, ReplicaId};
 use std::collections::BTreeSet;
 
 /// The requests within the window that one replica missed.
@@ -28,6 +33,58 @@ impl Suspicions {
 
     pub(crate) fn clear(&mut self) {
         self.missed.clear();
+    }
+}
+
+impl Group {
+    /// A vote was missing for too long, says the manager of its replica.
+    pub(super) fn suspect(&mut self, replica: ReplicaId, position: Position) {
+        if position > self.ordered() {
+            return;
+        }
+        let mut awaited = false;
+        if let Some(entry) = self.entries.get_mut(position) {
+            awaited = entry.missing.contains(&replica);
+            if awaited {
+                let silent = &mut entry.trouble_mut().silent;
+                if !silent.contains(&replica) {
+                    silent.push(replica);
+                }
+            }
+        }
+        if planted(Bug::SilenceConvicts) {
+            return self.convict(replica, position, ConvictionBasis::Reply, None);
+        }
+        let (window, threshold) = (self.rules.suspicion_window, self.rules.suspicion_threshold);
+        let missed = self.roster.note_silence(replica, position, awaited, window);
+        let Some(missed) = missed else {
+            return;
+        };
+        if missed.newly_late {
+            self.follow_for_late();
+        }
+        if missed.count >= threshold {
+            self.suspend(replica, missed.count);
+        }
+    }
+
+    /// A replica was silent too often: it votes no longer, and is paused once it has caught up.
+    fn suspend(&mut self, replica: ReplicaId, missed: usize) {
+        self.roster.forgive(replica);
+        let was_active = self.member(replica).is_some_and(Member::is_active);
+        let can_replace =
+            |(r, m): (ReplicaId, &Member)| r != replica && m.is_passive() && !m.suspected;
+        if was_active && !self.members().any(can_replace) {
+            // The brake: a slow vote is better than none.
+            return;
+        }
+        self.roster.suspend(replica, &mut self.events);
+        self.notice(Notice::Suspected { replica, missed });
+        self.expect_no_more(replica);
+        if was_active {
+            self.promote(replica);
+        }
+        self.tally_all();
     }
 }
 

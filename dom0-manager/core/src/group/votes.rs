@@ -29,13 +29,8 @@ impl Group {
 
     fn count_vote(&mut self, vote: &Vote) {
         let (position, replica) = (vote.position, vote.replica);
-        match self.members.get_mut(&replica) {
-            Some(member) if member.late.is_some_and(|late| position >= late) => {
-                member.late = None;
-                self.list_executing();
-            }
-            None if !planted(Bug::VotesOfStrangersCount) => return,
-            _ => {}
+        if !self.roster.note_vote(replica, position) && !planted(Bug::VotesOfStrangersCount) {
+            return;
         }
         let Some(entry) = self.entries.get_mut(position) else {
             if let Some(decision) = self.late_decision(position) {
@@ -139,14 +134,14 @@ impl Group {
 
     /// What follows when a request is decided or aborted.
     pub(super) fn end(&mut self, position: Position) {
-        let members = &self.members;
+        let roster = &self.roster;
         let Some(entry) = self.entries.get_mut(position) else {
             return;
         };
         // A woken passive may leave out what is decided already; its silence is no fault.
         entry
             .missing
-            .retain(|r| members.get(r).is_some_and(|m| m.role != Role::Helping));
+            .retain(|r| roster.get(*r).is_some_and(|m| m.role != Role::Helping));
         entry.held.clear();
         self.held.remove(&position);
         if entry.help().is_some() {
