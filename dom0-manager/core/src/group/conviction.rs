@@ -13,10 +13,7 @@ impl Group {
         position: Position,
         decision: Decision,
     ) {
-        let voted = self.entries.get(position).and_then(|e| {
-            let mut votes = e.ballot.iter();
-            votes.find(|(r, _)| *r == replica).map(|(_, d)| d)
-        });
+        let voted = self.entry(position).and_then(|e| e.vote_of(replica));
         let basis = match voted {
             Some(vote) if vote.reply == decision.reply => ConvictionBasis::Update,
             _ => ConvictionBasis::Reply,
@@ -44,9 +41,9 @@ impl Group {
         if let Some(decision) = decision {
             evidence.agreed_reply = decision.reply;
             evidence.agreed_update = decision.update;
-            if let Some(entry) = self.entries.get(position) {
-                evidence.request = entry.request.request.clone();
-                evidence.votes = entry.ballot.to_votes(position);
+            if let Some(entry) = self.entry(position) {
+                evidence.request = entry.request().request.clone();
+                evidence.votes = entry.to_votes(position);
             }
         }
         self.event(Event::Convicted {

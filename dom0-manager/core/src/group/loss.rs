@@ -13,7 +13,7 @@ impl Group {
             return;
         }
         if reason.may_be_poison() {
-            self.blame(replica);
+            self.order.note_fallen(replica);
         }
         let disposal = if reason == LossReason::SeatLost {
             Disposal::None
@@ -22,15 +22,5 @@ impl Group {
         };
         self.notice(Notice::Lost { replica, reason });
         self.remove(replica, disposal);
-    }
-
-    /// The first request that a replica had not answered may be what it died of.
-    fn blame(&mut self, replica: ReplicaId) {
-        let decided = self.decided;
-        let mut open = self.entries.iter_mut_above(decided).map(|(_, e)| e);
-        let suspect = open.find(|e| e.decision.is_none() && e.missing.contains(&replica));
-        if let Some(entry) = suspect {
-            entry.trouble_mut().fallen.push(replica);
-        }
     }
 }

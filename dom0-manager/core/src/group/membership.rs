@@ -20,7 +20,7 @@ impl Group {
                 self.notice(Notice::RecoveryGivenUp { seat: *seat });
             }
         }
-        self.note_settled();
+        self.order.settle(self.views.stored_everywhere());
         adopt_seats(&self.rules, &mut self.views, &mut self.events);
         let members = self.members().map(|(r, _)| r);
         let lost: Vec<ReplicaId> = members.filter(|r| gone.contains(&r.seat)).collect();
@@ -28,7 +28,7 @@ impl Group {
         for replica in lost {
             self.lost(replica, LossReason::SeatLost);
         }
-        self.prune();
+        self.order.forget(self.views.agreed_everywhere());
     }
 
     /// `Joined` was delivered: its sender has caught up and is a member from here on. It acts as one, and
@@ -40,8 +40,8 @@ impl Group {
         let progress = Progress {
             // It reports more with its next message. What was forgotten since it sent this, it
             // takes from another manager's log.
-            agreed: agreed.min(self.decided),
-            delivered: self.entries.before(),
+            agreed: agreed.min(self.decided()),
+            delivered: self.forgotten(),
             ..Progress::default()
         };
         self.views.admit(seat, progress, ring, drained);
@@ -58,19 +58,7 @@ impl Group {
         view: ViewId,
         outsiders: &[SeatId],
     ) {
-        self.entries.truncate(agreed);
-        if self.entries.before() < agreed {
-            self.entries = super::Window::above(agreed);
-        }
-        self.decided = agreed;
-        self.settled = agreed;
-        let before = self.entries.before();
-        for (_, entry) in self.entries.iter_mut_above(before) {
-            entry.missing.clear();
-            entry.held.clear();
-        }
-        self.helped.clear();
-        self.held.clear();
+        self.order.begin_anew(agreed);
         self.roster.clear();
         self.recovery = None;
         self.checkpoints.truncate(agreed);

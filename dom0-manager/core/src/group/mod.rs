@@ -19,6 +19,7 @@ mod loss;
 mod membership;
 mod order;
 mod poison;
+mod positions;
 mod promotion;
 mod recovery;
 mod roots;
@@ -34,7 +35,7 @@ mod views;
 mod votes;
 pub(crate) mod window;
 
-pub(crate) use ballot::{Ballot, Decision};
+pub(crate) use ballot::Decision;
 pub(crate) use entry::{Entry, Help};
 pub(crate) use events::{Disposal, Event, EventSlot};
 pub(crate) use recovery::Recovery;
@@ -48,40 +49,19 @@ use crate::io::Notice;
 use checkpoints::Checkpoints;
 use events::Events;
 use exactly_once::ExactlyOnce;
+use order::Order;
 use roster::Roster;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::{GroupMessage, ViewId};
-use spare_protocol::{Position, ReplicaId, SeatId};
-use std::collections::{BTreeSet, VecDeque};
+use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use views::Views;
-
-/// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
-/// still convicts.
-const LATE_DECISIONS_MAX: usize = 4096;
-/// A decided request whose missing votes were given up is remembered, with its bytes, until this many
-/// more were ordered: a late wrong vote is then shown with its evidence.
-const UNANSWERED_KEPT: u64 = 512;
 
 /// The group's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
     rules: Rules,
     views: Views,
-    /// Ordered messages that this state comes from.
-    pub(crate) delivered: u64,
-    pub(crate) time_last_us: i64,
-    /// Writes and scrubs ordered.
-    pub(crate) exclusive: u64,
-    pub(crate) entries: Window<Entry>,
-    /// Everything up to here is decided.
-    pub(crate) decided: Position,
-    /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
-    pub(crate) settled: Position,
-    /// Undecided requests that help was asked for.
-    pub(crate) helped: BTreeSet<Position>,
-    /// Undecided requests that some replicas do not execute for now.
-    pub(crate) held: BTreeSet<Position>,
-    late: VecDeque<(Position, Decision)>,
+    order: Order,
     roster: Roster,
     checkpoints: Checkpoints,
     exactly_once: ExactlyOnce,
@@ -98,15 +78,7 @@ impl Group {
         Group {
             rules,
             views: Views::resumed(seats, resume.view.id),
-            delivered: 0,
-            time_last_us: last.map_or(0, |r| r.time_us),
-            exclusive: 0,
-            entries: Window::above(position),
-            decided: position,
-            settled: position,
-            helped: BTreeSet::new(),
-            held: BTreeSet::new(),
-            late: VecDeque::new(),
+            order: Order::resumed(position, last.map_or(0, |r| r.time_us)),
             roster: Roster::default(),
             checkpoints: Checkpoints::default(),
             exactly_once: ExactlyOnce::resumed(&resume.keys, &resume.numbers),
@@ -117,16 +89,16 @@ impl Group {
 
     /// The last position that was ordered.
     pub(crate) fn ordered(&self) -> Position {
-        self.entries.last()
+        self.order.ordered()
     }
 
     /// Everything up to here is decided, has its agreed bytes at every member, and is no entry any more.
     pub(crate) fn forgotten(&self) -> Position {
-        self.entries.before()
+        self.order.forgotten()
     }
 
     pub(crate) fn entry(&self, position: Position) -> Option<&Entry> {
-        self.entries.get(position)
+        self.order.entry(position)
     }
 
     /// The requests above `after` that are not forgotten, in order.
@@ -134,33 +106,58 @@ impl Group {
         &self,
         after: Position,
     ) -> impl Iterator<Item = (Position, &Entry)> {
-        self.entries.iter_above(after)
+        self.order.entries_above(after)
     }
 
     /// Everything up to here is decided.
     pub(crate) fn decided(&self) -> Position {
-        self.decided
+        self.order.decided()
     }
 
     /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
     pub(crate) fn settled(&self) -> Position {
-        self.settled
+        self.order.settled()
     }
 
     /// How many ordered messages this state comes from.
     pub(crate) fn delivered(&self) -> u64 {
-        self.delivered
+        self.order.delivered()
+    }
+
+    /// The undecided requests, in order.
+    pub(crate) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
+        self.order.undecided()
     }
 
     /// The undecided requests that help was asked for, ascending.
     pub(crate) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
-        self.helped.iter().copied()
+        self.order.helped()
     }
 
     /// The first undecided request that this replica does not execute for now.
     pub(crate) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
-        let mut held = self.held.iter().copied();
-        held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
+        self.order.first_held(replica)
+    }
+
+    /// How many more equal votes an undecided request needs, at least.
+    pub(crate) fn votes_needed(&self, position: Position) -> Option<usize> {
+        votes::votes_needed(&self.rules, &self.order, position)
+    }
+
+    /// The number of the next asking for a request.
+    pub(crate) fn next_attempt(&self, position: Position) -> u32 {
+        let help = self.entry(position).and_then(Entry::help);
+        help.map_or(1, Help::next_attempt)
+    }
+
+    /// Whether this replica may answer a `HELP_ME`.
+    pub(crate) fn may_help(&self, replica: ReplicaId, position: Position, attempt: u32) -> bool {
+        help::may_help(&self.order, &self.roster, replica, position, attempt)
+    }
+
+    /// Where the request with this key is in the order.
+    pub(crate) fn position_of_key(&self, key: &Hash) -> Option<Position> {
+        self.exactly_once.key(key).map(|used| used.position)
     }
 
     pub(crate) fn rules(&self) -> &Rules {
@@ -275,12 +272,6 @@ impl Group {
         self.rules.quorum
     }
 
-    /// The undecided requests, in order.
-    pub(crate) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
-        let above = self.entries.iter_above(self.decided);
-        above.filter(|(_, e)| e.decision.is_none())
-    }
-
     /// Takes what happened since this was called last, in exchange for an empty list.
     pub(crate) fn swap_events(&mut self, events: &mut Vec<EventSlot>) {
         self.events.swap(events);
@@ -301,7 +292,7 @@ impl Group {
     /// An ordered message takes effect. What makes no sense is ignored: nothing that is delivered may
     /// stop a manager.
     pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
-        self.delivered += 1;
+        self.order.count_delivered();
         match message {
             GroupMessage::Joined {
                 ring,
@@ -329,7 +320,7 @@ impl Group {
         match message {
             GroupMessage::Requests(requests) => {
                 for request in requests {
-                    self.order(from, request);
+                    self.requested(from, request);
                 }
             }
             GroupMessage::Votes(votes) => self.votes(from, votes),
@@ -337,7 +328,7 @@ impl Group {
                 position,
                 attempt,
                 needed,
-            } => self.help_me(position, attempt, needed),
+            } => help::help_me(&mut self.order, &mut self.events, position, attempt, needed),
             // In all that follows a manager speaks for the replicas of its own seat only.
             GroupMessage::IDo {
                 position,

@@ -1,6 +1,7 @@
 //! There are to be f+1 actives: when one is missing, another replica of its seat takes its place, or one of
 //! another seat steps in (`COMPENSATE`; SPARE §4.1.4, `docs/protocol.md#node-crashes`).
 
+use super::order::Caution;
 use super::{Event, Group};
 use crate::bugs::{planted, Bug};
 use crate::io::Notice;
@@ -14,7 +15,7 @@ impl Group {
             return;
         }
         let ordered = self.ordered();
-        self.expect_upto(replica, ordered);
+        self.order.expect(replica, ordered, Caution::AfterDeath);
         self.event(Event::Began(replica));
     }
 

@@ -107,7 +107,7 @@ impl Group {
 
     /// Replicas whose successors took over leave once all that they vote on is decided.
     pub(super) fn retire(&mut self) {
-        let is_done = |m: &Member| matches!(m.role, Role::Retiring(upto) if upto <= self.decided);
+        let is_done = |m: &Member| matches!(m.role, Role::Retiring(upto) if upto <= self.decided());
         let done = self.members().filter(|(_, m)| is_done(m));
         let done: Vec<ReplicaId> = done.map(|(r, _)| r).collect();
         for replica in done {

@@ -1,5 +1,6 @@
 //! Replicas come into service and leave it (`docs/protocol.md#life-of-a-replica`).
 
+use super::help::ask_others;
 use super::{Disposal, Event, Group, Role};
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::BTreeSet;
@@ -39,12 +40,12 @@ impl Group {
         let Some(member) = self.roster.leave(replica, &mut self.events) else {
             return;
         };
-        self.expect_no_more(replica);
+        self.order.excuse(replica);
         self.event(Event::Removed { replica, disposal });
         if member.is_active() {
             self.promote(replica);
         }
-        self.ask_others(replica);
+        ask_others(&self.rules, &self.order, &mut self.events, replica);
         self.tally_all();
         self.finish_scrubs();
         self.hand_over();

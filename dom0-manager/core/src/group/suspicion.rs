@@ -2,6 +2,7 @@
 //! was silent too often, on distinct requests within a sliding window of the order, is put to sleep
 //! (SPARE §4.1.3, `docs/protocol.md#timing`).
 
+use super::help::follow_for_late;
 use super::{Group, Member};
 use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
@@ -42,16 +43,7 @@ impl Group {
         if position > self.ordered() {
             return;
         }
-        let mut awaited = false;
-        if let Some(entry) = self.entries.get_mut(position) {
-            awaited = entry.missing.contains(&replica);
-            if awaited {
-                let silent = &mut entry.trouble_mut().silent;
-                if !silent.contains(&replica) {
-                    silent.push(replica);
-                }
-            }
-        }
+        let awaited = self.order.note_silence(replica, position);
         if planted(Bug::SilenceConvicts) {
             return self.convict(replica, position, ConvictionBasis::Reply, None);
         }
@@ -61,7 +53,7 @@ impl Group {
             return;
         };
         if missed.newly_late {
-            self.follow_for_late();
+            follow_for_late(&mut self.order, &self.roster);
         }
         if missed.count >= threshold {
             self.suspend(replica, missed.count);
@@ -80,7 +72,7 @@ impl Group {
         }
         self.roster.suspend(replica, &mut self.events);
         self.notice(Notice::Suspected { replica, missed });
-        self.expect_no_more(replica);
+        self.order.excuse(replica);
         if was_active {
             self.promote(replica);
         }
