@@ -1,4 +1,4 @@
-//! A request between its delivery and its end.
+//! A request between its delivery and the moment when nobody needs it any more.
 
 use super::ballot::Ballot;
 use super::order::Verdict;
@@ -8,18 +8,16 @@ use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::{write_in_read_hash, Request, Vote};
 use spare_protocol::{Class, Position, ReplicaId};
-use std::collections::BTreeSet;
 
-/// How often `HELP_ME` was asked for a request, and who answered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// How often `HELP_ME` was asked for a request, and how many answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Help {
     /// The newest asking that was delivered; 0: wanted, not delivered yet.
     attempt: u32,
+    /// How many are to be chosen in this attempt.
     needed: u16,
-    /// Chosen in this attempt.
+    /// How many were chosen in this attempt.
     chosen: usize,
-    /// Chosen in any attempt.
-    asked: BTreeSet<ReplicaId>,
 }
 
 impl Help {
@@ -29,39 +27,24 @@ impl Help {
     }
 }
 
-/// A request between its delivery and its end.
+/// A request and what is known of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     request: Request,
+    /// The agreed time, in microseconds.
     time_us: i64,
     root: RootRequest,
     ballot: Ballot,
-    /// Whose votes are to come.
-    missing: SmallVec<[ReplicaId; 4]>,
-    /// Who executes it only once somebody has: a replica died of it, perhaps.
-    held: SmallVec<[ReplicaId; 1]>,
     decision: Option<Decision>,
-    /// The epoch in which it and all before it were decided; grows along the order.
     decided_in: u64,
     /// It was decided that it gets an error for an answer.
     aborted: bool,
-    /// What went wrong with it; nothing, as a rule.
-    trouble: Option<Box<Trouble>>,
-}
-
-/// What goes wrong with a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Trouble {
+    /// Help was asked for, or is wanted.
     help: Option<Help>,
-    /// Replicas whose VM or service died while they executed it.
-    fallen: Vec<ReplicaId>,
-    /// Replicas that did not vote in time.
-    silent: Vec<ReplicaId>,
-    /// Whose votes are waited for no more; they may have executed it all the same, and voted.
-    released: Vec<ReplicaId>,
 }
 
 impl Entry {
+    /// Those that execute vote on it, and those that follow as soon as one of them has.
     pub(super) fn new(
         request: Request,
         time_us: i64,
@@ -73,13 +56,11 @@ impl Entry {
             request,
             time_us,
             root,
-            ballot: Ballot::default(),
-            missing: executing.into(),
-            held: following.into(),
+            ballot: Ballot::new(executing, following),
             decision: None,
             decided_in: 0,
             aborted: false,
-            trouble: None,
+            help: None,
         }
     }
 
@@ -113,48 +94,39 @@ impl Entry {
 
     /// The first vote of each replica, in the order of their arrival.
     pub(crate) fn votes(&self) -> impl Iterator<Item = (ReplicaId, Decision)> + '_ {
-        self.ballot.iter()
+        self.ballot.votes()
     }
 
     /// Whose votes are to come.
     pub(crate) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
-        self.missing.iter().copied()
+        self.ballot.awaited()
     }
 
     pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
-        self.missing.contains(&replica)
+        self.ballot.is_awaited(replica)
     }
 
     /// Every vote that is waited for is in.
     pub(crate) fn is_complete(&self) -> bool {
-        self.missing.is_empty()
+        self.awaited().next().is_none()
     }
 
     /// This replica executes it only once somebody has.
     pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
-        self.held.contains(&replica)
+        self.ballot.is_held(replica)
     }
 
     /// Help was asked for, or is wanted.
     pub(crate) fn help(&self) -> Option<&Help> {
-        self.trouble.as_ref()?.help.as_ref()
-    }
-
-    fn trouble_mut(&mut self) -> &mut Trouble {
-        self.trouble.get_or_insert_default()
+        self.help.as_ref()
     }
 
     pub(super) fn has_votes(&self) -> bool {
-        !self.ballot.is_empty()
-    }
-
-    pub(super) fn has_voted(&self, replica: ReplicaId) -> bool {
-        self.ballot.has_voted(replica)
+        self.ballot.has_votes()
     }
 
     pub(super) fn vote_of(&self, replica: ReplicaId) -> Option<Decision> {
-        let mut votes = self.votes();
-        votes.find(|(r, _)| *r == replica).map(|(_, d)| d)
+        self.ballot.vote_of(replica)
     }
 
     /// All votes, as they were cast at `position`.
@@ -174,41 +146,32 @@ impl Entry {
 
     /// It voted, or is to.
     pub(super) fn takes_part(&self, replica: ReplicaId) -> bool {
-        self.has_voted(replica) || self.is_awaited(replica) || self.is_held(replica)
+        self.ballot.takes_part(replica)
     }
 
     /// How many votes are to come, held back or not.
     pub(super) fn expected(&self) -> usize {
-        self.missing.len() + self.held.len()
+        self.ballot.expected()
     }
 
-    /// Whether this replica was asked for help.
+    /// Whether this replica was chosen to help.
     pub(super) fn was_asked(&self, replica: ReplicaId) -> bool {
-        self.help().is_some_and(|h| h.asked.contains(&replica))
+        self.ballot.was_asked(replica)
     }
 
     /// How many replicas died of it, perhaps.
     pub(super) fn fallen(&self) -> usize {
-        self.trouble.as_ref().map_or(0, |t| t.fallen.len())
+        self.ballot.fallen()
     }
 
     /// How many replicas failed on it: they died, or did not vote in time and have not since.
     pub(super) fn failed(&self) -> usize {
-        let Some(trouble) = &self.trouble else {
-            return 0;
-        };
-        let silent = trouble.silent.iter();
-        let silent = silent.filter(|r| !trouble.fallen.contains(r) && !self.ballot.has_voted(**r));
-        trouble.fallen.len() + silent.count()
+        self.ballot.failed()
     }
 
     /// Who has or may have executed it, to the end or not.
     pub(super) fn touched(&self) -> Vec<ReplicaId> {
-        let mut touched: Vec<ReplicaId> = self.awaited().collect();
-        touched.extend(self.ballot.iter().map(|(r, _)| r));
-        // Their votes may be on their way.
-        touched.extend(self.trouble.iter().flat_map(|t| t.released.iter()));
-        touched
+        self.ballot.touched()
     }
 
     /// With this decision it is a read that tried to write, which is ordered again as a write.
@@ -218,90 +181,72 @@ impl Entry {
 
     /// A replica's first vote stands; false if this was not its first.
     pub(super) fn cast(&mut self, vote: &Vote) -> bool {
-        let first = self.ballot.cast(vote);
-        if first {
-            self.missing.retain(|r| *r != vote.replica);
-        }
-        first
+        self.ballot.cast(vote)
     }
 
     pub(super) fn expect(&mut self, replica: ReplicaId) {
-        self.missing.push(replica);
+        self.ballot.expect(replica);
     }
 
     /// It executes it once somebody has survived that.
     pub(super) fn hold(&mut self, replica: ReplicaId) {
-        self.held.push(replica);
+        self.ballot.hold(replica);
     }
 
     pub(super) fn release_held(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        self.missing.extend(held);
+        self.ballot.release_held();
     }
 
     /// Its vote is not waited for.
     pub(super) fn excuse(&mut self, replica: ReplicaId) {
-        if self.is_awaited(replica) && self.decision.is_none() {
-            let released = &mut self.trouble_mut().released;
-            if !released.contains(&replica) {
-                released.push(replica);
-            }
-        }
-        self.missing.retain(|r| *r != replica);
-        self.held.retain(|r| *r != replica);
+        self.ballot.excuse(replica, self.decision.is_none());
     }
 
-    /// Nobody's vote is waited for.
+    /// Nobody's vote is waited for: no replica is in service.
     pub(super) fn excuse_all(&mut self) {
-        self.missing.clear();
-        self.held.clear();
+        self.ballot.excuse_but(|_| false);
     }
 
     /// It died, perhaps of this.
-    pub(super) fn note_fallen(&mut self, replica: ReplicaId) {
-        self.trouble_mut().fallen.push(replica);
+    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
+        self.ballot.note_fall(replica);
     }
 
     /// It did not vote in time. Whether its vote is awaited.
     pub(super) fn note_silence(&mut self, replica: ReplicaId) -> bool {
-        let awaited = self.is_awaited(replica);
-        if awaited {
-            let silent = &mut self.trouble_mut().silent;
-            if !silent.contains(&replica) {
-                silent.push(replica);
-            }
-        }
-        awaited
+        self.ballot.note_silence(replica)
     }
 
     pub(super) fn want_help(&mut self) {
-        self.trouble_mut().help = Some(Help::default());
+        self.help = Some(Help::default());
     }
 
     /// Help is asked for. False if it is not the turn of this attempt.
     pub(super) fn ask(&mut self, attempt: u32, needed: u16) -> bool {
-        let help = self.trouble_mut().help.get_or_insert_default();
+        let help = self.help.get_or_insert_default();
         if attempt != help.next_attempt() {
             return false;
         }
-        help.attempt = attempt;
-        help.needed = needed;
-        help.chosen = 0;
+        *help = Help {
+            attempt,
+            needed,
+            chosen: 0,
+        };
         true
     }
 
-    /// A replica offers its help in this attempt. Whether it is taken: the first `needed` are, and in the
+    /// A replica offers its help in this attempt. Whether it is chosen: the first `needed` are, and in the
     /// second attempt and those after it all.
     pub(super) fn choose(&mut self, attempt: u32, replica: ReplicaId) -> bool {
-        let Some(help) = self.trouble.as_mut().and_then(|t| t.help.as_mut()) else {
+        let Some(help) = &mut self.help else {
             return false;
         };
         let full = attempt == 1 && help.chosen >= usize::from(help.needed);
         if attempt != help.attempt || full {
             return false;
         }
-        help.asked.insert(replica);
         help.chosen += 1;
+        self.ballot.note_asked(replica);
         true
     }
 
@@ -309,8 +254,7 @@ impl Entry {
     pub(super) fn close(&mut self, verdict: Verdict, owes: impl Fn(ReplicaId) -> bool) {
         self.decision = Some(verdict.decision);
         self.aborted = verdict.aborted;
-        self.missing.retain(|r| owes(*r));
-        self.held.clear();
+        self.ballot.excuse_but(owes);
     }
 
     pub(super) fn set_decided_in(&mut self, epoch: u64) {
@@ -323,16 +267,13 @@ impl Entry {
     pub(super) fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
         let decided = self.decision.is_some();
         if let Some(decision) = self.decision {
-            let sound = |(r, d): &(ReplicaId, Decision)| *d == decision && !tainted.contains(r);
-            let stands = self.ballot.iter().filter(sound).count() >= quorum;
+            let stands = self.ballot.count_without(decision, tainted) >= quorum;
             if stands || self.aborted || self.is_ordered_again(decision) {
                 return false;
             }
             self.decision = None;
-            if let Some(trouble) = &mut self.trouble {
-                trouble.help = None;
-                trouble.silent.clear();
-            }
+            self.help = None;
+            self.ballot.reopen();
         }
         tainted.iter().for_each(|r| self.ballot.strike(*r));
         decided

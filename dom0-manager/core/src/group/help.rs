@@ -70,7 +70,7 @@ pub(super) fn follow_for_late(order: &mut Order, roster: &Roster) {
 pub(super) fn ask_others(rules: &Rules, order: &Order, events: &mut Events, gone: ReplicaId) {
     for position in order.helped() {
         let entry = order.entry(position);
-        if entry.is_some_and(|e| e.was_asked(gone) && !e.has_voted(gone)) {
+        if entry.is_some_and(|e| e.was_asked(gone) && e.vote_of(gone).is_none()) {
             if let Some(needed) = votes_needed(rules, order, position) {
                 events.push(Event::HelpWanted { position, needed });
             }

@@ -13,7 +13,7 @@ impl Group {
             return;
         }
         if reason.may_be_poison() {
-            self.order.note_fallen(replica);
+            self.order.note_fall(replica);
         }
         let disposal = if reason == LossReason::SeatLost {
             Disposal::None

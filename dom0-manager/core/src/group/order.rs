@@ -281,11 +281,11 @@ impl Order {
     }
 
     /// The first request that a replica had not answered may be what it died of.
-    pub(super) fn note_fallen(&mut self, replica: ReplicaId) {
+    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
         let mut open = self.entries.iter_mut_above(self.decided).map(|(_, e)| e);
         let suspect = open.find(|e| e.decision().is_none() && e.is_awaited(replica));
         if let Some(entry) = suspect {
-            entry.note_fallen(replica);
+            entry.note_fall(replica);
         }
     }
 
