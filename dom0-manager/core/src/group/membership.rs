@@ -15,7 +15,7 @@ impl Group {
             return;
         };
         for seat in &gone {
-            if self.recovery.is_some_and(|r| r.seat == *seat) {
+            if self.recovering() == Some(*seat) {
                 self.recovery = None;
                 self.notice(Notice::RecoveryGivenUp { seat: *seat });
             }

@@ -4,13 +4,25 @@
 //! No time and no local replica occurs here: what a manager does about a change, it does because of
 //! the [`Event`]s that the change leaves.
 //!
-//! - `order`: a request gets its position; `votes`: until it is decided; `help`: waking passives
-//! - `service`: who is active and passive; `faults`: conviction, suspicion, loss, abort
-//! - `recovery`: fresh replicas take over; `views`: seats come and go; `seats`: which there are; `keys`: exactly once
+//! Its parts have one owner each, whose fields only it can change:
+//! - `views`: which managers decide together, and how far each got
+//! - `order`: the ordered requests, each with its ballot (`ballot`, `entry`)
+//! - `roster`: the replicas in service and what each does
+//! - `checkpoints`: the roots of replicas' states
+//! - `exactly_once`: which requests came before
+//!
+//! The rules that change them, in the paper's order; `delivery` says which message is whose:
+//! - normal case: `positions` (a request gets its position), `votes` (until it is decided)
+//! - activation: `help`
+//! - detected faults: `conviction`; timing violations: `suspicion`, `poison`
+//! - node crashes: `loss`, `promotion`
+//! - recovery: `recovery`; checkpoints: `roots`
+//! - replicas come and go: `service`, `surplus`; managers: `membership`; hosts: `seats`
 
 mod ballot;
 mod checkpoints;
 mod conviction;
+mod delivery;
 mod entry;
 mod events;
 mod exactly_once;
@@ -38,7 +50,6 @@ pub(crate) mod window;
 pub(crate) use ballot::Decision;
 pub(crate) use entry::{Entry, Help};
 pub(crate) use events::{Disposal, Event, EventSlot};
-pub(crate) use recovery::Recovery;
 pub(crate) use roster::{Member, Role};
 pub(crate) use rules::Rules;
 pub(crate) use views::Beginner;
@@ -50,9 +61,10 @@ use checkpoints::Checkpoints;
 use events::Events;
 use exactly_once::ExactlyOnce;
 use order::Order;
+use recovery::Recovery;
 use roster::Roster;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{GroupMessage, ViewId};
+use spare_protocol::group::ViewId;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use views::Views;
 
@@ -265,10 +277,11 @@ impl Group {
 
     /// The seat that builds fresh replicas.
     pub(crate) fn recovering(&self) -> Option<SeatId> {
-        self.recovery.map(|r| r.seat)
+        self.recovery.map(Recovery::seat)
     }
 
-    pub(crate) fn quorum(&self) -> usize {
+    /// f+1: how many equal votes decide.
+    fn quorum(&self) -> usize {
         self.rules.quorum
     }
 
@@ -287,85 +300,5 @@ impl Group {
 
     fn notice(&mut self, notice: Notice) {
         self.events.notice(notice);
-    }
-
-    /// An ordered message takes effect. What makes no sense is ignored: nothing that is delivered may
-    /// stop a manager.
-    pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
-        self.order.count_delivered();
-        match message {
-            GroupMessage::Joined {
-                ring,
-                agreed,
-                drained,
-                seats,
-            } => {
-                self.joined(from, ring, agreed, drained);
-                return seats::propose_seats(
-                    &self.rules,
-                    &mut self.views,
-                    &mut self.events,
-                    from,
-                    seats,
-                );
-            }
-            GroupMessage::ViewStored { .. } => {
-                return self.views.outsider_stored(from);
-            }
-            _ => {}
-        }
-        if !self.views.hears(from, epoch) {
-            return;
-        }
-        match message {
-            GroupMessage::Requests(requests) => {
-                for request in requests {
-                    self.requested(from, request);
-                }
-            }
-            GroupMessage::Votes(votes) => self.votes(from, votes),
-            GroupMessage::HelpMe {
-                position,
-                attempt,
-                needed,
-            } => help::help_me(&mut self.order, &mut self.events, position, attempt, needed),
-            // In all that follows a manager speaks for the replicas of its own seat only.
-            GroupMessage::IDo {
-                position,
-                attempt,
-                replica,
-            } if replica.seat == from => self.i_do(position, attempt, replica),
-            GroupMessage::Convicted { replica, reason } if replica.seat == from => {
-                self.convict_by_channel(replica, reason);
-            }
-            GroupMessage::Built {
-                replica,
-                position,
-                clean,
-            } if replica.seat == from => self.built(replica, position, clean),
-            GroupMessage::Lost { replica, reason } if replica.seat == from => {
-                self.lost(replica, reason);
-            }
-            GroupMessage::Slept { replica } if replica.seat == from => self.slept(replica),
-            GroupMessage::Abort { position } => self.abort(position),
-            GroupMessage::Compensate { replica } if replica.seat == from => {
-                self.compensate(replica);
-            }
-            GroupMessage::Recover { seat } if seat == from => self.recover(seat),
-            GroupMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
-            GroupMessage::Drain { seat, drained } => self.drain(seat, drained),
-            GroupMessage::IDo { .. }
-            | GroupMessage::Convicted { .. }
-            | GroupMessage::Built { .. }
-            | GroupMessage::Lost { .. }
-            | GroupMessage::Slept { .. }
-            | GroupMessage::Compensate { .. }
-            | GroupMessage::Recover { .. }
-            | GroupMessage::RecoveryEnded { .. }
-            | GroupMessage::Sync(_)
-            | GroupMessage::Joined { .. }
-            | GroupMessage::ViewStored { .. }
-            | GroupMessage::AcceptLoss { .. } => {}
-        }
     }
 }

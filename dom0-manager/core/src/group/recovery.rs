@@ -14,8 +14,15 @@ use spare_protocol::{ReplicaId, SeatId};
 
 /// A recovery that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recovery {
-    pub(crate) seat: SeatId,
+pub(super) struct Recovery {
+    seat: SeatId,
+}
+
+impl Recovery {
+    /// The seat that builds fresh replicas.
+    pub(super) fn seat(self) -> SeatId {
+        self.seat
+    }
 }
 
 impl Group {

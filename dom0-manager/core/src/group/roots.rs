@@ -1,6 +1,9 @@
 //! Replicas report the root of their state at each checkpoint; who reports another one than f+1 others did
 //! lies (`docs/protocol.md#checkpoints`). A fresh replica that reports the same is verified (SPARE §4.2).
 
+use super::checkpoints::Checkpoints;
+use super::events::Events;
+use super::roster::Roster;
 use super::Group;
 use crate::bugs::{planted, Bug};
 use crate::io::{ConvictionBasis, Notice};
@@ -25,7 +28,7 @@ impl Group {
             self.notice(Notice::CheckpointStable { position, root });
         }
         self.compare_roots(position);
-        self.finish_scrubs();
+        finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
     }
 
     fn compare_roots(&mut self, position: Position) {
@@ -51,16 +54,16 @@ impl Group {
         }
         self.hand_over();
     }
+}
 
-    /// Reports scrubs that every usable replica has answered.
-    pub(super) fn finish_scrubs(&mut self) {
-        for position in self.checkpoints.open_scrubs() {
-            // Whose first state contains the scrub was not asked for its root there.
-            let due = self.roster.iter().filter(|(_, m)| m.built_at < position);
-            let due = due.map(|(r, _)| r);
-            if let Some(roots) = self.checkpoints.close_scrub(position, due) {
-                self.notice(Notice::Scrubbed { position, roots });
-            }
+/// Reports scrubs that every usable replica has answered.
+pub(super) fn finish_scrubs(roster: &Roster, checkpoints: &mut Checkpoints, events: &mut Events) {
+    for position in checkpoints.open_scrubs() {
+        // Whose first state contains the scrub was not asked for its root there.
+        let due = roster.iter().filter(|(_, m)| m.built_at < position);
+        let due = due.map(|(r, _)| r);
+        if let Some(roots) = checkpoints.close_scrub(position, due) {
+            events.notice(Notice::Scrubbed { position, roots });
         }
     }
 }

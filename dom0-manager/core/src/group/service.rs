@@ -1,6 +1,7 @@
 //! Replicas come into service and leave it (`docs/protocol.md#life-of-a-replica`).
 
 use super::help::ask_others;
+use super::roots::finish_scrubs;
 use super::{Disposal, Event, Group, Role};
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::BTreeSet;
@@ -47,7 +48,7 @@ impl Group {
         }
         ask_others(&self.rules, &self.order, &mut self.events, replica);
         self.tally_all();
-        self.finish_scrubs();
+        finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
         self.hand_over();
     }
 }

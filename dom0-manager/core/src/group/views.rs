@@ -30,7 +30,7 @@ struct ViewMember {
 
 /// The group's seats, and the members of its primary view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Views {
+pub(super) struct Views {
     /// In the order of views.
     seats: Vec<SeatId>,
     /// The seats that members of the view have in their configurations.
