@@ -1,130 +1,159 @@
-//! A request gets its position, its agreed time, and its place in the memory of keys.
+//! The ordered requests: their positions, agreed times, and what is known of each between its delivery and the
+//! moment when nobody needs it any more (`docs/protocol.md#order`, `docs/protocol.md#requests`).
+//!
+//! Two indexes of positions go with the requests, so that nobody has to look through all of them: those that
+//! help was asked for, and those that some replicas hold back from. Whatever changes a request changes them
+//! too, which is why requests are changed here only.
 
-use super::{Ballot, Decision, Entry, Event, Group, LATE_DECISIONS_MAX, UNANSWERED_KEPT};
-use crate::bugs::{planted, Bug};
+use super::entry::Entry;
+use super::{Decision, Window};
+use serde::{Deserialize, Serialize};
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::Request;
-use spare_protocol::http::essence;
-use spare_protocol::{Class, Hash, Position, SeatId};
+use spare_protocol::group::{Request, Vote};
+use spare_protocol::{Position, ReplicaId};
+use std::collections::{BTreeSet, VecDeque};
 
-impl Group {
-    /// A request was delivered: gives it the next position, unless it was delivered before.
-    pub(super) fn order(&mut self, from: SeatId, request: Request) {
-        if request.id.seat != from {
-            return;
+/// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
+/// still convicts.
+const LATE_DECISIONS_MAX: usize = 4096;
+/// A decided request whose missing votes were given up is remembered, with its bytes, until this many
+/// more were ordered: a late wrong vote is then shown with its evidence.
+const UNANSWERED_KEPT: u64 = 512;
+
+/// Which requests a replica executes only once somebody has survived them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caution {
+    /// Those that a replica may have died of.
+    AfterDeath,
+    Always,
+}
+
+/// What is decided on a request.
+#[derive(Clone, Copy)]
+pub(super) struct Verdict {
+    pub(super) decision: Decision,
+    /// It gets an error for an answer.
+    pub(super) aborted: bool,
+}
+
+/// The requests in their order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    /// Ordered messages that the group's state comes from.
+    delivered: u64,
+    /// The agreed time of the last request, in microseconds.
+    time_last_us: i64,
+    /// Writes and scrubs ordered.
+    exclusive: u64,
+    entries: Window<Entry>,
+    /// Everything up to here is decided.
+    decided: Position,
+    /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
+    settled: Position,
+    /// Undecided requests that help was asked for.
+    helped: BTreeSet<Position>,
+    /// Undecided requests that some replicas do not execute for now.
+    held: BTreeSet<Position>,
+    /// The newest decisions on requests that are forgotten, ascending.
+    late: VecDeque<(Position, Decision)>,
+}
+
+impl Order {
+    /// After the last record on disk and its agreed time.
+    pub(super) fn resumed(position: Position, time_last_us: i64) -> Order {
+        Order {
+            delivered: 0,
+            time_last_us,
+            exclusive: 0,
+            entries: Window::above(position),
+            decided: position,
+            settled: position,
+            helped: BTreeSet::new(),
+            held: BTreeSet::new(),
+            late: VecDeque::new(),
         }
-        let last = self.numbers.entry(from).or_default();
-        if request.id.number <= *last && !planted(Bug::RepeatedDeliveryOrdered) {
-            return;
-        }
-        *last = request.id.number;
-        if let Some(key) = request.key.filter(|_| !planted(Bug::KeysIgnored)) {
-            let digest = essence(&request.request);
-            if let Some(used) = self.keys.get(&key) {
-                let id = request.id;
-                self.event(
-                    if used.digest == digest || planted(Bug::KeyMatchesAnyRequest) {
-                        let position = used.position;
-                        Event::Repeated { id, position }
-                    } else {
-                        Event::KeyReused(id)
-                    },
-                );
-                return;
-            }
-            let position = self.ordered().next();
-            let time_us = self.agreed_time(&request);
-            self.keys.insert(key, digest, position, time_us);
-        }
-        self.append(request);
     }
 
-    /// Where the request with this key is in the order.
-    pub(crate) fn position_of_key(&self, key: &Hash) -> Option<Position> {
-        self.keys.get(key).map(|used| used.position)
+    /// What is agreed up to here goes on; what was ordered beyond it was not.
+    pub(super) fn begin_anew(&mut self, agreed: Position) {
+        self.entries.truncate(agreed);
+        if self.entries.before() < agreed {
+            self.entries = Window::above(agreed);
+        }
+        self.decided = agreed;
+        self.settled = agreed;
+        let before = self.entries.before();
+        for (_, entry) in self.entries.iter_mut_above(before) {
+            entry.excuse_all();
+        }
+        self.helped.clear();
+        self.held.clear();
     }
 
-    /// Appends a request to the order.
-    pub(super) fn append(&mut self, request: Request) {
-        self.time_last_us = self.agreed_time(&request);
-        let oldest = self.time_last_us.saturating_sub(self.rules.key_lifetime_us);
-        self.keys.expire(oldest, self.rules.keys_max);
-        let position = self.ordered().next();
-        let root = self.mark_checkpoint(position, request.class);
-        self.entries.push(Entry {
-            time_us: self.time_last_us,
-            root,
-            request,
-            ballot: Ballot::default(),
-            missing: self.executing.clone(),
-            held: self.following.clone(),
-            decision: None,
-            decided_in: 0,
-            aborted: false,
-            trouble: None,
-        });
-        if !self.following.is_empty() {
-            self.held.insert(position);
-        }
-        self.event(Event::Ordered(position));
-        self.tally(position);
+    pub(super) fn count_delivered(&mut self) {
+        self.delivered += 1;
     }
 
-    /// The proposed time, if it is later than the last one and not too far ahead of the other
-    /// managers' clocks; else what is nearest to it.
-    fn agreed_time(&self, request: &Request) -> i64 {
-        let others = self
-            .view
-            .iter()
-            .filter(|(seat, _)| **seat != request.id.seat);
-        let latest = others.map(|(_, s)| s.progress.clock_us).max();
-        let limit = latest.filter(|clock| *clock > 0).map_or(i64::MAX, |clock| {
-            clock.saturating_add(self.rules.clock_ahead_max_us)
-        });
-        let proposed = request.proposed_time_us.min(limit);
-        if planted(Bug::TimeGoesBack) {
-            return request.proposed_time_us;
-        }
-        proposed.max(self.time_last_us.saturating_add(1))
+    pub(super) fn delivered(&self) -> u64 {
+        self.delivered
     }
 
-    fn mark_checkpoint(&mut self, position: Position, class: Class) -> RootRequest {
-        if !class.is_exclusive() {
-            return RootRequest::No;
-        }
-        self.exclusive += 1;
-        let root = match class {
-            Class::Scrub => RootRequest::FullScan,
-            _ if self.exclusive.is_multiple_of(self.rules.checkpoint_writes) => {
-                RootRequest::Incremental
-            }
-            _ => return RootRequest::No,
-        };
-        self.checkpoints.open(position, class == Class::Scrub);
-        root
+    pub(super) fn time_last_us(&self) -> i64 {
+        self.time_last_us
     }
 
-    /// Forgets requests that nobody needs any more: every member has their agreed bytes.
-    pub(super) fn prune(&mut self) {
-        let everywhere = self.agreed_everywhere();
-        let ordered = self.ordered();
-        let mut forgotten = self.entries.before();
-        for (position, entry) in self.entries.iter_above(forgotten) {
-            let kept = position.0 + UNANSWERED_KEPT > ordered.0;
-            let open = !entry.missing.is_empty() && kept;
-            let Some(decision) = entry.decision.filter(|_| position <= everywhere && !open) else {
-                break;
-            };
-            // Who votes on an aborted request is no liar.
-            if !entry.aborted {
-                self.late.push_back((position, decision));
-            }
-            if self.late.len() > LATE_DECISIONS_MAX {
-                self.late.pop_front();
-            }
-            forgotten = position;
-        }
-        self.entries.forget_upto(forgotten);
+    /// The last position.
+    pub(super) fn ordered(&self) -> Position {
+        self.entries.last()
+    }
+
+    /// Everything up to here is decided, has its agreed bytes at every member, and is no entry any more.
+    pub(super) fn forgotten(&self) -> Position {
+        self.entries.before()
+    }
+
+    /// Everything up to here is decided.
+    pub(super) fn decided(&self) -> Position {
+        self.decided
+    }
+
+    /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
+    pub(super) fn settled(&self) -> Position {
+        self.settled
+    }
+
+    /// Every member has this on disk.
+    pub(super) fn settle(&mut self, stored_everywhere: Position) {
+        self.settled = self.settled.max(stored_everywhere);
+    }
+
+    pub(super) fn entry(&self, position: Position) -> Option<&Entry> {
+        self.entries.get(position)
+    }
+
+    /// The requests above `after` that are not forgotten, in order.
+    pub(super) fn entries_above(
+        &self,
+        after: Position,
+    ) -> impl Iterator<Item = (Position, &Entry)> {
+        self.entries.iter_above(after)
+    }
+
+    /// The undecided requests, in order.
+    pub(super) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
+        let above = self.entries.iter_above(self.decided);
+        above.filter(|(_, e)| e.decision().is_none())
+    }
+
+    /// The undecided requests that help was asked for, ascending.
+    pub(super) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
+        self.helped.iter().copied()
+    }
+
+    /// The first undecided request that this replica does not execute for now.
+    pub(super) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
+        let mut held = self.held.iter().copied();
+        held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
     }
 
     /// The decision on a request that was forgotten already, if that is not too long ago.
@@ -136,41 +165,189 @@ impl Group {
         self.late.get(at).map(|(_, decision)| *decision)
     }
 
-    /// Every member has the agreed bytes of everything up to here, by its own ordered word.
-    pub(crate) fn agreed_everywhere(&self) -> Position {
-        self.least(|p| p.agreed)
+    /// Counts a write or scrub; returns the how-manieth it is.
+    pub(super) fn count_exclusive(&mut self) -> u64 {
+        self.exclusive += 1;
+        self.exclusive
     }
 
-    /// Every member has delivered everything up to here.
-    pub(crate) fn delivered_everywhere(&self) -> Position {
-        self.least(|p| p.delivered)
-    }
-
-    /// Every member has everything up to here on disk.
-    pub(crate) fn stored_everywhere(&self) -> Position {
-        self.least(|p| p.stored)
-    }
-
-    pub(super) fn note_settled(&mut self) {
-        self.settled = self.settled.max(self.stored_everywhere());
-    }
-
-    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
-    /// may be recorded and released.
-    pub(crate) fn is_established(&self) -> bool {
-        let mut members = self.view.values();
-        self.outsiders.is_empty() && members.all(|s| s.progress.view_stored >= self.epoch)
-    }
-
-    pub(super) fn note_established(&mut self) {
-        let same = || self.established.iter().eq(self.view.keys());
-        if self.is_established() && !same() {
-            self.established = self.view.keys().copied().collect();
+    /// Gives a request the next position. Those that execute vote on it; those that follow do once one of the
+    /// others has.
+    pub(super) fn append(
+        &mut self,
+        request: Request,
+        time_us: i64,
+        root: RootRequest,
+        executing: &[ReplicaId],
+        following: &[ReplicaId],
+    ) {
+        self.time_last_us = time_us;
+        let entry = Entry::new(request, time_us, root, executing, following);
+        self.entries.push(entry);
+        if !following.is_empty() {
+            self.held.insert(self.entries.last());
         }
     }
 
-    fn least(&self, what: impl Fn(&spare_protocol::group::Progress) -> Position) -> Position {
-        let all = self.view.values().map(|s| what(&s.progress));
-        all.min().unwrap_or_default()
+    /// Counts a vote: who held back goes on. False if the request is not known or the vote is not its replica's first.
+    pub(super) fn cast(&mut self, vote: &Vote) -> bool {
+        let Some(entry) = self.entries.get_mut(vote.position) else {
+            return false;
+        };
+        if !entry.cast(vote) {
+            return false;
+        }
+        if self.held.remove(&vote.position) {
+            entry.release_held();
+        }
+        true
+    }
+
+    /// Those that were held back execute a request after all.
+    pub(super) fn release_held(&mut self, position: Position) {
+        if self.held.remove(&position) {
+            if let Some(entry) = self.entries.get_mut(position) {
+                entry.release_held();
+            }
+        }
+    }
+
+    /// A request is decided, in `epoch`. Of the votes that are not in only those of replicas that owe them are
+    /// awaited from here on. Returns whether help was asked for.
+    pub(super) fn close(
+        &mut self,
+        position: Position,
+        verdict: Verdict,
+        epoch: u64,
+        owes: impl Fn(ReplicaId) -> bool,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(position) else {
+            return false;
+        };
+        entry.close(verdict, owes);
+        let helped = entry.help().is_some();
+        self.held.remove(&position);
+        if helped {
+            self.helped.remove(&position);
+        }
+        while let Some(entry) = self.entries.get_mut(self.decided.next()) {
+            if entry.decision().is_none() {
+                break;
+            }
+            entry.set_decided_in(epoch);
+            self.decided = self.decided.next();
+        }
+        helped
+    }
+
+    /// The votes of `tainted` on what comes after `position` count no more. Returns the requests that have to be
+    /// decided anew because of that.
+    pub(super) fn strike_above(
+        &mut self,
+        position: Position,
+        tainted: &[ReplicaId],
+        quorum: usize,
+    ) -> Vec<Position> {
+        let later = self.entries.iter_mut_above(position);
+        let reopened = later.filter_map(|(p, e)| e.strike(tainted, quorum).then_some(p));
+        reopened.collect()
+    }
+
+    /// The vote of `replica` is expected on everything undecided up to `upto`.
+    pub(super) fn expect(&mut self, replica: ReplicaId, upto: Position, caution: Caution) {
+        for (position, entry) in self.entries.iter_mut_above(self.decided) {
+            if position > upto {
+                break;
+            }
+            if entry.decision().is_some() || entry.takes_part(replica) {
+                continue;
+            }
+            let doubtful = caution == Caution::Always || entry.fallen() > 0;
+            if doubtful && !entry.has_votes() {
+                entry.hold(replica);
+                self.held.insert(position);
+            } else {
+                entry.expect(replica);
+            }
+        }
+    }
+
+    /// The votes of `replica` that are not in are not waited for.
+    pub(super) fn excuse(&mut self, replica: ReplicaId) {
+        let before = self.entries.before();
+        for (_, entry) in self.entries.iter_mut_above(before) {
+            entry.excuse(replica);
+        }
+    }
+
+    /// The first request that a replica had not answered may be what it died of.
+    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
+        let mut open = self.entries.iter_mut_above(self.decided).map(|(_, e)| e);
+        let suspect = open.find(|e| e.decision().is_none() && e.is_awaited(replica));
+        if let Some(entry) = suspect {
+            entry.note_fall(replica);
+        }
+    }
+
+    /// A replica did not vote in time. Whether its vote is awaited.
+    pub(super) fn note_silence(&mut self, replica: ReplicaId, position: Position) -> bool {
+        let entry = self.entries.get_mut(position);
+        entry.is_some_and(|e| e.note_silence(replica))
+    }
+
+    /// Help is wanted for a request. False if there is none.
+    pub(super) fn want_help(&mut self, position: Position) -> bool {
+        let Some(entry) = self.entries.get_mut(position) else {
+            return false;
+        };
+        entry.want_help();
+        self.helped.insert(position);
+        true
+    }
+
+    /// `HELP_ME` was delivered. The first one per undecided request and attempt counts: `Some`, and whether
+    /// nobody knew before that help is wanted.
+    pub(super) fn ask(&mut self, position: Position, attempt: u32, needed: u16) -> Option<bool> {
+        let entry = self.entries.get_mut(position)?;
+        if entry.decision().is_some() {
+            return None;
+        }
+        let news = entry.help().is_none();
+        if !entry.ask(attempt, needed) {
+            return None;
+        }
+        if news {
+            self.helped.insert(position);
+        }
+        Some(news)
+    }
+
+    /// `I_DO` was delivered from a replica that may help. Whether it is chosen.
+    pub(super) fn choose(&mut self, position: Position, attempt: u32, replica: ReplicaId) -> bool {
+        let entry = self.entries.get_mut(position);
+        entry.is_some_and(|e| e.choose(attempt, replica))
+    }
+
+    /// Forgets requests that nobody needs any more: every member has their agreed bytes, up to `everywhere`.
+    pub(super) fn forget(&mut self, everywhere: Position) {
+        let ordered = self.ordered();
+        let mut forgotten = self.entries.before();
+        for (position, entry) in self.entries.iter_above(forgotten) {
+            let kept = position.0 + UNANSWERED_KEPT > ordered.0;
+            let open = !entry.is_complete() && kept;
+            let known = position <= everywhere && !open;
+            let Some(decision) = entry.decision().filter(|_| known) else {
+                break;
+            };
+            // Who votes on an aborted request is no liar.
+            if !entry.is_aborted() {
+                self.late.push_back((position, decision));
+            }
+            if self.late.len() > LATE_DECISIONS_MAX {
+                self.late.pop_front();
+            }
+            forgotten = position;
+        }
+        self.entries.forget_upto(forgotten);
     }
 }

@@ -1,11 +1,11 @@
 //! Proactive recovery, seat by seat: fresh replicas are built, verified at a stable checkpoint, and take
-//! over at an ordered position (SPARE §4.6, DESIGN §4.9).
+//! over at an ordered position (SPARE §3.3, §4.2, `docs/protocol.md#recovery`).
 //!
 //! With the passive R(p) clean: R(p) becomes the active, the fresh R(p+1) the passive. With R(p) not
 //! clean two fresh ones are built, and take both places. The old active votes on everything that was
 //! ordered before the hand-over, then it is destroyed.
 
-use super::{Event, Group, Role};
+use super::{Event, Group, Member, Role};
 use crate::bugs::{planted, Bug};
 use crate::io::Notice;
 use serde::{Deserialize, Serialize};
@@ -14,8 +14,15 @@ use spare_protocol::{ReplicaId, SeatId};
 
 /// A recovery that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recovery {
-    pub(crate) seat: SeatId,
+pub(super) struct Recovery {
+    seat: SeatId,
+}
+
+impl Recovery {
+    /// The seat that builds fresh replicas.
+    pub(super) fn seat(self) -> SeatId {
+        self.seat
+    }
 }
 
 impl Group {
@@ -25,7 +32,7 @@ impl Group {
         let complete = self.staffed_seats().count() == self.quorum()
             && self
                 .staffed_seats()
-                .all(|s| self.passive_of(s).is_some() && self.active_of(s).is_some());
+                .all(|s| self.roster.passive_of(s).is_some() && self.roster.active_of(s).is_some());
         if self.recovery.is_some() || !complete || !self.is_staffed_seat(seat) {
             return;
         }
@@ -33,7 +40,7 @@ impl Group {
         if planted(Bug::RecoveryDestroysFirst) {
             for replica in self
                 .actives()
-                .chain(self.passive_of(seat))
+                .chain(self.roster.passive_of(seat))
                 .collect::<Vec<_>>()
             {
                 self.lost(replica, LossReason::Recovered);
@@ -44,15 +51,9 @@ impl Group {
     }
 
     /// The replica that a recovery would make active: the passive, if it never executed a request.
-    fn passive_of(&self, seat: SeatId) -> Option<ReplicaId> {
-        let mut of_seat = self.members.iter().filter(|(r, _)| r.seat == seat);
-        let passive = of_seat.find(|(_, m)| matches!(m.role, Role::Passive | Role::Helping));
-        passive.map(|(r, _)| *r)
-    }
-
     fn clean_passive_of(&self, seat: SeatId) -> Option<ReplicaId> {
-        self.passive_of(seat).filter(|r| {
-            let member = self.members.get(r);
+        self.roster.passive_of(seat).filter(|r| {
+            let member = self.roster.get(*r);
             member.is_some_and(|m| {
                 let clean = m.clean || planted(Bug::DirtyPassiveRecovers);
                 clean && !m.suspected && m.role == Role::Passive
@@ -74,41 +75,34 @@ impl Group {
         let Some(Recovery { seat }) = self.recovery else {
             return;
         };
-        let Some(old) = self.active_of(seat) else {
+        let Some(old) = self.roster.active_of(seat) else {
             return;
         };
-        let verified = self.members.iter().filter(|(r, m)| {
-            r.seat == seat
-                && m.role == Role::Successor
+        let verified = self.roster.of_seat(seat).filter(|(_, m)| {
+            m.role == Role::Successor
                 && (m.verified || planted(Bug::UnverifiedSuccessor))
                 && m.clean
         });
-        let fresh: Vec<ReplicaId> = verified.map(|(r, _)| *r).collect();
+        let fresh: Vec<ReplicaId> = verified.map(|(r, _)| r).collect();
         let (active, passive) = match (self.clean_passive_of(seat), &fresh[..]) {
             (Some(clean), [fresh, ..]) => (clean, *fresh),
             (None, [first, second, ..]) => (*first, *second),
             _ => return,
         };
-        let leaving: Vec<ReplicaId> = self
-            .members
-            .keys()
-            .filter(|r| r.seat == seat && **r != active && **r != passive)
-            .copied()
-            .collect();
-        let executes = |r: &ReplicaId| {
-            *r == old || self.members.get(r).is_some_and(|m| m.role == Role::Helping)
-        };
-        let (retiring, leaving): (Vec<_>, Vec<_>) = leaving.into_iter().partition(executes);
-        if self.members.len() < self.quorum() + leaving.len() {
+        let leaving = self.roster.of_seat(seat).map(|(r, _)| r);
+        let leaving = leaving.filter(|r| *r != active && *r != passive);
+        let executes = |r: &ReplicaId| *r == old || self.roster.role(*r) == Some(Role::Helping);
+        let (retiring, leaving): (Vec<_>, Vec<_>) = leaving.partition(executes);
+        if self.usable() < self.quorum() + leaving.len() {
             // None of those can be spared before others are built.
             return;
         }
         self.recovery = None;
         let position = self.ordered();
-        self.set_role(passive, Role::Passive);
+        self.roster.make_passive(passive, &mut self.events);
         self.activate(active);
         for replica in retiring {
-            self.set_role(replica, Role::Retiring(position));
+            self.roster.retire(replica, position, &mut self.events);
         }
         for replica in leaving {
             self.lost(replica, LossReason::Recovered);
@@ -118,25 +112,13 @@ impl Group {
         self.retire();
     }
 
-    fn set_role(&mut self, replica: ReplicaId, role: Role) {
-        if let Some(member) = self.members.get_mut(&replica) {
-            let before = member.state();
-            member.role = role;
-            let after = member.state();
-            self.changed(replica, Some(before), Some(after));
-        }
-    }
-
     /// Replicas whose successors took over leave once all that they vote on is decided.
     pub(super) fn retire(&mut self) {
-        let done: Vec<ReplicaId> = self
-            .members
-            .iter()
-            .filter(|(_, m)| matches!(m.role, Role::Retiring(upto) if upto <= self.decided))
-            .map(|(r, _)| *r)
-            .collect();
+        let is_done = |m: &Member| matches!(m.role, Role::Retiring(upto) if upto <= self.decided());
+        let done = self.members().filter(|(_, m)| is_done(m));
+        let done: Vec<ReplicaId> = done.map(|(r, _)| r).collect();
         for replica in done {
-            if self.members.len() > self.quorum() {
+            if self.usable() > self.quorum() {
                 self.lost(replica, LossReason::Recovered);
             }
         }
@@ -150,12 +132,14 @@ impl Group {
         self.recovery = None;
         self.notice(Notice::RecoveryGivenUp { seat });
         self.event(Event::RecoveryEnded(seat));
-        let of_seat = self.members.iter().filter(|(r, _)| r.seat == seat);
-        let fresh = of_seat.filter(|(_, m)| m.role == Role::Successor);
-        let fresh: Vec<ReplicaId> = fresh.map(|(r, _)| *r).collect();
+        let fresh = self
+            .roster
+            .of_seat(seat)
+            .filter(|(_, m)| m.role == Role::Successor);
+        let fresh: Vec<ReplicaId> = fresh.map(|(r, _)| r).collect();
         for replica in fresh {
-            if self.passive_of(seat).is_none() {
-                self.set_role(replica, Role::Passive);
+            if self.roster.passive_of(seat).is_none() {
+                self.roster.make_passive(replica, &mut self.events);
             } else {
                 self.lost(replica, LossReason::Surplus);
             }

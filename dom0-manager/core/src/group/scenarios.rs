@@ -64,7 +64,7 @@ impl Stream {
 
     /// It has the agreed state of now.
     fn built(&mut self, seat: u16, generation: u32) {
-        let position = self.group.decided;
+        let position = self.group.decided();
         self.say(
             seat,
             GroupMessage::Built {
@@ -163,12 +163,11 @@ impl Stream {
     }
 
     fn members(&self) -> Vec<ReplicaId> {
-        self.group.members.keys().copied().collect()
+        self.group.members().map(|(r, _)| r).collect()
     }
 
     fn role(&self, seat: u16, generation: u32) -> Option<Role> {
-        let member = self.group.members.get(&replica(seat, generation));
-        member.map(|m| m.role)
+        self.group.role(replica(seat, generation))
     }
 }
 
@@ -196,11 +195,11 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
         stream.is_silent(seat, generation, poison);
     }
     stream.say(0, GroupMessage::Abort { position: poison });
-    assert_eq!(stream.group.decided, poison);
+    assert_eq!(stream.group.decided(), poison);
     assert_eq!(stream.members(), [], "all of them may have executed it");
     stream.votes(0, 2, next, "based on the aborted write");
-    let undecided = stream.group.entries.get(next).expect("it is kept");
-    assert!(undecided.decision.is_none() && undecided.ballot.is_empty());
+    let undecided = stream.group.entry(next).expect("it is kept");
+    assert!(undecided.decision().is_none() && undecided.votes().count() == 0);
 
     for seat in 0..3 {
         stream.built(seat, 3);
@@ -208,7 +207,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     for seat in 0..3 {
         stream.votes(seat, 3, next, "without it");
     }
-    assert_eq!(stream.group.decided, next);
+    assert_eq!(stream.group.decided(), next);
     assert_eq!(stream.members(), [0, 1, 2].map(|seat| replica(seat, 3)));
 }
 
@@ -223,8 +222,8 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
         stream.votes(seat, 1, next, "based on the aborted write");
     }
     let decision = |stream: &Stream| {
-        let entry = stream.group.entries.get(next).expect("it is kept");
-        entry.decision.map(|d| d.reply)
+        let entry = stream.group.entry(next).expect("it is kept");
+        entry.decision().map(|d| d.reply)
     };
     assert!(decision(&stream).is_some());
     stream.help(poison, 1, &[(0, 2), (1, 2)]);
@@ -233,14 +232,14 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
     }
     stream.say(0, GroupMessage::Abort { position: poison });
     assert_eq!(stream.members(), []);
-    assert_eq!((stream.group.decided, decision(&stream)), (poison, None));
+    assert_eq!((stream.group.decided(), decision(&stream)), (poison, None));
     for seat in [0, 1] {
         stream.built(seat, 3);
     }
     for seat in [0, 1] {
         stream.votes(seat, 3, next, "without it");
     }
-    assert_eq!(stream.group.decided, next);
+    assert_eq!(stream.group.decided(), next);
     assert_eq!(decision(&stream), Some(Hash::of(b"without it")));
     assert_eq!(stream.members(), [0, 1].map(|seat| replica(seat, 3)));
 }
@@ -265,10 +264,10 @@ fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
         stream.reports_root(0, generation, checkpoint);
     }
     assert_eq!(stream.members().len(), 4, "nobody can be spared");
-    assert!(stream.group.recovery.is_some());
+    assert!(stream.group.recovering().is_some());
     // Another seat builds one: now there is one to spare.
     stream.built(1, 3);
-    assert!(stream.group.recovery.is_none());
+    assert!(stream.group.recovering().is_none());
     assert_eq!(stream.role(0, 3), Some(Role::Active));
     assert_eq!(stream.role(0, 4), Some(Role::Passive));
     assert_eq!(stream.role(0, 5), None);
@@ -335,7 +334,7 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
     for generation in 1..=3 {
         stream.votes(1, generation, write, "agreed");
     }
-    assert_eq!(stream.group.decided, write);
+    assert_eq!(stream.group.decided(), write);
     for generation in [2, 3] {
         let replica = replica(1, generation);
         stream.say(1, GroupMessage::Slept { replica });

@@ -1,9 +1,13 @@
-//! Seats come and go (DESIGN §4.2, §4.8).
+//! Which managers decide together, and how far each of them got: the primary view
+//! (`docs/protocol.md#views`).
+//!
+//! A view is *established* once each of its members, and everybody else who must know of it, has it on
+//! disk. Before that nothing that is decided in it is recorded or released.
 
-use super::{Event, Group, Seat};
-use crate::io::Notice;
-use spare_protocol::group::{LossReason, Progress, ViewId};
-use spare_protocol::{Position, ReplicaId, SeatId};
+use serde::{Deserialize, Serialize};
+use spare_protocol::group::{Progress, ViewId};
+use spare_protocol::{Position, SeatId};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A manager with which the group begins anew.
 pub(crate) struct Beginner {
@@ -14,133 +18,253 @@ pub(crate) struct Beginner {
     pub(crate) listed: Vec<SeatId>,
 }
 
-impl Group {
-    /// Names the primary view.
-    pub(crate) fn view_id(&self) -> ViewId {
+/// A member of the primary view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ViewMember {
+    progress: Progress,
+    /// The epoch in which it became a member: what it said before counts no more.
+    joined: u64,
+    /// It is to have no replicas.
+    drained: bool,
+}
+
+/// The group's seats, and the members of its primary view.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Views {
+    /// In the order of views.
+    seats: Vec<SeatId>,
+    /// The seats that members of the view have in their configurations.
+    proposed: BTreeMap<SeatId, Vec<SeatId>>,
+    epoch: u64,
+    /// The ring in which the primary view formed.
+    ring: u64,
+    /// Seats in the present ring that are no members of the view and have yet to write it to disk: if its
+    /// members are cut off from them, they must know that it decides.
+    outsiders: BTreeSet<SeatId>,
+    members: BTreeMap<SeatId, ViewMember>,
+    /// The members of the newest view that was established. Who was in no later one knows of none that it
+    /// wrote to disk for certain: after a restart these may decide by themselves, if all of them are there.
+    established: BTreeSet<SeatId>,
+}
+
+impl Views {
+    /// Before the first view of this run: nobody is a member.
+    pub(super) fn resumed(seats: Vec<SeatId>, view: ViewId) -> Views {
+        Views {
+            seats,
+            proposed: BTreeMap::new(),
+            epoch: view.epoch,
+            ring: view.ring,
+            outsiders: BTreeSet::new(),
+            members: BTreeMap::new(),
+            established: BTreeSet::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> ViewId {
         ViewId {
             epoch: self.epoch,
-            ring: self.view_ring,
+            ring: self.ring,
         }
     }
 
-    /// Of the members only these are left, in `view`; these outsiders have yet to know of it. The replicas of
-    /// members that are not left go with them.
-    pub(crate) fn keep_members(&mut self, view: ViewId, members: &[SeatId], outsiders: &[SeatId]) {
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn seats(&self) -> &[SeatId] {
+        &self.seats
+    }
+
+    /// The members of the primary view, ascending.
+    pub(super) fn members(&self) -> impl Iterator<Item = SeatId> + '_ {
+        self.members.keys().copied()
+    }
+
+    pub(super) fn is_member(&self, seat: SeatId) -> bool {
+        self.members.contains_key(&seat)
+    }
+
+    /// Whether what a seat said in `epoch` counts: it has been a member since.
+    pub(super) fn hears(&self, seat: SeatId, epoch: u64) -> bool {
+        let member = self.members.get(&seat);
+        member.is_some_and(|m| epoch >= m.joined)
+    }
+
+    /// The members that are to have no replicas.
+    pub(super) fn drained(&self) -> impl Iterator<Item = SeatId> + '_ {
+        let drained = self.members.iter().filter(|(_, m)| m.drained);
+        drained.map(|(seat, _)| *seat)
+    }
+
+    /// The members of the newest view that was established.
+    pub(super) fn established(&self) -> impl Iterator<Item = SeatId> + '_ {
+        self.established.iter().copied()
+    }
+
+    /// The seats that are to have replicas: the first f+1 of the view. One that is drained is among them only if there
+    /// are too few others.
+    pub(super) fn staffed(&self, quorum: usize) -> impl Iterator<Item = SeatId> + '_ {
+        let of_view = |drained: bool| {
+            let seats = self.seats.iter().copied();
+            seats.filter(move |s| self.members.get(s).is_some_and(|m| m.drained == drained))
+        };
+        of_view(false).chain(of_view(true)).take(quorum)
+    }
+
+    /// Whether f+1 others of the view can have the replicas, so that this seat needs none.
+    pub(super) fn can_spare(&self, seat: SeatId, quorum: usize) -> bool {
+        let others = self.members.iter();
+        let others = others.filter(|(s, m)| **s != seat && !m.drained);
+        others.count() >= quorum
+    }
+
+    /// A member is to have no replicas, or is to have its share again. Whether that is new.
+    pub(super) fn set_drained(&mut self, seat: SeatId, drained: bool) -> bool {
+        let member = self.members.get_mut(&seat);
+        member.is_some_and(|m| std::mem::replace(&mut m.drained, drained) != drained)
+    }
+
+    /// Every member has the agreed bytes of everything up to here, by its own ordered word.
+    pub(super) fn agreed_everywhere(&self) -> Position {
+        self.least(|p| p.agreed)
+    }
+
+    /// Every member has delivered everything up to here.
+    pub(super) fn delivered_everywhere(&self) -> Position {
+        self.least(|p| p.delivered)
+    }
+
+    /// Every member has everything up to here on disk.
+    pub(super) fn stored_everywhere(&self) -> Position {
+        self.least(|p| p.stored)
+    }
+
+    fn least(&self, what: impl Fn(&Progress) -> Position) -> Position {
+        let all = self.members.values().map(|m| what(&m.progress));
+        all.min().unwrap_or_default()
+    }
+
+    /// The latest clock of the members but one, in microseconds; none if no other has told its own.
+    pub(super) fn latest_clock_but(&self, seat: SeatId) -> Option<i64> {
+        let others = self.members.iter().filter(|(s, _)| **s != seat);
+        let latest = others.map(|(_, m)| m.progress.clock_us).max();
+        latest.filter(|clock| *clock > 0)
+    }
+
+    /// A member tells how far it got. What it told before and is more still holds: messages of one manager may
+    /// be delivered in a later ring, after newer ones.
+    pub(super) fn note_progress(&mut self, seat: SeatId, new: Progress) {
+        if let Some(member) = self.members.get_mut(&seat) {
+            let old = &mut member.progress;
+            *old = Progress {
+                delivered: old.delivered.max(new.delivered),
+                agreed: old.agreed.max(new.agreed),
+                stored: old.stored.max(new.stored),
+                view_stored: old.view_stored.max(new.view_stored),
+                clock_us: new.clock_us,
+            };
+        }
+    }
+
+    /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
+    /// may be recorded and released.
+    pub(super) fn is_established(&self) -> bool {
+        let mut members = self.members.values();
+        self.outsiders.is_empty() && members.all(|m| m.progress.view_stored >= self.epoch)
+    }
+
+    pub(super) fn note_established(&mut self) {
+        let same = || self.established.iter().eq(self.members.keys());
+        if self.is_established() && !same() {
+            self.established = self.members.keys().copied().collect();
+        }
+    }
+
+    /// An outsider has the primary view on disk.
+    pub(super) fn outsider_stored(&mut self, seat: SeatId) {
+        self.outsiders.remove(&seat);
+        self.note_established();
+    }
+
+    /// Of the members only these are left, in `view`; these outsiders have yet to know of it. Who is a member no
+    /// more; none if it is the present view.
+    pub(super) fn keep(
+        &mut self,
+        view: ViewId,
+        members: &[SeatId],
+        outsiders: &[SeatId],
+    ) -> Option<Vec<SeatId>> {
         self.outsiders = outsiders.iter().copied().collect();
-        let gone: Vec<SeatId> = self
-            .view
-            .keys()
-            .filter(|seat| !members.contains(seat))
-            .copied()
-            .collect();
-        if view == self.view_id() {
-            return;
+        if view == self.id() {
+            return None;
         }
         self.epoch = view.epoch;
-        self.view_ring = view.ring;
-        for seat in &gone {
-            self.view.remove(seat);
-            if self.recovery.is_some_and(|r| r.seat == *seat) {
-                self.recovery = None;
-                self.notice(Notice::RecoveryGivenUp { seat: *seat });
-            }
-        }
-        self.note_settled();
-        self.adopt_seats();
-        let lost: Vec<ReplicaId> = self
-            .members
-            .keys()
-            .filter(|r| gone.contains(&r.seat))
-            .copied()
-            .collect();
-        self.view_changed();
-        for replica in lost {
-            self.lost(replica, LossReason::SeatLost);
-        }
-        self.prune();
+        self.ring = view.ring;
+        let gone = self.members().filter(|seat| !members.contains(seat));
+        let gone: Vec<SeatId> = gone.collect();
+        self.members.retain(|seat, _| members.contains(seat));
+        Some(gone)
     }
 
-    /// `Joined` was delivered: its sender has caught up and is a member from here on. It acts as one, and
-    /// the view is established, when it has what is settled.
-    pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position, drained: bool) {
-        if self.view.contains_key(&seat) || !self.seats.contains(&seat) {
-            return;
-        }
+    /// A seat becomes a member, in the next epoch.
+    pub(super) fn admit(&mut self, seat: SeatId, progress: Progress, ring: u64, drained: bool) {
         self.epoch += 1;
-        self.view_ring = ring;
-        let member = Seat {
-            progress: Progress {
-                // It reports more with its next message. What was forgotten since it sent this, it
-                // takes from another manager's log.
-                agreed: agreed.min(self.decided),
-                delivered: self.entries.before(),
-                ..Progress::default()
-            },
+        self.ring = ring;
+        let member = ViewMember {
+            progress,
             joined: self.epoch,
             drained,
         };
-        self.view.insert(seat, member);
-        self.view_changed();
+        self.members.insert(seat, member);
     }
 
-    /// Nobody has the state of the newest primary view any more: it begins anew, after what is agreed in
-    /// this manager's log, with this manager as its only member, and the seats that the group had; these outsiders
-    /// have yet to know of it.
-    pub(crate) fn begin_anew(
+    /// This manager is the only member, in `view`, with everything up to `agreed`.
+    pub(super) fn begin_anew(
         &mut self,
         me: &Beginner,
         agreed: Position,
         view: ViewId,
         outsiders: &[SeatId],
     ) {
-        let Beginner {
-            seat: me,
-            drained,
-            ref listed,
-        } = *me;
         self.outsiders = outsiders.iter().copied().collect();
         // As members that join say it.
-        self.proposed = [(me, listed.clone())].into();
-        self.entries.truncate(agreed);
-        if self.entries.before() < agreed {
-            self.entries = super::Window::above(agreed);
-        }
-        self.decided = agreed;
-        self.settled = agreed;
-        let before = self.entries.before();
-        for (_, entry) in self.entries.iter_mut_above(before) {
-            entry.missing.clear();
-            entry.held.clear();
-        }
-        self.helped.clear();
-        self.held.clear();
-        self.members.clear();
-        self.executing.clear();
-        self.following.clear();
-        self.recovery = None;
-        self.checkpoints.truncate(agreed);
-        self.keys.truncate(agreed);
+        self.proposed = [(me.seat, me.listed.clone())].into();
         self.epoch = view.epoch;
-        self.view_ring = view.ring;
-        let seat = Seat {
+        self.ring = view.ring;
+        let member = ViewMember {
             progress: Progress {
                 delivered: agreed,
                 agreed,
                 ..Progress::default()
             },
             joined: view.epoch,
-            drained,
+            drained: me.drained,
         };
-        self.view = [(me, seat)].into();
+        self.members = [(me.seat, member)].into();
         // All who could have decided otherwise are here, or were given up.
-        self.established = [me].into();
-        self.view_changed();
+        self.established = [me.seat].into();
     }
 
-    fn view_changed(&mut self) {
-        let members = self.view.keys().copied().collect();
-        let epoch = self.epoch;
-        self.notice(Notice::View { epoch, members });
-        self.event(Event::ViewChanged);
+    /// A member has these seats in its configuration.
+    pub(super) fn propose(&mut self, member: SeatId, seats: Vec<SeatId>) {
+        self.proposed.insert(member, seats);
+    }
+
+    /// What all members have in their configurations becomes the group's. Whether it has other seats now.
+    pub(super) fn adopt_proposed(&mut self, quorum: usize) -> bool {
+        let members = &self.members;
+        self.proposed.retain(|seat, _| members.contains_key(seat));
+        let mut lists = members.keys().map(|seat| self.proposed.get(seat));
+        let Some(Some(seats)) = lists.next() else {
+            return false;
+        };
+        let alike = lists.all(|list| list == Some(seats));
+        let usable = seats.len() >= quorum && members.keys().all(|s| seats.contains(s));
+        if !alike || !usable || *seats == self.seats {
+            return false;
+        }
+        self.seats.clone_from(seats);
+        true
     }
 }

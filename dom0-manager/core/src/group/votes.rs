@@ -1,25 +1,18 @@
-//! Votes, until f+1 of them are equal (DESIGN §4.3, §4.4); roots at checkpoints (§4.10).
+//! Votes, until f+1 of them are equal (SPARE §2.3, §3.2; `docs/protocol.md#votes`).
 
-use super::{Decision, Event, Group, Role};
+use super::help::want_help;
+use super::order::{Order, Verdict};
+use super::{Decision, Event, Group, Role, Rules};
 use crate::bugs::{planted, Bug};
-use crate::io::{ConvictionBasis, Notice};
-use spare_protocol::group::{Progress, Request, RootVote, Vote, Votes};
+use crate::io::Notice;
+use spare_protocol::group::{Request, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl Group {
     pub(super) fn votes(&mut self, from: SeatId, votes: Votes) {
-        if let Some(seat) = self.view.get_mut(&from) {
-            let (old, new) = (&mut seat.progress, votes.progress);
-            *old = Progress {
-                delivered: old.delivered.max(new.delivered),
-                agreed: old.agreed.max(new.agreed),
-                stored: old.stored.max(new.stored),
-                view_stored: old.view_stored.max(new.view_stored),
-                clock_us: new.clock_us,
-            };
-            self.note_settled();
-            self.note_established();
-        }
+        self.views.note_progress(from, votes.progress);
+        self.order.settle(self.views.stored_everywhere());
+        self.views.note_established();
         for vote in &votes.votes {
             if vote.replica.seat == from {
                 self.count_vote(vote);
@@ -33,34 +26,27 @@ impl Group {
         for (replica, position) in votes.suspected {
             self.suspect(replica, position);
         }
-        self.prune();
+        self.order.forget(self.views.agreed_everywhere());
     }
 
     fn count_vote(&mut self, vote: &Vote) {
         let (position, replica) = (vote.position, vote.replica);
-        match self.members.get_mut(&replica) {
-            Some(member) if member.late.is_some_and(|late| position >= late) => {
-                member.late = None;
-                self.list_executing();
-            }
-            None if !planted(Bug::VotesOfStrangersCount) => return,
-            _ => {}
+        if !self.roster.note_vote(replica, position) && !planted(Bug::VotesOfStrangersCount) {
+            return;
         }
-        let Some(entry) = self.entries.get_mut(position) else {
-            if let Some(decision) = self.late_decision(position) {
+        let Some(entry) = self.order.entry(position) else {
+            if let Some(decision) = self.order.late_decision(position) {
                 if Decision::from(vote) != decision {
                     self.convict_by_vote(replica, position, decision);
                 }
             }
             return;
         };
-        let first = entry.ballot.is_empty();
-        if !entry.ballot.cast(vote) {
+        let first = !entry.has_votes();
+        let (decision, aborted) = (entry.decision(), entry.is_aborted());
+        if !self.order.cast(vote) {
             return;
         }
-        entry.missing.retain(|r| *r != replica);
-        let (decision, aborted) = (entry.decision, entry.aborted);
-        self.release_held(position);
         self.event(if first {
             Event::FirstVote(position)
         } else {
@@ -86,29 +72,29 @@ impl Group {
         if planted(Bug::MinorityConvictedEarly) {
             self.convict_early(position);
         }
-        let Some(entry) = self.entries.get(position) else {
+        let Some(entry) = self.order.entry(position) else {
             return;
         };
-        if entry.decision.is_some() {
+        if entry.decision().is_some() {
             return;
         }
-        let leader = entry.ballot.leader();
+        let leader = entry.leader();
         let most = leader.map_or(0, |(_, count)| count);
         let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
         if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
         } else if entry.fallen() >= quorum {
             self.event(Event::AbortWanted(position));
-        } else if most + entry.missing.len() + entry.held.len() < quorum && entry.help().is_none() {
-            self.want_help(position, quorum - most);
+        } else if most + entry.expected() < quorum && entry.help().is_none() {
+            want_help(&mut self.order, &mut self.events, position, quorum - most);
         }
     }
 
     /// A seeded bug: who is in the minority for now is convicted.
     fn convict_early(&mut self, position: Position) {
-        let entry = self.entries.get(position);
-        let leader = entry.and_then(|e| Some((e.ballot.leader()?.0, e)));
-        let minority = leader.map(|(decision, e)| (decision, e.ballot.dissenters(decision)));
+        let entry = self.order.entry(position);
+        let leader = entry.and_then(|e| Some((e.leader()?.0, e)));
+        let minority = leader.map(|(decision, e)| (decision, e.dissenters(decision)));
         if let Some((decision, replicas)) = minority {
             for replica in replicas {
                 self.convict_by_vote(replica, position, decision);
@@ -118,21 +104,21 @@ impl Group {
 
     /// Members changed: what is undecided may need other votes now.
     pub(super) fn tally_all(&mut self) {
-        let undecided: Vec<Position> = self.undecided().map(|(p, _)| p).collect();
+        let undecided: Vec<Position> = self.order.undecided().map(|(p, _)| p).collect();
         undecided.into_iter().for_each(|p| self.tally(p));
     }
 
     fn decide(&mut self, position: Position, decision: Decision) {
-        let Some(entry) = self.entries.get_mut(position) else {
+        let Some(entry) = self.order.entry(position) else {
             return;
         };
-        entry.decision = Some(decision);
-        let dissenters = entry.ballot.dissenters(decision);
-        let again = entry.is_ordered_again().then(|| Request {
+        let dissenters = entry.dissenters(decision);
+        let again = entry.is_ordered_again(decision).then(|| Request {
             class: Class::Write,
-            ..entry.request.clone()
+            ..entry.request().clone()
         });
-        self.end(position);
+        let aborted = false;
+        self.end(position, Verdict { decision, aborted });
         for replica in dissenters {
             self.convict_by_vote(replica, position, decision);
         }
@@ -140,110 +126,32 @@ impl Group {
         if let Some(request) = again {
             if let Some(key) = &request.key {
                 let position = self.ordered().next();
-                self.keys.moved(key, position);
+                self.exactly_once.move_key(key, position);
             }
             self.append(request);
         }
     }
 
-    /// What follows when a request is decided or aborted.
-    pub(super) fn end(&mut self, position: Position) {
-        let members = &self.members;
-        let Some(entry) = self.entries.get_mut(position) else {
-            return;
-        };
+    /// A request is decided or aborted, and what follows from that.
+    pub(super) fn end(&mut self, position: Position, verdict: Verdict) {
+        let roster = &self.roster;
         // A woken passive may leave out what is decided already; its silence is no fault.
-        entry
-            .missing
-            .retain(|r| members.get(r).is_some_and(|m| m.role != Role::Helping));
-        entry.held.clear();
-        self.held.remove(&position);
-        if entry.help().is_some() {
-            self.helped.remove(&position);
+        let owes = |r| roster.role(r).is_some_and(|role| role != Role::Helping);
+        let epoch = self.views.epoch();
+        if self.order.close(position, verdict, epoch, owes) {
             self.notice(Notice::HelpEnded { position });
         }
         self.event(Event::Decided(position));
-        while self
-            .entries
-            .get(self.decided.next())
-            .is_some_and(|e| e.decision.is_some())
-        {
-            self.decided = self.decided.next();
-            if let Some(entry) = self.entries.get_mut(self.decided) {
-                entry.decided_in = self.epoch;
-            }
-        }
         self.retire();
     }
+}
 
-    fn count_root(&mut self, vote: RootVote) {
-        let quorum = self.quorum();
-        let RootVote {
-            position,
-            replica,
-            root,
-        } = vote;
-        if !self.members.contains_key(&replica) {
-            return;
-        }
-        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-            return;
-        };
-        checkpoint.roots.entry(replica).or_insert(root);
-        if checkpoint.stable.is_none() {
-            checkpoint.stable = checkpoint.agreed(quorum);
-            if let Some(root) = checkpoint.stable {
-                self.notice(Notice::CheckpointStable { position, root });
-            }
-        }
-        self.compare_roots(position);
-        self.finish_scrubs();
+/// How many more equal votes an undecided request needs, at least.
+pub(super) fn votes_needed(rules: &Rules, order: &Order, position: Position) -> Option<usize> {
+    let entry = order.entry(position)?;
+    if entry.decision().is_some() {
+        return None;
     }
-
-    /// Whoever reported another root for `position` than f+1 replicas did is convicted; a fresh replica
-    /// that reported the same is verified.
-    fn compare_roots(&mut self, position: Position) {
-        let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-            return;
-        };
-        let Some(agreed) = checkpoint.stable else {
-            return;
-        };
-        let dissenters = checkpoint.dissenters();
-        let agreeing: Vec<_> = checkpoint
-            .roots
-            .iter()
-            .filter(|(_, root)| **root == agreed)
-            .map(|(r, _)| *r)
-            .collect();
-        for (replica, wrong) in dissenters {
-            if planted(Bug::WrongRootIgnored) {
-                break;
-            }
-            let basis = ConvictionBasis::Root { wrong, agreed };
-            self.convict(replica, position, basis, None);
-        }
-        for replica in agreeing {
-            if let Some(member) = self.members.get_mut(&replica) {
-                member.verified = true;
-            }
-        }
-        self.hand_over();
-    }
-
-    /// Reports scrubs that every usable replica has answered.
-    pub(super) fn finish_scrubs(&mut self) {
-        for position in self.checkpoints.open_scrubs() {
-            // Whose first state contains the scrub was not asked for its root there.
-            let mut due = self.members.iter().filter(|(_, m)| m.built_at < position);
-            let Some(checkpoint) = self.checkpoints.get_mut(position) else {
-                continue;
-            };
-            if due.all(|(r, _)| checkpoint.roots.contains_key(r)) {
-                checkpoint.scrub_open = false;
-                let roots = checkpoint.roots.iter().map(|(r, h)| (*r, *h)).collect();
-                self.notice(Notice::Scrubbed { position, roots });
-            }
-        }
-    }
+    let most = entry.leader().map_or(0, |(_, count)| count);
+    Some(rules.quorum.saturating_sub(most))
 }

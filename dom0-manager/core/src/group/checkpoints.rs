@@ -1,0 +1,148 @@
+//! Roots of replicas' states at equal positions (`docs/protocol.md#checkpoints`).
+
+use serde::{Deserialize, Serialize};
+use spare_protocol::{Hash, Position, ReplicaId};
+use std::collections::BTreeMap;
+
+/// How many checkpoints are remembered; the roots of older ones are no longer compared.
+const CHECKPOINTS_MAX: usize = 16;
+
+/// The roots reported for one position.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Checkpoint {
+    roots: BTreeMap<ReplicaId, Hash>,
+    /// The root that f+1 replicas reported.
+    stable: Option<Hash>,
+    /// A scrub that was not reported as complete yet.
+    scrub_open: bool,
+}
+
+impl Checkpoint {
+    /// The root that `quorum` replicas reported, if there is one.
+    fn agreed(&self, quorum: usize) -> Option<Hash> {
+        let mut counts: BTreeMap<Hash, usize> = BTreeMap::new();
+        for root in self.roots.values() {
+            *counts.entry(*root).or_default() += 1;
+        }
+        counts
+            .into_iter()
+            .find(|(_, n)| *n >= quorum)
+            .map(|(root, _)| root)
+    }
+}
+
+/// The newest checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Checkpoints {
+    by_position: BTreeMap<Position, Checkpoint>,
+}
+
+impl Checkpoints {
+    /// Begins a checkpoint when its request is ordered.
+    pub(super) fn open(&mut self, position: Position, scrub: bool) {
+        let checkpoint = Checkpoint {
+            scrub_open: scrub,
+            ..Checkpoint::default()
+        };
+        self.by_position.insert(position, checkpoint);
+        if self.by_position.len() > CHECKPOINTS_MAX {
+            self.by_position.pop_first();
+        }
+    }
+
+    /// Whether there is a checkpoint at this position that is not too old.
+    pub(super) fn is_known(&self, position: Position) -> bool {
+        self.by_position.contains_key(&position)
+    }
+
+    /// Counts a root; a replica's first one stands. Returns the root that `quorum` replicas reported if it is
+    /// so from now on.
+    pub(super) fn report(
+        &mut self,
+        position: Position,
+        replica: ReplicaId,
+        root: Hash,
+        quorum: usize,
+    ) -> Option<Hash> {
+        let checkpoint = self.by_position.get_mut(&position)?;
+        checkpoint.roots.entry(replica).or_insert(root);
+        if checkpoint.stable.is_some() {
+            return None;
+        }
+        checkpoint.stable = checkpoint.agreed(quorum);
+        checkpoint.stable
+    }
+
+    /// The root that f+1 replicas reported for this position.
+    pub(super) fn stable(&self, position: Position) -> Option<Hash> {
+        self.by_position.get(&position)?.stable
+    }
+
+    /// All roots reported for this position.
+    pub(super) fn roots(&self, position: Position) -> impl Iterator<Item = (ReplicaId, Hash)> + '_ {
+        let checkpoint = self.by_position.get(&position).into_iter();
+        checkpoint.flat_map(|c| c.roots.iter().map(|(r, h)| (*r, *h)))
+    }
+
+    /// Forgets checkpoints above `position`.
+    pub(super) fn truncate(&mut self, position: Position) {
+        self.by_position.retain(|p, _| *p <= position);
+    }
+
+    /// Forgets the roots from `position` on: those who reported them are out of service.
+    pub(super) fn disown_from(&mut self, position: Position) {
+        for (_, checkpoint) in self.by_position.range_mut(position..) {
+            checkpoint.roots.clear();
+            checkpoint.stable = None;
+        }
+    }
+
+    /// Positions of scrubs that are not complete.
+    pub(super) fn open_scrubs(&self) -> Vec<Position> {
+        let open = self.by_position.iter().filter(|(_, c)| c.scrub_open);
+        open.map(|(p, _)| *p).collect()
+    }
+
+    /// A scrub is complete once all that are due have reported their root: returns the roots then.
+    pub(super) fn close_scrub(
+        &mut self,
+        position: Position,
+        mut due: impl Iterator<Item = ReplicaId>,
+    ) -> Option<Vec<(ReplicaId, Hash)>> {
+        let checkpoint = self.by_position.get_mut(&position)?;
+        if !due.all(|r| checkpoint.roots.contains_key(&r)) {
+            return None;
+        }
+        checkpoint.scrub_open = false;
+        Some(checkpoint.roots.iter().map(|(r, h)| (*r, *h)).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::SeatId;
+
+    #[test]
+    fn roots_beyond_an_aborted_write_are_forgotten_and_those_before_it_stay() {
+        let mut checkpoints = Checkpoints::default();
+        let replica = |generation| ReplicaId {
+            seat: SeatId(0),
+            generation,
+        };
+        let root = Hash::of(b"a state");
+        for position in [Position(5), Position(9)] {
+            checkpoints.open(position, false);
+            for generation in [1, 2] {
+                checkpoints.report(position, replica(generation), root, 2);
+            }
+        }
+        checkpoints.disown_from(Position(6));
+        let roots = |p| {
+            let count = checkpoints.roots(Position(p)).count();
+            (count, checkpoints.stable(Position(p)))
+        };
+        assert_eq!(roots(5), (2, Some(root)));
+        assert_eq!(roots(9), (0, None));
+    }
+}
