@@ -4,7 +4,24 @@
 //! out. The same inputs give the same outputs. Nothing in an ordered message or from a guest trips an
 //! assertion: what makes no sense is ignored or held against its sender.
 //!
-//! Contents.
+//! Two kinds of state: the group's (`group`), which is a function of the ordered messages and so the same at every
+//! manager, and this manager's part. Each falls apart into owners. `step` tells how an input becomes outputs; the rules
+//! of the paper stand in this order (a folder for each, with what is ordered and what one manager does about it side by
+//! side):
+//!
+//! | module | what | SPARE |
+//! |---|---|---|
+//! | `clients`, `order` | normal case: a request is taken in, gets its position, is answered | §2.3 |
+//! | `voting`, `log` | votes on replies and on updates; the agreed bytes, and their record | §2.3, §3.2 |
+//! | `replicas` | active and passive replicas: built, kept current, paused, unpaused | §2.2, §3.1, §3.2 |
+//! | `activation` | `HELP_ME` and `I_DO`, sleep; the buffer of updates | §3.1, §3.2, §4.1.1 |
+//! | `faults::detected` | conviction | §4.1.2 |
+//! | `faults::timing`, `faults::poison` | suspicion; a request that brings replicas down | §4.1.3 |
+//! | `faults::crash` | loss, promotion, `COMPENSATE` | §4.1.4 |
+//! | `recovery` | proactive recovery | §3.3, §4.2 |
+//! | `checkpoints` | roots of replicas' states | |
+//! | `membership` | which managers decide; taking over the group's state | §2.1, §5.3 |
+//! | `clock` | deadlines, and what is learnt of latencies | |
 
 mod activation;
 mod ascending;
@@ -12,6 +29,7 @@ mod ascending;
 pub mod bugs;
 #[cfg(not(feature = "seeded-bugs"))]
 mod bugs;
+mod checkpoints;
 mod clients;
 mod clock;
 mod config;
@@ -20,7 +38,9 @@ mod group;
 mod io;
 mod log;
 mod membership;
+mod order;
 mod outputs;
+mod recovery;
 mod replicas;
 mod step;
 mod voting;

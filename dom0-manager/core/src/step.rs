@@ -15,12 +15,12 @@ use crate::clients::{Clients, Gateway};
 use crate::clock::{Clock, Timer, Wait};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{complete_evidence, Compensation, Timing};
-use crate::group::{Event, EventSlot, Group, Member, Rules};
+use crate::group::{Event, EventSlot, Group, Rules};
 use crate::io::{Input, Micros, Notice, Now, Output, Standing};
 use crate::log::{Bytes, Log, Records, Slot};
 use crate::membership::Membership;
 use crate::outputs::Outputs;
-use crate::replicas::{ReplicaView, Replicas, Seat};
+use crate::replicas::{Member, ReplicaView, Replicas, Seat};
 use crate::voting::{self, Outbox};
 use bytes::Bytes as Buffer;
 use spare_protocol::channel::Outcome;
@@ -229,15 +229,8 @@ impl Core {
             Event::ViewChanged => self.view_changed(),
             Event::Drained { seat, drained } => self.drained_changed(seat, drained),
             Event::SeatsChanged => self.seats_changed(),
-            Event::RecoveryBegan(seat) if seat == self.config.me => {
-                let limit = self.config.recovery_timeout;
-                self.clock.set(Timer::Recovery, limit);
-                self.seat().staff();
-            }
-            Event::RecoveryEnded(seat) if seat == self.config.me => {
-                self.clock.cancel(Timer::Recovery);
-            }
-            Event::RecoveryBegan(_) | Event::RecoveryEnded(_) => {}
+            Event::RecoveryBegan(seat) => self.recovery_began(seat),
+            Event::RecoveryEnded(seat) => self.recovery_ended(seat),
             Event::Convicted {
                 replica,
                 position,
@@ -396,17 +389,6 @@ impl Core {
             Timer::Batch => self.gateway().send_batch(),
             Timer::CatchUp => self.catch_up_again(),
             Timer::Recovery => self.recovery_expired(),
-        }
-    }
-
-    /// The fresh replicas of a recovery of this seat could not be built or verified in time.
-    fn recovery_expired(&mut self) {
-        let seat = self.config.me;
-        if self.group.recovering() == Some(seat) {
-            self.out.multicast(GroupMessage::RecoveryEnded { seat });
-            // The message may get lost with its ring.
-            let again = self.config.recovery_timeout;
-            self.clock.set(Timer::Recovery, again);
         }
     }
 

@@ -9,7 +9,7 @@ mod help;
 mod sleep;
 
 pub(crate) use buffer::UpdateBuffer;
-pub(crate) use help::ask;
+pub(crate) use help::{ask, ask_others, follow_for_late, help_me, may_help, want_help};
 
 use crate::clock::Clock;
 use crate::config::Config;

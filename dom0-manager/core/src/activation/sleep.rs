@@ -3,7 +3,9 @@
 
 use super::Activation;
 use crate::clock::Timer;
-use crate::group::Role;
+use crate::group::{Event, Group};
+use crate::io::Notice;
+use crate::replicas::Role;
 use spare_protocol::group::GroupMessage;
 use spare_protocol::{Position, ReplicaId};
 
@@ -59,5 +61,20 @@ impl Activation<'_> {
             self.clock.set(timer, self.config.awake_max);
         }
         active_missing
+    }
+}
+
+impl Group {
+    /// `Slept` was delivered: its vote is expected no longer, or, if it was suspected, it has shown
+    /// that it gets on and is a passive like any other.
+    pub(crate) fn slept(&mut self, replica: ReplicaId) {
+        if !self.roster.rest(replica, &mut self.events) {
+            return;
+        }
+        self.order.excuse(replica);
+        self.notice(Notice::Slept { replica });
+        self.event(Event::Slept(replica));
+        self.remove_surplus_passives(replica.seat);
+        self.tally_all();
     }
 }

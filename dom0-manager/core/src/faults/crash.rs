@@ -1,12 +1,81 @@
-//! Node crashes (SPARE §4.1.4), as a manager acts on them: local passives offer to step in for a missing active.
+//! Node crashes (SPARE §4.1.4, `docs/protocol.md#node-crashes`): a replica is gone without having lied, because its VM or
+//! its host crashed, it was given up, or it is not needed any more. There are to be f+1 actives: when one is missing,
+//! another replica of its seat takes its place, or one of another seat steps in (`COMPENSATE`).
 
+use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
-use crate::group::{Group, Role};
+use crate::group::{Disposal, Event, Group};
+use crate::io::Notice;
+use crate::order::Caution;
 use crate::outputs::Outputs;
-use crate::replicas::Replicas;
-use spare_protocol::group::GroupMessage;
+use crate::replicas::{Replicas, Role};
+use spare_protocol::group::{GroupMessage, LossReason};
 use spare_protocol::ReplicaId;
+
+impl Group {
+    /// `Lost` was delivered, or follows from something that was.
+    pub(crate) fn lost(&mut self, replica: ReplicaId, reason: LossReason) {
+        if !self.is_in_service(replica) {
+            return;
+        }
+        if reason.may_be_poison() {
+            self.order.note_fall(replica);
+        }
+        let disposal = if reason == LossReason::SeatLost {
+            Disposal::None
+        } else {
+            Disposal::Destroy
+        };
+        self.notice(Notice::Lost { replica, reason });
+        self.remove(replica, disposal);
+    }
+}
+
+impl Group {
+    /// A replica executes from here on: its vote is expected on everything undecided, and on what is
+    /// ordered later.
+    pub(crate) fn activate(&mut self, replica: ReplicaId) {
+        if !self.roster.activate(replica, &mut self.events) {
+            return;
+        }
+        let ordered = self.ordered();
+        self.order.expect(replica, ordered, Caution::AfterDeath);
+        self.event(Event::Began(replica));
+    }
+
+    /// An active left: a replica of the same seat takes its place. If there is none, other seats are asked.
+    pub(crate) fn promote(&mut self, gone: ReplicaId) {
+        if planted(Bug::PromotionForgotten) {
+            return;
+        }
+        if self.is_active_missing() {
+            if let Some(replica) = self.roster.best_spare(gone.seat, Some(gone)) {
+                self.activate(replica);
+                self.notice(Notice::Promoted {
+                    replica,
+                    instead_of: Some(gone),
+                });
+            }
+        }
+        if self.is_active_missing() {
+            self.event(Event::ActiveMissing);
+        }
+    }
+
+    /// `COMPENSATE` was delivered: the first replica that can steps in for a missing active.
+    pub(crate) fn compensate(&mut self, replica: ReplicaId) {
+        let member = self.member(replica);
+        let usable = member.is_some_and(crate::replicas::Member::is_passive);
+        if usable && self.is_active_missing() {
+            self.activate(replica);
+            self.notice(Notice::Promoted {
+                replica,
+                instead_of: None,
+            });
+        }
+    }
+}
 
 /// Offers local passives: changes nothing but a timer.
 pub(crate) struct Compensation<'a> {

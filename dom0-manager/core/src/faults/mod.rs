@@ -12,4 +12,4 @@ mod timing;
 
 pub(crate) use crash::Compensation;
 pub(crate) use detected::complete_evidence;
-pub(crate) use timing::Timing;
+pub(crate) use timing::{Suspicions, Timing};

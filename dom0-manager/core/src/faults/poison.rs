@@ -1,9 +1,15 @@
-//! A request on which f+1 replicas failed is aborted (`docs/protocol.md#detected-faults`), as a manager acts on it.
+//! A request that brings replicas down: once f+1 of them failed on it, it is aborted, and gets an error for an
+//! answer (`docs/protocol.md#timing`).
 
 use super::Timing;
+use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use spare_protocol::group::GroupMessage;
-use spare_protocol::Position;
+use crate::group::{Event, Group};
+use crate::io::Notice;
+use crate::order::Verdict;
+use crate::voting::Decision;
+use spare_protocol::group::{aborted_hash, GroupMessage, LossReason};
+use spare_protocol::{Hash, Position};
 
 impl Timing<'_> {
     /// An undecided request was waited for long enough.
@@ -16,5 +22,48 @@ impl Timing<'_> {
         }
         let again = self.config.abort_timeout;
         self.clock.set(Timer::Abort(position), again);
+    }
+}
+
+impl Group {
+    /// Whether f+1 replicas failed on a request: their VM or service died, or they are silent.
+    pub(crate) fn is_poison(&self, position: Position) -> bool {
+        let entry = self.entry(position);
+        entry.is_some_and(|e| e.decision().is_none() && e.failed() >= self.quorum())
+    }
+
+    /// `ABORT` was delivered: the request gets an error for an answer, and whoever may have been in the
+    /// middle of it is rebuilt.
+    pub(crate) fn abort(&mut self, position: Position) {
+        let Some(entry) = self.entry(position).filter(|_| self.is_poison(position)) else {
+            return;
+        };
+        let exclusive = entry.request().class.is_exclusive();
+        let touched = if exclusive {
+            entry.touched()
+        } else {
+            entry.awaited().collect()
+        };
+        if exclusive && !planted(Bug::AbortKeepsTouched) {
+            // Their states contain what is aborted, and what they said of later requests is based on it.
+            self.checkpoints.disown_from(position);
+            let quorum = self.quorum();
+            for later in self.order.strike_above(position, &touched, quorum) {
+                self.event(Event::Reopened(later));
+            }
+        }
+        self.notice(Notice::Aborted { position });
+        let decision = Decision {
+            reply: aborted_hash(),
+            update: Hash::of(b""),
+        };
+        let aborted = true;
+        self.end(position, Verdict { decision, aborted });
+        for replica in touched {
+            if planted(Bug::AbortKeepsTouched) {
+                break;
+            }
+            self.lost(replica, LossReason::Poisoned(position));
+        }
     }
 }

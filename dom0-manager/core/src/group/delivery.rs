@@ -1,8 +1,8 @@
 //! An ordered message takes effect: which rule is whose (`docs/protocol.md#messages`).
 
-use super::help::help_me;
-use super::seats::propose_seats;
 use super::Group;
+use crate::activation::help_me;
+use crate::membership::propose_seats;
 use spare_protocol::group::GroupMessage;
 use spare_protocol::SeatId;
 

@@ -1,7 +1,7 @@
 //! What a change of the group's state asks of a manager.
 
-use super::Decision;
 use crate::io::{ConvictionBasis, Evidence, Notice};
+use crate::voting::Decision;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::RequestId;
 use spare_protocol::{Position, ReplicaId, SeatId};
@@ -97,16 +97,16 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    pub(super) fn push(&mut self, event: Event) {
+    pub(crate) fn push(&mut self, event: Event) {
         self.slots.push(EventSlot(event));
     }
 
-    pub(super) fn notice(&mut self, notice: Notice) {
+    pub(crate) fn notice(&mut self, notice: Notice) {
         self.push(Event::Notice(notice));
     }
 
     /// A replica is in another state than it was; `None`: it is not in service.
-    pub(super) fn replica(
+    pub(crate) fn replica(
         &mut self,
         replica: ReplicaId,
         from: Option<ReplicaState>,
@@ -118,7 +118,7 @@ impl Events {
     }
 
     /// Takes what happened, in exchange for an empty list.
-    pub(super) fn swap(&mut self, slots: &mut Vec<EventSlot>) {
+    pub(crate) fn swap(&mut self, slots: &mut Vec<EventSlot>) {
         std::mem::swap(&mut self.slots, slots);
     }
 }

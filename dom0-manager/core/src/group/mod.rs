@@ -4,82 +4,49 @@
 //! No time and no local replica occurs here: what a manager does about a change, it does because of
 //! the [`Event`]s that the change leaves.
 //!
-//! Its parts have one owner each, whose fields only it can change:
-//! - `views`: which managers decide together, and how far each got
-//! - `order`: the ordered requests, each with its ballot (`ballot`, `entry`)
-//! - `roster`: the replicas in service and what each does
-//! - `checkpoints`: the roots of replicas' states
-//! - `exactly_once`: which requests came before
-//!
-//! The rules that change them, in the paper's order; `delivery` says which message is whose:
-//! - normal case: `positions` (a request gets its position), `votes` (until it is decided)
-//! - activation: `help`
-//! - detected faults: `conviction`; timing violations: `suspicion`, `poison`
-//! - node crashes: `loss`, `promotion`
-//! - recovery: `recovery`; checkpoints: `roots`
-//! - replicas come and go: `service`, `surplus`; managers: `membership`; hosts: `seats`
+//! Its parts have one owner each, whose fields only it can change; the rules stand where the paper's sections have
+//! their place (`crate`), and `delivery` says which ordered message is whose:
+//! - [`Views`]: which managers decide together, and how far each got
+//! - [`Order`]: the ordered requests, each with what is known of it at each replica
+//! - [`Roster`]: the replicas in service and what each does
+//! - [`Checkpoints`]: the roots of replicas' states
+//! - [`ExactlyOnce`]: which requests came before
+//! - [`Recovery`]: the seat that is being recovered
 
-mod ballot;
-mod checkpoints;
-mod conviction;
 mod delivery;
-mod entry;
 mod events;
-mod exactly_once;
-mod help;
-mod loss;
-mod membership;
-mod order;
-mod poison;
-mod positions;
-mod promotion;
-mod recovery;
-mod roots;
-mod roster;
 mod rules;
 #[cfg(test)]
 mod scenarios;
-mod seats;
-mod service;
-mod surplus;
-mod suspicion;
-mod views;
-mod votes;
-pub(crate) mod window;
 
-pub(crate) use ballot::Decision;
-pub(crate) use entry::{Entry, Help};
-pub(crate) use events::{Disposal, Event, EventSlot};
-pub(crate) use roster::{Member, Role};
+pub(crate) use events::{Disposal, Event, EventSlot, Events};
 pub(crate) use rules::Rules;
-pub(crate) use views::Beginner;
-pub(crate) use window::Window;
 
+use crate::activation::may_help;
+use crate::checkpoints::Checkpoints;
 use crate::config::Resume;
 use crate::io::Notice;
-use checkpoints::Checkpoints;
-use events::Events;
-use exactly_once::ExactlyOnce;
-use order::Order;
-use recovery::Recovery;
-use roster::Roster;
+use crate::membership::Views;
+use crate::order::{Entry, ExactlyOnce, Help, Order};
+use crate::recovery::Recovery;
+use crate::replicas::{Member, Role, Roster};
+use crate::voting::votes_needed;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::{PrimaryView, ViewId};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
-use views::Views;
 
 /// The group's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Group {
-    rules: Rules,
-    views: Views,
-    order: Order,
-    roster: Roster,
-    checkpoints: Checkpoints,
-    exactly_once: ExactlyOnce,
-    recovery: Option<Recovery>,
+    pub(crate) rules: Rules,
+    pub(crate) views: Views,
+    pub(crate) order: Order,
+    pub(crate) roster: Roster,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) exactly_once: ExactlyOnce,
+    pub(crate) recovery: Option<Recovery>,
     #[serde(skip)]
-    events: Events,
+    pub(crate) events: Events,
 }
 
 impl Group {
@@ -159,7 +126,7 @@ impl Group {
 
     /// How many more equal votes an undecided request needs, at least.
     pub(crate) fn votes_needed(&self, position: Position) -> Option<usize> {
-        votes::votes_needed(&self.rules, &self.order, position)
+        votes_needed(&self.rules, &self.order, position)
     }
 
     /// The number of the next asking for a request.
@@ -170,7 +137,7 @@ impl Group {
 
     /// Whether this replica may answer a `HELP_ME`.
     pub(crate) fn may_help(&self, replica: ReplicaId, position: Position, attempt: u32) -> bool {
-        help::may_help(&self.order, &self.roster, replica, position, attempt)
+        may_help(&self.order, &self.roster, replica, position, attempt)
     }
 
     /// Where the request with this key is in the order.
@@ -240,7 +207,7 @@ impl Group {
     }
 
     /// The seats that are to have replicas.
-    fn staffed_seats(&self) -> impl Iterator<Item = SeatId> + '_ {
+    pub(crate) fn staffed_seats(&self) -> impl Iterator<Item = SeatId> + '_ {
         self.views.staffed(self.quorum())
     }
 
@@ -300,7 +267,7 @@ impl Group {
     }
 
     /// f+1: how many equal votes decide.
-    fn quorum(&self) -> usize {
+    pub(crate) fn quorum(&self) -> usize {
         self.rules.quorum
     }
 
@@ -309,11 +276,11 @@ impl Group {
         self.events.swap(events);
     }
 
-    fn event(&mut self, event: Event) {
+    pub(crate) fn event(&mut self, event: Event) {
         self.events.push(event);
     }
 
-    fn notice(&mut self, notice: Notice) {
+    pub(crate) fn notice(&mut self, notice: Notice) {
         self.events.notice(notice);
     }
 }

@@ -1,7 +1,9 @@
 //! Bad runs that the simulator found, as the stream of ordered messages in which they happened.
 
-use super::{Beginner, Group, Role, Rules};
+use super::{Group, Rules};
 use crate::config::Resume;
+use crate::membership::Beginner;
+use crate::replicas::Role;
 use bytes::Bytes;
 use spare_protocol::group::{
     GroupMessage, LossReason, Request, RequestId, RootVote, ViewId, Vote, Votes,

@@ -15,8 +15,9 @@ pub(crate) use bytes::Bytes;
 pub(crate) use records::Records;
 
 use crate::config::Resume;
-use crate::group::{Decision, Window};
 use crate::io::{Evidence, Micros};
+use crate::order::Window;
+use crate::voting::Decision;
 use ::bytes::Bytes as Buffer;
 use smallvec::SmallVec;
 use spare_protocol::channel::Outcome;

@@ -33,8 +33,14 @@
 
 mod formation;
 mod joining;
+mod members;
 mod primary_view;
 mod ring;
+mod seats;
+mod views;
+
+pub(crate) use seats::{adopt_seats, propose_seats};
+pub(crate) use views::{Beginner, Views};
 
 use crate::config::{Config, Resume};
 use crate::group::Group;
@@ -50,7 +56,7 @@ use ring::Ring;
 pub(crate) struct Membership {
     standing: Standing,
     ring: Ring,
-    views: Views,
+    views: KnownViews,
     joining: Joining,
     /// What it waits for, in words; empty if it does not.
     waits_for: String,
@@ -67,7 +73,7 @@ pub(crate) struct Membership {
 
 /// The primary views that this manager knows of, and which are on its disk.
 #[derive(Clone, Debug)]
-struct Views {
+struct KnownViews {
     /// The newest.
     known: PrimaryView,
     /// Views on their way to the disk end with this one.
@@ -95,7 +101,7 @@ impl Membership {
         Membership {
             standing: Standing::Apart,
             ring: Ring::default(),
-            views: Views {
+            views: KnownViews {
                 known: resume.view.clone(),
                 written: resume.view.id,
                 stored: resume.view.id,

@@ -4,8 +4,8 @@
 use super::formation::{Hearing, Verdict};
 use super::Membership;
 use crate::clock::Timer;
-use crate::group::Beginner;
 use crate::io::{Notice, Output, Standing};
+use crate::membership::Beginner;
 use crate::outputs::Outputs;
 use crate::step::Core;
 use spare_protocol::group::{GroupMessage, PrimaryView, ViewId};

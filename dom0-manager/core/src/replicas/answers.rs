@@ -4,9 +4,9 @@
 use super::{Seat, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::Decision;
 use crate::io::{Notice, Output};
 use crate::log::LocalAnswer;
+use crate::voting::Decision;
 use bytes::Bytes;
 use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::group::{outcome_hash, RootVote, Vote};

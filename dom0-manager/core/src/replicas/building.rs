@@ -3,9 +3,9 @@
 use super::{Local, Seat, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::{Disposal, Role};
+use crate::group::Disposal;
 use crate::io::{Micros, Output};
-use crate::replicas::Replicas;
+use crate::replicas::{Replicas, Role};
 use spare_protocol::group::{GroupMessage, LossReason};
 use spare_protocol::{Position, ReplicaId};
 

@@ -8,8 +8,8 @@
 use super::{Seat, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::Role;
 use crate::io::Output;
+use crate::replicas::Role;
 use smallvec::SmallVec;
 use spare_protocol::channel::{Execute, RootRequest};
 use spare_protocol::group::{GroupMessage, LossReason};

@@ -37,8 +37,12 @@
 mod answers;
 mod building;
 mod driving;
+mod roster;
+mod service;
+mod surplus;
 
 pub(crate) use building::REPLICAS_PER_SEAT;
+pub(crate) use roster::{Member, Role, Roster};
 
 use crate::activation::UpdateBuffer;
 use crate::ascending::Ascending;

@@ -1,8 +1,8 @@
 //! The replicas in service and what each does (`docs/protocol.md#life-of-a-replica`); who votes on what is
 //! ordered next.
 
-use super::events::Events;
-use super::suspicion::Suspicions;
+use crate::faults::Suspicions;
+use crate::group::Events;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;
@@ -47,7 +47,7 @@ impl Member {
     }
 
     /// It can be woken, or was.
-    pub(super) fn is_passive(&self) -> bool {
+    pub(crate) fn is_passive(&self) -> bool {
         matches!(self.role, Role::Passive | Role::Helping)
     }
 
@@ -64,16 +64,16 @@ impl Member {
 }
 
 /// What came of a silence.
-pub(super) struct Missed {
+pub(crate) struct Missed {
     /// How many distinct requests the replica missed within the window.
-    pub(super) count: usize,
+    pub(crate) count: usize,
     /// An active that voted in time until now is late from here on.
-    pub(super) newly_late: bool,
+    pub(crate) newly_late: bool,
 }
 
 /// The replicas in service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     members: BTreeMap<ReplicaId, Member>,
     /// The greatest generation that came into service, of each seat. A vote names its replica, so a seat
     /// whose disk is new must not name another one alike.
@@ -85,46 +85,46 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.members.len()
     }
 
-    pub(super) fn contains(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn contains(&self, replica: ReplicaId) -> bool {
         self.members.contains_key(&replica)
     }
 
-    pub(super) fn get(&self, replica: ReplicaId) -> Option<&Member> {
+    pub(crate) fn get(&self, replica: ReplicaId) -> Option<&Member> {
         self.members.get(&replica)
     }
 
-    pub(super) fn role(&self, replica: ReplicaId) -> Option<Role> {
+    pub(crate) fn role(&self, replica: ReplicaId) -> Option<Role> {
         self.get(replica).map(|m| m.role)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
         self.members.iter().map(|(r, m)| (*r, m))
     }
 
-    pub(super) fn of_seat(&self, seat: SeatId) -> impl Iterator<Item = (ReplicaId, &Member)> {
+    pub(crate) fn of_seat(&self, seat: SeatId) -> impl Iterator<Item = (ReplicaId, &Member)> {
         self.iter().filter(move |(r, _)| r.seat == seat)
     }
 
-    pub(super) fn actives(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+    pub(crate) fn actives(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let active = self.iter().filter(|(_, m)| m.is_active());
         active.map(|(r, _)| r)
     }
 
-    pub(super) fn active_of(&self, seat: SeatId) -> Option<ReplicaId> {
+    pub(crate) fn active_of(&self, seat: SeatId) -> Option<ReplicaId> {
         self.actives().find(|r| r.seat == seat)
     }
 
-    pub(super) fn passive_of(&self, seat: SeatId) -> Option<ReplicaId> {
+    pub(crate) fn passive_of(&self, seat: SeatId) -> Option<ReplicaId> {
         let mut of_seat = self.of_seat(seat);
         of_seat.find(|(_, m)| m.is_passive()).map(|(r, _)| r)
     }
 
     /// Which replica of a seat becomes its active: one that is awake first, then one that was never silent.
-    pub(super) fn best_spare(&self, seat: SeatId, but: Option<ReplicaId>) -> Option<ReplicaId> {
+    pub(crate) fn best_spare(&self, seat: SeatId, but: Option<ReplicaId>) -> Option<ReplicaId> {
         let spare = self.of_seat(seat).filter(|(r, m)| {
             Some(*r) != but && !matches!(m.role, Role::Active | Role::Retiring(_))
         });
@@ -140,23 +140,23 @@ impl Roster {
     }
 
     /// The greatest generation of a seat's replicas that came into service; 0 if none did.
-    pub(super) fn newest_generation(&self, seat: SeatId) -> u32 {
+    pub(crate) fn newest_generation(&self, seat: SeatId) -> u32 {
         self.generations.get(&seat).copied().unwrap_or(0)
     }
 
     /// Who votes on what is ordered next.
-    pub(super) fn executing(&self) -> &[ReplicaId] {
+    pub(crate) fn executing(&self) -> &[ReplicaId] {
         &self.executing
     }
 
     /// Who votes on it as soon as somebody else has: those that are awake, while an active is late. Else every
     /// request would wait for as long as the first one did.
-    pub(super) fn following(&self) -> &[ReplicaId] {
+    pub(crate) fn following(&self) -> &[ReplicaId] {
         &self.following
     }
 
     /// A replica comes into service at this position.
-    pub(super) fn enter(
+    pub(crate) fn enter(
         &mut self,
         replica: ReplicaId,
         role: Role,
@@ -182,7 +182,7 @@ impl Roster {
     }
 
     /// A replica leaves service; what it was until then.
-    pub(super) fn leave(&mut self, replica: ReplicaId, events: &mut Events) -> Option<Member> {
+    pub(crate) fn leave(&mut self, replica: ReplicaId, events: &mut Events) -> Option<Member> {
         let member = self.members.remove(&replica)?;
         events.replica(replica, Some(member.state()), None);
         self.list_executing();
@@ -190,13 +190,13 @@ impl Roster {
     }
 
     /// All leave service, unsaid: the group begins anew.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.members.clear();
         self.list_executing();
     }
 
     /// It executes every request from here on. False if it is not in service.
-    pub(super) fn activate(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
+    pub(crate) fn activate(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
         self.change(replica, events, |member| {
             member.role = Role::Active;
             member.clean = false;
@@ -207,7 +207,7 @@ impl Roster {
     }
 
     /// It was chosen to help. Whether it slept until then.
-    pub(super) fn wake(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
+    pub(crate) fn wake(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
         let slept = self.role(replica) != Some(Role::Helping);
         let known = self.change(replica, events, |member| {
             member.role = Role::Helping;
@@ -218,7 +218,7 @@ impl Roster {
     }
 
     /// It is a passive like any other: it was awake, or it was suspected. False if it was neither.
-    pub(super) fn rest(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
+    pub(crate) fn rest(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
         let rests = self
             .get(replica)
             .is_some_and(|m| m.role == Role::Helping || (m.role == Role::Passive && m.suspected));
@@ -230,7 +230,7 @@ impl Roster {
     }
 
     /// It was silent too often: a passive that is asked for help last.
-    pub(super) fn suspend(&mut self, replica: ReplicaId, events: &mut Events) {
+    pub(crate) fn suspend(&mut self, replica: ReplicaId, events: &mut Events) {
         self.change(replica, events, |member| {
             member.role = Role::Passive;
             member.suspected = true;
@@ -238,24 +238,24 @@ impl Roster {
     }
 
     /// It is the passive beside its seat's active.
-    pub(super) fn make_passive(&mut self, replica: ReplicaId, events: &mut Events) {
+    pub(crate) fn make_passive(&mut self, replica: ReplicaId, events: &mut Events) {
         self.change(replica, events, |member| member.role = Role::Passive);
     }
 
     /// Another took over from it: it votes on what was ordered up to `upto`.
-    pub(super) fn retire(&mut self, replica: ReplicaId, upto: Position, events: &mut Events) {
+    pub(crate) fn retire(&mut self, replica: ReplicaId, upto: Position, events: &mut Events) {
         self.change(replica, events, |member| member.role = Role::Retiring(upto));
     }
 
     /// It reported the root of a stable checkpoint.
-    pub(super) fn verify(&mut self, replica: ReplicaId) {
+    pub(crate) fn verify(&mut self, replica: ReplicaId) {
         if let Some(member) = self.members.get_mut(&replica) {
             member.verified = true;
         }
     }
 
     /// It voted on `position`: if it was late there or before, it is no more. False if it is not in service.
-    pub(super) fn note_vote(&mut self, replica: ReplicaId, position: Position) -> bool {
+    pub(crate) fn note_vote(&mut self, replica: ReplicaId, position: Position) -> bool {
         let Some(member) = self.members.get_mut(&replica) else {
             return false;
         };
@@ -268,7 +268,7 @@ impl Roster {
 
     /// It did not vote on `position` in time, while its vote was awaited or when it was in already; `window` is the
     /// number of positions in which silences are counted. None if it does not execute.
-    pub(super) fn note_silence(
+    pub(crate) fn note_silence(
         &mut self,
         replica: ReplicaId,
         position: Position,
@@ -291,7 +291,7 @@ impl Roster {
     }
 
     /// Its silences so far count no more.
-    pub(super) fn forgive(&mut self, replica: ReplicaId) {
+    pub(crate) fn forgive(&mut self, replica: ReplicaId) {
         if let Some(member) = self.members.get_mut(&replica) {
             member.suspicions.clear();
         }

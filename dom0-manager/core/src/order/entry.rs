@@ -1,8 +1,7 @@
 //! A request between its delivery and the moment when nobody needs it any more.
 
-use super::ballot::Ballot;
-use super::order::Verdict;
-use super::Decision;
+use crate::order::Verdict;
+use crate::voting::{Ballot, Decision};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
@@ -22,7 +21,7 @@ pub(crate) struct Help {
 
 impl Help {
     /// The number of the next asking.
-    pub(super) fn next_attempt(&self) -> u32 {
+    pub(crate) fn next_attempt(&self) -> u32 {
         self.attempt.saturating_add(1)
     }
 }
@@ -45,7 +44,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// Those that execute vote on it, and those that follow as soon as one of them has.
-    pub(super) fn new(
+    pub(crate) fn new(
         request: Request,
         time_us: i64,
         root: RootRequest,
@@ -121,108 +120,108 @@ impl Entry {
         self.help.as_ref()
     }
 
-    pub(super) fn has_votes(&self) -> bool {
+    pub(crate) fn has_votes(&self) -> bool {
         self.ballot.has_votes()
     }
 
-    pub(super) fn vote_of(&self, replica: ReplicaId) -> Option<Decision> {
+    pub(crate) fn vote_of(&self, replica: ReplicaId) -> Option<Decision> {
         self.ballot.vote_of(replica)
     }
 
     /// All votes, as they were cast at `position`.
-    pub(super) fn to_votes(&self, position: Position) -> Vec<Vote> {
+    pub(crate) fn to_votes(&self, position: Position) -> Vec<Vote> {
         self.ballot.to_votes(position)
     }
 
     /// The result with the most votes, and how many that are. Of several with as many, the least.
-    pub(super) fn leader(&self) -> Option<(Decision, usize)> {
+    pub(crate) fn leader(&self) -> Option<(Decision, usize)> {
         self.ballot.leader()
     }
 
     /// Who voted otherwise than `decision`.
-    pub(super) fn dissenters(&self, decision: Decision) -> SmallVec<[ReplicaId; 1]> {
+    pub(crate) fn dissenters(&self, decision: Decision) -> SmallVec<[ReplicaId; 1]> {
         self.ballot.dissenters(decision)
     }
 
     /// It voted, or is to.
-    pub(super) fn takes_part(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn takes_part(&self, replica: ReplicaId) -> bool {
         self.ballot.takes_part(replica)
     }
 
     /// How many votes are to come, held back or not.
-    pub(super) fn expected(&self) -> usize {
+    pub(crate) fn expected(&self) -> usize {
         self.ballot.expected()
     }
 
     /// Whether this replica was chosen to help.
-    pub(super) fn was_asked(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn was_asked(&self, replica: ReplicaId) -> bool {
         self.ballot.was_asked(replica)
     }
 
     /// How many replicas died of it, perhaps.
-    pub(super) fn fallen(&self) -> usize {
+    pub(crate) fn fallen(&self) -> usize {
         self.ballot.fallen()
     }
 
     /// How many replicas failed on it: they died, or did not vote in time and have not since.
-    pub(super) fn failed(&self) -> usize {
+    pub(crate) fn failed(&self) -> usize {
         self.ballot.failed()
     }
 
     /// Who has or may have executed it, to the end or not.
-    pub(super) fn touched(&self) -> Vec<ReplicaId> {
+    pub(crate) fn touched(&self) -> Vec<ReplicaId> {
         self.ballot.touched()
     }
 
     /// With this decision it is a read that tried to write, which is ordered again as a write.
-    pub(super) fn is_ordered_again(&self, decision: Decision) -> bool {
+    pub(crate) fn is_ordered_again(&self, decision: Decision) -> bool {
         self.request.class == Class::Read && decision.reply == write_in_read_hash()
     }
 
     /// A replica's first vote stands; false if this was not its first.
-    pub(super) fn cast(&mut self, vote: &Vote) -> bool {
+    pub(crate) fn cast(&mut self, vote: &Vote) -> bool {
         self.ballot.cast(vote)
     }
 
-    pub(super) fn expect(&mut self, replica: ReplicaId) {
+    pub(crate) fn expect(&mut self, replica: ReplicaId) {
         self.ballot.expect(replica);
     }
 
     /// It executes it once somebody has survived that.
-    pub(super) fn hold(&mut self, replica: ReplicaId) {
+    pub(crate) fn hold(&mut self, replica: ReplicaId) {
         self.ballot.hold(replica);
     }
 
-    pub(super) fn release_held(&mut self) {
+    pub(crate) fn release_held(&mut self) {
         self.ballot.release_held();
     }
 
     /// Its vote is not waited for.
-    pub(super) fn excuse(&mut self, replica: ReplicaId) {
+    pub(crate) fn excuse(&mut self, replica: ReplicaId) {
         self.ballot.excuse(replica, self.decision.is_none());
     }
 
     /// Nobody's vote is waited for: no replica is in service.
-    pub(super) fn excuse_all(&mut self) {
+    pub(crate) fn excuse_all(&mut self) {
         self.ballot.excuse_but(|_| false);
     }
 
     /// It died, perhaps of this.
-    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
+    pub(crate) fn note_fall(&mut self, replica: ReplicaId) {
         self.ballot.note_fall(replica);
     }
 
     /// It did not vote in time. Whether its vote is awaited.
-    pub(super) fn note_silence(&mut self, replica: ReplicaId) -> bool {
+    pub(crate) fn note_silence(&mut self, replica: ReplicaId) -> bool {
         self.ballot.note_silence(replica)
     }
 
-    pub(super) fn want_help(&mut self) {
+    pub(crate) fn want_help(&mut self) {
         self.help = Some(Help::default());
     }
 
     /// Help is asked for. False if it is not the turn of this attempt.
-    pub(super) fn ask(&mut self, attempt: u32, needed: u16) -> bool {
+    pub(crate) fn ask(&mut self, attempt: u32, needed: u16) -> bool {
         let help = self.help.get_or_insert_default();
         if attempt != help.next_attempt() {
             return false;
@@ -237,7 +236,7 @@ impl Entry {
 
     /// A replica offers its help in this attempt. Whether it is chosen: the first `needed` are, and in the
     /// second attempt and those after it all.
-    pub(super) fn choose(&mut self, attempt: u32, replica: ReplicaId) -> bool {
+    pub(crate) fn choose(&mut self, attempt: u32, replica: ReplicaId) -> bool {
         let Some(help) = &mut self.help else {
             return false;
         };
@@ -251,20 +250,20 @@ impl Entry {
     }
 
     /// It is decided: nobody holds back any more, and only those that owe their votes are waited for.
-    pub(super) fn close(&mut self, verdict: Verdict, owes: impl Fn(ReplicaId) -> bool) {
+    pub(crate) fn close(&mut self, verdict: Verdict, owes: impl Fn(ReplicaId) -> bool) {
         self.decision = Some(verdict.decision);
         self.aborted = verdict.aborted;
         self.ballot.excuse_but(owes);
     }
 
-    pub(super) fn set_decided_in(&mut self, epoch: u64) {
+    pub(crate) fn set_decided_in(&mut self, epoch: u64) {
         self.decided_in = epoch;
     }
 
     /// The votes of `tainted` count no more: the states that they are based on contain a write that was aborted.
     /// Returns whether it has to be decided anew because of that. (What came of it was not acknowledged: the write
     /// before it was undecided. A read that was ordered again is decided there.)
-    pub(super) fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
+    pub(crate) fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
         let decided = self.decision.is_some();
         if let Some(decision) = self.decision {
             let stands = self.ballot.count_without(decision, tainted) >= quorum;

@@ -5,22 +5,25 @@
 //! clean two fresh ones are built, and take both places. The old active votes on everything that was
 //! ordered before the hand-over, then it is destroyed.
 
-use super::{Event, Group, Member, Role};
 use crate::bugs::{planted, Bug};
+use crate::clock::Timer;
+use crate::group::{Event, Group};
 use crate::io::Notice;
+use crate::replicas::{Member, Role};
+use crate::step::Core;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::LossReason;
+use spare_protocol::group::{GroupMessage, LossReason};
 use spare_protocol::{ReplicaId, SeatId};
 
 /// A recovery that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Recovery {
+pub(crate) struct Recovery {
     seat: SeatId,
 }
 
 impl Recovery {
     /// The seat that builds fresh replicas.
-    pub(super) fn seat(self) -> SeatId {
+    pub(crate) fn seat(self) -> SeatId {
         self.seat
     }
 }
@@ -28,7 +31,7 @@ impl Recovery {
 impl Group {
     /// `RECOVER` was delivered. One seat at a time, and only while every seat has its active and a
     /// passive, so that the number of usable replicas never falls because of it.
-    pub(super) fn recover(&mut self, seat: SeatId) {
+    pub(crate) fn recover(&mut self, seat: SeatId) {
         let complete = self.staffed_seats().count() == self.quorum()
             && self
                 .staffed_seats()
@@ -71,7 +74,7 @@ impl Group {
     }
 
     /// Hands over as soon as the fresh replicas are verified.
-    pub(super) fn hand_over(&mut self) {
+    pub(crate) fn hand_over(&mut self) {
         let Some(Recovery { seat }) = self.recovery else {
             return;
         };
@@ -113,7 +116,7 @@ impl Group {
     }
 
     /// Replicas whose successors took over leave once all that they vote on is decided.
-    pub(super) fn retire(&mut self) {
+    pub(crate) fn retire(&mut self) {
         let is_done = |m: &Member| matches!(m.role, Role::Retiring(upto) if upto <= self.decided());
         let done = self.members().filter(|(_, m)| is_done(m));
         let done: Vec<ReplicaId> = done.map(|(r, _)| r).collect();
@@ -125,7 +128,7 @@ impl Group {
     }
 
     /// The fresh replicas could not be built or verified in time.
-    pub(super) fn give_up_recovery(&mut self, seat: SeatId) {
+    pub(crate) fn give_up_recovery(&mut self, seat: SeatId) {
         if self.recovery != Some(Recovery { seat }) {
             return;
         }
@@ -145,5 +148,35 @@ impl Group {
             }
         }
         self.remove_surplus_passives(seat);
+    }
+}
+
+/// A recovery as the manager of its seat takes part in it.
+impl Core {
+    /// The seat builds fresh replicas.
+    pub(crate) fn recovery_began(&mut self, seat: SeatId) {
+        if seat == self.config.me {
+            let limit = self.config.recovery_timeout;
+            self.clock.set(Timer::Recovery, limit);
+            self.seat().staff();
+        }
+    }
+
+    /// The fresh replicas of a recovery of this seat could not be built or verified in time.
+    pub(crate) fn recovery_expired(&mut self) {
+        let seat = self.config.me;
+        if self.group.recovering() == Some(seat) {
+            self.out.multicast(GroupMessage::RecoveryEnded { seat });
+            // The message may get lost with its ring.
+            let again = self.config.recovery_timeout;
+            self.clock.set(Timer::Recovery, again);
+        }
+    }
+
+    /// Fresh replicas took over, or the recovery was given up.
+    pub(crate) fn recovery_ended(&mut self, seat: SeatId) {
+        if seat == self.config.me {
+            self.clock.cancel(Timer::Recovery);
+        }
     }
 }

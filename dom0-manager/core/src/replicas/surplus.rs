@@ -1,15 +1,15 @@
 //! Replicas that nobody needs any more leave: each seat that is to have replicas has an active and a passive,
 //! and the other seats have none (`docs/protocol.md#life-of-a-replica`).
 
-use super::{Group, Role};
 use crate::bugs::{planted, Bug};
-use crate::replicas::REPLICAS_PER_SEAT;
+use crate::group::Group;
+use crate::replicas::{Role, REPLICAS_PER_SEAT};
 use spare_protocol::group::LossReason;
 use spare_protocol::{ReplicaId, SeatId};
 
 impl Group {
     /// A seat has its active again: the one that stepped in for it becomes passive by being rebuilt.
-    pub(super) fn remove_surplus_actives(&mut self) {
+    pub(crate) fn remove_surplus_actives(&mut self) {
         while self.actives().count() > self.quorum() && !planted(Bug::SurplusActiveStays) {
             let of_seat = |seat| {
                 self.actives()
@@ -29,7 +29,7 @@ impl Group {
     /// One passive is enough for a seat with an active, and none is needed where there are two, of which one
     /// stands in for another seat's. (More are built when a recovery that needs two fresh replicas ends with
     /// one.) Those that help stay until they sleep.
-    pub(super) fn remove_surplus_passives(&mut self, seat: SeatId) {
+    pub(crate) fn remove_surplus_passives(&mut self, seat: SeatId) {
         let actives = self.actives().filter(|r| r.seat == seat).count();
         let complete = actives > 0 && self.is_staffed_seat(seat);
         let recovering = self.recovering() == Some(seat);
@@ -52,7 +52,7 @@ impl Group {
     }
 
     /// Once every seat that is to have replicas has its active and its passive, the others need none.
-    pub(super) fn clear_other_seats(&mut self) {
+    pub(crate) fn clear_other_seats(&mut self) {
         let complete = self.staffed_seats().all(|seat| {
             let of_seat = self.roster.of_seat(seat);
             let (active, other): (Vec<_>, Vec<_>) = of_seat.partition(|(_, m)| m.is_active());

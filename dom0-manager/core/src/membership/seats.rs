@@ -5,14 +5,13 @@
 //! when it joins; what every member of the view has is the group's from there on. So a new configuration reaches the
 //! group with the restart of the last manager, one after the other, and a host that is not in it yet waits until then.
 
-use super::events::Events;
-use super::views::Views;
-use super::{Event, Group, Rules};
+use crate::group::{Event, Events, Group, Rules};
 use crate::io::Notice;
+use crate::membership::Views;
 use spare_protocol::SeatId;
 
 /// A member that joins has these seats in its configuration.
-pub(super) fn propose_seats(
+pub(crate) fn propose_seats(
     rules: &Rules,
     views: &mut Views,
     events: &mut Events,
@@ -24,7 +23,7 @@ pub(super) fn propose_seats(
 }
 
 /// What all members have in their configurations is the group's.
-pub(super) fn adopt_seats(rules: &Rules, views: &mut Views, events: &mut Events) {
+pub(crate) fn adopt_seats(rules: &Rules, views: &mut Views, events: &mut Events) {
     if views.adopt_proposed(rules.quorum) {
         let seats = views.seats().to_vec();
         events.notice(Notice::Seats { seats });
@@ -34,12 +33,27 @@ pub(super) fn adopt_seats(rules: &Rules, views: &mut Views, events: &mut Events)
 
 impl Group {
     /// `DRAIN` was delivered. A seat whose replicas others cannot have keeps them.
-    pub(super) fn drain(&mut self, seat: SeatId, drained: bool) {
+    pub(crate) fn drain(&mut self, seat: SeatId, drained: bool) {
         let refused = drained && !self.can_spare(seat);
         if refused || !self.views.set_drained(seat, drained) {
             return;
         }
         self.event(Event::Drained { seat, drained });
         self.hand_out_seats();
+    }
+
+    /// Other seats are to have replicas than before: one that has passives already, and no active, takes its active's
+    /// part over from another seat.
+    pub(crate) fn hand_out_seats(&mut self) {
+        let staffed: Vec<SeatId> = self.staffed_seats().collect();
+        for seat in staffed {
+            if self.roster.active_of(seat).is_none() {
+                if let Some(replica) = self.roster.best_spare(seat, None) {
+                    self.activate(replica);
+                }
+            }
+        }
+        self.remove_surplus_actives();
+        self.clear_other_seats();
     }
 }

@@ -98,12 +98,12 @@ impl Part {
 /// The parts of replicas in one request. There are few: one for each that executes. Those in the same state are
 /// in the order in which they came into it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Ballot {
+pub(crate) struct Ballot {
     parts: SmallVec<[Part; 2]>,
 }
 
 impl Ballot {
-    pub(super) fn new(awaited: &[ReplicaId], held: &[ReplicaId]) -> Ballot {
+    pub(crate) fn new(awaited: &[ReplicaId], held: &[ReplicaId]) -> Ballot {
         let awaited = awaited.iter().map(|r| Part::new(*r, State::Awaited));
         let held = held.iter().map(|r| Part::new(*r, State::Held));
         Ballot {
@@ -112,21 +112,21 @@ impl Ballot {
     }
 
     /// The first vote of each replica, in the order of their arrival.
-    pub(super) fn votes(&self) -> impl Iterator<Item = (ReplicaId, Decision)> + '_ {
+    pub(crate) fn votes(&self) -> impl Iterator<Item = (ReplicaId, Decision)> + '_ {
         let parts = self.parts.iter();
         parts.filter_map(|p| Some((p.replica, *p.vote()?)))
     }
 
-    pub(super) fn has_votes(&self) -> bool {
+    pub(crate) fn has_votes(&self) -> bool {
         self.decisions().next().is_some()
     }
 
-    pub(super) fn vote_of(&self, replica: ReplicaId) -> Option<Decision> {
+    pub(crate) fn vote_of(&self, replica: ReplicaId) -> Option<Decision> {
         self.part(replica)?.vote().copied()
     }
 
     /// All votes, as they were cast.
-    pub(super) fn to_votes(&self, position: Position) -> Vec<Vote> {
+    pub(crate) fn to_votes(&self, position: Position) -> Vec<Vote> {
         let vote = |(replica, decision): (ReplicaId, Decision)| Vote {
             position,
             replica,
@@ -137,7 +137,7 @@ impl Ballot {
     }
 
     /// The result with the most votes, and how many that are. Of several with as many, the least.
-    pub(super) fn leader(&self) -> Option<(Decision, usize)> {
+    pub(crate) fn leader(&self) -> Option<(Decision, usize)> {
         let first = self.decisions().next()?;
         let count = |d: &Decision| self.decisions().filter(|x| *x == d).count();
         if self.decisions().all(|d| d == first) {
@@ -155,62 +155,62 @@ impl Ballot {
     }
 
     /// How many replicas but these voted for `decision`.
-    pub(super) fn count_without(&self, decision: Decision, without: &[ReplicaId]) -> usize {
+    pub(crate) fn count_without(&self, decision: Decision, without: &[ReplicaId]) -> usize {
         let votes = self.votes();
         let alike = votes.filter(|(r, d)| *d == decision && !without.contains(r));
         alike.count()
     }
 
     /// Who voted otherwise than `decision`.
-    pub(super) fn dissenters(&self, decision: Decision) -> SmallVec<[ReplicaId; 1]> {
+    pub(crate) fn dissenters(&self, decision: Decision) -> SmallVec<[ReplicaId; 1]> {
         let others = self.votes().filter(|(_, d)| *d != decision);
         others.map(|(r, _)| r).collect()
     }
 
     /// Whose votes are to come, in the order in which that was so.
-    pub(super) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
+    pub(crate) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
         let awaited = self.parts.iter().filter(|p| p.state == State::Awaited);
         awaited.map(|p| p.replica)
     }
 
-    pub(super) fn is_awaited(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
         *self.state(replica) == State::Awaited
     }
 
-    pub(super) fn is_held(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
         *self.state(replica) == State::Held
     }
 
     /// It voted, or is to.
-    pub(super) fn takes_part(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn takes_part(&self, replica: ReplicaId) -> bool {
         *self.state(replica) != State::Excused
     }
 
     /// How many votes are to come, held back or not.
-    pub(super) fn expected(&self) -> usize {
+    pub(crate) fn expected(&self) -> usize {
         let expected = |p: &&Part| matches!(p.state, State::Awaited | State::Held);
         self.parts.iter().filter(expected).count()
     }
 
     /// Whether this replica was chosen to help.
-    pub(super) fn was_asked(&self, replica: ReplicaId) -> bool {
+    pub(crate) fn was_asked(&self, replica: ReplicaId) -> bool {
         self.part(replica).is_some_and(|p| p.asked)
     }
 
     /// How many replicas died of it, perhaps.
-    pub(super) fn fallen(&self) -> usize {
+    pub(crate) fn fallen(&self) -> usize {
         self.parts.iter().map(|p| usize::from(p.falls)).sum()
     }
 
     /// How many replicas failed on it: they died, or did not vote in time and have not since.
-    pub(super) fn failed(&self) -> usize {
+    pub(crate) fn failed(&self) -> usize {
         let silent = |p: &&Part| p.silent && p.falls == 0 && p.vote().is_none();
         self.fallen() + self.parts.iter().filter(silent).count()
     }
 
     /// Who has or may have executed the request, to the end or not: first those whose votes are to come, then those
     /// that voted, then those that were excused in the middle.
-    pub(super) fn touched(&self) -> Vec<ReplicaId> {
+    pub(crate) fn touched(&self) -> Vec<ReplicaId> {
         let middle = self.parts.iter();
         let middle = middle.filter_map(|p| Some((p.in_the_middle?, p.replica)));
         let mut middle: Vec<_> = middle.collect();
@@ -221,7 +221,7 @@ impl Ballot {
     }
 
     /// Counts a vote. A replica's first vote stands; false if this was not its first.
-    pub(super) fn cast(&mut self, vote: &Vote) -> bool {
+    pub(crate) fn cast(&mut self, vote: &Vote) -> bool {
         let (replica, voted) = (vote.replica, State::Voted(Decision::from(vote)));
         if self.vote_of(replica).is_none() {
             self.enter(replica, voted);
@@ -235,29 +235,29 @@ impl Ballot {
     }
 
     /// As if it had not voted.
-    pub(super) fn strike(&mut self, replica: ReplicaId) {
+    pub(crate) fn strike(&mut self, replica: ReplicaId) {
         if let Some(part) = self.part_mut(replica).filter(|p| p.vote().is_some()) {
             part.state = State::Excused;
         }
     }
 
-    pub(super) fn expect(&mut self, replica: ReplicaId) {
+    pub(crate) fn expect(&mut self, replica: ReplicaId) {
         self.enter(replica, State::Awaited);
     }
 
-    pub(super) fn hold(&mut self, replica: ReplicaId) {
+    pub(crate) fn hold(&mut self, replica: ReplicaId) {
         self.enter(replica, State::Held);
     }
 
     /// Those that held back execute the request after all.
-    pub(super) fn release_held(&mut self) {
+    pub(crate) fn release_held(&mut self) {
         let held = self.parts.iter().filter(|p| p.state == State::Held);
         let held: SmallVec<[ReplicaId; 1]> = held.map(|p| p.replica).collect();
         held.into_iter().for_each(|r| self.expect(r));
     }
 
     /// The vote of this replica is not waited for; of an undecided request it may have executed a part.
-    pub(super) fn excuse(&mut self, replica: ReplicaId, undecided: bool) {
+    pub(crate) fn excuse(&mut self, replica: ReplicaId, undecided: bool) {
         let awaited = self.is_awaited(replica);
         if !awaited && !self.is_held(replica) {
             return;
@@ -273,7 +273,7 @@ impl Ballot {
     }
 
     /// Of the votes that are not in only those of replicas that owe them are waited for, and nobody holds back.
-    pub(super) fn excuse_but(&mut self, owes: impl Fn(ReplicaId) -> bool) {
+    pub(crate) fn excuse_but(&mut self, owes: impl Fn(ReplicaId) -> bool) {
         for part in &mut self.parts {
             let done = part.state == State::Awaited && !owes(part.replica);
             if done || part.state == State::Held {
@@ -283,7 +283,7 @@ impl Ballot {
     }
 
     /// It was chosen to help.
-    pub(super) fn note_asked(&mut self, replica: ReplicaId) {
+    pub(crate) fn note_asked(&mut self, replica: ReplicaId) {
         if self.part(replica).is_none() {
             self.parts.push(Part::new(replica, State::Excused));
         }
@@ -293,21 +293,21 @@ impl Ballot {
     }
 
     /// It did not vote in time. Whether its vote is awaited; else that is no fault.
-    pub(super) fn note_silence(&mut self, replica: ReplicaId) -> bool {
+    pub(crate) fn note_silence(&mut self, replica: ReplicaId) -> bool {
         let part = self.part_mut(replica);
         let awaited = part.filter(|p| p.state == State::Awaited);
         awaited.map(|p| p.silent = true).is_some()
     }
 
     /// It died, perhaps of this request.
-    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
+    pub(crate) fn note_fall(&mut self, replica: ReplicaId) {
         if let Some(part) = self.part_mut(replica) {
             part.falls = part.falls.saturating_add(1);
         }
     }
 
     /// The request has to be decided anew: nobody was asked for help or silent until now.
-    pub(super) fn reopen(&mut self) {
+    pub(crate) fn reopen(&mut self) {
         for part in &mut self.parts {
             part.asked = false;
             part.silent = false;

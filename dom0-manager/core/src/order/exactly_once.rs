@@ -10,15 +10,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// What a key was used for first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct KeyUse {
+pub(crate) struct KeyUse {
     /// Hash of the request.
-    pub(super) digest: Hash,
-    pub(super) position: Position,
+    pub(crate) digest: Hash,
+    pub(crate) position: Position,
 }
 
 /// What makes a request that comes again recognised.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct ExactlyOnce {
+pub(crate) struct ExactlyOnce {
     keys: BTreeMap<Hash, KeyUse>,
     /// The keys in the order of their requests' agreed times, in microseconds.
     by_time: VecDeque<(i64, Hash)>,
@@ -29,7 +29,7 @@ pub(super) struct ExactlyOnce {
 impl ExactlyOnce {
     /// From the log on disk: keys with the hash of their request, its position and its agreed time; the greatest
     /// number of each gateway.
-    pub(super) fn resumed(
+    pub(crate) fn resumed(
         keys: &[(Hash, Hash, Position, i64)],
         numbers: &[RequestId],
     ) -> ExactlyOnce {
@@ -43,7 +43,7 @@ impl ExactlyOnce {
 
     /// Notes a request's number. False if it was delivered before: a gateway multicasts again in a new ring
     /// what it cannot know to be delivered.
-    pub(super) fn is_new(&mut self, id: RequestId) -> bool {
+    pub(crate) fn is_new(&mut self, id: RequestId) -> bool {
         let last = self.numbers.entry(id.seat).or_default();
         if id.number <= *last && !planted(Bug::RepeatedDeliveryOrdered) {
             return false;
@@ -52,25 +52,25 @@ impl ExactlyOnce {
         true
     }
 
-    pub(super) fn key(&self, key: &Hash) -> Option<KeyUse> {
+    pub(crate) fn key(&self, key: &Hash) -> Option<KeyUse> {
         self.keys.get(key).copied()
     }
 
-    pub(super) fn insert_key(&mut self, key: Hash, digest: Hash, position: Position, time_us: i64) {
+    pub(crate) fn insert_key(&mut self, key: Hash, digest: Hash, position: Position, time_us: i64) {
         if self.keys.insert(key, KeyUse { digest, position }).is_none() {
             self.by_time.push_back((time_us, key));
         }
     }
 
     /// The request with this key goes on at another position.
-    pub(super) fn move_key(&mut self, key: &Hash, position: Position) {
+    pub(crate) fn move_key(&mut self, key: &Hash, position: Position) {
         if let Some(used) = self.keys.get_mut(key) {
             used.position = position;
         }
     }
 
     /// Forgets keys from before `oldest_us`, and the oldest above `count_max`.
-    pub(super) fn expire_keys(&mut self, oldest_us: i64, count_max: usize) {
+    pub(crate) fn expire_keys(&mut self, oldest_us: i64, count_max: usize) {
         while let Some((time_us, key)) = self.by_time.front().copied() {
             if time_us >= oldest_us && self.by_time.len() <= count_max {
                 break;
@@ -81,7 +81,7 @@ impl ExactlyOnce {
     }
 
     /// Forgets keys of requests above `position`: they were never agreed on.
-    pub(super) fn truncate(&mut self, position: Position) {
+    pub(crate) fn truncate(&mut self, position: Position) {
         self.keys.retain(|_, used| used.position <= position);
         let keys = &self.keys;
         self.by_time.retain(|(_, key)| keys.contains_key(key));

@@ -1,11 +1,11 @@
 //! A request gets its position and its agreed time, unless it was delivered before or repeats another
 //! (`docs/protocol.md#requests`, `docs/protocol.md#exactly-once`).
 
-use super::checkpoints::Checkpoints;
-use super::order::Order;
-use super::views::Views;
-use super::{Event, Group, Rules};
 use crate::bugs::{planted, Bug};
+use crate::checkpoints::Checkpoints;
+use crate::group::{Event, Group, Rules};
+use crate::membership::Views;
+use crate::order::Order;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::Request;
 use spare_protocol::http::essence;
@@ -13,7 +13,7 @@ use spare_protocol::{Class, SeatId};
 
 impl Group {
     /// A request was delivered: gives it the next position, unless it was delivered before.
-    pub(super) fn requested(&mut self, from: SeatId, request: Request) {
+    pub(crate) fn requested(&mut self, from: SeatId, request: Request) {
         if request.id.seat != from || !self.exactly_once.is_new(request.id) {
             return;
         }
@@ -39,7 +39,7 @@ impl Group {
     }
 
     /// Appends a request to the order.
-    pub(super) fn append(&mut self, request: Request) {
+    pub(crate) fn append(&mut self, request: Request) {
         let time_us = agreed_time(&self.rules, &self.views, &self.order, &request);
         let oldest = time_us.saturating_sub(self.rules.key_lifetime_us);
         self.exactly_once.expire_keys(oldest, self.rules.keys_max);

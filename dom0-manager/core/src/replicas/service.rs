@@ -1,14 +1,15 @@
 //! Replicas come into service and leave it (`docs/protocol.md#life-of-a-replica`).
 
-use super::help::ask_others;
-use super::roots::finish_scrubs;
-use super::{Disposal, Event, Group, Role};
+use crate::activation::ask_others;
+use crate::checkpoints::finish_scrubs;
+use crate::group::{Disposal, Event, Group};
+use crate::replicas::Role;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::BTreeSet;
 
 impl Group {
     /// `BUILT` was delivered: a replica has the agreed state up to `position`.
-    pub(super) fn built(&mut self, replica: ReplicaId, position: Position, clean: bool) {
+    pub(crate) fn built(&mut self, replica: ReplicaId, position: Position, clean: bool) {
         if self.is_in_service(replica) || position > self.ordered() {
             return;
         }
@@ -37,7 +38,7 @@ impl Group {
     }
 
     /// Takes a replica out of service.
-    pub(super) fn remove(&mut self, replica: ReplicaId, disposal: Disposal) {
+    pub(crate) fn remove(&mut self, replica: ReplicaId, disposal: Disposal) {
         let Some(member) = self.roster.leave(replica, &mut self.events) else {
             return;
         };

@@ -1,15 +1,17 @@
 //! Votes, until f+1 of them are equal (SPARE §2.3, §3.2; `docs/protocol.md#votes`).
 
-use super::help::want_help;
-use super::order::{Order, Verdict};
-use super::{Decision, Event, Group, Role, Rules};
+use crate::activation::want_help;
 use crate::bugs::{planted, Bug};
+use crate::group::{Event, Group, Rules};
 use crate::io::Notice;
+use crate::order::{Order, Verdict};
+use crate::replicas::Role;
+use crate::voting::Decision;
 use spare_protocol::group::{Request, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl Group {
-    pub(super) fn votes(&mut self, from: SeatId, votes: Votes) {
+    pub(crate) fn votes(&mut self, from: SeatId, votes: Votes) {
         self.views.note_progress(from, votes.progress);
         self.order.settle(self.views.stored_everywhere());
         self.views.note_established();
@@ -67,7 +69,7 @@ impl Group {
 
     /// Decides a request if it has f+1 equal votes; asks for help as soon as those that are to come
     /// cannot make f+1 equal ones.
-    pub(super) fn tally(&mut self, position: Position) {
+    pub(crate) fn tally(&mut self, position: Position) {
         let quorum = self.quorum();
         if planted(Bug::MinorityConvictedEarly) {
             self.convict_early(position);
@@ -103,7 +105,7 @@ impl Group {
     }
 
     /// Members changed: what is undecided may need other votes now.
-    pub(super) fn tally_all(&mut self) {
+    pub(crate) fn tally_all(&mut self) {
         let undecided: Vec<Position> = self.order.undecided().map(|(p, _)| p).collect();
         undecided.into_iter().for_each(|p| self.tally(p));
     }
@@ -133,7 +135,7 @@ impl Group {
     }
 
     /// A request is decided or aborted, and what follows from that.
-    pub(super) fn end(&mut self, position: Position, verdict: Verdict) {
+    pub(crate) fn end(&mut self, position: Position, verdict: Verdict) {
         let roster = &self.roster;
         // A woken passive may leave out what is decided already; its silence is no fault.
         let owes = |r| roster.role(r).is_some_and(|role| role != Role::Helping);
@@ -147,7 +149,7 @@ impl Group {
 }
 
 /// How many more equal votes an undecided request needs, at least.
-pub(super) fn votes_needed(rules: &Rules, order: &Order, position: Position) -> Option<usize> {
+pub(crate) fn votes_needed(rules: &Rules, order: &Order, position: Position) -> Option<usize> {
     let entry = order.entry(position)?;
     if entry.decision().is_some() {
         return None;

@@ -5,8 +5,16 @@
 //! help was asked for, and those that some replicas hold back from. Whatever changes a request changes them
 //! too, which is why requests are changed here only.
 
-use super::entry::Entry;
-use super::{Decision, Window};
+mod entry;
+mod exactly_once;
+mod positions;
+mod window;
+
+pub(crate) use entry::{Entry, Help};
+pub(crate) use exactly_once::ExactlyOnce;
+pub(crate) use window::Window;
+
+use crate::voting::Decision;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::RootRequest;
 use spare_protocol::group::{Request, Vote};
@@ -22,7 +30,7 @@ const UNANSWERED_KEPT: u64 = 512;
 
 /// Which requests a replica executes only once somebody has survived them.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Caution {
+pub(crate) enum Caution {
     /// Those that a replica may have died of.
     AfterDeath,
     Always,
@@ -30,15 +38,15 @@ pub(super) enum Caution {
 
 /// What is decided on a request.
 #[derive(Clone, Copy)]
-pub(super) struct Verdict {
-    pub(super) decision: Decision,
+pub(crate) struct Verdict {
+    pub(crate) decision: Decision,
     /// It gets an error for an answer.
-    pub(super) aborted: bool,
+    pub(crate) aborted: bool,
 }
 
 /// The requests in their order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Order {
+pub(crate) struct Order {
     /// Ordered messages that the group's state comes from.
     delivered: u64,
     /// The agreed time of the last request, in microseconds.
@@ -60,7 +68,7 @@ pub(super) struct Order {
 
 impl Order {
     /// After the last record on disk and its agreed time.
-    pub(super) fn resumed(position: Position, time_last_us: i64) -> Order {
+    pub(crate) fn resumed(position: Position, time_last_us: i64) -> Order {
         Order {
             delivered: 0,
             time_last_us,
@@ -75,7 +83,7 @@ impl Order {
     }
 
     /// What is agreed up to here goes on; what was ordered beyond it was not.
-    pub(super) fn begin_anew(&mut self, agreed: Position) {
+    pub(crate) fn begin_anew(&mut self, agreed: Position) {
         self.entries.truncate(agreed);
         if self.entries.before() < agreed {
             self.entries = Window::above(agreed);
@@ -90,49 +98,49 @@ impl Order {
         self.held.clear();
     }
 
-    pub(super) fn count_delivered(&mut self) {
+    pub(crate) fn count_delivered(&mut self) {
         self.delivered += 1;
     }
 
-    pub(super) fn delivered(&self) -> u64 {
+    pub(crate) fn delivered(&self) -> u64 {
         self.delivered
     }
 
-    pub(super) fn time_last_us(&self) -> i64 {
+    pub(crate) fn time_last_us(&self) -> i64 {
         self.time_last_us
     }
 
     /// The last position.
-    pub(super) fn ordered(&self) -> Position {
+    pub(crate) fn ordered(&self) -> Position {
         self.entries.last()
     }
 
     /// Everything up to here is decided, has its agreed bytes at every member, and is no entry any more.
-    pub(super) fn forgotten(&self) -> Position {
+    pub(crate) fn forgotten(&self) -> Position {
         self.entries.before()
     }
 
     /// Everything up to here is decided.
-    pub(super) fn decided(&self) -> Position {
+    pub(crate) fn decided(&self) -> Position {
         self.decided
     }
 
     /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
-    pub(super) fn settled(&self) -> Position {
+    pub(crate) fn settled(&self) -> Position {
         self.settled
     }
 
     /// Every member has this on disk.
-    pub(super) fn settle(&mut self, stored_everywhere: Position) {
+    pub(crate) fn settle(&mut self, stored_everywhere: Position) {
         self.settled = self.settled.max(stored_everywhere);
     }
 
-    pub(super) fn entry(&self, position: Position) -> Option<&Entry> {
+    pub(crate) fn entry(&self, position: Position) -> Option<&Entry> {
         self.entries.get(position)
     }
 
     /// The requests above `after` that are not forgotten, in order.
-    pub(super) fn entries_above(
+    pub(crate) fn entries_above(
         &self,
         after: Position,
     ) -> impl Iterator<Item = (Position, &Entry)> {
@@ -140,24 +148,24 @@ impl Order {
     }
 
     /// The undecided requests, in order.
-    pub(super) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
+    pub(crate) fn undecided(&self) -> impl Iterator<Item = (Position, &Entry)> {
         let above = self.entries.iter_above(self.decided);
         above.filter(|(_, e)| e.decision().is_none())
     }
 
     /// The undecided requests that help was asked for, ascending.
-    pub(super) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
+    pub(crate) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
         self.helped.iter().copied()
     }
 
     /// The first undecided request that this replica does not execute for now.
-    pub(super) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
+    pub(crate) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
         let mut held = self.held.iter().copied();
         held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
     }
 
     /// The decision on a request that was forgotten already, if that is not too long ago.
-    pub(super) fn late_decision(&self, position: Position) -> Option<Decision> {
+    pub(crate) fn late_decision(&self, position: Position) -> Option<Decision> {
         let at = self
             .late
             .binary_search_by_key(&position, |(p, _)| *p)
@@ -166,14 +174,14 @@ impl Order {
     }
 
     /// Counts a write or scrub; returns the how-manieth it is.
-    pub(super) fn count_exclusive(&mut self) -> u64 {
+    pub(crate) fn count_exclusive(&mut self) -> u64 {
         self.exclusive += 1;
         self.exclusive
     }
 
     /// Gives a request the next position. Those that execute vote on it; those that follow do once one of the
     /// others has.
-    pub(super) fn append(
+    pub(crate) fn append(
         &mut self,
         request: Request,
         time_us: i64,
@@ -190,7 +198,7 @@ impl Order {
     }
 
     /// Counts a vote: who held back goes on. False if the request is not known or the vote is not its replica's first.
-    pub(super) fn cast(&mut self, vote: &Vote) -> bool {
+    pub(crate) fn cast(&mut self, vote: &Vote) -> bool {
         let Some(entry) = self.entries.get_mut(vote.position) else {
             return false;
         };
@@ -204,7 +212,7 @@ impl Order {
     }
 
     /// Those that were held back execute a request after all.
-    pub(super) fn release_held(&mut self, position: Position) {
+    pub(crate) fn release_held(&mut self, position: Position) {
         if self.held.remove(&position) {
             if let Some(entry) = self.entries.get_mut(position) {
                 entry.release_held();
@@ -214,7 +222,7 @@ impl Order {
 
     /// A request is decided, in `epoch`. Of the votes that are not in only those of replicas that owe them are
     /// awaited from here on. Returns whether help was asked for.
-    pub(super) fn close(
+    pub(crate) fn close(
         &mut self,
         position: Position,
         verdict: Verdict,
@@ -242,7 +250,7 @@ impl Order {
 
     /// The votes of `tainted` on what comes after `position` count no more. Returns the requests that have to be
     /// decided anew because of that.
-    pub(super) fn strike_above(
+    pub(crate) fn strike_above(
         &mut self,
         position: Position,
         tainted: &[ReplicaId],
@@ -254,7 +262,7 @@ impl Order {
     }
 
     /// The vote of `replica` is expected on everything undecided up to `upto`.
-    pub(super) fn expect(&mut self, replica: ReplicaId, upto: Position, caution: Caution) {
+    pub(crate) fn expect(&mut self, replica: ReplicaId, upto: Position, caution: Caution) {
         for (position, entry) in self.entries.iter_mut_above(self.decided) {
             if position > upto {
                 break;
@@ -273,7 +281,7 @@ impl Order {
     }
 
     /// The votes of `replica` that are not in are not waited for.
-    pub(super) fn excuse(&mut self, replica: ReplicaId) {
+    pub(crate) fn excuse(&mut self, replica: ReplicaId) {
         let before = self.entries.before();
         for (_, entry) in self.entries.iter_mut_above(before) {
             entry.excuse(replica);
@@ -281,7 +289,7 @@ impl Order {
     }
 
     /// The first request that a replica had not answered may be what it died of.
-    pub(super) fn note_fall(&mut self, replica: ReplicaId) {
+    pub(crate) fn note_fall(&mut self, replica: ReplicaId) {
         let mut open = self.entries.iter_mut_above(self.decided).map(|(_, e)| e);
         let suspect = open.find(|e| e.decision().is_none() && e.is_awaited(replica));
         if let Some(entry) = suspect {
@@ -290,13 +298,13 @@ impl Order {
     }
 
     /// A replica did not vote in time. Whether its vote is awaited.
-    pub(super) fn note_silence(&mut self, replica: ReplicaId, position: Position) -> bool {
+    pub(crate) fn note_silence(&mut self, replica: ReplicaId, position: Position) -> bool {
         let entry = self.entries.get_mut(position);
         entry.is_some_and(|e| e.note_silence(replica))
     }
 
     /// Help is wanted for a request. False if there is none.
-    pub(super) fn want_help(&mut self, position: Position) -> bool {
+    pub(crate) fn want_help(&mut self, position: Position) -> bool {
         let Some(entry) = self.entries.get_mut(position) else {
             return false;
         };
@@ -307,7 +315,7 @@ impl Order {
 
     /// `HELP_ME` was delivered. The first one per undecided request and attempt counts: `Some`, and whether
     /// nobody knew before that help is wanted.
-    pub(super) fn ask(&mut self, position: Position, attempt: u32, needed: u16) -> Option<bool> {
+    pub(crate) fn ask(&mut self, position: Position, attempt: u32, needed: u16) -> Option<bool> {
         let entry = self.entries.get_mut(position)?;
         if entry.decision().is_some() {
             return None;
@@ -323,13 +331,13 @@ impl Order {
     }
 
     /// `I_DO` was delivered from a replica that may help. Whether it is chosen.
-    pub(super) fn choose(&mut self, position: Position, attempt: u32, replica: ReplicaId) -> bool {
+    pub(crate) fn choose(&mut self, position: Position, attempt: u32, replica: ReplicaId) -> bool {
         let entry = self.entries.get_mut(position);
         entry.is_some_and(|e| e.choose(attempt, replica))
     }
 
     /// Forgets requests that nobody needs any more: every member has their agreed bytes, up to `everywhere`.
-    pub(super) fn forget(&mut self, everywhere: Position) {
+    pub(crate) fn forget(&mut self, everywhere: Position) {
         let ordered = self.ordered();
         let mut forgotten = self.entries.before();
         for (position, entry) in self.entries.iter_above(forgotten) {

@@ -1,6 +1,11 @@
 //! Roots of replicas' states at equal positions (`docs/protocol.md#checkpoints`).
 
+use crate::bugs::{planted, Bug};
+use crate::group::{Events, Group};
+use crate::io::{ConvictionBasis, Notice};
+use crate::replicas::Roster;
 use serde::{Deserialize, Serialize};
+use spare_protocol::group::RootVote;
 use spare_protocol::{Hash, Position, ReplicaId};
 use std::collections::BTreeMap;
 
@@ -33,13 +38,13 @@ impl Checkpoint {
 
 /// The newest checkpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Checkpoints {
+pub(crate) struct Checkpoints {
     by_position: BTreeMap<Position, Checkpoint>,
 }
 
 impl Checkpoints {
     /// Begins a checkpoint when its request is ordered.
-    pub(super) fn open(&mut self, position: Position, scrub: bool) {
+    pub(crate) fn open(&mut self, position: Position, scrub: bool) {
         let checkpoint = Checkpoint {
             scrub_open: scrub,
             ..Checkpoint::default()
@@ -51,13 +56,13 @@ impl Checkpoints {
     }
 
     /// Whether there is a checkpoint at this position that is not too old.
-    pub(super) fn is_known(&self, position: Position) -> bool {
+    pub(crate) fn is_known(&self, position: Position) -> bool {
         self.by_position.contains_key(&position)
     }
 
     /// Counts a root; a replica's first one stands. Returns the root that `quorum` replicas reported if it is
     /// so from now on.
-    pub(super) fn report(
+    pub(crate) fn report(
         &mut self,
         position: Position,
         replica: ReplicaId,
@@ -74,23 +79,23 @@ impl Checkpoints {
     }
 
     /// The root that f+1 replicas reported for this position.
-    pub(super) fn stable(&self, position: Position) -> Option<Hash> {
+    pub(crate) fn stable(&self, position: Position) -> Option<Hash> {
         self.by_position.get(&position)?.stable
     }
 
     /// All roots reported for this position.
-    pub(super) fn roots(&self, position: Position) -> impl Iterator<Item = (ReplicaId, Hash)> + '_ {
+    pub(crate) fn roots(&self, position: Position) -> impl Iterator<Item = (ReplicaId, Hash)> + '_ {
         let checkpoint = self.by_position.get(&position).into_iter();
         checkpoint.flat_map(|c| c.roots.iter().map(|(r, h)| (*r, *h)))
     }
 
     /// Forgets checkpoints above `position`.
-    pub(super) fn truncate(&mut self, position: Position) {
+    pub(crate) fn truncate(&mut self, position: Position) {
         self.by_position.retain(|p, _| *p <= position);
     }
 
     /// Forgets the roots from `position` on: those who reported them are out of service.
-    pub(super) fn disown_from(&mut self, position: Position) {
+    pub(crate) fn disown_from(&mut self, position: Position) {
         for (_, checkpoint) in self.by_position.range_mut(position..) {
             checkpoint.roots.clear();
             checkpoint.stable = None;
@@ -98,13 +103,13 @@ impl Checkpoints {
     }
 
     /// Positions of scrubs that are not complete.
-    pub(super) fn open_scrubs(&self) -> Vec<Position> {
+    pub(crate) fn open_scrubs(&self) -> Vec<Position> {
         let open = self.by_position.iter().filter(|(_, c)| c.scrub_open);
         open.map(|(p, _)| *p).collect()
     }
 
     /// A scrub is complete once all that are due have reported their root: returns the roots then.
-    pub(super) fn close_scrub(
+    pub(crate) fn close_scrub(
         &mut self,
         position: Position,
         mut due: impl Iterator<Item = ReplicaId>,
@@ -115,6 +120,64 @@ impl Checkpoints {
         }
         checkpoint.scrub_open = false;
         Some(checkpoint.roots.iter().map(|(r, h)| (*r, *h)).collect())
+    }
+}
+
+impl Group {
+    pub(crate) fn count_root(&mut self, vote: RootVote) {
+        let RootVote {
+            position,
+            replica,
+            root,
+        } = vote;
+        if !self.is_in_service(replica) {
+            return;
+        }
+        let quorum = self.quorum();
+        if !self.checkpoints.is_known(position) {
+            return;
+        }
+        if let Some(root) = self.checkpoints.report(position, replica, root, quorum) {
+            self.notice(Notice::CheckpointStable { position, root });
+        }
+        self.compare_roots(position);
+        finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
+    }
+
+    fn compare_roots(&mut self, position: Position) {
+        let Some(stable) = self.checkpoints.stable(position) else {
+            return;
+        };
+        let reported = |alike: bool| {
+            let roots = self.checkpoints.roots(position);
+            let roots = roots.filter(move |(_, root)| (*root == stable) == alike);
+            roots.collect::<Vec<_>>()
+        };
+        let (agreeing, dissenting) = (reported(true), reported(false));
+        for (replica, wrong) in dissenting {
+            if planted(Bug::WrongRootIgnored) {
+                break;
+            }
+            let agreed = stable;
+            let basis = ConvictionBasis::Root { wrong, agreed };
+            self.convict(replica, position, basis, None);
+        }
+        for (replica, _) in agreeing {
+            self.roster.verify(replica);
+        }
+        self.hand_over();
+    }
+}
+
+/// Reports scrubs that every usable replica has answered.
+pub(crate) fn finish_scrubs(roster: &Roster, checkpoints: &mut Checkpoints, events: &mut Events) {
+    for position in checkpoints.open_scrubs() {
+        // Whose first state contains the scrub was not asked for its root there.
+        let due = roster.iter().filter(|(_, m)| m.built_at < position);
+        let due = due.map(|(r, _)| r);
+        if let Some(roots) = checkpoints.close_scrub(position, due) {
+            events.notice(Notice::Scrubbed { position, roots });
+        }
     }
 }
 

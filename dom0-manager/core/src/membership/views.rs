@@ -30,7 +30,7 @@ struct ViewMember {
 
 /// The group's seats, and the members of its primary view.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Views {
+pub(crate) struct Views {
     /// In the order of views.
     seats: Vec<SeatId>,
     /// The seats that members of the view have in their configurations.
@@ -49,7 +49,7 @@ pub(super) struct Views {
 
 impl Views {
     /// Before the first view of this run: nobody is a member.
-    pub(super) fn resumed(seats: Vec<SeatId>, view: ViewId) -> Views {
+    pub(crate) fn resumed(seats: Vec<SeatId>, view: ViewId) -> Views {
         Views {
             seats,
             proposed: BTreeMap::new(),
@@ -61,50 +61,50 @@ impl Views {
         }
     }
 
-    pub(super) fn id(&self) -> ViewId {
+    pub(crate) fn id(&self) -> ViewId {
         ViewId {
             epoch: self.epoch,
             ring: self.ring,
         }
     }
 
-    pub(super) fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    pub(super) fn seats(&self) -> &[SeatId] {
+    pub(crate) fn seats(&self) -> &[SeatId] {
         &self.seats
     }
 
     /// The members of the primary view, ascending.
-    pub(super) fn members(&self) -> impl Iterator<Item = SeatId> + '_ {
+    pub(crate) fn members(&self) -> impl Iterator<Item = SeatId> + '_ {
         self.members.keys().copied()
     }
 
-    pub(super) fn is_member(&self, seat: SeatId) -> bool {
+    pub(crate) fn is_member(&self, seat: SeatId) -> bool {
         self.members.contains_key(&seat)
     }
 
     /// Whether what a seat said in `epoch` counts: it has been a member since.
-    pub(super) fn hears(&self, seat: SeatId, epoch: u64) -> bool {
+    pub(crate) fn hears(&self, seat: SeatId, epoch: u64) -> bool {
         let member = self.members.get(&seat);
         member.is_some_and(|m| epoch >= m.joined)
     }
 
     /// The members that are to have no replicas.
-    pub(super) fn drained(&self) -> impl Iterator<Item = SeatId> + '_ {
+    pub(crate) fn drained(&self) -> impl Iterator<Item = SeatId> + '_ {
         let drained = self.members.iter().filter(|(_, m)| m.drained);
         drained.map(|(seat, _)| *seat)
     }
 
     /// The members of the newest view that was established.
-    pub(super) fn established(&self) -> impl Iterator<Item = SeatId> + '_ {
+    pub(crate) fn established(&self) -> impl Iterator<Item = SeatId> + '_ {
         self.established.iter().copied()
     }
 
     /// The seats that are to have replicas: the first f+1 of the view. One that is drained is among them only if there
     /// are too few others.
-    pub(super) fn staffed(&self, quorum: usize) -> impl Iterator<Item = SeatId> + '_ {
+    pub(crate) fn staffed(&self, quorum: usize) -> impl Iterator<Item = SeatId> + '_ {
         let of_view = |drained: bool| {
             let seats = self.seats.iter().copied();
             seats.filter(move |s| self.members.get(s).is_some_and(|m| m.drained == drained))
@@ -113,30 +113,30 @@ impl Views {
     }
 
     /// Whether f+1 others of the view can have the replicas, so that this seat needs none.
-    pub(super) fn can_spare(&self, seat: SeatId, quorum: usize) -> bool {
+    pub(crate) fn can_spare(&self, seat: SeatId, quorum: usize) -> bool {
         let others = self.members.iter();
         let others = others.filter(|(s, m)| **s != seat && !m.drained);
         others.count() >= quorum
     }
 
     /// A member is to have no replicas, or is to have its share again. Whether that is new.
-    pub(super) fn set_drained(&mut self, seat: SeatId, drained: bool) -> bool {
+    pub(crate) fn set_drained(&mut self, seat: SeatId, drained: bool) -> bool {
         let member = self.members.get_mut(&seat);
         member.is_some_and(|m| std::mem::replace(&mut m.drained, drained) != drained)
     }
 
     /// Every member has the agreed bytes of everything up to here, by its own ordered word.
-    pub(super) fn agreed_everywhere(&self) -> Position {
+    pub(crate) fn agreed_everywhere(&self) -> Position {
         self.least(|p| p.agreed)
     }
 
     /// Every member has delivered everything up to here.
-    pub(super) fn delivered_everywhere(&self) -> Position {
+    pub(crate) fn delivered_everywhere(&self) -> Position {
         self.least(|p| p.delivered)
     }
 
     /// Every member has everything up to here on disk.
-    pub(super) fn stored_everywhere(&self) -> Position {
+    pub(crate) fn stored_everywhere(&self) -> Position {
         self.least(|p| p.stored)
     }
 
@@ -146,7 +146,7 @@ impl Views {
     }
 
     /// The latest clock of the members but one, in microseconds; none if no other has told its own.
-    pub(super) fn latest_clock_but(&self, seat: SeatId) -> Option<i64> {
+    pub(crate) fn latest_clock_but(&self, seat: SeatId) -> Option<i64> {
         let others = self.members.iter().filter(|(s, _)| **s != seat);
         let latest = others.map(|(_, m)| m.progress.clock_us).max();
         latest.filter(|clock| *clock > 0)
@@ -154,7 +154,7 @@ impl Views {
 
     /// A member tells how far it got. What it told before and is more still holds: messages of one manager may
     /// be delivered in a later ring, after newer ones.
-    pub(super) fn note_progress(&mut self, seat: SeatId, new: Progress) {
+    pub(crate) fn note_progress(&mut self, seat: SeatId, new: Progress) {
         if let Some(member) = self.members.get_mut(&seat) {
             let old = &mut member.progress;
             *old = Progress {
@@ -169,12 +169,12 @@ impl Views {
 
     /// Every member has the primary view on disk, and everybody else who must know of it: decisions in it
     /// may be recorded and released.
-    pub(super) fn is_established(&self) -> bool {
+    pub(crate) fn is_established(&self) -> bool {
         let mut members = self.members.values();
         self.outsiders.is_empty() && members.all(|m| m.progress.view_stored >= self.epoch)
     }
 
-    pub(super) fn note_established(&mut self) {
+    pub(crate) fn note_established(&mut self) {
         let same = || self.established.iter().eq(self.members.keys());
         if self.is_established() && !same() {
             self.established = self.members.keys().copied().collect();
@@ -182,14 +182,14 @@ impl Views {
     }
 
     /// An outsider has the primary view on disk.
-    pub(super) fn outsider_stored(&mut self, seat: SeatId) {
+    pub(crate) fn outsider_stored(&mut self, seat: SeatId) {
         self.outsiders.remove(&seat);
         self.note_established();
     }
 
     /// Of the members only these are left, in `view`; these outsiders have yet to know of it. Who is a member no
     /// more; none if it is the present view.
-    pub(super) fn keep(
+    pub(crate) fn keep(
         &mut self,
         view: ViewId,
         members: &[SeatId],
@@ -208,7 +208,7 @@ impl Views {
     }
 
     /// A seat becomes a member, in the next epoch.
-    pub(super) fn admit(&mut self, seat: SeatId, progress: Progress, ring: u64, drained: bool) {
+    pub(crate) fn admit(&mut self, seat: SeatId, progress: Progress, ring: u64, drained: bool) {
         self.epoch += 1;
         self.ring = ring;
         let member = ViewMember {
@@ -220,7 +220,7 @@ impl Views {
     }
 
     /// This manager is the only member, in `view`, with everything up to `agreed`.
-    pub(super) fn begin_anew(
+    pub(crate) fn begin_anew(
         &mut self,
         me: &Beginner,
         agreed: Position,
@@ -247,12 +247,12 @@ impl Views {
     }
 
     /// A member has these seats in its configuration.
-    pub(super) fn propose(&mut self, member: SeatId, seats: Vec<SeatId>) {
+    pub(crate) fn propose(&mut self, member: SeatId, seats: Vec<SeatId>) {
         self.proposed.insert(member, seats);
     }
 
     /// What all members have in their configurations becomes the group's. Whether it has other seats now.
-    pub(super) fn adopt_proposed(&mut self, quorum: usize) -> bool {
+    pub(crate) fn adopt_proposed(&mut self, quorum: usize) -> bool {
         let members = &self.members;
         self.proposed.retain(|seat, _| members.contains_key(seat));
         let mut lists = members.keys().map(|seat| self.proposed.get(seat));

@@ -1,9 +1,9 @@
 //! Managers join the primary view and leave it, and a group whose state is lost begins anew
 //! (`docs/protocol.md#life-of-a-member`).
 
-use super::seats::adopt_seats;
-use super::{Beginner, Event, Group};
+use crate::group::{Event, Group};
 use crate::io::Notice;
+use crate::membership::{adopt_seats, Beginner};
 use spare_protocol::group::{LossReason, Progress, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
 
@@ -33,7 +33,7 @@ impl Group {
 
     /// `Joined` was delivered: its sender has caught up and is a member from here on. It acts as one, and
     /// the view is established, when it has what is settled.
-    pub(super) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position, drained: bool) {
+    pub(crate) fn joined(&mut self, seat: SeatId, ring: u64, agreed: Position, drained: bool) {
         if self.views.is_member(seat) || !self.views.seats().contains(&seat) {
             return;
         }
