@@ -1,8 +1,8 @@
 //! Roots of replicas' states at equal positions (`docs/protocol.md#checkpoints`).
 
 use crate::bugs::{planted, Bug};
-use crate::group::{Events, Group};
-use crate::io::{ConvictionBasis, Notice};
+use crate::group::{Event, Events, Group};
+use crate::io::ConvictionBasis;
 use crate::replicas::Roster;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::RootVote;
@@ -138,7 +138,7 @@ impl Group {
             return;
         }
         if let Some(root) = self.checkpoints.report(position, replica, root, quorum) {
-            self.notice(Notice::CheckpointStable { position, root });
+            self.event(Event::CheckpointStable { position, root });
         }
         self.compare_roots(position);
         finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
@@ -176,7 +176,7 @@ pub(crate) fn finish_scrubs(roster: &Roster, checkpoints: &mut Checkpoints, even
         let due = roster.iter().filter(|(_, m)| m.built_at < position);
         let due = due.map(|(r, _)| r);
         if let Some(roots) = checkpoints.close_scrub(position, due) {
-            events.notice(Notice::Scrubbed { position, roots });
+            events.push(Event::Scrubbed { position, roots });
         }
     }
 }

@@ -175,6 +175,23 @@ pub enum Output {
     },
     /// Write this primary view to disk in the place of the last one; ends in [`Input::ViewStored`].
     StoreView(PrimaryView),
+    /// Remember across restarts of the manager that a local replica was convicted.
+    StoreConviction {
+        replica: ReplicaId,
+        position: Position,
+        basis: ConvictionBasis,
+        /// What shows it is told with the [`Notice::Convicted`] that follows.
+        has_evidence: bool,
+    },
+    /// f+1 replicas reported this root: a snapshot at this position has it.
+    StoreRoot { position: Position, root: Hash },
+    /// Every usable replica has reported the root of its whole state.
+    ScrubEnded {
+        position: Position,
+        roots: Vec<(ReplicaId, Hash)>,
+    },
+    /// This manager has caught up with others that served all the time.
+    CaughtUp,
     /// Remember across restarts of the manager that this seat is to have no replicas, or that it is to have some
     /// again.
     StoreDrained(bool),
@@ -223,8 +240,12 @@ pub enum Output {
         /// Which root it reports.
         root: RootRequest,
     },
+    /// This local replica is active from here on: its VM gets an active's share of the processors.
+    Prioritise(ReplicaId),
     /// Unpause a local replica's VM; ends in [`Input::Unpaused`] or [`Input::Failed`].
     Unpause(ReplicaId),
+    /// This local replica has done what it was woken for: others need not wait for it any more.
+    EndBoost(ReplicaId),
     /// Pause a local replica's VM; ends in [`Input::Paused`] or [`Input::Failed`].
     Pause(ReplicaId),
     /// Keep a convicted local replica for forensics, then destroy its VM.
@@ -251,7 +272,7 @@ pub enum Output {
     /// A request was decided and its agreed bytes are here; in the order of positions, without gaps.
     /// Ends in [`Input::Stored`].
     Decided(DecidedRequest),
-    /// For operators.
+    /// For operators: whatever it tells was done by other outputs.
     Notice(Notice),
 }
 
@@ -326,7 +347,7 @@ pub enum Standing {
     Serving,
 }
 
-/// Something an operator, or the report of a test, wants to know. `Seen by all` marks what every
+/// Something an operator, or the report of a test, wants to know; nobody acts on it. `Seen by all` marks what every
 /// manager of the group notices alike at the same point of the order.
 #[derive(Clone, Debug)]
 #[expect(

@@ -14,7 +14,7 @@ use crate::activation::Activation;
 use crate::clients::{Clients, Gateway};
 use crate::clock::{Clock, Timer, Wait};
 use crate::config::{Config, ConfigError, Resume};
-use crate::faults::{complete_evidence, Compensation, Timing};
+use crate::faults::{Compensation, Timing};
 use crate::group::{Event, EventSlot, Group, Rules};
 use crate::io::{Input, Micros, Notice, Now, Output, Standing};
 use crate::log::{Bytes, Log, Records, Slot};
@@ -219,7 +219,12 @@ impl Core {
                 self.begins(replica);
                 self.activation().woken(replica, slept);
             }
-            Event::Began(replica) => self.begins(replica),
+            Event::Began(replica) => {
+                self.begins(replica);
+                if replica.seat == self.config.me {
+                    self.out.push(Output::Prioritise(replica));
+                }
+            }
             Event::Slept(replica) => self.replicas.unsettle(replica),
             Event::Removed { replica, disposal } => self.seat().removed(replica, disposal),
             Event::AbortWanted(position) => self.out.multicast(GroupMessage::Abort { position }),
@@ -231,20 +236,21 @@ impl Core {
             Event::SeatsChanged => self.seats_changed(),
             Event::RecoveryBegan(seat) => self.recovery_began(seat),
             Event::RecoveryEnded(seat) => self.recovery_ended(seat),
-            Event::Convicted {
-                replica,
-                position,
-                basis,
-                evidence,
-                decision,
-            } => complete_evidence(
-                &self.log,
-                &mut self.out,
-                (replica, position),
-                basis,
-                evidence,
-                decision,
-            ),
+            Event::Convicted(conviction) => {
+                conviction.tell(&self.config, &self.log, &mut self.out);
+            }
+            Event::CheckpointStable { position, root } => {
+                self.out.push(Output::StoreRoot { position, root });
+                self.out.notice(Notice::CheckpointStable { position, root });
+            }
+            Event::Scrubbed { position, roots } => {
+                let compared = roots.clone();
+                self.out.push(Output::ScrubEnded {
+                    position,
+                    roots: compared,
+                });
+                self.out.notice(Notice::Scrubbed { position, roots });
+            }
             Event::Notice(notice) => {
                 if let Notice::Replica {
                     replica,

@@ -2,21 +2,23 @@
 
 mod notices;
 
-use crate::guest::{Guest, Work};
+use crate::guest::{Guest, Share, Work};
 use crate::host::Call;
+use crate::invariants::acknowledged_survives::AcknowledgedSurvives;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
-    applied_once, correct_pages, fresh_base, nothing_aborted_stays, updates_agreed,
+    agreed_roots, applied_once, correct_never_convicted, correct_pages, fresh_base,
+    nothing_aborted_stays, updates_agreed,
 };
 use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
-use crate::world::{Event, World};
+use crate::world::{Event, Phase, World};
 use spare_core::{Input, Output, Refusal, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
-use spare_protocol::{Class, Position, ReplicaId};
+use spare_protocol::{Class, Hash, Position, ReplicaId};
 use std::rc::Rc;
 
 /// Records in one message.
@@ -54,6 +56,12 @@ impl World {
                 self.hosts[host].disk.store_view(view);
                 self.sync_soon(host);
             }
+            Output::StoreConviction { replica, .. } => {
+                self.hosts[host].disk.convicted.insert(replica);
+            }
+            Output::StoreRoot { position, root } => self.root_is_agreed(host, position, root),
+            Output::ScrubEnded { .. } => self.scrubbed |= self.phase == Phase::Ending,
+            Output::CaughtUp => self.caught_up(host),
             Output::StoreDrained(drained) => self.hosts[host].disk.drained = drained,
             Output::Truncate { after } => {
                 self.hosts[host].disk.truncate(after);
@@ -148,6 +156,9 @@ impl World {
                 self.call(host, replica, Call::Create);
             }
             Output::Keep { replica, clean } => {
+                let convicted = &self.hosts[host].disk.convicted;
+                let verdict = correct_never_convicted::kept(replica, convicted);
+                self.hold(verdict);
                 self.hosts[host].disk.kept.insert(replica, clean);
             }
             Output::Load { replica, upto } => {
@@ -199,6 +210,16 @@ impl World {
                         root,
                     },
                 );
+            }
+            Output::Prioritise(replica) => {
+                if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                    guest.share = Share::Active;
+                }
+            }
+            Output::EndBoost(replica) => {
+                if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                    guest.boosted = false;
+                }
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
             Output::Pause(replica) => self.call(host, replica, Call::Pause),
@@ -324,11 +345,14 @@ impl World {
                 self.input(host, Input::Booted(replica));
             }
             Call::Unpause => {
+                guest.boosted = true;
                 guest.resume(self.now, speed, &mut self.guest_random);
                 self.input(host, Input::Unpaused(replica));
             }
             Call::Pause => {
                 guest.running = false;
+                guest.boosted = false;
+                guest.share = Share::Passive;
                 self.input(host, Input::Paused(replica));
             }
         }
@@ -373,6 +397,23 @@ impl World {
             self.input(host, Input::ViewStored(view));
         }
         self.sync_soon(host);
+    }
+
+    /// A root is stored as that of the agreed state.
+    fn root_is_agreed(&mut self, host: usize, position: Position, root: Hash) {
+        let state = self.hosts[host].disk.record(position).map(|r| r.state);
+        let verdict = agreed_roots::stored(position, root, state);
+        self.hold(verdict);
+    }
+
+    /// A manager is a member again, with others that served all the time.
+    fn caught_up(&mut self, host: usize) {
+        self.coverage.count("member caught up");
+        let acknowledged = self.hosts[host].told_ring;
+        let acknowledged = acknowledged.map(|r| Position(self.network.rings[r].acknowledged));
+        let last = self.hosts[host].disk.last();
+        let verdict = AcknowledgedSurvives::serves(host, last, acknowledged.unwrap_or_default());
+        self.hold(verdict);
     }
 
     /// What is safe is final.

@@ -8,7 +8,7 @@ use spare_core::{DecidedRequest, PrimaryView, Resume, ViewId};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::RequestId;
 use spare_protocol::{Class, Position, ReplicaId, SeatId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher};
 use std::rc::Rc;
 
@@ -82,6 +82,8 @@ pub(crate) struct Disk {
     pub(crate) drained: bool,
     /// The replicas in service, and whether they are clean. Written through at once.
     pub(crate) kept: BTreeMap<ReplicaId, bool>,
+    /// Replicas of this disk's numbering that were convicted. Written through at once.
+    pub(crate) convicted: BTreeSet<ReplicaId>,
     view: PrimaryView,
     safe: Position,
     durable: Vec<Rc<Record>>,

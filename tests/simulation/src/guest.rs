@@ -113,6 +113,9 @@ pub(crate) struct Guest {
     pub(crate) wrote: BTreeSet<Position>,
     /// How many roots it reported.
     pub(crate) roots: u64,
+    pub(crate) share: Share,
+    /// It goes before all others: it was woken, and somebody waits for it.
+    pub(crate) boosted: bool,
     pub(crate) fault: Option<Fault>,
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
@@ -120,6 +123,14 @@ pub(crate) struct Guest {
     answers: VecDeque<(u64, Input)>,
     free_at: u64,
     pub(crate) speech_scheduled: bool,
+}
+
+/// What its VM gets of the processors. (It is as fast with each: only that it has the right one is simulated.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    Building,
+    Passive,
+    Active,
 }
 
 /// How fast a host's guests are.
@@ -140,6 +151,8 @@ impl Guest {
             executions: 0,
             wrote: BTreeSet::new(),
             roots: 0,
+            share: Share::Building,
+            boosted: false,
             fault: None,
             faulty: false,
             work: VecDeque::new(),

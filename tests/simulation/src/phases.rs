@@ -1,6 +1,7 @@
 //! The phases of a run: beginning, faults, healing, and the judgement at the end.
 
 use crate::faults::Fault;
+use crate::guest::Share;
 use crate::invariants::{everything_ends, linearizable};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
@@ -197,6 +198,14 @@ impl World {
         if let Some(seat) = drained.into_iter().find(|s| spared && there(s)) {
             unsettled.push(format!(
                 "host {host} sees replicas of seat {seat}, which is drained"
+            ));
+        }
+        let active = replicas.iter().filter(|r| r.state == ReplicaState::Active);
+        let guests = active.filter_map(|r| self.hosts[host].guests.get(&r.replica));
+        for guest in guests.filter(|g| g.share != Share::Active) {
+            let (replica, share) = (guest.replica, guest.share);
+            unsettled.push(format!(
+                "{replica} is active and has the share of {share:?}"
             ));
         }
         // Whatever was wrong with a replica was found: the scrub looked at every row.

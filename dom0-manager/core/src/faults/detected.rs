@@ -1,8 +1,9 @@
 //! Detected faults (SPARE §4.1.2, `docs/protocol.md#detected-faults`): a replica that voted otherwise than f+1 others
 //! did, reported another root, or broke the rules of its channel is out of service at once.
 
+use crate::config::Config;
 use crate::group::{Disposal, Event, Group};
-use crate::io::{ConvictionBasis, Evidence, Notice};
+use crate::io::{ConvictionBasis, Evidence, Notice, Output};
 use crate::log::Log;
 use crate::outputs::Outputs;
 use crate::voting::Decision;
@@ -49,13 +50,13 @@ impl Group {
                 evidence.votes = entry.to_votes(position);
             }
         }
-        self.event(Event::Convicted {
+        self.event(Event::Convicted(Box::new(Conviction {
             replica,
             position,
             basis,
             evidence,
             decision,
-        });
+        })));
         let brake = self.usable() <= self.quorum();
         if brake {
             self.notice(Notice::Alarm(format!(
@@ -73,22 +74,45 @@ impl Group {
     }
 }
 
-/// A replica was convicted: tells of it, with the bytes of replies and updates that this manager has.
-pub(crate) fn complete_evidence(
-    log: &Log,
-    out: &mut Outputs,
-    (replica, position): (ReplicaId, Position),
+/// A conviction, as all managers draw it from the same votes.
+#[derive(Clone, Debug)]
+pub(crate) struct Conviction {
+    replica: ReplicaId,
+    position: Position,
     basis: ConvictionBasis,
-    mut evidence: Box<Evidence>,
+    /// Without the bytes of replies and updates, which only managers have.
+    evidence: Box<Evidence>,
+    /// What it voted otherwise than, if it was convicted by vote.
     decision: Option<Decision>,
-) {
-    if let Some(decision) = decision {
-        log.complete_evidence(position, replica, decision, &mut evidence);
+}
+
+impl Conviction {
+    /// Notes the conviction of a replica of this manager's own seat for later runs, and tells of it, with the bytes of
+    /// replies and updates that are here.
+    pub(crate) fn tell(self, config: &Config, log: &Log, out: &mut Outputs) {
+        let Conviction {
+            replica,
+            position,
+            basis,
+            mut evidence,
+            decision,
+        } = self;
+        if let Some(decision) = decision {
+            log.complete_evidence(position, replica, decision, &mut evidence);
+        }
+        if replica.seat == config.me {
+            out.push(Output::StoreConviction {
+                replica,
+                position,
+                basis: basis.clone(),
+                has_evidence: !evidence.votes.is_empty(),
+            });
+        }
+        out.notice(Notice::Convicted {
+            replica,
+            position,
+            basis,
+            evidence,
+        });
     }
-    out.notice(Notice::Convicted {
-        replica,
-        position,
-        basis,
-        evidence,
-    });
 }

@@ -11,5 +11,5 @@ mod poison;
 mod timing;
 
 pub(crate) use crash::Compensation;
-pub(crate) use detected::complete_evidence;
+pub(crate) use detected::Conviction;
 pub(crate) use timing::{Suspicions, Timing};

@@ -1,10 +1,10 @@
 //! What a change of the group's state asks of a manager.
 
-use crate::io::{ConvictionBasis, Evidence, Notice};
-use crate::voting::Decision;
+use crate::faults::Conviction;
+use crate::io::Notice;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::RequestId;
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// What becomes of the VM of a replica that leaves service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,13 +78,16 @@ pub(crate) enum Event {
     /// A recovery ended, well or not.
     RecoveryEnded(SeatId),
     /// A replica lied.
-    Convicted {
-        replica: ReplicaId,
+    Convicted(Box<Conviction>),
+    /// f+1 replicas reported the same root.
+    CheckpointStable {
         position: Position,
-        basis: ConvictionBasis,
-        /// Without the bytes of replies and updates, which only managers have.
-        evidence: Box<Evidence>,
-        decision: Option<Decision>,
+        root: Hash,
+    },
+    /// Every usable replica reported the root of its whole state.
+    Scrubbed {
+        position: Position,
+        roots: Vec<(ReplicaId, Hash)>,
     },
     Notice(Notice),
 }

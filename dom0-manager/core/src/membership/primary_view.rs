@@ -216,6 +216,7 @@ impl Core {
         }
         self.membership.joining.needed = None;
         self.membership.serve(&mut self.out);
+        self.out.push(Output::CaughtUp);
         self.clock.cancel(Timer::CatchUp);
         if self.lacks_records() {
             self.want_log();

@@ -48,6 +48,10 @@ impl Seat<'_> {
             Vm::Paused if wanted => {
                 local.vm = Vm::Unpausing;
                 self.out.push(Output::Unpause(replica));
+                if role == Role::Active {
+                    // It was told to pause before, which gave it the share of a passive.
+                    self.out.push(Output::Prioritise(replica));
+                }
                 // What it needs waits in its channel when it begins to run.
                 self.feed(replica, execute_upto, updates_due);
             }

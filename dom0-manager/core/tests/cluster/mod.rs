@@ -589,6 +589,15 @@ impl Cluster {
                     self.after(2, seat, Input::Paused(replica));
                 }
             }
+            Output::StoreConviction { replica, .. } => {
+                self.disks[seat].kept.retain(|k| k.replica != replica);
+            }
+            // Processors are not simulated here, nor snapshots, nor the comparison of states at a start.
+            Output::Prioritise(_)
+            | Output::EndBoost(_)
+            | Output::StoreRoot { .. }
+            | Output::ScrubEnded { .. }
+            | Output::CaughtUp => {}
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.guests.remove(&replica);
                 self.disks[seat].kept.retain(|k| k.replica != replica);

@@ -73,6 +73,11 @@ impl World {
                 let verdict =
                     correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
+                if usize::from(replica.seat.0) == host {
+                    let noted = &self.hosts[host].disk.convicted;
+                    let verdict = correct_never_convicted::told(*replica, noted);
+                    self.hold(verdict);
+                }
             }
             Notice::Lost { reason, .. } => {
                 self.coverage.count(match reason {
@@ -110,7 +115,6 @@ impl World {
             }
             Notice::Scrubbed { .. } => {
                 self.coverage.count("scrub complete");
-                self.scrubbed |= self.phase == crate::world::Phase::Ending;
             }
             _ => {}
         }

@@ -1,6 +1,7 @@
 //! The invariants of the design, one file each, named for the rule.
 
 pub(crate) mod acknowledged_survives;
+pub(crate) mod agreed_roots;
 pub(crate) mod applied_once;
 pub(crate) mod correct_never_convicted;
 pub(crate) mod correct_pages;
