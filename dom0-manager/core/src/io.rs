@@ -244,8 +244,8 @@ pub enum Output {
     Prioritise(ReplicaId),
     /// Unpause a local replica's VM; ends in [`Input::Unpaused`] or [`Input::Failed`].
     Unpause(ReplicaId),
-    /// This local replica has done what it was woken for: others need not wait for it any more.
-    EndBoost(ReplicaId),
+    /// This local replica has done what it was woken for, and needs no real-time priority any more.
+    EndRealTime(ReplicaId),
     /// Pause a local replica's VM; ends in [`Input::Paused`] or [`Input::Failed`].
     Pause(ReplicaId),
     /// Keep a convicted local replica for forensics, then destroy its VM.

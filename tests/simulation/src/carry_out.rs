@@ -216,9 +216,9 @@ impl World {
                     guest.share = Share::Active;
                 }
             }
-            Output::EndBoost(replica) => {
+            Output::EndRealTime(replica) => {
                 if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
-                    guest.boosted = false;
+                    guest.real_time = false;
                 }
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
@@ -345,13 +345,13 @@ impl World {
                 self.input(host, Input::Booted(replica));
             }
             Call::Unpause => {
-                guest.boosted = true;
+                guest.real_time = true;
                 guest.resume(self.now, speed, &mut self.guest_random);
                 self.input(host, Input::Unpaused(replica));
             }
             Call::Pause => {
                 guest.running = false;
-                guest.boosted = false;
+                guest.real_time = false;
                 guest.share = Share::Passive;
                 self.input(host, Input::Paused(replica));
             }

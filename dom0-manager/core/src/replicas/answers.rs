@@ -92,7 +92,7 @@ impl Seat<'_> {
         };
         let found = self.log.answered(position, answer, decided);
         if helped {
-            self.out.push(Output::EndBoost(replica));
+            self.out.push(Output::EndRealTime(replica));
             self.out.notice(Notice::HelpExecuted { replica, position });
         }
         found

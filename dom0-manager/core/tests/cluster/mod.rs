@@ -594,7 +594,7 @@ impl Cluster {
             }
             // Processors are not simulated here, nor snapshots, nor the comparison of states at a start.
             Output::Prioritise(_)
-            | Output::EndBoost(_)
+            | Output::EndRealTime(_)
             | Output::StoreRoot { .. }
             | Output::ScrubEnded { .. }
             | Output::CaughtUp => {}
