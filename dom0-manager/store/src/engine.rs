@@ -9,7 +9,7 @@
 use crate::blocks::{leniently, Blocks};
 use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::segment::FORMAT_VERSION;
+use crate::journal::FORMAT_VERSION;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     TableDefinition, WriteTransaction,

@@ -1,7 +1,7 @@
 //! What can go wrong with a store, in words for an operator.
 
-use crate::segment::Range;
 use spare_protocol::{Hash, Position};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -93,6 +93,37 @@ pub enum StoreError {
     Refused(String),
 }
 
+/// Positions from `first` to `last`, both included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The first one.
+    pub first: Position,
+    /// The last one.
+    pub last: Position,
+}
+
+impl Range {
+    /// Whether it contains `position`.
+    #[must_use]
+    pub fn contains(&self, position: Position) -> bool {
+        self.first <= position && position <= self.last
+    }
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "the record of position {} is damaged", self.first)
+        } else {
+            write!(
+                f,
+                "the records of positions {} to {} are damaged",
+                self.first, self.last
+            )
+        }
+    }
+}
+
 /// Something on disk is not what was written there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
@@ -117,8 +148,8 @@ pub enum DamagedPart {
     File,
 }
 
-impl std::fmt::Display for Damage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.path.display())?;
         match &self.part {
             DamagedPart::Records(range) => write!(f, "{range}")?,

@@ -5,10 +5,12 @@
 use crate::agreed_state::AgreedState;
 use crate::engine::{Commit, Engine, View};
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::journal::{decode_record, RecordIn};
+use crate::journal::{decode_record, RecordIn, Writer};
+use crate::options::KeyWindow;
+use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
+use crate::report::{Event, Report};
 use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
-use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
-use crate::writer::Writer;
+use bytes::Bytes;
 use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::http::essence;
 use spare_protocol::update::Update;
@@ -27,6 +29,9 @@ const PORTION_BYTES: usize = 16 << 20;
 
 /// Portions of the log that are read before they are applied.
 const PORTIONS_AHEAD: usize = 4;
+
+/// Gets the parts of a state.
+pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
 
 /// What the keeper is asked for.
 pub(crate) enum Job {

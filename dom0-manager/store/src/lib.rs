@@ -11,18 +11,20 @@ mod engine;
 mod error;
 mod journal;
 mod keeper;
+mod options;
 pub mod ordered_log;
-mod segment;
+mod replica_notes;
+mod report;
 mod snapshot;
 mod store;
-mod writer;
 
 pub use agreed_state::AgreedState;
-pub use error::{Damage, DamagedPart, StoreError};
+pub use error::{Damage, DamagedPart, Range, StoreError};
+pub use journal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
+pub use keeper::LoadReply;
+pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
-pub use segment::{Range, SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
+pub use replica_notes::{ConvictionNote, ReplicaNote};
+pub use report::{Event, Progress, Report};
 pub use snapshot::{read_backup, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk};
-pub use store::{
-    ConvictionNote, DiskUse, Durability, Event, KeyWindow, LoadReply, Options, Pinned, Progress,
-    ReplicaNote, Report, Resumed, Store, SEGMENT_BYTES,
-};
+pub use store::{DiskUse, Pinned, Resumed, Store};

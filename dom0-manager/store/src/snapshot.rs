@@ -9,12 +9,14 @@
 //! The last 32 bytes are the BLAKE3 of all before. Numbers are little-endian.
 
 use crate::agreed_state::CHUNK_BYTES_MAX;
-use crate::segment::FORMAT_VERSION;
+use crate::error::{Damage, DamagedPart, StoreError};
+use crate::journal::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position};
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"SPARESNP";
 /// The longest manifest: a state of a tebibyte in chunks of the usual size.
@@ -119,6 +121,15 @@ impl Manifest {
     }
 }
 
+/// The damage of the snapshot at `position`, whose manifest in the file at `path` does not verify.
+pub(crate) fn damaged_manifest(path: &Path, position: Position) -> Damage {
+    Damage {
+        path: path.to_owned(),
+        part: DamagedPart::Snapshot(position),
+        what: "its manifest does not match its hash".to_owned(),
+    }
+}
+
 /// A backup cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
@@ -144,7 +155,7 @@ pub enum BackupError {
     Damaged(String),
     /// The store's word.
     #[error(transparent)]
-    Store(#[from] crate::StoreError),
+    Store(#[from] StoreError),
 }
 
 /// Writes, and hashes what it writes.
@@ -179,7 +190,7 @@ impl<R: Read> Hashed<R> {
 pub(crate) fn write_backup(
     out: impl Write,
     manifest: &Manifest,
-    mut chunk: impl FnMut(Hash) -> Result<Vec<u8>, crate::StoreError>,
+    mut chunk: impl FnMut(Hash) -> Result<Vec<u8>, StoreError>,
 ) -> Result<(), BackupError> {
     let mut out = Hashed {
         inner: out,

@@ -1,15 +1,14 @@
 //! Opening a log: what is there, what a crash tore, what is damaged.
 
-use super::{
-    lock, segment_name, segment_number, Index, Journal, Lost, Open, Slot, Synced,
-    SEGMENT_BYTES_MAX, SYNCED, SYNCED_BYTES_MAX,
+use super::index::{lock, Index, Lost, OpenSegment, Slot};
+use super::log::{Journal, SEGMENT_BYTES_MAX};
+use super::segment::{
+    read_segment_head, segment_name, segment_number, Found, Head, Piece, Pieces, SeatState,
+    SegmentHead, BATCH_BYTES_MAX, FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
 };
+use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{io_at, StoreError};
-use crate::segment::{
-    read_segment_head, Found, Head, Piece, Pieces, SeatState, SegmentHead, BATCH_BYTES_MAX,
-    FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
-};
 use spare_protocol::Position;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -140,7 +139,7 @@ impl Journal {
         let mut index = Index::default();
         let mut opening = Opening {
             index: &mut index,
-            synced: read_synced(synced_file.as_ref()),
+            synced: Synced::read(synced_file.as_ref()),
             state: SeatState::default(),
             expected: None,
             gap: false,
@@ -190,7 +189,7 @@ impl Journal {
             }
             disk.remove(&name).map_err(io_at(&path, "remove"))?;
         }
-        let generation = read_synced(synced.as_ref()).map_or(0, |s| s.state.generation);
+        let generation = Synced::read(synced.as_ref()).map_or(0, |s| s.state.generation);
         let mut journal = Journal {
             disk,
             index: Arc::default(),
@@ -234,23 +233,6 @@ impl Journal {
     }
 }
 
-fn read_synced(file: &dyn DiskFile) -> Option<Synced> {
-    let len = file.len().ok()?.min(SYNCED_BYTES_MAX);
-    let mut bytes = vec![0; usize::try_from(len).ok()?];
-    file.read_at(0, &mut bytes).ok()?;
-    decode_synced(&bytes)
-}
-
-pub(crate) fn decode_synced(bytes: &[u8]) -> Option<Synced> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    let (crc, rest) = rest.split_first_chunk::<4>()?;
-    let payload = rest.get(..u32::from_le_bytes(*length) as usize)?;
-    if crc32fast::hash(payload) != u32::from_le_bytes(*crc) {
-        return None;
-    }
-    spare_protocol::decode(payload).ok()
-}
-
 /// Reads a segment; returns whether anything is in it that is to be kept.
 fn open_segment(
     disk: &dyn Disk,
@@ -286,7 +268,7 @@ fn open_segment(
         SegmentHead::Foreign => None,
     };
     let before = opening.expected.unwrap_or(1) - 1;
-    let mut open = Open {
+    let mut open = OpenSegment {
         file,
         path,
         salt: salt.unwrap_or_default(),
@@ -316,7 +298,7 @@ fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError>
 
 /// Notes the batches of a segment; cuts off what a crash tore. Returns whether anything is left.
 fn read_batches(
-    open: &mut Open,
+    open: &mut OpenSegment,
     number: u32,
     is_last: bool,
     salt: Option<u64>,
@@ -360,7 +342,7 @@ fn read_batches(
 
 /// The last batch is whole, but nobody knows that it is durable: its sync may have failed, which leaves it
 /// in the kernel's cache and not on the disk, and no later sync would write it.
-fn write_again(open: &Open, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
+fn write_again(open: &OpenSegment, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
     open.file
         .write_at(begin as u64, batch)
         .and_then(|()| open.file.sync())
@@ -368,7 +350,7 @@ fn write_again(open: &Open, begin: usize, batch: &[u8]) -> Result<(), StoreError
 }
 
 /// What a crash tore was never reported. It must not stand before what comes next.
-fn cut(open: &Open, len: u64) -> Result<(), StoreError> {
+fn cut(open: &OpenSegment, len: u64) -> Result<(), StoreError> {
     open.file
         .set_len(len)
         .and_then(|()| open.file.sync())

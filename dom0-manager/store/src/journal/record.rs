@@ -1,7 +1,6 @@
 //! A record of the log, decoded.
 
-use crate::error::{Damage, DamagedPart, StoreError};
-use crate::segment::Range;
+use crate::error::{Damage, DamagedPart, Range, StoreError};
 use serde::Deserialize;
 use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::{Class, Hash, Position};

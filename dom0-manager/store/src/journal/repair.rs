@@ -1,8 +1,11 @@
 //! Repair: what a peer has is written to where it belongs.
 
-use super::{described, lock, segment_name, Journal, Open, Slot};
+use super::index::{lock, OpenSegment, Slot};
+use super::log::{described, Journal};
+use super::segment::{
+    encode_batch, segment_head, segment_name, Head, BATCH_BYTES_MAX, BATCH_RECORDS_MAX,
+};
 use crate::error::{io_at, StoreError};
-use crate::segment::{encode_batch, segment_head, Head, BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +74,9 @@ impl Journal {
             index.lost.remove(position);
         }
         let len = image.len() as u64;
-        index.segments.insert(number, Open { file, len, ..old });
+        index
+            .segments
+            .insert(number, OpenSegment { file, len, ..old });
         Ok(())
     }
 
@@ -80,7 +85,7 @@ impl Journal {
         &self,
         number: u32,
         live: &[(Position, Bytes)],
-        old: &Open,
+        old: &OpenSegment,
     ) -> (Vec<u8>, Vec<Slot>) {
         let mut image = segment_head(number.into(), old.salt, self.memory);
         let mut slots = Vec::with_capacity(live.len());
@@ -115,7 +120,7 @@ impl Journal {
         &self,
         number: u32,
         records: &BTreeMap<Position, Bytes>,
-    ) -> Result<(Vec<(Position, Bytes)>, Open), StoreError> {
+    ) -> Result<(Vec<(Position, Bytes)>, OpenSegment), StoreError> {
         let (positions, open, lost) = {
             let index = lock(&self.index);
             let here = index.slots.iter().zip(index.start.0 + 1..);

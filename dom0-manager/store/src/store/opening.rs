@@ -1,14 +1,16 @@
 //! Opening a store: what is on disk, and what of it can be relied on.
 
+use super::handle::Store;
 use super::holding::hold;
-use super::{Durability, Event, Options, Report, Resumed, Store};
+use super::resumed::Resumed;
 use crate::disk::{Disk, Folder};
-use crate::engine::Engine;
-use crate::error::{io_at, Damage, DamagedPart, StoreError};
-use crate::journal::Journal;
+use crate::engine::{self, Engine};
+use crate::error::{io_at, Damage, StoreError};
+use crate::journal::{Journal, Writer};
 use crate::keeper::Keeper;
-use crate::snapshot::Manifest;
-use crate::writer::Writer;
+use crate::options::{Durability, Options};
+use crate::report::{Event, Report};
+use crate::snapshot::{damaged_manifest, Manifest};
 use spare_protocol::{Hash, Position};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -103,14 +105,6 @@ impl Store {
     }
 }
 
-pub(super) fn damaged_manifest(path: &Path, position: Position) -> StoreError {
-    StoreError::Damaged(Damage {
-        path: path.to_owned(),
-        part: DamagedPart::Snapshot(position),
-        what: "its manifest does not match its hash".to_owned(),
-    })
-}
-
 /// The engine; a damaged file is put aside, and the store begins without what was in it.
 fn open_engine(
     disk: &Arc<dyn Disk>,
@@ -123,8 +117,8 @@ fn open_engine(
         other => return other,
     };
     let here = disk.path();
-    let aside = format!("{}.damaged", crate::engine::FILE);
-    disk.rename(crate::engine::FILE, &aside)
+    let aside = format!("{}.damaged", engine::FILE);
+    disk.rename(engine::FILE, &aside)
         .and_then(|()| disk.sync_names())
         .map_err(io_at(here, "put the damaged tables aside in"))?;
     damage.push(Damage {
@@ -136,8 +130,7 @@ fn open_engine(
 
 fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
     let names = disk.list().map_err(io_at(disk.path(), "list the folder"))?;
-    let tables =
-        |name: &&String| [crate::engine::FILE, crate::engine::UNVERIFIED].contains(&name.as_str());
+    let tables = |name: &&String| [engine::FILE, engine::UNVERIFIED].contains(&name.as_str());
     for name in names.iter().filter(tables) {
         disk.remove(name)
             .map_err(io_at(disk.path(), "remove the tables in"))?;
@@ -153,11 +146,7 @@ fn usable_manifests(
     for (position, bytes) in engine.view()?.manifests()? {
         match Manifest::from_bytes(&bytes) {
             Some(manifest) if manifest.position == position => manifests.push(Arc::new(manifest)),
-            _ => {
-                if let StoreError::Damaged(found) = damaged_manifest(engine.path(), position) {
-                    damage.push(found);
-                }
-            }
+            _ => damage.push(damaged_manifest(engine.path(), position)),
         }
     }
     Ok(manifests)

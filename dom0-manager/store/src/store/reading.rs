@@ -1,6 +1,6 @@
 //! Reading what was agreed on: records, and what retries are answered with.
 
-use super::Store;
+use super::handle::Store;
 use crate::error::StoreError;
 use crate::journal::decode_record;
 use crate::keeper::read_replies;

@@ -1,6 +1,6 @@
 //! Finding damage, and writing over it what a peer has.
 
-use super::Store;
+use super::handle::Store;
 use crate::error::{Damage, StoreError};
 use crate::keeper::hashes;
 use bytes::Bytes;

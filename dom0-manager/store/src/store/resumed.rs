@@ -1,10 +1,10 @@
 //! What a store that is opened tells of where the manager ended.
 
-use super::KeyWindow;
 use crate::engine::Engine;
 use crate::error::{Damage, StoreError};
 use crate::journal::{decode_record, Reader, RecordIn};
 use crate::keeper::read_replies;
+use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::http::essence;

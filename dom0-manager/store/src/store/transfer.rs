@@ -1,12 +1,13 @@
 //! Snapshots on their way from one store to another: between hosts, and as backups.
 
+use super::handle::Store;
 use super::holding::hold;
-use super::opening::damaged_manifest;
-use super::Store;
 use crate::disk::{Disk, Folder};
 use crate::engine::{Commit, Engine, View};
 use crate::error::{io_at, StoreError};
-use crate::snapshot::{read_backup, write_backup, BackupError, ChunkRef, Manifest};
+use crate::snapshot::{
+    damaged_manifest, read_backup, write_backup, BackupError, ChunkRef, Manifest,
+};
 use spare_protocol::Hash;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -47,7 +48,7 @@ impl Store {
             return Ok(None);
         };
         let manifest = Manifest::from_bytes(&bytes)
-            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
+            .ok_or_else(|| StoreError::Damaged(damaged_manifest(self.engine.path(), position)))?;
         Ok(Some(Pinned { manifest, view }))
     }
 
@@ -107,7 +108,7 @@ impl Store {
             .into());
         };
         let manifest = Manifest::from_bytes(&bytes)
-            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
+            .ok_or_else(|| StoreError::Damaged(damaged_manifest(self.engine.path(), position)))?;
         write_backup(out, &manifest, |hash| view.chunk(hash))?;
         Ok(manifest)
     }

@@ -1,8 +1,5 @@
 //! What is known of the seat's replicas, for later runs.
 
-use super::Store;
-use crate::error::StoreError;
-use crate::keeper::Job;
 use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
 
@@ -66,24 +63,4 @@ fn cut_text(text: &mut String) {
         end -= 1;
     }
     text.truncate(end);
-}
-
-impl Store {
-    /// Notes what is known of a replica. Durable soon.
-    ///
-    /// # Errors
-    /// When the keeper has stopped.
-    pub fn note_replica(&self, note: ReplicaNote) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Replica(note))
-    }
-
-    /// What is known of the seat's replicas, ascending. Reads the disk.
-    ///
-    /// # Errors
-    /// When the table cannot be read; a damaged note is left out.
-    pub fn replicas(&self) -> Result<Vec<ReplicaNote>, StoreError> {
-        let all = self.engine.view()?.replicas()?;
-        let notes = all.iter().map(|(_, bytes)| ReplicaNote::from_bytes(bytes));
-        Ok(notes.flatten().collect())
-    }
 }

@@ -1,9 +1,10 @@
 //! Who writes the log: a thread that makes durable, with one sync, whatever was handed in meanwhile.
 
+use super::log::{Group, Journal};
+use super::reader::Reader;
+use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 use crate::error::StoreError;
-use crate::journal::{Group, Journal, Reader};
-use crate::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
-use crate::store::{Event, Progress, Report};
+use crate::report::{Event, Progress, Report};
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::Position;

@@ -1,121 +1,22 @@
-//! The durable memory of one seat: its log, its snapshots, and what it knows of its replicas.
-//!
-//! ```text
-//! FOLDER/LOCK            held by the process that has the store open
-//! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
-//! FOLDER/log/synced      what is known to be durable (`journal`)
-//! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
-//! FOLDER/evidence/       of convictions, written by the manager
-//! ```
-
-mod holding;
-mod notes;
-mod opening;
-mod reading;
-mod repair;
-mod resumed;
-mod transfer;
-
-pub(crate) use notes::REPLICA_NOTES_MAX;
-pub use notes::{ConvictionNote, ReplicaNote};
-pub use resumed::Resumed;
-pub use transfer::Pinned;
+//! The store of one seat as its manager has it: what is handed in goes to one of two threads, the log's writer
+//! and the keeper.
 
 use crate::disk::Disk;
-use crate::engine::Engine;
+use crate::engine::{self, Engine};
 use crate::error::StoreError;
-use crate::journal::Reader;
+use crate::journal::{Reader, Writer};
 use crate::keeper::{Job, Keeper, Manifests};
+use crate::report::Progress;
 use crate::snapshot::Manifest;
-use crate::writer::Writer;
 use bytes::Bytes;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
+use spare_protocol::group::{DecidedRequest, PrimaryView};
 use spare_protocol::{Hash, Position};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-
-/// How long a segment of the log is, unless told otherwise.
-pub const SEGMENT_BYTES: u64 = 64 << 20;
-
-/// Whether a crash of the host may lose what was reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// What is reported is on disk.
-    Disk,
-    /// Nothing is synced, and everything is reported at once: after a stop the store begins empty (only the
-    /// generations of replicas are remembered, if the file still says so).
-    Memory,
-}
-
-/// For how long, and for how many requests, retries are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyWindow {
-    /// In agreed time: microseconds.
-    pub lifetime_us: i64,
-    /// The most that are kept.
-    pub keys_max: usize,
-}
-
-/// What a store is opened with.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// See [`Durability`].
-    pub durability: Durability,
-    /// Content id of the image that snapshots are the difference to.
-    pub image: Hash,
-    /// For retries.
-    pub window: KeyWindow,
-    /// Where a segment of the log ends.
-    pub segment_bytes: u64,
-}
-
-impl Options {
-    /// The usual ones.
-    #[must_use]
-    pub fn new(durability: Durability, image: Hash, window: KeyWindow) -> Options {
-        Options {
-            durability,
-            image,
-            window,
-            segment_bytes: SEGMENT_BYTES,
-        }
-    }
-}
-
-/// Something that happened in the store, told from one of its threads. Not to be blocked.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// [`Store::progress`] has changed, perhaps.
-    Progress,
-    /// The snapshot at this position is durable, and what it made superfluous is gone.
-    Snapshot(Position),
-    /// Something could not be done; everything else goes on.
-    Trouble(StoreError),
-    /// The store stopped: nothing more is written, nothing more is reported. The manager steps aside.
-    Failed(StoreError),
-}
-
-/// Is told of events.
-pub type Report = dyn Fn(Event) + Send + Sync;
-/// Gets the parts of a state.
-pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
-
-/// How far everything is durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// All records up to here, and no truncation that was handed in will remove one of them.
-    pub stored: Position,
-    /// The newest primary view.
-    pub view: ViewId,
-    /// The greatest generation.
-    pub generation: u32,
-    /// The log never goes back below this.
-    pub safe: Position,
-}
 
 /// Bytes on disk, for `spare status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,14 +36,14 @@ pub struct DiskUse {
 /// The store of one seat. All methods take `&self`, and none but those that say so waits for the disk.
 pub struct Store {
     // In this order they end: the keeper needs the writer.
-    keeper: Keeper,
-    writer: Arc<Writer>,
-    reader: Reader,
-    engine: Arc<Engine>,
-    manifests: Manifests,
-    disk: Arc<dyn Disk>,
-    evidence: Option<PathBuf>,
-    _lock: Option<Flock<File>>,
+    pub(super) keeper: Keeper,
+    pub(super) writer: Arc<Writer>,
+    pub(super) reader: Reader,
+    pub(super) engine: Arc<Engine>,
+    pub(super) manifests: Manifests,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) evidence: Option<PathBuf>,
+    pub(super) _lock: Option<Flock<File>>,
 }
 
 impl Store {
@@ -268,7 +169,7 @@ impl Store {
             .clone()
     }
 
-    fn newest(&self) -> Option<Arc<Manifest>> {
+    pub(super) fn newest(&self) -> Option<Arc<Manifest>> {
         self.snapshots().pop()
     }
 
@@ -282,7 +183,7 @@ impl Store {
             let chunks = manifest.replies.iter().map(|r| r.chunk);
             replies.extend(chunks.map(|c| (c.hash, u64::from(c.bytes))));
         }
-        let tables = self.disk.open(crate::engine::FILE, false);
+        let tables = self.disk.open(engine::FILE, false);
         DiskUse {
             log: self.reader.bytes(),
             snapshots: state.values().sum(),

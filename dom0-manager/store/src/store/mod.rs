@@ -1,0 +1,22 @@
+//! The durable memory of one seat: its log, its snapshots, and what it knows of its replicas.
+//!
+//! ```text
+//! FOLDER/LOCK            held by the process that has the store open
+//! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
+//! FOLDER/log/synced      what is known to be durable (`journal`)
+//! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
+//! FOLDER/evidence/       of convictions, written by the manager
+//! ```
+
+mod handle;
+mod holding;
+mod opening;
+mod reading;
+mod repair;
+mod replicas;
+mod resumed;
+mod transfer;
+
+pub use handle::{DiskUse, Store};
+pub use resumed::Resumed;
+pub use transfer::Pinned;
