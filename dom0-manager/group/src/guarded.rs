@@ -1,4 +1,4 @@
-//! Going on without hosts that are known to be off (DESIGN §3.2).
+//! Going on without hosts that are known to be off (docs/protocol.md#views).
 //!
 //! Two hosts cannot tell a crash from a partition. An engine calls a membership primary when a quorum, perhaps
 //! with a witness, says so. Where it does not, its members may go on all the same once every member that
@@ -15,7 +15,7 @@
 //! them, unless they turned them off, which they would not have survived. Then they are told that they are
 //! *suspended*, and keep what they are in the middle of.
 
-use crate::{Closed, Delivery, GroupChannel, MemberId};
+use crate::channel::{Closed, Delivery, GroupChannel, MemberId};
 use bytes::Bytes;
 use nix::time::{clock_gettime, ClockId};
 use std::collections::{BTreeSet, VecDeque};

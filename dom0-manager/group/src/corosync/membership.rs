@@ -12,7 +12,7 @@
 //! Beside that, what the reader was told: a member that lost its quorum, or was cut off, takes leave of a
 //! view that may decide at once and on its own (`step_down`), and hears nothing more until the next view.
 
-use crate::{Delivery, MemberId};
+use crate::channel::{Delivery, MemberId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -65,6 +65,16 @@ pub(super) struct Quorum {
     pub(super) majority: bool,
 }
 
+/// A view cannot be entered, because its name may have been used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the name {count} of a membership does not exceed {greatest}")]
+pub struct NameNotGreater {
+    /// The count in the name of the view that is to be entered.
+    pub count: u64,
+    /// The greatest that this member was in.
+    pub greatest: u64,
+}
+
 /// Something to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
@@ -81,7 +91,7 @@ pub(super) enum Effect {
     /// For the log.
     Warn(String),
     /// Something that must never be was seen: the group ends for this member.
-    Close(String),
+    Close(NameNotGreater),
 }
 
 #[derive(Debug)]
@@ -276,10 +286,10 @@ impl Membership {
         let last = self.view.as_ref().map(|v| (v.name >> 16) + 1);
         let count = floor.max(last).unwrap_or_default() + 1;
         if count <= self.greatest {
-            let why = format!(
-                "the name {count} of a membership does not exceed {}",
-                self.greatest
-            );
+            let why = NameNotGreater {
+                count,
+                greatest: self.greatest,
+            };
             return self.effects.push(Effect::Close(why));
         }
         let lowest = seats.first().copied().unwrap_or(self.me);

@@ -5,7 +5,7 @@
 //! what it does not know it reports.
 
 use super::membership::{Claim, Peer, Ring};
-use crate::MemberId;
+use crate::channel::MemberId;
 use bytes::{Buf, BufMut, Bytes};
 
 /// The version of the format. Another one is not understood.
