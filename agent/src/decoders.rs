@@ -1,5 +1,5 @@
 //! Every decoder of this crate that is not public otherwise, as a function of what it reads. For
-//! `tests/fuzz`, and for nobody else.
+//! `tests/fuzz`, which turns the feature `fuzzing` on; nothing else may use it.
 
 use crate::hypervisor::Accelerator;
 

@@ -183,7 +183,8 @@ fn parse_description(text: &str) -> std::result::Result<Description, String> {
     toml::from_str(text).map_err(|e| e.message().to_owned())
 }
 
-/// For [`crate::decoders`]: command line, memory in MiB and virtual processors.
+/// For `decoders`: command line, memory in MiB and virtual processors.
+#[cfg(feature = "fuzzing")]
 pub(crate) fn described(text: &str) -> Option<(String, u32, u32)> {
     let description = parse_description(text).ok()?;
     Some((

@@ -15,6 +15,8 @@
 pub mod config;
 pub mod daemon;
 pub mod dbus;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod decoders;
 pub mod domain_xml;
 pub mod error;

@@ -17,6 +17,7 @@ use crate::quarantine::{Cell, Quarantine};
 use crate::states::States;
 use link::{DomainEvent, Link};
 use nix::fcntl::Flock;
+#[cfg(feature = "fuzzing")]
 pub(crate) use probe::answer_for;
 use spare_protocol::ReplicaId;
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@
 
 pub mod agreed_state;
 mod blocks;
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod decoders;
 pub mod disk;

@@ -7,6 +7,7 @@
 //!          index ◀─ reader                   opening fills it, repair corrects it
 //! ```
 
+#[cfg(feature = "fuzzing")]
 pub(crate) mod decoders;
 mod index;
 mod log;
