@@ -26,6 +26,33 @@ pub enum HypervisorChoice {
     Process,
 }
 
+impl HypervisorChoice {
+    /// libvirt's connection URI, if nothing else is set; none where libvirt is not asked.
+    #[must_use]
+    pub fn libvirt_uri(self) -> Option<&'static str> {
+        match self {
+            HypervisorChoice::Libvirt => Some("qemu:///system"),
+            HypervisorChoice::Process => None,
+        }
+    }
+
+    /// Its name in `agent.toml`.
+    fn name(self) -> &'static str {
+        match self {
+            HypervisorChoice::Libvirt => "libvirt",
+            HypervisorChoice::Process => "process",
+        }
+    }
+
+    /// Keys of `agent.toml` that mean nothing with it.
+    fn foreign_keys(self) -> &'static [&'static str] {
+        match self {
+            HypervisorChoice::Libvirt => &[],
+            HypervisorChoice::Process => &["uri", "accelerator", "woken_realtime_ms"],
+        }
+    }
+}
+
 /// Which accelerator guests get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,9 +162,6 @@ pub struct Config {
     pub timeouts: Timeouts,
 }
 
-/// libvirt's connection URI, if nothing else is set.
-const DEFAULT_URI: &str = "qemu:///system";
-
 fn default_memory_mib_max() -> u32 {
     256
 }
@@ -169,10 +193,11 @@ impl Config {
         Service::parse(&self.service).expect("the service's name was checked when it was read")
     }
 
-    /// libvirt's connection URI.
+    /// libvirt's connection URI; empty where libvirt is not asked.
     #[must_use]
     pub fn uri(&self) -> &str {
-        self.uri.as_deref().unwrap_or(DEFAULT_URI)
+        let usual = || self.hypervisor.libvirt_uri().unwrap_or_default();
+        self.uri.as_deref().unwrap_or_else(usual)
     }
 
     /// The accelerator.
@@ -204,17 +229,16 @@ impl Config {
         }
         check_socket_path("socket", &self.socket)?;
         check_socket_path("state_dir", &StateDir::longest_socket(&self.state_dir))?;
-        if self.hypervisor == HypervisorChoice::Process {
-            for (key, is_set) in [
-                ("uri", self.uri.is_some()),
-                ("accelerator", self.accelerator.is_some()),
-                ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
-            ] {
-                if is_set {
-                    return Err(format!(
-                        "{key}: means nothing with hypervisor = \"process\"; remove one of the two"
-                    ));
-                }
+        for (key, is_set) in [
+            ("uri", self.uri.is_some()),
+            ("accelerator", self.accelerator.is_some()),
+            ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
+        ] {
+            if is_set && self.hypervisor.foreign_keys().contains(&key) {
+                return Err(format!(
+                    "{key}: means nothing with hypervisor = \"{}\"; remove one of the two",
+                    self.hypervisor.name()
+                ));
             }
         }
         if self.memory_mib_max == 0 {

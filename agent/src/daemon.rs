@@ -2,9 +2,10 @@
 
 use crate::config::{Config, HypervisorChoice};
 use crate::dbus::Agent;
+use crate::error::Error;
 use crate::hypervisor::Hypervisor;
-use crate::libvirt::Libvirt;
 use crate::processes::Processes;
+use crate::qemu::Qemu;
 use crate::server::Server;
 use crate::workers::Workers;
 use anyhow::{bail, Context};
@@ -54,17 +55,26 @@ fn block_on<T>(task: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     result
 }
 
-/// Takes over the replicas that are there: under libvirt in time or not at all.
+/// How each hypervisor is started: it takes over the replicas that are there.
+fn starter(choice: HypervisorChoice) -> fn(&Config) -> Result<Arc<dyn Hypervisor>, Error> {
+    match choice {
+        HypervisorChoice::Libvirt => |config| Ok(Qemu::start(config)?),
+        HypervisorChoice::Process => |config| Ok(Processes::start(config)?),
+    }
+}
+
+/// Starts the hypervisor: under libvirt in time or not at all.
 async fn start(config: &Config) -> anyhow::Result<Arc<dyn Hypervisor>> {
     let (deadline, config) = (config.timeouts.call(), config.clone());
-    if config.hypervisor == HypervisorChoice::Process {
-        let starting = tokio::task::spawn_blocking(move || Processes::start(&config));
+    let uri = config.uri().to_owned();
+    let is_under_libvirt = config.hypervisor.libvirt_uri().is_some();
+    let start = starter(config.hypervisor);
+    let starting = tokio::task::spawn_blocking(move || start(&config));
+    if !is_under_libvirt {
         return Ok(starting
             .await
             .context("the agent's start was interrupted")??);
     }
-    let uri = config.uri().to_owned();
-    let starting = tokio::task::spawn_blocking(move || Libvirt::start(&config));
     match tokio::time::timeout(deadline, starting).await {
         Ok(started) => Ok(started.context("the agent's start was interrupted")??),
         Err(_) => bail!(

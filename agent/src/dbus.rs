@@ -259,7 +259,7 @@ impl Agent {
             .await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
             .map_err(|e| Error::failed("cannot tell the host's name", e))?;
-        Ok((name.trim().to_owned(), accelerator.name().to_owned()))
+        Ok((name.trim().to_owned(), accelerator.to_owned()))
     }
 
     /// A replica's virtual machine changed its state.

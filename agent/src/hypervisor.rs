@@ -59,29 +59,6 @@ pub struct Usage {
     pub memory_kib: u64,
 }
 
-/// How guests' instructions are executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accelerator {
-    /// By the processor.
-    Kvm,
-    /// By QEMU's translator.
-    Tcg,
-    /// By nothing: replicas are processes of the host.
-    Process,
-}
-
-impl Accelerator {
-    /// The accelerator's name on D-Bus and in the configuration.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Tcg => "tcg",
-            Accelerator::Process => "process",
-        }
-    }
-}
-
 /// Creates and controls the virtual machines of one service on this host.
 ///
 /// All methods may block for as long as the hypervisor pleases. Operations on one replica are
@@ -132,8 +109,9 @@ pub trait Hypervisor: Send + Sync + 'static {
         Ok(replicas.len())
     }
 
-    /// How guests run on this host.
-    fn accelerator(&self) -> Result<Accelerator>;
+    /// How guests' instructions are executed on this host, in the word that D-Bus and the manager's status have
+    /// for it.
+    fn accelerator(&self) -> Result<&'static str>;
 
     /// All state changes from now on.
     fn events(&self) -> broadcast::Receiver<StateChange>;

@@ -19,6 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+/// The part of the agent's folder with a folder for each replica.
+pub(super) const REPLICAS: &str = "processes";
+/// The part of the agent's folder with the unpacked trees.
+pub(super) const TREES: &str = "roots";
 /// Unpacked trees that are kept beside the one in use, for a service that goes back to its last image.
 const SPARE_TREES: usize = 1;
 const UNFINISHED: &str = "unfinished";

@@ -1,10 +1,11 @@
-//! The description of a guest for libvirt: as few devices as boot, no network, no way to keep
+//! The description of a guest: as few devices as boot, no network, no way to keep
 //! anything.
 
-use crate::hypervisor::Accelerator;
+use super::accelerator::Accelerator;
+use crate::files::Port;
 use crate::image::Image;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Features that cost TCG more than they give a small guest: five-level page tables add a level to
 /// each walk, and 256-bit registers are emulated in halves and saved at each task switch.
@@ -12,15 +13,6 @@ const TCG_WITHOUT: [&str; 5] = ["la57", "avx", "avx2", "fma", "f16c"];
 /// Code that TCG keeps translated, per guest, in MiB. QEMU would take an eighth of the host's memory
 /// for each.
 const TCG_CODE_MIB: u32 = 256;
-
-/// A virtio-serial port and the Unix socket on the host that it ends in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Its name in the guest.
-    pub name: &'static str,
-    /// The socket.
-    pub socket: PathBuf,
-}
 
 /// Everything that tells one guest from another.
 #[derive(Clone, Debug)]
@@ -31,7 +23,7 @@ pub struct Guest<'a> {
     pub image: &'a Image,
     /// The kernel's command line.
     pub cmdline: &'a str,
-    /// KVM or TCG.
+    /// What executes its instructions.
     pub accelerator: Accelerator,
     /// Its own disk, a qcow2 overlay over the image's; without one it has no disk.
     pub overlay: Option<&'a Path>,
@@ -57,8 +49,7 @@ impl Guest<'_> {
                 "<cpu mode='host-passthrough'/>".to_owned(),
                 String::new(),
             ),
-            // Process replicas have no domain; whoever asks gets one that needs nothing special.
-            Accelerator::Tcg | Accelerator::Process => (
+            Accelerator::Tcg => (
                 "qemu",
                 tcg_processor(),
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),
