@@ -1,5 +1,6 @@
 //! `agent.toml`.
 
+use crate::error::Error;
 use crate::files::StateDir;
 use crate::names::Service;
 use serde::Deserialize;
@@ -213,18 +214,15 @@ impl Config {
     }
 
     /// What serde can't check.
-    fn check(&self) -> Result<(), String> {
-        Service::parse(&self.service).map_err(|e| format!("service: {e}"))?;
+    fn check(&self) -> Result<(), Problem> {
+        Service::parse(&self.service).map_err(Problem::Service)?;
         for (key, path) in [
             ("socket", &self.socket),
             ("images", &self.images),
             ("state_dir", &self.state_dir),
         ] {
             if !path.is_absolute() {
-                return Err(format!(
-                    "{key}: \"{}\" is not an absolute path; write it from /",
-                    path.display()
-                ));
+                return Err(Problem::NotAbsolute(key, path.clone()));
             }
         }
         check_socket_path("socket", &self.socket)?;
@@ -235,27 +233,49 @@ impl Config {
             ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
         ] {
             if is_set && self.hypervisor.foreign_keys().contains(&key) {
-                return Err(format!(
-                    "{key}: means nothing with hypervisor = \"{}\"; remove one of the two",
-                    self.hypervisor.name()
-                ));
+                return Err(Problem::Foreign(key, self.hypervisor.name()));
             }
         }
         if self.memory_mib_max == 0 {
-            return Err("memory_mib_max: a guest needs memory; write 256".to_owned());
+            return Err(Problem::NoMemory);
         }
         if self.woken_realtime() > Duration::from_millis(WOKEN_REALTIME_MS_MAX) {
-            return Err(format!(
-                "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
-            ));
+            return Err(Problem::RealtimeTooLong);
         }
         if self.timeouts.any_is_zero() {
-            return Err(
-                "timeouts: 0 ms is no time at all; leave the key out for its default".into(),
-            );
+            return Err(Problem::NoTime);
         }
         Ok(())
     }
+}
+
+/// A value that cannot work, with its key and what to write instead.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("service: {0}")]
+    Service(Error),
+    #[error("{0}: \"{path}\" is not an absolute path; write it from /", path = .1.display())]
+    NotAbsolute(&'static str, PathBuf),
+    #[error(
+        "{key}: the path of the Unix socket {} would have {bytes} bytes and may have {SOCKET_PATH_BYTES_MAX}; \
+         choose a shorter folder",
+        path.display()
+    )]
+    SocketPath {
+        key: &'static str,
+        path: PathBuf,
+        bytes: usize,
+    },
+    #[error("{0}: means nothing with hypervisor = \"{1}\"; remove one of the two")]
+    Foreign(&'static str, &'static str),
+    #[error("memory_mib_max: a guest needs memory; write 256")]
+    NoMemory,
+    #[error(
+        "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
+    )]
+    RealtimeTooLong,
+    #[error("timeouts: 0 ms is no time at all; leave the key out for its default")]
+    NoTime,
 }
 
 impl Timeouts {
@@ -272,23 +292,23 @@ impl Timeouts {
 }
 
 /// Refuses a path too long for a Unix socket.
-fn check_socket_path(key: &str, path: &Path) -> Result<(), String> {
+fn check_socket_path(key: &'static str, path: &Path) -> Result<(), Problem> {
     let bytes = path.as_os_str().len();
     if bytes <= SOCKET_PATH_BYTES_MAX {
         return Ok(());
     }
-    Err(format!(
-        "{key}: the path of the Unix socket {} would have {bytes} bytes and may have {SOCKET_PATH_BYTES_MAX}; \
-         choose a shorter folder",
-        path.display()
-    ))
+    Err(Problem::SocketPath {
+        key,
+        path: path.to_owned(),
+        bytes,
+    })
 }
 
 /// Refuses values that cannot work.
 fn checked(path: &Path, config: Config) -> Result<Config, SettingsError> {
     match config.check() {
         Ok(()) => Ok(config),
-        Err(problem) => Err(SettingsError::value(path, problem)),
+        Err(problem) => Err(SettingsError::value(path, problem.to_string())),
     }
 }
 

@@ -175,12 +175,12 @@ fn read_description(name: &str, path: &Path) -> Result<Description> {
         why: format!("{}: {why}", path.display()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    parse_description(&text).map_err(bad)
+    parse_description(&text).map_err(|e| bad(e.message().to_owned()))
 }
 
-/// The description in `text`, or what is wrong with it.
-fn parse_description(text: &str) -> std::result::Result<Description, String> {
-    toml::from_str(text).map_err(|e| e.message().to_owned())
+/// The description in the text of an `image.toml`.
+fn parse_description(text: &str) -> std::result::Result<Description, toml::de::Error> {
+    toml::from_str(text)
 }
 
 /// For `decoders`: command line, memory in MiB and virtual processors.

@@ -1,6 +1,6 @@
 //! The process replicas of one service: [`Processes`] makes them, looks after them and ends them.
 
-use super::enter::{read_report, read_rest, Entry, NO_OVERLAY};
+use super::enter::{read_report, read_rest, Entry, StartError};
 use super::freezer::{self, Freezer};
 use super::init::Init;
 use super::tree::{Files, Trees, REPLICAS, TREES};
@@ -200,17 +200,17 @@ impl Processes {
                     self.states.saw(replica, State::Running, "created");
                     return self.watch(replica, Arc::new(init));
                 }
-                Err(text) if overlays && text.starts_with(NO_OVERLAY) => {
+                Err(error @ StartError::NoOverlay(_)) if overlays => {
                     tracing::warn!(
-                        "{text}: each replica gets a copy of its image's tree instead, which takes longer"
+                        "{error}: each replica gets a copy of its image's tree instead, which takes longer"
                     );
                     self.overlays.store(false, Ordering::Relaxed);
                     files.clear()?;
                 }
-                Err(text) => {
+                Err(error) => {
                     return Err(Error::failed(
                         format!("cannot start replica {replica}"),
-                        text,
+                        error,
                     ))
                 }
             }
@@ -218,9 +218,8 @@ impl Processes {
     }
 
     /// Starts the replica's first process and writes it down before it does anything.
-    fn launch(&self, replica: ReplicaId, entry: &Entry) -> std::result::Result<Init, String> {
-        let text = |e: std::io::Error| e.to_string();
-        let entry = toml::to_string(entry).map_err(|e| e.to_string())?;
+    fn launch(&self, replica: ReplicaId, entry: &Entry) -> std::result::Result<Init, StartError> {
+        let entry = toml::to_string(entry).map_err(StartError::starter)?;
         let mut starter = Command::new("/proc/self/exe");
         starter
             .arg("--enter-replica")
@@ -229,23 +228,25 @@ impl Processes {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
-        let mut starter = pids::end_with_agent(&mut starter).spawn().map_err(text)?;
+        let mut starter = pids::end_with_agent(&mut starter)
+            .spawn()
+            .map_err(StartError::starter)?;
         let go = starter.stdin.take();
         let report = starter.stdout.take();
         let (Some(mut go), Some(report)) = (go, report) else {
             let _ = starter.wait();
-            return Err("no pipes to its starter".to_owned());
+            return Err(StartError::starter("no pipes to its starter"));
         };
         let mut report = BufReader::new(report);
         let mut line = String::new();
         // What can't be read is reported as missing.
         let _ = report.read_line(&mut line);
-        starter.wait().map_err(text)?;
-        let init = Init::of(read_report(&line)?).map_err(text)?;
+        starter.wait().map_err(StartError::starter)?;
+        let init = Init::of(read_report(&line)?).map_err(StartError::starter)?;
         let recorded = init.record(&self.files_of(replica).init());
         let begun = recorded
-            .map_err(|e| e.to_string())
-            .and_then(|()| go.write_all(b"!").map_err(text))
+            .map_err(StartError::starter)
+            .and_then(|()| go.write_all(b"!").map_err(StartError::starter))
             .and_then(|()| read_rest(&mut report));
         // Without "go" it ends by itself; this collects it.
         begun.inspect_err(|_| {
