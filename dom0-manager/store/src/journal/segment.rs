@@ -220,7 +220,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Where the record is that is so-many'th in the batch.
+    /// Where the record with this number in the batch is: whoever reads the log asks the index.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn record_bytes(&self, index: usize) -> std::ops::Range<usize> {
         let before = self.head.records.iter().take(index);
         let begin = self.body + before.map(|(l, _)| *l as usize).sum::<usize>();
