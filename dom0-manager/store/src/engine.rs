@@ -8,7 +8,7 @@
 
 use crate::blocks::{leniently, Blocks};
 use crate::disk::Disk;
-use crate::error::{Damage, DamagedPart, StoreError};
+use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::journal::FORMAT_VERSION;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
@@ -195,8 +195,8 @@ impl Engine {
     }
 
     fn database(&self) -> Result<&Database, StoreError> {
-        let closed = || StoreError::Refused("the tables are closed".to_owned());
-        self.database.as_ref().ok_or_else(closed)
+        let database = self.database.as_ref();
+        Ok(database.ok_or(Refusal::TablesClosed)?)
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -1,6 +1,6 @@
 //! What can go wrong with a store, in words for an operator.
 
-use spare_protocol::{Hash, Position};
+use spare_protocol::{DecodeError, Hash, Position};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -88,9 +88,119 @@ pub enum StoreError {
         /// The log begins after this one.
         kept: Position,
     },
-    /// A call that does not fit the state of the store.
-    #[error("{0}")]
-    Refused(String),
+    /// Something cannot be done; everything else goes on.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// What does not fit the state of the store.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The record is not the next one.
+    #[error("the record of position {position} cannot follow that of {last}")]
+    NotNext {
+        /// Its position.
+        position: Position,
+        /// The position of the last record.
+        last: Position,
+    },
+    /// The record is too long.
+    #[error(
+        "the record of position {position} has {bytes} bytes; at most {bytes_max} are possible"
+    )]
+    TooLong {
+        /// Its position.
+        position: Position,
+        /// Its length.
+        bytes: usize,
+        /// The greatest length.
+        bytes_max: usize,
+    },
+    /// Safe records would be removed.
+    #[error("the log cannot go back to {after}: every member has the records up to {safe}")]
+    Safe {
+        /// Where the log was to end.
+        after: Position,
+        /// The log is never truncated below this.
+        safe: Position,
+    },
+    /// There would be records in a snapshot that may be removed from the log.
+    #[error("no snapshot at {position}: the log may still go back to {safe}")]
+    NotSafe {
+        /// The position of the snapshot.
+        position: Position,
+        /// The log may be truncated down to here.
+        safe: Position,
+    },
+    /// The log ends before a position whose state is asked for.
+    #[error("there is no state at {asked}: the log ends with {last}")]
+    NoState {
+        /// The position.
+        asked: Position,
+        /// The position of the last record.
+        last: Position,
+    },
+    /// More than f replicas are faulty, and what they agreed on is no update.
+    #[error(
+        "the agreed update of request {position} is not canonical ({why}); it is left out of \
+         snapshots"
+    )]
+    NotCanonical {
+        /// The position of the request.
+        position: Position,
+        /// What the update is instead.
+        why: DecodeError,
+    },
+    /// What is to replace a damaged record is another record.
+    #[error(
+        "the record of position {position} that was handed in is not the one that stood in {path}"
+    )]
+    OtherRecord {
+        /// Its position.
+        position: Position,
+        /// The damaged segment.
+        path: PathBuf,
+    },
+    /// What is to replace a damaged chunk is of no snapshot.
+    #[error("no snapshot here has a chunk {0}")]
+    NoSuchChunk(Hash),
+    /// There is nothing to back up.
+    #[error("there is no snapshot yet; ask for one first")]
+    NoSnapshot,
+    /// A backup is restored into a folder where something is.
+    #[error("{folder} has a {found} already; a backup is restored into an empty folder")]
+    NotEmpty {
+        /// The folder.
+        folder: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// A segment was removed while it was to be used.
+    #[error("{0} is gone")]
+    SegmentGone(String),
+    /// Nothing can be appended.
+    #[error("the log has no segment")]
+    NoSegment,
+    /// The tables are used after they were closed.
+    #[error("the tables are closed")]
+    TablesClosed,
+    /// The thread that makes snapshots has ended.
+    #[error("the store takes no more snapshots; see its last failure")]
+    NoMoreSnapshots,
+    /// The system gives no thread.
+    #[error("no thread for {purpose}: {why}")]
+    NoThread {
+        /// What the thread is for.
+        purpose: &'static str,
+        /// The operating system's reason.
+        why: String,
+    },
+    /// The log's writer panicked.
+    #[error("the log's writer failed (a defect of this program; see its output)")]
+    WriterPanicked,
+    /// Reading the log for a snapshot panicked.
+    #[error("reading the log failed")]
+    ReaderPanicked,
 }
 
 /// Positions from `first` to `last`, both included.

@@ -4,7 +4,7 @@
 
 use crate::agreed_state::AgreedState;
 use crate::engine::{Commit, Engine, View};
-use crate::error::{Damage, DamagedPart, StoreError};
+use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::journal::{decode_record, RecordIn, Writer};
 use crate::options::KeyWindow;
 use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
@@ -81,7 +81,10 @@ impl Keeper {
         let thread = std::thread::Builder::new()
             .name("store-keeper".to_owned())
             .spawn(move || task.run(&receiver))
-            .map_err(|e| StoreError::Refused(format!("no thread for the keeper: {e}")))?;
+            .map_err(|e| Refusal::NoThread {
+                purpose: "the keeper",
+                why: e.to_string(),
+            })?;
         Ok(Keeper {
             jobs,
             thread: Some(thread),
@@ -89,9 +92,8 @@ impl Keeper {
     }
 
     pub(crate) fn ask(&self, job: Job) -> Result<(), StoreError> {
-        self.jobs.send(job).map_err(|_| {
-            StoreError::Refused("the store takes no more snapshots; see its last failure".into())
-        })
+        let sent = self.jobs.send(job);
+        Ok(sent.map_err(|_| Refusal::NoMoreSnapshots)?)
     }
 }
 
@@ -259,7 +261,7 @@ impl Task {
             }
             // It hands on the error that ended it; its panic is a defect.
             read.join()
-                .unwrap_or_else(|_| Err(StoreError::Refused("reading the log failed".into())))
+                .unwrap_or_else(|_| Err(Refusal::ReaderPanicked.into()))
         })
     }
 
@@ -273,10 +275,11 @@ impl Task {
         while next <= last {
             let records = self.writer.payloads(next, last)?;
             let Some((end, _)) = records.last() else {
-                return Err(StoreError::Refused(format!(
-                    "there is no state at {last}: the log ends with {}",
-                    next.previous()
-                )));
+                return Err(Refusal::NoState {
+                    asked: last,
+                    last: next.previous(),
+                }
+                .into());
             };
             next = end.next();
             let mut portion = Vec::with_capacity(records.len());
@@ -330,12 +333,10 @@ impl Task {
             Ok(None) => walk.state.apply(position, &[]),
             Err(error) => Err(error),
         };
-        if let Err(error) = applied {
-            // More than f replicas are faulty; whoever decided it said so.
-            (self.report)(Event::Trouble(StoreError::Refused(format!(
-                "the agreed update of request {position} is not canonical ({error}); it is left out of \
-                 snapshots"
-            ))));
+        if let Err(why) = applied {
+            // Whoever decided it said so.
+            let refusal = Refusal::NotCanonical { position, why };
+            (self.report)(Event::Trouble(refusal.into()));
             walk.state.skip(position);
         }
         let number = walk.numbers.entry(record.id.seat).or_default();
@@ -348,9 +349,7 @@ impl Task {
     fn snapshot(&mut self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
         let safe = self.writer.state().safe;
         if position > safe {
-            return Err(StoreError::Refused(format!(
-                "no snapshot at {position}: the log may still go back to {safe}"
-            )));
+            return Err(Refusal::NotSafe { position, safe }.into());
         }
         // What is in a snapshot must not be lost from the log.
         self.writer.wait_for_safe(position)?;

@@ -20,12 +20,14 @@ mod snapshot;
 mod store;
 
 pub use agreed_state::AgreedState;
-pub use error::{Damage, DamagedPart, Range, StoreError};
+pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
 pub use journal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
 pub use keeper::LoadReply;
 pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use replica_notes::{ConvictionNote, ReplicaNote};
 pub use report::{Event, Progress, Report};
-pub use snapshot::{read_backup, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk};
+pub use snapshot::{
+    read_backup, BackupDamage, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk,
+};
 pub use store::{DiskUse, Pinned, Resumed, Store};

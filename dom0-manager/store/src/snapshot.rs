@@ -152,10 +152,40 @@ pub enum BackupError {
     },
     /// Not as it was written.
     #[error("the backup is damaged: {0}; use another copy")]
-    Damaged(String),
+    Damaged(BackupDamage),
     /// The store's word.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+// Not by `thiserror`, which would make it the error's source too: then it is told twice.
+impl From<BackupDamage> for BackupError {
+    fn from(damage: BackupDamage) -> BackupError {
+        BackupError::Damaged(damage)
+    }
+}
+
+/// How damage of a backup shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackupDamage {
+    /// The file is cut short.
+    #[error("it ends in {0}")]
+    Ends(&'static str),
+    /// The manifest's length cannot be right.
+    #[error("its manifest claims {0} bytes")]
+    ManifestLength(usize),
+    /// The manifest is not as it was written.
+    #[error("its manifest does not match its hash")]
+    Manifest,
+    /// A chunk's length cannot be right.
+    #[error("a chunk claims {0} bytes")]
+    ChunkLength(u32),
+    /// A chunk is not the one that the manifest names.
+    #[error("chunk {0} does not match its hash")]
+    Chunk(Hash),
+    /// The file as a whole is not as it was written.
+    #[error("it does not match its hash")]
+    File,
 }
 
 /// Writes, and hashes what it writes.
@@ -173,13 +203,13 @@ impl<W: Write> Hashed<W> {
 
 impl<R: Read> Hashed<R> {
     /// So many bytes. Takes memory for those that are there, not for what a damaged length claims.
-    fn get(&mut self, length: usize, what: &str) -> Result<Vec<u8>, BackupError> {
+    fn get(&mut self, length: usize, what: &'static str) -> Result<Vec<u8>, BackupError> {
         let mut bytes = Vec::new();
         (&mut self.inner)
             .take(length as u64)
             .read_to_end(&mut bytes)?;
         if bytes.len() != length {
-            return Err(BackupError::Damaged(format!("it ends in {what}")));
+            return Err(BackupDamage::Ends(what).into());
         }
         self.hasher.update(&bytes);
         Ok(bytes)
@@ -239,13 +269,10 @@ pub fn read_backup(
     }
     let length = number(12) as usize;
     if length > MANIFEST_BYTES_MAX {
-        return Err(BackupError::Damaged(format!(
-            "its manifest claims {length} bytes"
-        )));
+        return Err(BackupDamage::ManifestLength(length).into());
     }
     let bytes = input.get(length, "its manifest")?;
-    let manifest = Manifest::from_bytes(&bytes)
-        .ok_or_else(|| BackupError::Damaged("its manifest does not match its hash".to_owned()))?;
+    let manifest = Manifest::from_bytes(&bytes).ok_or(BackupDamage::Manifest)?;
     if let Some(expected) = image.filter(|i| *i != manifest.image) {
         return Err(BackupError::OtherImage {
             found: manifest.image,
@@ -254,26 +281,18 @@ pub fn read_backup(
     }
     for reference in manifest.chunks() {
         if reference.bytes as usize > CHUNK_BYTES_MAX {
-            return Err(BackupError::Damaged(format!(
-                "a chunk claims {} bytes",
-                reference.bytes
-            )));
+            return Err(BackupDamage::ChunkLength(reference.bytes).into());
         }
         let chunk = input.get(reference.bytes as usize, "a chunk")?;
         if Hash::of(&chunk) != reference.hash {
-            return Err(BackupError::Damaged(format!(
-                "chunk {} does not match its hash",
-                reference.hash
-            )));
+            return Err(BackupDamage::Chunk(reference.hash).into());
         }
         take(reference, chunk);
     }
     let expected = input.hasher.finalize();
     let hash = input.get(32, "its hash")?;
     if hash != expected.as_bytes() {
-        return Err(BackupError::Damaged(
-            "it does not match its hash".to_owned(),
-        ));
+        return Err(BackupDamage::File.into());
     }
     Ok(manifest)
 }

@@ -6,7 +6,7 @@ use super::reader::Reader;
 use super::segment::{encode_batch, record_crc, segment_head, segment_name, Head, SeatState};
 use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
-use crate::error::{io_at, StoreError};
+use crate::error::{io_at, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::hash::{BuildHasher, Hasher};
@@ -144,15 +144,14 @@ impl Journal {
 
     /// The segment that a batch goes to.
     fn room_for(&mut self, head: &Head) -> Result<(u32, OpenSegment), StoreError> {
-        let no_segment = || StoreError::Refused("the log has no segment".to_owned());
-        let (number, open) = self.active().ok_or_else(no_segment)?;
+        let (number, open) = self.active().ok_or(Refusal::NoSegment)?;
         let bytes: u64 = head.records.iter().map(|(l, _)| u64::from(*l)).sum();
         let empty = open.batches.0 == open.batches.1;
         if empty || open.len + bytes <= self.segment_bytes {
             return Ok((number, open));
         }
         self.begin_segment(number + 1)?;
-        self.active().ok_or_else(no_segment)
+        Ok(self.active().ok_or(Refusal::NoSegment)?)
     }
 
     /// Removes segments whose records are all at or below `position`.

@@ -2,7 +2,7 @@
 
 use super::index::{lock, Index, Lost, OpenSegment, Slot};
 use super::segment::{record_crc, segment_name};
-use crate::error::{io_at, Damage, DamagedPart, Range, StoreError};
+use crate::error::{io_at, Damage, DamagedPart, Range, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::path::PathBuf;
@@ -137,10 +137,11 @@ impl Reader {
             Some((length, crc))
                 if payload.len() != length as usize || record_crc(position, payload) != crc =>
             {
-                Err(StoreError::Refused(format!(
-                    "the record of position {position} that was handed in is not the one that stood in {}",
-                    path_of(&index, lost.segment).display()
-                )))
+                Err(Refusal::OtherRecord {
+                    position,
+                    path: path_of(&index, lost.segment),
+                }
+                .into())
             }
             Some(_) => Ok(true),
             // Nothing tells what stood there.

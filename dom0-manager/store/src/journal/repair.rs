@@ -5,7 +5,7 @@ use super::log::{described, Journal};
 use super::segment::{
     encode_batch, segment_head, segment_name, Head, BATCH_BYTES_MAX, BATCH_RECORDS_MAX,
 };
-use crate::error::{io_at, StoreError};
+use crate::error::{io_at, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, BTreeSet};
@@ -129,7 +129,7 @@ impl Journal {
             let lost: BTreeSet<Position> = index.lost.keys().copied().collect();
             (positions, index.segments.get(&number).cloned(), lost)
         };
-        let gone = || StoreError::Refused(format!("{} is gone", segment_name(number)));
+        let gone = || StoreError::from(Refusal::SegmentGone(segment_name(number)));
         let open = open.ok_or_else(gone)?;
         let reader = self.reader();
         let mut live = Vec::with_capacity(positions.len());

@@ -3,7 +3,7 @@
 use super::log::{Group, Journal};
 use super::reader::Reader;
 use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
-use crate::error::StoreError;
+use crate::error::{Refusal, StoreError};
 use crate::report::{Event, Progress, Report};
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
@@ -161,7 +161,10 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("store-log".to_owned())
             .spawn(move || run(journal, &for_thread, events.as_ref()))
-            .map_err(|e| StoreError::Refused(format!("no thread for the log's writer: {e}")))?;
+            .map_err(|e| Refusal::NoThread {
+                purpose: "the log's writer",
+                why: e.to_string(),
+            })?;
         Ok(Writer {
             shared,
             reader,
@@ -194,17 +197,20 @@ impl Writer {
         let position = record.position;
         let payload = Bytes::from(spare_protocol::encode(record));
         if payload.len() > RECORD_BYTES_MAX {
-            return Err(StoreError::Refused(format!(
-                "the record of position {position} has {} bytes; at most {RECORD_BYTES_MAX} are possible",
-                payload.len()
-            )));
+            return Err(Refusal::TooLong {
+                position,
+                bytes: payload.len(),
+                bytes_max: RECORD_BYTES_MAX,
+            }
+            .into());
         }
         self.hand_in(|queue| {
             if position != queue.end.next() {
-                return Err(StoreError::Refused(format!(
-                    "the record of position {position} cannot follow that of {}",
-                    queue.end
-                )));
+                return Err(Refusal::NotNext {
+                    position,
+                    last: queue.end,
+                }
+                .into());
             }
             queue.bytes += payload.len();
             queue.records.push_back((position, payload));
@@ -216,10 +222,11 @@ impl Writer {
     pub(crate) fn truncate(&self, after: Position) -> Result<(), StoreError> {
         self.hand_in(|queue| {
             if after < queue.state.safe {
-                return Err(StoreError::Refused(format!(
-                    "the log cannot go back to {after}: every member has the records up to {}",
-                    queue.state.safe
-                )));
+                return Err(Refusal::Safe {
+                    after,
+                    safe: queue.state.safe,
+                }
+                .into());
             }
             if after < queue.end {
                 queue.truncate(after);
@@ -413,10 +420,7 @@ fn run(mut journal: Journal, shared: &Shared, report: &Report) {
         }
         // Whoever waits for the writer must learn that it is no more, whatever happens to it.
         let done = catch_unwind(AssertUnwindSafe(|| perform(&mut journal, shared, task)));
-        let done = done.unwrap_or_else(|_| {
-            let what = "the log's writer failed (a defect of this program; see its output)";
-            Err(StoreError::Refused(what.to_owned()))
-        });
+        let done = done.unwrap_or_else(|_| Err(Refusal::WriterPanicked.into()));
         {
             let mut queue = shared.lock();
             queue.is_writing = false;

@@ -1,7 +1,7 @@
 //! Finding damage, and writing over it what a peer has.
 
 use super::handle::Store;
-use crate::error::{Damage, StoreError};
+use crate::error::{Damage, Refusal, StoreError};
 use crate::keeper::hashes;
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
@@ -56,9 +56,7 @@ impl Store {
     pub fn put_back_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let hash = Hash::of(bytes);
         if !hashes(&self.snapshots()).contains(&hash) {
-            return Err(StoreError::Refused(format!(
-                "no snapshot here has a chunk {hash}"
-            )));
+            return Err(Refusal::NoSuchChunk(hash).into());
         }
         self.engine.put_chunk(hash, bytes)
     }

@@ -4,9 +4,9 @@ use super::handle::Store;
 use super::holding::hold;
 use crate::disk::{Disk, Folder};
 use crate::engine::{Commit, Engine, View};
-use crate::error::{io_at, StoreError};
+use crate::error::{io_at, Refusal, StoreError};
 use crate::snapshot::{
-    damaged_manifest, read_backup, write_backup, BackupError, ChunkRef, Manifest,
+    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, ChunkRef, Manifest,
 };
 use spare_protocol::Hash;
 use std::io::{Read, Write};
@@ -78,8 +78,7 @@ impl Store {
         for reference in manifest.chunks() {
             let content = chunk(reference)?;
             if Hash::of(&content) != reference.hash {
-                let text = format!("chunk {} does not match its hash", reference.hash);
-                return Err(BackupError::Damaged(text));
+                return Err(BackupDamage::Chunk(reference.hash).into());
             }
             bytes += content.len();
             portion.push((reference.hash, content));
@@ -102,10 +101,7 @@ impl Store {
         let view = self.engine.view()?;
         let newest = view.manifests()?.pop();
         let Some((position, bytes)) = newest else {
-            return Err(StoreError::Refused(
-                "there is no snapshot yet; ask for one first".to_owned(),
-            )
-            .into());
+            return Err(StoreError::from(Refusal::NoSnapshot).into());
         };
         let manifest = Manifest::from_bytes(&bytes)
             .ok_or_else(|| StoreError::Damaged(damaged_manifest(self.engine.path(), position)))?;
@@ -130,22 +126,19 @@ impl Store {
         let segments = Folder::new(&log).list();
         let segments = segments.map_err(io_at(&log, "list the folder"))?;
         if segments.iter().any(|n| n.ends_with(".seg")) {
-            return Err(StoreError::Refused(format!(
-                "{} has a log already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
+            return Err(not_empty(folder, "log").into());
         }
         let engine = Engine::open(&disk, false, image)?;
         if !engine.view()?.manifests()?.is_empty() {
-            return Err(StoreError::Refused(format!(
-                "{} has a snapshot already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
+            return Err(not_empty(folder, "snapshot").into());
         }
         import_into(&engine, image, input)
     }
+}
+
+fn not_empty(folder: &Path, found: &'static str) -> StoreError {
+    let folder = folder.to_owned();
+    Refusal::NotEmpty { folder, found }.into()
 }
 
 /// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
