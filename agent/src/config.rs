@@ -142,7 +142,7 @@ pub struct Config {
     pub images: PathBuf,
     /// The folder for disks, sockets, console logs and the quarantine.
     pub state_dir: PathBuf,
-    /// The accelerator.
+    /// What executes guests' instructions.
     accelerator: Option<AcceleratorChoice>,
     /// Memory of a guest at most.
     #[serde(default = "default_memory_mib_max")]
@@ -158,7 +158,7 @@ pub struct Config {
     /// Whether guests get the second port of test images.
     #[serde(default)]
     pub door: bool,
-    /// Deadlines.
+    /// How long each operation may take.
     #[serde(default)]
     pub timeouts: Timeouts,
 }
@@ -186,7 +186,7 @@ impl Config {
         checked(path, spare_settings::parse(path, text)?)
     }
 
-    /// The service.
+    /// The service whose replicas this agent may touch.
     #[must_use]
     pub fn service(&self) -> Service {
         // `check` has parsed the same name before anyone gets hold of a `Config`.
@@ -201,7 +201,7 @@ impl Config {
         self.uri.as_deref().unwrap_or_else(usual)
     }
 
-    /// The accelerator.
+    /// `auto`, if nothing else is set.
     #[must_use]
     pub fn accelerator(&self) -> AcceleratorChoice {
         self.accelerator.unwrap_or_default()

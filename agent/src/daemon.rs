@@ -19,10 +19,10 @@ use tokio::task::JoinError;
 /// The agent cannot start, or ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// What an operation said.
+    /// The hypervisor does not start, or the socket cannot be had.
     #[error(transparent)]
     Agent(#[from] Error),
-    /// The system gives no threads.
+    /// The operating system gives no threads.
     #[error("cannot start the runtime: {0}")]
     Runtime(io::Error),
     /// The signals that end the agent cannot be waited for.
@@ -40,7 +40,7 @@ pub enum DaemonError {
         deadline.as_secs_f32()
     )]
     NoAnswer {
-        /// libvirt's connection URI.
+        /// The connection URI that libvirt was asked at.
         uri: String,
         /// How long it was waited for.
         deadline: Duration,

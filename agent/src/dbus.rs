@@ -13,9 +13,9 @@ use std::time::Duration;
 use zbus::object_server::SignalEmitter;
 use zbus::zvariant::OwnedFd;
 
-/// The object's path.
+/// The one object that each connection finds.
 pub const PATH: &str = "/org/spare/Agent1";
-/// The interface's name.
+/// What that object implements; `docs/agent.md` lists its methods.
 pub const INTERFACE: &str = "org.spare.Agent1";
 
 /// An error as it goes over D-Bus: `org.spare.Agent1.Error.VARIANT` with a sentence for a person.

@@ -36,13 +36,13 @@ pub const DOOR_PORT: &str = "org.spare.door.0";
 /// A guest's port and the Unix socket on the host that it ends in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Its name in the guest.
+    /// The name that the guest finds it by.
     pub name: &'static str,
-    /// The socket.
+    /// Whoever connects here talks to the guest.
     pub socket: PathBuf,
 }
 
-/// The agent's folder.
+/// `state_dir` of the configuration.
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,

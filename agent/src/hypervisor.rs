@@ -41,9 +41,9 @@ impl fmt::Display for State {
 /// Something happened to a replica's virtual machine, whoever caused it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateChange {
-    /// The replica.
+    /// Whose virtual machine it is.
     pub replica: ReplicaId,
-    /// Its state now.
+    /// Its state after the change.
     pub state: State,
     /// Why, in one word: created, paused, unpaused, io-error, shutdown, crashed, panicked,
     /// destroyed, quarantined, lost.
@@ -93,7 +93,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// All replicas of the service that exist on this host, those of earlier runs included.
     fn list(&self) -> Result<Vec<(ReplicaId, State)>>;
 
-    /// What it has used so far.
+    /// Processor time since it was created, and the memory that it holds now.
     fn usage(&self, replica: ReplicaId) -> Result<Usage>;
 
     /// Sets the scheduling priority of its processor, `nice` as in setpriority(2).

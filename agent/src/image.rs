@@ -122,15 +122,15 @@ impl<'a> Files<'a> {
 /// An image that can be booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its name.
+    /// The name of its folder.
     pub name: String,
-    /// The kernel.
+    /// `vmlinuz`.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
+    /// `initrd`.
     pub initrd: PathBuf,
-    /// The root file system: a raw disk that all replicas share and none writes to.
+    /// `root.img`, the root file system: a raw disk that all replicas share and none writes to.
     pub root: PathBuf,
-    /// The kernel's command line.
+    /// Of the kernel, as `image.toml` has it.
     pub cmdline: String,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
@@ -168,7 +168,6 @@ impl Image {
     }
 }
 
-/// Reads `image.toml`.
 fn read_description(name: &str, path: &Path) -> Result<Description> {
     let bad = |why: String| Error::BadImage {
         name: name.to_owned(),

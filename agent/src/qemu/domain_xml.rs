@@ -17,11 +17,11 @@ const TCG_CODE_MIB: u32 = 256;
 /// Everything that tells one guest from another.
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
-    /// The domain's name.
+    /// What libvirt calls it: [`crate::names::Service::domain_of`] its replica.
     pub domain: &'a str,
-    /// What it boots.
+    /// Its kernel, its disk, and how much memory and how many processors it gets.
     pub image: &'a Image,
-    /// The kernel's command line.
+    /// For the kernel; the image's own, unless something is tried out.
     pub cmdline: &'a str,
     /// What executes its instructions.
     pub accelerator: Accelerator,
@@ -29,12 +29,12 @@ pub struct Guest<'a> {
     pub overlay: Option<&'a Path>,
     /// The socket of its serial console.
     pub console: &'a Path,
-    /// Its ports.
+    /// They become virtio-serial ports; none, and it has no such device.
     pub ports: &'a [Port],
 }
 
 impl Guest<'_> {
-    /// The domain's XML.
+    /// The XML that `virDomainCreateXML` takes.
     #[must_use]
     pub fn xml(&self) -> String {
         let mut xml = String::new();

@@ -36,7 +36,7 @@ pub enum NoAnswer {
 /// A replica's port cannot be had as a stream.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// What the agent says.
+    /// The agent does not open the port, or does not answer.
     #[error(transparent)]
     Agent(#[from] zbus::Error),
     /// The descriptor that it sent is of no use here.

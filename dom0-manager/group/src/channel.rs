@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::time::Duration;
 
-/// The number of a member: its seat.
+/// The number of a member, the same as that of its seat.
 pub type MemberId = u16;
 
 /// What a member receives, in the same order as every other member.
@@ -11,9 +11,9 @@ pub type MemberId = u16;
 pub enum Delivery {
     /// A multicast, the sender's own included.
     Message {
-        /// Who sent it.
+        /// The sender.
         from: MemberId,
-        /// What was sent.
+        /// As they were multicast.
         bytes: Bytes,
     },
     /// From here on these members hear each other.
@@ -51,7 +51,7 @@ pub trait GroupChannel: Send {
     /// When the group is closed.
     fn multicast(&self, bytes: Bytes) -> Result<(), Closed>;
 
-    /// The next delivery.
+    /// Waits for the next delivery. What was delivered before the group was closed is still taken.
     ///
     /// # Errors
     /// When the group is closed.

@@ -33,17 +33,17 @@ const FENCED_LEASE: Duration = Duration::from_secs(1);
 pub struct Membership {
     /// The engine's name for it; 0 before the first.
     pub ring: u64,
-    /// Who is in it.
+    /// In ascending order.
     pub members: Vec<MemberId>,
-    /// Who is not.
+    /// All other members of the group.
     pub missing: Vec<MemberId>,
-    /// It may decide.
+    /// It may decide: by the engine's quorum, or because all that are missing are off.
     pub primary: bool,
     /// It may not, but neither can others, nor could they since it last did.
     pub suspended: bool,
 }
 
-/// Learns of memberships, and tells who is off.
+/// The end of a guarded group for whoever can tell that hosts are off: it learns of memberships, and tells.
 #[derive(Debug)]
 pub struct Guard {
     memberships: watch::Receiver<Membership>,

@@ -37,13 +37,13 @@ pub(crate) fn leniently<T>(read: impl FnOnce() -> T) -> T {
     read()
 }
 
-/// The file.
+/// A file as the embedded engine sees it: data without numbers and checksums.
 pub(crate) struct Blocks {
     file: Arc<dyn DiskFile>,
     head: Mutex<Head>,
 }
 
-/// Block 0.
+/// Block 0, as it was written last.
 struct Head {
     data: Box<[u8; DATA]>,
     /// Of the writes of this block: the copy with the higher one is the newer one.

@@ -77,7 +77,7 @@ impl redb::StorageBackend for Backend {
     }
 }
 
-/// The engine, opened.
+/// The open tables. All changes of a call are durable together once it returns.
 pub(crate) struct Engine {
     /// Taken out when it is closed.
     database: Option<Database>,

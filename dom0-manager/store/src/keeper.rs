@@ -33,7 +33,7 @@ const PORTIONS_AHEAD: usize = 4;
 /// Gets the parts of a state.
 pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
 
-/// What the keeper is asked for.
+/// One job of the keeper.
 pub(crate) enum Job {
     Snapshot {
         position: Position,
@@ -52,7 +52,7 @@ pub(crate) enum Job {
 /// The list of snapshots, newest last.
 pub(crate) type Manifests = Arc<Mutex<Vec<Arc<Manifest>>>>;
 
-/// The way to the keeper.
+/// Hands jobs to the keeper's thread, one after the other; dropping it ends the thread.
 pub(crate) struct Keeper {
     jobs: Sender<Job>,
     thread: Option<JoinHandle<()>>,
@@ -552,7 +552,7 @@ fn write_replies(
     }))
 }
 
-/// What a set of chunks names.
+/// The chunks that these snapshots consist of.
 pub(crate) fn hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
     let chunks = manifests.iter().flat_map(|m| m.chunks());
     chunks.map(|c| c.hash).collect()

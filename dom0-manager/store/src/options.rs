@@ -18,27 +18,27 @@ pub enum Durability {
 /// For how long, and for how many requests, retries are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyWindow {
-    /// In agreed time: microseconds.
+    /// How long after a request, in microseconds of agreed time.
     pub lifetime_us: i64,
-    /// The most that are kept.
+    /// Requests with a key, the newest ones.
     pub keys_max: usize,
 }
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// See [`Durability`].
+    /// Must be what the store was made with.
     pub durability: Durability,
     /// Content id of the image that snapshots are the difference to.
     pub image: Hash,
-    /// For retries.
+    /// How long replies are kept for retries.
     pub window: KeyWindow,
-    /// Where a segment of the log ends.
+    /// A segment of the log takes no further batch that would make it longer than this; at most 1 GiB.
     pub segment_bytes: u64,
 }
 
 impl Options {
-    /// The usual ones.
+    /// With segments of [`SEGMENT_BYTES`].
     #[must_use]
     pub fn new(durability: Durability, image: Hash, window: KeyWindow) -> Options {
         Options {

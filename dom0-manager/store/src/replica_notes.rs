@@ -11,7 +11,7 @@ pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;
 /// What is known of a replica of this seat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaNote {
-    /// Which.
+    /// Tells the replica from all others that this seat had.
     pub generation: u32,
     /// It never executed a request.
     pub clean: bool,
@@ -24,13 +24,13 @@ pub struct ReplicaNote {
 /// Why a replica was convicted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConvictionNote {
-    /// On which request.
+    /// The request on which it was caught.
     pub position: Position,
-    /// When, microseconds since the Unix epoch.
+    /// By this host's clock, microseconds since the Unix epoch.
     pub at_us: i64,
-    /// For operators.
+    /// For operators; cut off after 4096 bytes.
     pub reason: String,
-    /// The folder of the evidence, in `evidence/`.
+    /// Name of the folder below `evidence/` with what it did; none if that was not kept.
     pub evidence: Option<String>,
 }
 

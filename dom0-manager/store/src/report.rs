@@ -4,7 +4,7 @@ use crate::error::StoreError;
 use spare_protocol::group::ViewId;
 use spare_protocol::Position;
 
-/// Something that happened in the store, told from one of its threads. Not to be blocked.
+/// Something that happened in the store. Whoever is told must not block: it is one of the store's threads that tells.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// [`Store::progress`] has changed, perhaps.
@@ -17,16 +17,16 @@ pub enum Event {
     Failed(StoreError),
 }
 
-/// Is told of events.
+/// Called with each event, by any of the store's threads.
 pub type Report = dyn Fn(Event) + Send + Sync;
 /// How far everything is durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// All records up to here, and no truncation that was handed in will remove one of them.
     pub stored: Position,
-    /// The newest primary view.
+    /// The newest primary view of those handed in.
     pub view: ViewId,
-    /// The greatest generation.
+    /// The greatest generation that a replica may have now.
     pub generation: u32,
     /// The log never goes back below this.
     pub safe: Position,

@@ -29,20 +29,20 @@ pub struct KeptReply {
     pub key: Hash,
     /// The hash of the request, so that another one with the same key is refused.
     pub request: Hash,
-    /// Its place in the order.
+    /// The request's place in the order.
     pub position: Position,
-    /// Its agreed time.
+    /// The agreed time of the request, microseconds since the Unix epoch: retention counts from it.
     pub time_us: i64,
     /// What came of it; none if it was aborted.
     pub outcome: Option<Outcome>,
 }
 
-/// A chunk, by what it holds.
+/// A chunk as a manifest names it. Chunks with the same content are one, whichever snapshots they are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkRef {
-    /// Its BLAKE3: its name.
+    /// BLAKE3 of its content.
     pub hash: Hash,
-    /// Its length in bytes.
+    /// Length of its content.
     pub bytes: u32,
 }
 
@@ -55,9 +55,9 @@ pub struct ReplyChunk {
     pub last: Position,
     /// How many replies are in it.
     pub count: u32,
-    /// The newest one's agreed time.
+    /// The greatest agreed time of them, microseconds since the Unix epoch: the chunk goes when it expires.
     pub newest_us: i64,
-    /// Where they are.
+    /// Their encoding.
     pub chunk: ChunkRef,
 }
 
@@ -72,11 +72,11 @@ pub struct Manifest {
     pub root: Option<Hash>,
     /// The newest primary view when it was taken.
     pub view: PrimaryView,
-    /// The record of the position.
+    /// The record of `position`, for the log may be gone up to there.
     pub last: Option<DecidedRequest>,
     /// The greatest request number of each gateway.
     pub numbers: Vec<RequestId>,
-    /// The state: canonical updates of disjoint keys.
+    /// The state as the difference to the image: canonical updates of disjoint keys.
     pub state: Vec<ChunkRef>,
     /// Replies to requests with a key.
     pub replies: Vec<ReplyChunk>,
@@ -102,7 +102,7 @@ impl Manifest {
         spare_protocol::decode(encoded).ok()
     }
 
-    /// All chunks.
+    /// Chunks of the state, then those of replies: the order that a backup has them in.
     pub fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         let replies = self.replies.iter().map(|r| r.chunk);
         self.state.iter().copied().chain(replies)
@@ -133,27 +133,27 @@ pub(crate) fn damaged_manifest(path: &Path, position: Position) -> Damage {
 /// A backup cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The operating system's word.
+    /// Reading or writing failed.
     #[error("it cannot be read or written: {0}")]
     Io(#[from] io::Error),
-    /// No backup.
+    /// The file begins with other bytes than a backup does.
     #[error("this is no backup of SPARE, or its first bytes are damaged")]
     Foreign,
-    /// Of another version.
+    /// Another release wrote it in a format that this one does not know.
     #[error("the backup's format is version {0}; this program reads version {FORMAT_VERSION}")]
     Version(u32),
-    /// Another image.
+    /// It is a difference to another image than the group runs.
     #[error("the backup belongs to image {found}, this group runs image {expected}")]
     OtherImage {
-        /// The backup's.
+        /// Content id of the image that it belongs to.
         found: Hash,
-        /// The configured one.
+        /// Content id of the image that the group runs.
         expected: Hash,
     },
-    /// Not as it was written.
+    /// Something in it is not as it was written: nothing of it counts.
     #[error("the backup is damaged: {0}; use another copy")]
     Damaged(BackupDamage),
-    /// The store's word.
+    /// The store that it is made from, or restored into.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

@@ -23,7 +23,7 @@ pub enum CloseReason {
     /// The packets of a member do not follow one another.
     #[error("packets of member {member} got lost: {why}")]
     PacketsLost {
-        /// Who sent them.
+        /// Their sender.
         member: MemberId,
         /// How that shows.
         why: Torn,
@@ -44,9 +44,9 @@ pub enum CloseReason {
         length: usize,
         /// Bytes that were to be sent before it.
         waiting: usize,
-        /// The longest message.
+        /// Bytes of the longest message that can be sent.
         length_max: usize,
-        /// The most bytes that may wait.
+        /// The most bytes that may wait for Corosync.
         waiting_max: usize,
     },
     /// A view got a name that was used before.

@@ -75,10 +75,10 @@ pub struct NameNotGreater {
     pub greatest: u64,
 }
 
-/// Something to do.
+/// What the engine has to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// For the reader.
+    /// The reader gets this.
     Deliver(Delivery),
     /// Send nothing until the next view.
     Pause,
@@ -88,7 +88,7 @@ pub(super) enum Effect {
     Enter(u64),
     /// Send a ping with this number.
     Ping(u64),
-    /// For the log.
+    /// An operator is told.
     Warn(String),
     /// Something that must never be was seen: the group ends for this member.
     Close(NameNotGreater),
@@ -118,7 +118,7 @@ pub(super) struct Membership {
     claims: BTreeMap<Peer, Claim>,
     claimed: Option<Claim>,
     view: Option<View>,
-    /// The reader is in the view.
+    /// The reader was told of the view, and of no other since: messages are delivered to it.
     aloud: bool,
     /// What the reader was told last may decide.
     told_primary: bool,

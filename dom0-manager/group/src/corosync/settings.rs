@@ -11,7 +11,7 @@ pub(super) const GROUP_NAME_MAX: usize = 127;
 /// Who joins which group.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// This member.
+    /// The member that joins.
     pub me: MemberId,
     /// The members by the numbers of Corosync's nodes (`nodeid`).
     pub nodes: BTreeMap<u32, MemberId>,
@@ -58,7 +58,7 @@ pub enum JoinError {
     NotInTheList {
         /// What Corosync calls this host.
         node: u32,
-        /// Who this manager is.
+        /// The member that this manager is by its own configuration.
         me: MemberId,
         /// Who that node is according to the list, if it is `listed`.
         found: MemberId,
@@ -74,10 +74,10 @@ pub enum JoinError {
     /// Another process of this host is in the group.
     #[error("process {process} on this host is in the group already: end it first")]
     Taken {
-        /// The other process.
+        /// Its number on this host.
         process: u32,
     },
-    /// The name does not fit.
+    /// CPG takes no such name.
     #[error("the name of the group is longer than 127 bytes, or empty")]
     Name,
     /// A thread cannot be started.

@@ -40,11 +40,11 @@ pub(super) enum Packet {
         view: u64,
         /// Counts the sender's packets in this membership, from 0.
         number: u64,
-        /// The length of the message.
+        /// The length of the whole message.
         total: u32,
         /// Where in the message it belongs.
         offset: u32,
-        /// The part.
+        /// What of the message begins at `offset`.
         bytes: Bytes,
     },
     /// What a member says when the membership or its quorum changed.

@@ -39,7 +39,7 @@ pub(crate) struct RecordIn<'a> {
     pub(crate) update: &'a [u8],
 }
 
-/// What came of a request.
+/// [`spare_protocol::channel::Outcome`], nothing copied.
 #[derive(Deserialize)]
 pub(crate) enum OutcomeIn<'a> {
     Reply(

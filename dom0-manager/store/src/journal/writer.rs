@@ -128,7 +128,7 @@ impl Shared {
     }
 }
 
-/// The way to the writer.
+/// Hands work to the writer's thread; dropping it ends the thread, after all that was handed in.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     reader: Reader,
@@ -268,7 +268,7 @@ impl Writer {
         self.shared.lock().state.clone()
     }
 
-    /// What of it a crash leaves.
+    /// As [`Writer::state`], as far as a crash would leave it.
     pub(crate) fn durable_state(&self) -> SeatState {
         self.shared.lock().durable_state.clone()
     }

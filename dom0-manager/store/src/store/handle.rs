@@ -21,7 +21,7 @@ use std::sync::{Arc, PoisonError};
 /// Bytes on disk, for `spare status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// The log's segments.
+    /// Segments of the log.
     pub log: u64,
     /// Chunks of state of all snapshots; what they share counts once.
     pub snapshots: u64,
@@ -155,7 +155,7 @@ impl Store {
     /// Whether the store still takes anything.
     ///
     /// # Errors
-    /// Why it does not.
+    /// The failure that it stopped at.
     pub fn check(&self) -> Result<(), StoreError> {
         self.writer.check()
     }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// What a manager needs to go on where it ended; plain data for the core's `Resume`.
 #[derive(Clone, Debug, Default)]
 pub struct Resumed {
-    /// The newest primary view.
+    /// The newest primary view that is durable.
     pub view: PrimaryView,
     /// The last record; of the newest snapshot, if the log has none above it. None if it is damaged.
     pub last: Option<DecidedRequest>,

@@ -22,7 +22,7 @@ pub struct Pinned {
 }
 
 impl Pinned {
-    /// What it consists of.
+    /// Names everything that the snapshot consists of.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
