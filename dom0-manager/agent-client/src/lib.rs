@@ -14,12 +14,12 @@ use tokio::net::UnixStream;
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot reach the agent at {}; start it (systemctl start spare-agent, or spare-agent --config FILE), \
-     or set agent.socket",
+     or set agent.socket: {why}",
     socket.display()
 )]
 pub struct Unreachable {
     socket: PathBuf,
-    source: NoAnswer,
+    why: NoAnswer,
 }
 
 /// Why nobody answers.
@@ -49,9 +49,9 @@ pub enum StreamError {
 /// # Errors
 /// When nobody answers there; says how to start the agent.
 pub async fn connect(socket: &Path) -> Result<AgentProxy<'static>, Unreachable> {
-    open(socket).await.map_err(|source| Unreachable {
+    open(socket).await.map_err(|why| Unreachable {
         socket: socket.to_owned(),
-        source,
+        why,
     })
 }
 
