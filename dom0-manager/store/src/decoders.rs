@@ -1,9 +1,9 @@
 //! Every decoder of this crate that is not public otherwise, as a function of the bytes that it reads.
 //! For `tests/fuzz`, which turns the feature `fuzzing` on; nothing else may use it.
 
-pub use crate::journal::decoders::{sealed, segment, synced};
 use crate::replica_notes::ReplicaNote;
 use crate::snapshot::{KeptReply, Manifest};
+pub use crate::wal::decoders::{sealed, segment, synced};
 
 /// A manifest, of bytes whose hash is right.
 #[must_use]

@@ -9,7 +9,7 @@
 use crate::blocks::{leniently, Blocks};
 use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
-use crate::journal::FORMAT_VERSION;
+use crate::wal::FORMAT_VERSION;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     TableDefinition, WriteTransaction,

@@ -5,11 +5,11 @@
 use crate::agreed_state::AgreedState;
 use crate::engine::{Commit, Engine, View};
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
-use crate::journal::{decode_record, RecordIn, Writer};
 use crate::options::KeyWindow;
 use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
 use crate::report::{Event, Report};
 use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
+use crate::wal::{decode_record, RecordIn, Writer};
 use bytes::Bytes;
 use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::http::essence;

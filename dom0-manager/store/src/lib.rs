@@ -10,7 +10,6 @@ pub mod decoders;
 pub mod disk;
 mod engine;
 mod error;
-mod journal;
 mod keeper;
 mod options;
 pub mod ordered_log;
@@ -18,10 +17,10 @@ mod replica_notes;
 mod report;
 mod snapshot;
 mod store;
+mod wal;
 
 pub use agreed_state::AgreedState;
 pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
-pub use journal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
 pub use keeper::LoadReply;
 pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
@@ -31,3 +30,4 @@ pub use snapshot::{
     read_backup, BackupDamage, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk,
 };
 pub use store::{DiskUse, Pinned, Resumed, Store};
+pub use wal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};

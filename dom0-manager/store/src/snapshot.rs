@@ -10,7 +10,7 @@
 
 use crate::agreed_state::CHUNK_BYTES_MAX;
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::journal::FORMAT_VERSION;
+use crate::wal::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};

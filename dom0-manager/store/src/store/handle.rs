@@ -4,10 +4,10 @@
 use crate::disk::Disk;
 use crate::engine::{self, Engine};
 use crate::error::StoreError;
-use crate::journal::{Reader, Writer};
 use crate::keeper::{Job, Keeper, Manifests};
 use crate::report::Progress;
 use crate::snapshot::Manifest;
+use crate::wal::{Reader, Writer};
 use bytes::Bytes;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};

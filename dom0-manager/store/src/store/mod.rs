@@ -3,7 +3,7 @@
 //! ```text
 //! FOLDER/LOCK            held by the process that has the store open
 //! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
-//! FOLDER/log/synced      what is known to be durable (`journal`)
+//! FOLDER/log/synced      what is known to be durable (`wal`)
 //! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
 //! FOLDER/evidence/       of convictions, written by the manager
 //! ```

@@ -6,11 +6,11 @@ use super::resumed::Resumed;
 use crate::disk::{Disk, Folder};
 use crate::engine::{self, Engine};
 use crate::error::{io_at, Damage, StoreError};
-use crate::journal::{Journal, Writer};
 use crate::keeper::Keeper;
 use crate::options::{Durability, Options};
 use crate::report::{Event, Report};
 use crate::snapshot::{damaged_manifest, Manifest};
+use crate::wal::{Wal, Writer};
 use spare_protocol::{Hash, Position};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -52,7 +52,7 @@ impl Store {
     ) -> Result<(Store, Resumed), StoreError> {
         let report: Arc<Report> = Arc::new(report);
         let memory = options.durability == Durability::Memory;
-        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
+        let mut wal = Wal::open(log, memory, options.segment_bytes)?;
         if memory {
             // The log was not durable either, or it would have been refused.
             remove_tables(tables.as_ref())?;
@@ -63,9 +63,9 @@ impl Store {
         let base = manifests
             .last()
             .map_or(Position(0), |m: &Arc<Manifest>| m.position);
-        journal.expect_from(base);
-        let reader = journal.reader();
-        let state = journal.state().clone();
+        wal.expect_from(base);
+        let reader = wal.reader();
+        let state = wal.state().clone();
         let mut resumed = Resumed {
             view: state.view,
             safe: state.safe.max(base),
@@ -81,7 +81,7 @@ impl Store {
         resumed.expire(options.window);
         damage.extend(reader.damage());
         resumed.damage = damage;
-        let writer = Arc::new(Writer::start(journal, memory, Arc::clone(&report))?);
+        let writer = Arc::new(Writer::start(wal, memory, Arc::clone(&report))?);
         let (engine, manifests) = (Arc::new(engine), Arc::new(Mutex::new(manifests)));
         let keeper = Keeper::start(
             Arc::clone(&engine),

@@ -2,9 +2,9 @@
 
 use super::handle::Store;
 use crate::error::StoreError;
-use crate::journal::decode_record;
 use crate::keeper::read_replies;
 use crate::snapshot::KeptReply;
+use crate::wal::decode_record;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::http::essence;
 use spare_protocol::Position;

@@ -2,10 +2,10 @@
 
 use crate::engine::Engine;
 use crate::error::{Damage, StoreError};
-use crate::journal::{decode_record, Reader, RecordIn};
 use crate::keeper::read_replies;
 use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
+use crate::wal::{decode_record, Reader, RecordIn};
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::http::essence;
 use spare_protocol::{Hash, Position, SeatId};

@@ -1,16 +1,16 @@
 //! Repair: what a peer has is written to where it belongs.
 
 use super::index::{lock, OpenSegment, Slot};
-use super::log::{described, Journal};
+use super::log::{described, Wal};
 use super::segment::{
-    encode_batch, segment_head, segment_name, Head, BATCH_BYTES_MAX, BATCH_RECORDS_MAX,
+    encode_batch, segment_head, segment_name, BatchHead, BATCH_BYTES_MAX, BATCH_RECORDS_MAX,
 };
 use crate::error::{io_at, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, BTreeSet};
 
-impl Journal {
+impl Wal {
     /// Writes records that were lost to where they belong. A segment is written anew once all that it
     /// lost is here; records that wait for others are returned.
     pub(crate) fn put_back(
@@ -94,7 +94,7 @@ impl Journal {
         let numbers = old.batches.0.saturating_sub(old.batches.1);
         for (i, batch) in batches.into_iter().enumerate() {
             let first = batch.first().map_or(Position(1), |(p, _)| *p);
-            let head = Head {
+            let head = BatchHead {
                 number: old.batches.0.saturating_sub(count - 1 - i as u64),
                 // Numbers that are left over are the first one's.
                 covers: if i == 0 {

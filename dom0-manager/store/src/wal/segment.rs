@@ -4,7 +4,7 @@
 //! segment = begin begin batch*                    (twice, so that a flipped bit in it costs nothing)
 //! begin   = magic(8) version(u32) flags(u32) number(u64) salt(u64) crc(u32)
 //! batch   = magic(4) head_crc(u32) head_length(u32) body_length(u32) head body
-//! head    = postcard of Head         head_crc: of the salt, the lengths and the head
+//! head    = postcard of BatchHead    head_crc: of the salt, the lengths and the head
 //! body    = the records' encodings, one after the other, each with its CRC in the head
 //! ```
 //! The salt is random, and a batch's magic follows from it: where a head is damaged, the next one is
@@ -55,7 +55,7 @@ pub struct SeatState {
 
 /// Everything about a batch but the records' bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Head {
+pub(super) struct BatchHead {
     /// Counts all batches of the log.
     pub(super) number: u64,
     /// First of all, records above this are removed.
@@ -71,7 +71,7 @@ pub(super) struct Head {
     pub(super) state: SeatState,
 }
 
-impl Head {
+impl BatchHead {
     /// The position of the last record once this batch is in the log.
     pub(super) fn end(&self) -> Position {
         Position(self.first.0.saturating_add(self.records.len() as u64)).previous()
@@ -179,7 +179,7 @@ fn salted_crc(salt: u64, covered: &[u8]) -> u32 {
 /// The bytes of a batch; and where in them its first record begins.
 pub(super) fn encode_batch<'a>(
     salt: u64,
-    head: &Head,
+    head: &BatchHead,
     records: impl Iterator<Item = &'a [u8]>,
 ) -> (Vec<u8>, usize) {
     let encoded = spare_protocol::encode(head);
@@ -207,8 +207,8 @@ pub(super) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
 
 /// A batch in the bytes of a segment.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
-    pub(super) head: Head,
+pub(super) struct FoundBatch {
+    pub(super) head: BatchHead,
     /// Where it begins.
     pub(super) begin: usize,
     /// Where its first record begins.
@@ -219,7 +219,7 @@ pub(super) struct Found {
     pub(super) end: usize,
 }
 
-impl Found {
+impl FoundBatch {
     /// Where the record with this number in the batch is: whoever reads the log asks the index.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn record_bytes(&self, index: usize) -> std::ops::Range<usize> {
@@ -234,7 +234,7 @@ impl Found {
 #[derive(Clone, Debug)]
 pub(super) enum Piece {
     /// A batch whose head is as it was written.
-    Batch(Found),
+    Batch(FoundBatch),
     /// No batch begins in these bytes.
     Junk(std::ops::Range<usize>),
 }
@@ -258,7 +258,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    fn batch_at(&self, at: usize) -> Option<Found> {
+    fn batch_at(&self, at: usize) -> Option<FoundBatch> {
         let prefix = self.bytes.get(at..at + BATCH_PREFIX_BYTES)?;
         if !prefix.starts_with(&self.magic) {
             return None;
@@ -273,7 +273,7 @@ impl<'a> Pieces<'a> {
         if Some(salted_crc(self.salt, covered)) != u32_at(prefix, 4) {
             return None;
         }
-        let head: Head = spare_protocol::decode(&covered[8..]).ok()?;
+        let head: BatchHead = spare_protocol::decode(&covered[8..]).ok()?;
         let consistent = head.records.len() <= BATCH_RECORDS_MAX
             && head.body_bytes() == body_bytes as u64
             && head.first.0 > 0
@@ -287,7 +287,7 @@ impl<'a> Pieces<'a> {
             return None;
         }
         let bad = self.bad_records(&head, body);
-        Some(Found {
+        Some(FoundBatch {
             head,
             begin: at,
             body,
@@ -296,7 +296,7 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    fn bad_records(&self, head: &Head, body: usize) -> Vec<usize> {
+    fn bad_records(&self, head: &BatchHead, body: usize) -> Vec<usize> {
         let mut bad = Vec::new();
         let mut at = body;
         for (index, (length, crc)) in head.records.iter().enumerate() {
@@ -348,9 +348,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn batch(number: u64, first: u64, records: &[Vec<u8>]) -> (Head, Vec<u8>) {
+    fn batch(number: u64, first: u64, records: &[Vec<u8>]) -> (BatchHead, Vec<u8>) {
         let described = records.iter().zip(first..);
-        let head = Head {
+        let head = BatchHead {
             number,
             truncate: number.is_multiple_of(3).then(|| Position(first - 1)),
             covers: 1,

@@ -7,7 +7,7 @@
 //! synced = length(u32) crc32(u32) postcard of Synced       little-endian
 //! ```
 
-use super::segment::{Head, SeatState};
+use super::segment::{BatchHead, SeatState};
 use crate::disk::DiskFile;
 use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
@@ -29,7 +29,7 @@ pub(super) struct Synced {
 
 impl Synced {
     /// What is to be said once the batch of this head is durable.
-    pub(super) fn of(head: &Head) -> Synced {
+    pub(super) fn of(head: &BatchHead) -> Synced {
         Synced {
             batch: head.number,
             last: head.end(),

@@ -3,7 +3,7 @@
 
 use super::index::{lock, Index, OpenSegment, Slot};
 use super::reader::Reader;
-use super::segment::{encode_batch, record_crc, segment_head, segment_name, Head, SeatState};
+use super::segment::{encode_batch, record_crc, segment_head, segment_name, BatchHead, SeatState};
 use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{io_at, Refusal, StoreError};
@@ -18,7 +18,7 @@ pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 /// What a sync makes durable together.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Group {
+pub(super) struct Batch {
     /// First of all, records above this are removed.
     pub(super) truncate: Option<Position>,
     /// Then these are appended: encoded, ascending without gaps.
@@ -28,13 +28,13 @@ pub(super) struct Group {
 }
 
 /// The log. Its writer has it; readers have a [`Reader`].
-pub(crate) struct Journal {
+pub(crate) struct Wal {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) index: Arc<Mutex<Index>>,
     pub(super) synced: Arc<dyn DiskFile>,
     pub(super) memory: bool,
     pub(super) segment_bytes: u64,
-    pub(super) next_batch: u64,
+    pub(super) next_batch_number: u64,
     pub(super) state: SeatState,
 }
 
@@ -44,7 +44,7 @@ fn salt() -> u64 {
     state.build_hasher().finish()
 }
 
-impl Journal {
+impl Wal {
     pub(crate) fn reader(&self) -> Reader {
         Reader {
             index: Arc::clone(&self.index),
@@ -68,7 +68,7 @@ impl Journal {
         file.write_at(0, &head).map_err(io_at(&path, "write"))?;
         self.sync(file.as_ref(), &path)?;
         self.sync_names()?;
-        let last = self.next_batch - 1;
+        let last = self.next_batch_number - 1;
         let open = OpenSegment {
             file,
             path,
@@ -93,11 +93,11 @@ impl Journal {
         Some((*number, open.clone()))
     }
 
-    /// Writes a group and makes it durable. After an error nothing may be written any more.
-    pub(super) fn write(&mut self, group: &Group) -> Result<(), StoreError> {
-        let head = self.head_of(group);
-        let (number, mut open) = self.room_for(&head)?;
-        let payloads = group.records.iter().map(|(_, p)| p.as_ref());
+    /// Writes a batch and makes it durable. After an error nothing may be written any more.
+    pub(super) fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
+        let head = self.head_of(batch);
+        let (number, mut open) = self.segment_for(&head)?;
+        let payloads = batch.records.iter().map(|(_, p)| p.as_ref());
         let (bytes, body) = encode_batch(open.salt, &head, payloads);
         open.file
             .write_at(open.len, &bytes)
@@ -106,26 +106,26 @@ impl Journal {
         let body = open.len + body as u64;
         open.len += bytes.len() as u64;
         open.batches.0 = head.number;
-        self.next_batch += 1;
-        self.state = group.state.clone();
-        self.note(number, open, &head, body);
-        self.mark(&head)
+        self.next_batch_number += 1;
+        self.state = batch.state.clone();
+        self.index_batch(number, open, &head, body);
+        self.write_synced(&head)
     }
 
-    fn head_of(&self, group: &Group) -> Head {
+    fn head_of(&self, batch: &Batch) -> BatchHead {
         let end = lock(&self.index).end();
-        let before = group.truncate.map_or(end, |t| t.min(end));
-        Head {
-            number: self.next_batch,
-            truncate: group.truncate.map(|_| before),
+        let before = batch.truncate.map_or(end, |t| t.min(end));
+        BatchHead {
+            number: self.next_batch_number,
+            truncate: batch.truncate.map(|_| before),
             covers: 1,
             first: before.next(),
-            records: described(&group.records),
-            state: group.state.clone(),
+            records: described(&batch.records),
+            state: batch.state.clone(),
         }
     }
 
-    fn note(&self, number: u32, open: OpenSegment, head: &Head, body: u64) {
+    fn index_batch(&self, number: u32, open: OpenSegment, head: &BatchHead, body: u64) {
         let mut index = lock(&self.index);
         if let Some(after) = head.truncate {
             index.truncate(after);
@@ -134,7 +134,7 @@ impl Journal {
         index.segments.insert(number, open);
     }
 
-    fn mark(&self, head: &Head) -> Result<(), StoreError> {
+    fn write_synced(&self, head: &BatchHead) -> Result<(), StoreError> {
         let bytes = Synced::of(head).to_bytes();
         let path = self.disk.path().join(SYNCED);
         self.synced
@@ -143,7 +143,7 @@ impl Journal {
     }
 
     /// The segment that a batch goes to.
-    fn room_for(&mut self, head: &Head) -> Result<(u32, OpenSegment), StoreError> {
+    fn segment_for(&mut self, head: &BatchHead) -> Result<(u32, OpenSegment), StoreError> {
         let (number, open) = self.active().ok_or(Refusal::NoSegment)?;
         let bytes: u64 = head.records.iter().map(|(l, _)| u64::from(*l)).sum();
         let empty = open.batches.0 == open.batches.1;
@@ -162,9 +162,9 @@ impl Journal {
                 .active()
                 .is_some_and(|(_, a)| a.batches.0 == a.batches.1)
             {
-                self.write(&Group {
+                self.write(&Batch {
                     state: self.state.clone(),
-                    ..Group::default()
+                    ..Batch::default()
                 })?;
             }
             self.disk

@@ -1,4 +1,5 @@
-//! The durable log: an index over segments, one thread that writes, and any number of readers.
+//! The write-ahead log: what is decided is durable here before it is acknowledged, and long before a snapshot
+//! contains it. An index over segments, one thread that writes, and any number of readers.
 //!
 //! ```text
 //! writer ─▶ log ─▶ segment, synced          one batch, one sync
@@ -11,6 +12,7 @@
 pub(crate) mod decoders;
 mod index;
 mod log;
+
 mod opening;
 mod reader;
 mod record;
@@ -19,7 +21,7 @@ mod segment;
 mod synced;
 mod writer;
 
-pub(crate) use log::Journal;
+pub(crate) use log::Wal;
 pub(crate) use reader::Reader;
 pub(crate) use record::{decode_record, RecordIn};
 pub use segment::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};

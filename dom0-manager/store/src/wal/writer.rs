@@ -1,6 +1,6 @@
 //! Who writes the log: a thread that makes durable, with one sync, whatever was handed in meanwhile.
 
-use super::log::{Group, Journal};
+use super::log::{Batch, Wal};
 use super::reader::Reader;
 use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 use crate::error::{Refusal, StoreError};
@@ -23,8 +23,8 @@ struct Queue {
     /// What holds after everything handed in.
     state: SeatState,
     state_changed: bool,
-    /// The group that is being written.
-    writing: Group,
+    /// The batch that is being written.
+    writing: Batch,
     is_writing: bool,
     /// The position of the last record that was handed in.
     end: Position,
@@ -56,7 +56,7 @@ impl Queue {
         }
     }
 
-    /// Records in a group are written after its truncation, so what it would remove is left out.
+    /// Records in a batch are written after its truncation, so what it would remove is left out.
     fn truncate(&mut self, after: Position) {
         while self.records.back().is_some_and(|(p, _)| *p > after) {
             let dropped = self.records.pop_back();
@@ -72,28 +72,28 @@ impl Queue {
         self.went_back = Some(self.went_back.map_or(after, |before| before.min(after)));
     }
 
-    fn next_group(&mut self) -> Group {
-        let mut group = Group {
+    fn next_batch(&mut self) -> Batch {
+        let mut batch = Batch {
             truncate: self.truncate.take(),
             records: Vec::new(),
             state: self.state.clone(),
         };
         let mut bytes = 0;
-        while group.records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+        while batch.records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
             let Some((position, payload)) = self.records.pop_front() else {
                 break;
             };
             bytes += payload.len();
-            group.records.push((position, payload));
+            batch.records.push((position, payload));
         }
         self.bytes -= bytes;
         if self.records.is_empty() {
             self.state_changed = false;
         } else {
             // What holds after all records must not be durable before them.
-            group.state = self.durable_state.clone();
+            batch.state = self.durable_state.clone();
         }
-        group
+        batch
     }
 
     /// The record of `position`, if it is not in the index yet: `Some(None)` if it is nowhere.
@@ -138,16 +138,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(
-        journal: Journal,
-        memory: bool,
-        report: Arc<Report>,
-    ) -> Result<Writer, StoreError> {
-        let reader = journal.reader();
+    pub(crate) fn start(wal: Wal, memory: bool, report: Arc<Report>) -> Result<Writer, StoreError> {
+        let reader = wal.reader();
         let (_, end) = reader.bounds();
         let queue = Queue {
-            state: journal.state().clone(),
-            durable_state: journal.state().clone(),
+            state: wal.state().clone(),
+            durable_state: wal.state().clone(),
             end,
             durable: end,
             ..Queue::default()
@@ -160,7 +156,7 @@ impl Writer {
         let (for_thread, events) = (Arc::clone(&shared), Arc::clone(&report));
         let thread = std::thread::Builder::new()
             .name("store-log".to_owned())
-            .spawn(move || run(journal, &for_thread, events.as_ref()))
+            .spawn(move || run(wal, &for_thread, events.as_ref()))
             .map_err(|e| Refusal::NoThread {
                 purpose: "the log's writer",
                 why: e.to_string(),
@@ -376,7 +372,7 @@ impl Drop for Writer {
 
 /// One round of the writer.
 enum Task {
-    Write(Group),
+    Write(Batch),
     Compact(Position),
     PutBack(BTreeMap<Position, Bytes>),
     Close,
@@ -386,10 +382,10 @@ fn next_task(shared: &Shared) -> Task {
     let mut queue = shared.lock();
     loop {
         if queue.truncate.is_some() || !queue.records.is_empty() || queue.state_changed {
-            let group = queue.next_group();
-            queue.writing.clone_from(&group);
+            let batch = queue.next_batch();
+            queue.writing.clone_from(&batch);
             queue.is_writing = true;
-            return Task::Write(group);
+            return Task::Write(batch);
         }
         if let Some(position) = queue.compact.take() {
             queue.is_writing = true;
@@ -409,22 +405,22 @@ fn next_task(shared: &Shared) -> Task {
     }
 }
 
-fn run(mut journal: Journal, shared: &Shared, report: &Report) {
+fn run(mut wal: Wal, shared: &Shared, report: &Report) {
     loop {
         let task = next_task(shared);
         if matches!(task, Task::Close) {
-            if let Err(error) = journal.close() {
+            if let Err(error) = wal.close() {
                 report(Event::Failed(error));
             }
             return;
         }
         // Whoever waits for the writer must learn that it is no more, whatever happens to it.
-        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut journal, shared, task)));
+        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut wal, shared, task)));
         let done = done.unwrap_or_else(|_| Err(Refusal::WriterPanicked.into()));
         {
             let mut queue = shared.lock();
             queue.is_writing = false;
-            queue.writing = Group::default();
+            queue.writing = Batch::default();
             if let Err(error) = &done {
                 queue.failed = Some(Arc::new(error.clone()));
             }
@@ -438,15 +434,15 @@ fn run(mut journal: Journal, shared: &Shared, report: &Report) {
     }
 }
 
-fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), StoreError> {
+fn perform(wal: &mut Wal, shared: &Shared, task: Task) -> Result<(), StoreError> {
     match task {
-        Task::Write(group) => {
-            journal.write(&group)?;
-            written(shared, group);
+        Task::Write(batch) => {
+            wal.write(&batch)?;
+            written(shared, batch);
         }
-        Task::Compact(position) => journal.compact(position)?,
+        Task::Compact(position) => wal.compact(position)?,
         Task::PutBack(records) => {
-            let waiting = journal.put_back(&records)?;
+            let waiting = wal.put_back(&records)?;
             let mut queue = shared.lock();
             for position in records.into_keys().filter(|p| !waiting.contains(p)) {
                 queue.put_back.remove(&position);
@@ -457,11 +453,11 @@ fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), Sto
     Ok(())
 }
 
-fn written(shared: &Shared, group: Group) {
+fn written(shared: &Shared, batch: Batch) {
     let mut queue = shared.lock();
-    if let Some((last, _)) = group.records.last() {
+    if let Some((last, _)) = batch.records.last() {
         // Records that are to be removed were removed already, as those mean it who handed that in.
         queue.durable = queue.truncate.map_or(*last, |after| after.min(*last));
     }
-    queue.durable_state = group.state;
+    queue.durable_state = batch.state;
 }

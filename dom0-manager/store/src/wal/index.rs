@@ -1,7 +1,7 @@
 //! The index of the log: in which segment each record is, and which records are damaged. It is in memory
 //! only, and made anew from the segments whenever the log is opened.
 
-use super::segment::Head;
+use super::segment::BatchHead;
 use crate::disk::DiskFile;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,7 +19,11 @@ pub(super) struct Slot {
 
 impl Slot {
     /// Where the records of a batch are, the first of which begins at `body`.
-    pub(super) fn all_of(head: &Head, segment: u32, body: u64) -> impl Iterator<Item = Slot> + '_ {
+    pub(super) fn all_of(
+        head: &BatchHead,
+        segment: u32,
+        body: u64,
+    ) -> impl Iterator<Item = Slot> + '_ {
         head.records.iter().scan(body, move |at, (length, crc)| {
             let offset = *at;
             *at += u64::from(*length);

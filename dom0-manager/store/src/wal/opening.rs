@@ -1,10 +1,10 @@
 //! Opening a log: what is there, what a crash tore, what is damaged.
 
 use super::index::{lock, Index, Lost, OpenSegment, Slot};
-use super::log::{Journal, SEGMENT_BYTES_MAX};
+use super::log::{Wal, SEGMENT_BYTES_MAX};
 use super::segment::{
-    read_segment_head, segment_name, segment_number, Found, Head, Piece, Pieces, SeatState,
-    SegmentHead, BATCH_BYTES_MAX, FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
+    read_segment_head, segment_name, segment_number, BatchHead, FoundBatch, Piece, Pieces,
+    SeatState, SegmentHead, BATCH_BYTES_MAX, FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
 };
 use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
@@ -31,7 +31,7 @@ impl Opening<'_> {
         self.synced.as_ref().is_none_or(|s| s.batch < batch)
     }
 
-    fn batch(&mut self, segment: u32, found: &Found) {
+    fn batch(&mut self, segment: u32, found: &FoundBatch) {
         let head = &found.head;
         let first_of = head.number.saturating_sub(head.covers.saturating_sub(1));
         match self.expected {
@@ -61,7 +61,7 @@ impl Opening<'_> {
     }
 
     /// A missing batch may have removed any record that was not safe.
-    fn after_gap(&mut self, segment: u32, head: &Head) {
+    fn after_gap(&mut self, segment: u32, head: &BatchHead) {
         self.gap = false;
         self.doubt(segment, head.first.previous());
     }
@@ -81,7 +81,7 @@ impl Opening<'_> {
         self.index.lose_up_to(last, segment, "its batch is missing");
     }
 
-    fn append(&mut self, segment: u32, found: &Found) {
+    fn append(&mut self, segment: u32, found: &FoundBatch) {
         for (i, slot) in Slot::all_of(&found.head, segment, found.body as u64).enumerate() {
             let position = self.index.end().next();
             self.index.slots.push_back(slot);
@@ -114,13 +114,13 @@ impl Opening<'_> {
     }
 }
 
-impl Journal {
+impl Wal {
     /// Opens the log in `disk`, or begins one.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         memory: bool,
         segment_bytes: u64,
-    ) -> Result<Journal, StoreError> {
+    ) -> Result<Wal, StoreError> {
         let here = disk.path().to_owned();
         let names = disk.list().map_err(io_at(&here, "list the folder"))?;
         for name in names.iter().filter(|n| n.ends_with(".new")) {
@@ -134,7 +134,7 @@ impl Journal {
             .open(SYNCED, true)
             .map_err(io_at(&here.join(SYNCED), "open"))?;
         if memory {
-            return Journal::anew(disk, synced_file, &numbers, segment_bytes);
+            return Wal::open_empty(disk, synced_file, &numbers, segment_bytes);
         }
         let mut index = Index::default();
         let mut opening = Opening {
@@ -147,36 +147,40 @@ impl Journal {
         let mut number = 1;
         for this in &numbers {
             let is_last = Some(this) == numbers.last();
-            let used = open_segment(disk.as_ref(), *this, is_last, &mut opening)?;
-            number = if used { this.saturating_add(1) } else { *this };
+            let has_batches = open_segment(disk.as_ref(), *this, is_last, &mut opening)?;
+            number = if has_batches {
+                this.saturating_add(1)
+            } else {
+                *this
+            };
         }
         if let Some(last) = numbers.last() {
             // Also when the file that had the last batches is gone.
             opening.lost_tail(*last);
         }
-        let next_batch = opening.expected.unwrap_or(1);
+        let next_batch_number = opening.expected.unwrap_or(1);
         let state = std::mem::take(&mut opening.state);
-        let mut journal = Journal {
+        let mut wal = Wal {
             disk,
             index: Arc::new(Mutex::new(index)),
             synced: synced_file,
             memory,
             segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
-            next_batch,
+            next_batch_number,
             state,
         };
         // Nothing is appended behind damage: a fresh segment.
-        journal.begin_segment(number)?;
-        Ok(journal)
+        wal.begin_segment(number)?;
+        Ok(wal)
     }
 
     /// Without durability nothing of an earlier run counts, but generations are not used again.
-    fn anew(
+    fn open_empty(
         disk: Arc<dyn Disk>,
         synced: Arc<dyn DiskFile>,
         segments: &[u32],
         segment_bytes: u64,
-    ) -> Result<Journal, StoreError> {
+    ) -> Result<Wal, StoreError> {
         for number in segments {
             let name = segment_name(*number);
             let path = disk.path().join(&name);
@@ -190,20 +194,20 @@ impl Journal {
             disk.remove(&name).map_err(io_at(&path, "remove"))?;
         }
         let generation = Synced::read(synced.as_ref()).map_or(0, |s| s.state.generation);
-        let mut journal = Journal {
+        let mut wal = Wal {
             disk,
             index: Arc::default(),
             synced,
             memory: true,
             segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
-            next_batch: 1,
+            next_batch_number: 1,
             state: SeatState {
                 generation,
                 ..SeatState::default()
             },
         };
-        journal.begin_segment(1)?;
-        Ok(journal)
+        wal.begin_segment(1)?;
+        Ok(wal)
     }
 
     /// Positions above `base` that the log does not have are lost, not compacted away.
@@ -275,12 +279,12 @@ fn open_segment(
         len: bytes.len() as u64,
         batches: (before, before),
     };
-    let used = read_batches(&mut open, number, is_last, salt, &bytes, opening)?;
+    let has_batches = read_batches(&mut open, number, is_last, salt, &bytes, opening)?;
     if let Some(synced) = opening.synced.as_ref().filter(|_| is_last) {
         open.batches.0 = open.batches.0.max(synced.batch);
     }
     opening.index.segments.insert(number, open);
-    Ok(used)
+    Ok(has_batches)
 }
 
 fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError> {
@@ -311,7 +315,7 @@ fn read_batches(
         None => vec![Piece::Junk(0..bytes.len())],
     };
     let count = pieces.len();
-    let mut used = false;
+    let mut has_batches = false;
     for (i, piece) in pieces.into_iter().enumerate() {
         let at_end = is_last && i + 1 == count;
         let (begin, number_there, whole) = match &piece {
@@ -328,7 +332,7 @@ fn read_batches(
             open.len = begin as u64;
             break;
         }
-        used = true;
+        has_batches = true;
         if let Piece::Batch(found) = piece {
             if torn {
                 write_again(open, begin, &bytes[begin..found.end])?;
@@ -337,7 +341,7 @@ fn read_batches(
             opening.batch(number, &found);
         }
     }
-    Ok(used)
+    Ok(has_batches)
 }
 
 /// The last batch is whole, but nobody knows that it is durable: its sync may have failed, which leaves it
