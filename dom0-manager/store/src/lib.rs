@@ -8,20 +8,19 @@ mod blocks;
 #[doc(hidden)]
 pub mod decoders;
 pub mod disk;
-mod engine;
 mod error;
-mod keeper;
 mod options;
 pub mod ordered_log;
 mod replica_notes;
 mod report;
 mod snapshot;
+mod snapshotter;
 mod store;
+mod tables;
 mod wal;
 
 pub use agreed_state::AgreedState;
 pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
-pub use keeper::LoadReply;
 pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use replica_notes::{ConvictionNote, ReplicaNote};
@@ -29,5 +28,6 @@ pub use report::{Event, Progress, Report};
 pub use snapshot::{
     read_backup, BackupDamage, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk,
 };
+pub use snapshotter::LoadReply;
 pub use store::{DiskUse, Pinned, Resumed, Store};
 pub use wal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};

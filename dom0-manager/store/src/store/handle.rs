@@ -1,12 +1,12 @@
 //! The store of one seat as its manager has it: what is handed in goes to one of two threads, the log's writer
-//! and the keeper.
+//! and the snapshotter.
 
 use crate::disk::Disk;
-use crate::engine::{self, Engine};
 use crate::error::StoreError;
-use crate::keeper::{Job, Keeper, Manifests};
 use crate::report::Progress;
 use crate::snapshot::Manifest;
+use crate::snapshotter::{Job, Manifests, Snapshotter};
+use crate::tables::{self, Tables};
 use crate::wal::{Reader, Writer};
 use bytes::Bytes;
 use nix::fcntl::Flock;
@@ -35,11 +35,11 @@ pub struct DiskUse {
 
 /// The store of one seat. All methods take `&self`, and none but those that say so waits for the disk.
 pub struct Store {
-    // In this order they end: the keeper needs the writer.
-    pub(super) keeper: Keeper,
+    // In this order they end: the snapshotter needs the writer.
+    pub(super) snapshotter: Snapshotter,
     pub(super) writer: Arc<Writer>,
     pub(super) reader: Reader,
-    pub(super) engine: Arc<Engine>,
+    pub(super) tables: Arc<Tables>,
     pub(super) manifests: Manifests,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) evidence: Option<PathBuf>,
@@ -113,23 +113,23 @@ impl Store {
     /// [`Event::Snapshot`]. The newest two are kept, and the log above the older one.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn snapshot(&self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Snapshot { position, root })
+        self.snapshotter.ask(Job::Snapshot { position, root })
     }
 
     /// Hands the agreed state at `upto` to `reply`, in canonical updates of disjoint keys of at most
-    /// `rows_max` rows: what a new replica is loaded with. On the keeper's thread.
+    /// `rows_max` rows: what a new replica is loaded with. On the snapshotter's thread.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn load(
         &self,
         upto: Position,
         rows_max: usize,
         reply: impl FnOnce(Result<Vec<Bytes>, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Load {
+        self.snapshotter.ask(Job::Load {
             upto,
             rows_max,
             reply: Box::new(reply),
@@ -139,9 +139,9 @@ impl Store {
     /// The log above `position` is kept, whatever snapshots there are: the oldest base in use.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn keep_from(&self, position: Position) -> Result<(), StoreError> {
-        self.keeper.ask(Job::KeepFrom(position))
+        self.snapshotter.ask(Job::KeepFrom(position))
     }
 
     /// Waits until everything handed in to the log is durable.
@@ -183,12 +183,12 @@ impl Store {
             let chunks = manifest.replies.iter().map(|r| r.chunk);
             replies.extend(chunks.map(|c| (c.hash, u64::from(c.bytes))));
         }
-        let tables = self.disk.open(engine::FILE, false);
+        let file = self.disk.open(tables::FILE, false);
         DiskUse {
             log: self.reader.bytes(),
             snapshots: state.values().sum(),
             replies: replies.values().sum(),
-            tables: tables.and_then(|f| f.len()).unwrap_or(0),
+            tables: file.and_then(|f| f.len()).unwrap_or(0),
             evidence: self.evidence.as_deref().map_or(0, bytes_in),
         }
     }

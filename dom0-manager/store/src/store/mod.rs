@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! FOLDER/LOCK            held by the process that has the store open
-//! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
+//! FOLDER/log/NNNNNNNN.seg  segments of the log (`wal`)
 //! FOLDER/log/synced      what is known to be durable (`wal`)
-//! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
+//! FOLDER/state.blocks    snapshots, chunks, replicas (`tables`)
 //! FOLDER/evidence/       of convictions, written by the manager
 //! ```
 
 mod handle;
-mod holding;
+mod lock;
 mod opening;
 mod reading;
 mod repair;

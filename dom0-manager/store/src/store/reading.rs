@@ -2,8 +2,8 @@
 
 use super::handle::Store;
 use crate::error::StoreError;
-use crate::keeper::read_replies;
 use crate::snapshot::KeptReply;
+use crate::snapshotter::read_replies;
 use crate::wal::decode_record;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::http::essence;
@@ -88,7 +88,7 @@ impl Store {
         let Some(chunk) = chunk else {
             return Ok(None);
         };
-        let replies = read_replies(&self.engine.view()?, chunk.chunk.hash)?;
+        let replies = read_replies(&self.tables.reader()?, chunk.chunk.hash)?;
         Ok(replies.into_iter().find(|r| r.position == position))
     }
 }

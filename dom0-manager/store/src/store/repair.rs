@@ -2,7 +2,7 @@
 
 use super::handle::Store;
 use crate::error::{Damage, Refusal, StoreError};
-use crate::keeper::hashes;
+use crate::snapshotter::hashes;
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::{Hash, Position};
@@ -16,9 +16,9 @@ impl Store {
         self.reader.scrub()?;
         let mut damage = self.reader.damage();
         let manifests = self.snapshots();
-        let view = self.engine.view()?;
+        let reader = self.tables.reader()?;
         for hash in hashes(&manifests) {
-            match view.chunk(hash) {
+            match reader.chunk(hash) {
                 Ok(_) => {}
                 Err(StoreError::Damaged(found)) => damage.push(found),
                 Err(other) => return Err(other),
@@ -58,7 +58,7 @@ impl Store {
         if !hashes(&self.snapshots()).contains(&hash) {
             return Err(Refusal::NoSuchChunk(hash).into());
         }
-        self.engine.put_chunk(hash, bytes)
+        self.tables.put_chunk(hash, bytes)
     }
 
     /// A chunk of a snapshot, for a peer whose own is damaged. Reads the disk.
@@ -66,6 +66,6 @@ impl Store {
     /// # Errors
     /// When it is damaged here too, or not there.
     pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
-        self.engine.view()?.chunk(hash)
+        self.tables.reader()?.chunk(hash)
     }
 }

@@ -2,16 +2,16 @@
 
 use super::handle::Store;
 use crate::error::StoreError;
-use crate::keeper::Job;
 use crate::replica_notes::ReplicaNote;
+use crate::snapshotter::Job;
 
 impl Store {
     /// Notes what is known of a replica. Durable soon.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn note_replica(&self, note: ReplicaNote) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Replica(note))
+        self.snapshotter.ask(Job::Replica(note))
     }
 
     /// What is known of the seat's replicas, ascending. Reads the disk.
@@ -19,7 +19,7 @@ impl Store {
     /// # Errors
     /// When the table cannot be read; a damaged note is left out.
     pub fn replicas(&self) -> Result<Vec<ReplicaNote>, StoreError> {
-        let all = self.engine.view()?.replicas()?;
+        let all = self.tables.reader()?.replicas()?;
         let notes = all.iter().map(|(_, bytes)| ReplicaNote::from_bytes(bytes));
         Ok(notes.flatten().collect())
     }

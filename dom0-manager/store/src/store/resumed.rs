@@ -1,10 +1,10 @@
 //! What a store that is opened tells of where the manager ended.
 
-use crate::engine::Engine;
 use crate::error::{Damage, StoreError};
-use crate::keeper::read_replies;
 use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
+use crate::snapshotter::read_replies;
+use crate::tables::Tables;
 use crate::wal::{decode_record, Reader, RecordIn};
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::http::essence;
@@ -37,7 +37,7 @@ pub struct Resumed {
 impl Resumed {
     pub(super) fn add_snapshot(
         &mut self,
-        engine: &Engine,
+        tables: &Tables,
         newest: &Manifest,
         damage: &mut Vec<Damage>,
     ) -> Result<(), StoreError> {
@@ -47,9 +47,9 @@ impl Resumed {
             // Restored from a backup.
             self.view = newest.view.clone();
         }
-        let view = engine.view()?;
+        let reader = tables.reader()?;
         for chunk in &newest.replies {
-            match read_replies(&view, chunk.chunk.hash) {
+            match read_replies(&reader, chunk.chunk.hash) {
                 Ok(replies) => {
                     let keys = replies
                         .iter()

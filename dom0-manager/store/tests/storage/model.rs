@@ -187,7 +187,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Everything that was asked for is done, by the keeper too.
+    /// Everything that was asked for is done, by the snapshotter too.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         let _ = self.state_at(0);
         self.store.wait()?;
