@@ -2,7 +2,7 @@
 //! For `tests/fuzz`, which turns the feature `fuzzing` on; nothing else may use it.
 
 use crate::replica_notes::ReplicaNote;
-use crate::snapshot::{KeptReply, Manifest};
+use crate::snapshot::{Manifest, RetainedReply};
 pub use crate::wal::decoders::{sealed, segment, synced};
 
 /// A manifest, of bytes whose hash is right.
@@ -14,7 +14,7 @@ pub fn manifest(bytes: &[u8]) -> Option<Manifest> {
 
 /// A chunk of replies.
 #[must_use]
-pub fn replies(bytes: &[u8]) -> Option<Vec<KeptReply>> {
+pub fn replies(bytes: &[u8]) -> Option<Vec<RetainedReply>> {
     spare_protocol::decode(bytes).ok()
 }
 

@@ -80,13 +80,13 @@ pub enum StoreError {
          store.directory, or durability = \"disk\""
     )]
     Durable(PathBuf),
-    /// What was asked for is below what is kept.
-    #[error("position {asked} is no longer in the log, which begins after {kept}")]
+    /// What was asked for was removed, because a snapshot contains it.
+    #[error("position {asked} is no longer in the log, which begins after {start}")]
     Compacted {
         /// The position whose record was asked for.
         asked: Position,
         /// The log begins after this position.
-        kept: Position,
+        start: Position,
     },
     /// Something cannot be done; everything else goes on.
     #[error(transparent)]

@@ -26,7 +26,7 @@ pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use replica_notes::{ConvictionNote, ReplicaNote};
 pub use report::{Event, Progress, Report};
 pub use snapshot::{
-    read_backup, BackupDamage, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk,
+    read_backup, BackupDamage, BackupError, ChunkRef, Manifest, ReplyChunk, RetainedReply,
 };
 pub use snapshotter::LoadReply;
 pub use store::{DiskUse, Pinned, Resumed, Store};

@@ -31,7 +31,7 @@ pub struct Options {
     pub durability: Durability,
     /// Content id of the image that snapshots are the difference to.
     pub image: Hash,
-    /// How long replies are kept for retries.
+    /// How long replies are retained for retries.
     pub window: KeyWindow,
     /// A segment of the log takes no further batch that would make it longer than this; at most 1 GiB.
     pub segment_bytes: u64,

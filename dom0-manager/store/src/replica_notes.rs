@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
 
-/// Replicas whose notes are kept: the newest.
+/// Replicas whose notes are retained: the newest.
 pub(crate) const REPLICA_NOTES_MAX: u32 = 4096;
 /// The longest text in a note.
 pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;

@@ -24,7 +24,7 @@ pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// What a retry is answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptReply {
+pub struct RetainedReply {
     /// What a retry has in common with the request.
     pub key: Hash,
     /// The hash of the request, so that another one with the same key is refused.
@@ -46,7 +46,7 @@ pub struct ChunkRef {
     pub bytes: u32,
 }
 
-/// A chunk of kept replies.
+/// A chunk of retained replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyChunk {
     /// The position of the first one.

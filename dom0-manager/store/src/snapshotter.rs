@@ -7,7 +7,7 @@ use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::options::KeyWindow;
 use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
 use crate::report::{Event, Report};
-use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
+use crate::snapshot::{ChunkRef, Manifest, ReplyChunk, RetainedReply};
 use crate::tables::{Commit, Tables, TablesReader};
 use crate::wal::{decode_record, RecordIn, Writer};
 use bytes::Bytes;
@@ -20,8 +20,8 @@ use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Snapshots that are kept.
-const SNAPSHOTS: usize = 2;
+/// How many snapshots are retained, the newest ones.
+const SNAPSHOTS_RETAINED: usize = 2;
 /// A chunk of replies takes no further one once it has so many bytes.
 const REPLY_CHUNK_BYTES: usize = 256 << 10;
 /// New chunks are handed to the engine once they have so many bytes.
@@ -44,7 +44,7 @@ pub(crate) enum Job {
         rows_max: usize,
         reply: LoadReply,
     },
-    KeepFrom(Position),
+    RetainFrom(Position),
     Replica(ReplicaNote),
     Close,
 }
@@ -76,7 +76,7 @@ impl Snapshotter {
             window,
             report,
             replay: None,
-            keep_from: None,
+            retain_from: None,
         };
         let thread = std::thread::Builder::new()
             .name("store-snapshots".to_owned())
@@ -135,7 +135,7 @@ impl From<&RecordIn<'_>> for Replayed {
             position: record.position,
             id: record.id,
             time_us: record.time_us,
-            has_key: record.kept_key().is_some(),
+            has_key: record.retry_key().is_some(),
             update: update.transpose(),
         }
     }
@@ -149,7 +149,7 @@ struct Task {
     window: KeyWindow,
     report: Arc<Report>,
     replay: Option<Replay>,
-    keep_from: Option<Position>,
+    retain_from: Option<Position>,
 }
 
 /// A snapshot that is being written.
@@ -195,8 +195,8 @@ impl Task {
                     reply(parts);
                     Ok(())
                 }
-                Job::KeepFrom(position) => {
-                    self.keep_from = Some(position);
+                Job::RetainFrom(position) => {
+                    self.retain_from = Some(position);
                     self.compact()
                 }
                 Job::Replica(note) => self.note(&note),
@@ -204,7 +204,7 @@ impl Task {
             };
             match done {
                 Ok(()) => {}
-                // What is damaged can be put back; what could not be written cannot be trusted any more.
+                // What is damaged can be repaired; what could not be written cannot be trusted any more.
                 Err(error @ (StoreError::Damaged(_) | StoreError::Refused(_))) => {
                     (self.report)(Event::Trouble(error));
                 }
@@ -410,20 +410,20 @@ impl Task {
         chunks: Vec<(Hash, Vec<u8>)>,
     ) -> Result<(), StoreError> {
         let manifest = Arc::new(manifest);
-        let mut kept: Vec<Arc<Manifest>> = self
+        let mut retained: Vec<Arc<Manifest>> = self
             .manifests
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        kept.push(Arc::clone(&manifest));
-        let surplus = kept.len().saturating_sub(SNAPSHOTS);
-        kept.drain(..surplus);
+        retained.push(Arc::clone(&manifest));
+        let surplus = retained.len().saturating_sub(SNAPSHOTS_RETAINED);
+        retained.drain(..surplus);
         self.tables.commit(&Commit {
             position: manifest.position,
             manifest: &manifest.to_bytes(),
             chunks,
-            keep_manifests: kept.iter().map(|m| m.position).collect(),
-            keep_chunks: kept
+            retained_manifests: retained.iter().map(|m| m.position).collect(),
+            retained_chunks: retained
                 .iter()
                 .flat_map(|m| m.chunks())
                 .map(|c| c.hash)
@@ -437,7 +437,7 @@ impl Task {
         *self
             .manifests
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = kept;
+            .unwrap_or_else(PoisonError::into_inner) = retained;
         Ok(())
     }
 
@@ -467,9 +467,9 @@ impl Task {
             let Some(payload) = self.writer.payload(*position)? else {
                 continue;
             };
-            let kept = kept_reply(decode_record(*position, &payload)?);
+            let reply = retained_reply(decode_record(*position, &payload)?);
             bytes += payload.len();
-            open.extend(kept);
+            open.extend(reply);
             if bytes >= REPLY_CHUNK_BYTES {
                 bytes = 0;
                 chunks.extend(write_replies(portion, std::mem::take(&mut open))?);
@@ -495,12 +495,12 @@ impl Task {
                 .manifests
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            if manifests.len() < SNAPSHOTS {
+            if manifests.len() < SNAPSHOTS_RETAINED {
                 return Ok(());
             }
             manifests.first().map_or(Position(0), |m| m.position)
         };
-        let position = self.keep_from.map_or(older, |base| base.min(older));
+        let position = self.retain_from.map_or(older, |base| base.min(older));
         self.writer.compact(position)
     }
 }
@@ -516,8 +516,8 @@ impl From<DecodeError> for Unusable {
     }
 }
 
-fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
-    Some(KeptReply {
+fn retained_reply(record: DecidedRequest) -> Option<RetainedReply> {
+    Some(RetainedReply {
         key: record.key?,
         request: essence(&record.request),
         position: record.position,
@@ -529,7 +529,7 @@ fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
 pub(crate) fn read_replies(
     reader: &TablesReader,
     chunk: Hash,
-) -> Result<Vec<KeptReply>, StoreError> {
+) -> Result<Vec<RetainedReply>, StoreError> {
     let bytes = reader.chunk(chunk)?;
     spare_protocol::decode(&bytes).map_err(|error| {
         StoreError::Damaged(Damage {
@@ -542,7 +542,7 @@ pub(crate) fn read_replies(
 
 fn write_replies(
     portion: &mut Portion<'_>,
-    replies: Vec<KeptReply>,
+    replies: Vec<RetainedReply>,
 ) -> Result<Option<ReplyChunk>, StoreError> {
     let (Some(first), Some(last)) = (replies.first(), replies.last()) else {
         return Ok(None);

@@ -97,8 +97,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) position: Position,
     pub(crate) manifest: &'a [u8],
     pub(crate) chunks: Vec<(Hash, Vec<u8>)>,
-    pub(crate) keep_manifests: BTreeSet<Position>,
-    pub(crate) keep_chunks: BTreeSet<Hash>,
+    pub(crate) retained_manifests: BTreeSet<Position>,
+    pub(crate) retained_chunks: BTreeSet<Hash>,
 }
 
 impl Tables {
@@ -234,8 +234,9 @@ impl Tables {
                 chunks.insert(&hash.0, bytes.as_slice())?;
             }
             manifests.insert(commit.position.0, commit.manifest)?;
-            manifests.retain(|position, _| commit.keep_manifests.contains(&Position(position)))?;
-            chunks.retain(|hash, _| commit.keep_chunks.contains(&Hash(*hash)))?;
+            manifests
+                .retain(|position, _| commit.retained_manifests.contains(&Position(position)))?;
+            chunks.retain(|hash, _| commit.retained_chunks.contains(&Hash(*hash)))?;
             Ok(())
         })
     }

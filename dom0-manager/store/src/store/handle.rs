@@ -110,7 +110,7 @@ impl Store {
     }
 
     /// Makes a snapshot of the agreed state at `position`, whose agreed root is `root`; ends in
-    /// [`Event::Snapshot`]. The newest two are kept, and the log above the older one.
+    /// [`Event::Snapshot`]. The newest two are retained, and the log above the older one.
     ///
     /// # Errors
     /// When the snapshotter has stopped.
@@ -136,12 +136,12 @@ impl Store {
         })
     }
 
-    /// The log above `position` is kept, whatever snapshots there are: the oldest base in use.
+    /// The log above `position` is retained, whatever snapshots there are: the oldest base in use.
     ///
     /// # Errors
     /// When the snapshotter has stopped.
-    pub fn keep_from(&self, position: Position) -> Result<(), StoreError> {
-        self.snapshotter.ask(Job::KeepFrom(position))
+    pub fn retain_from(&self, position: Position) -> Result<(), StoreError> {
+        self.snapshotter.ask(Job::RetainFrom(position))
     }
 
     /// Waits until everything handed in to the log is durable.

@@ -83,7 +83,7 @@ impl Resumed {
                 let record = RecordIn::decode(position, &payload)?;
                 let number = numbers.entry(record.id.seat).or_default();
                 *number = (*number).max(record.id.number);
-                if let Some(key) = record.kept_key() {
+                if let Some(key) = record.retry_key() {
                     let request = essence(record.request);
                     self.keys.push((key, request, position, record.time_us));
                 }

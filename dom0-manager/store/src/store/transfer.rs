@@ -171,7 +171,7 @@ fn commit_alone(
         position: manifest.position,
         manifest: &manifest.to_bytes(),
         chunks,
-        keep_manifests: [manifest.position].into(),
-        keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
+        retained_manifests: [manifest.position].into(),
+        retained_chunks: manifest.chunks().map(|c| c.hash).collect(),
     })
 }

@@ -237,7 +237,7 @@ impl Wal {
     }
 }
 
-/// Reads a segment; returns whether anything is in it that is to be kept.
+/// Reads a segment; returns whether any batch is in it.
 fn open_segment(
     disk: &dyn Disk,
     number: u32,

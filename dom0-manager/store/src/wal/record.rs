@@ -62,7 +62,7 @@ impl<'a> RecordIn<'a> {
 
     /// Whether a retry of this request is answered from here. A read that tried to write is ordered again:
     /// only then its key counts.
-    pub(crate) fn kept_key(&self) -> Option<Hash> {
+    pub(crate) fn retry_key(&self) -> Option<Hash> {
         // What the reply is does not matter here.
         let moved = match self.outcome {
             Some(OutcomeIn::WriteInRead) => self.class == Class::Read,

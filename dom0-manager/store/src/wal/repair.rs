@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 impl Wal {
     /// Writes records that were lost to where they belong. A segment is written anew once all that it
     /// lost is here; records that wait for others are returned.
-    pub(crate) fn put_back(
+    pub(crate) fn repair(
         &mut self,
         records: &BTreeMap<Position, Bytes>,
     ) -> Result<Vec<Position>, StoreError> {
@@ -30,7 +30,7 @@ impl Wal {
                 self.begin_segment(segment + 1)?;
             }
             match self.rewrite(segment, records) {
-                // More is damaged than was known: that is to be put back first.
+                // More is damaged than was known: that is to be repaired first.
                 Err(StoreError::Damaged(_)) | Ok(()) => {}
                 Err(other) => return Err(other),
             }

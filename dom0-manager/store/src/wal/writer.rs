@@ -34,8 +34,8 @@ struct Queue {
     /// The log went back to this, since it was last asked.
     went_back: Option<Position>,
     compact: Option<Position>,
-    put_back: BTreeMap<Position, Bytes>,
-    put_back_asked: bool,
+    repairs: BTreeMap<Position, Bytes>,
+    repair_asked: bool,
     closing: bool,
     failed: Option<Arc<StoreError>>,
 }
@@ -46,7 +46,7 @@ impl Queue {
             || !self.records.is_empty()
             || self.state_changed
             || self.compact.is_some()
-            || self.put_back_asked
+            || self.repair_asked
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -323,10 +323,10 @@ impl Writer {
         })
     }
 
-    pub(crate) fn put_back(&self, records: Vec<(Position, Bytes)>) -> Result<(), StoreError> {
+    pub(crate) fn repair(&self, records: Vec<(Position, Bytes)>) -> Result<(), StoreError> {
         self.hand_in(|queue| {
-            queue.put_back.extend(records);
-            queue.put_back_asked = true;
+            queue.repairs.extend(records);
+            queue.repair_asked = true;
             Ok(())
         })
     }
@@ -374,7 +374,7 @@ impl Drop for Writer {
 enum Task {
     Write(Batch),
     Compact(Position),
-    PutBack(BTreeMap<Position, Bytes>),
+    Repair(BTreeMap<Position, Bytes>),
     Close,
 }
 
@@ -391,9 +391,9 @@ fn next_task(shared: &Shared) -> Task {
             queue.is_writing = true;
             return Task::Compact(position);
         }
-        if std::mem::take(&mut queue.put_back_asked) {
+        if std::mem::take(&mut queue.repair_asked) {
             queue.is_writing = true;
-            return Task::PutBack(queue.put_back.clone());
+            return Task::Repair(queue.repairs.clone());
         }
         if queue.closing {
             return Task::Close;
@@ -441,11 +441,11 @@ fn perform(wal: &mut Wal, shared: &Shared, task: Task) -> Result<(), StoreError>
             written(shared, batch);
         }
         Task::Compact(position) => wal.compact(position)?,
-        Task::PutBack(records) => {
-            let waiting = wal.put_back(&records)?;
+        Task::Repair(records) => {
+            let waiting = wal.repair(&records)?;
             let mut queue = shared.lock();
             for position in records.into_keys().filter(|p| !waiting.contains(p)) {
-                queue.put_back.remove(&position);
+                queue.repairs.remove(&position);
             }
         }
         Task::Close => {}
