@@ -2,10 +2,10 @@
 
 use super::close_reason::CloseReason;
 use super::cpg::{Cpg, Event};
+use super::fail_recv::FailRecvConst;
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
-use super::patience::Patience;
 use super::progress::Progress;
 use super::quorum::{
     is_majority_only, is_two_node, since_boot, token, witness_timeout, Prober, Pulse, Reports,
@@ -62,7 +62,7 @@ pub(super) struct Engine {
     complained: BTreeSet<(Peer, String)>,
     changed: Instant,
     progress: Progress,
-    patience: Patience,
+    fail_recv: FailRecvConst,
     /// Corosync took no more.
     refused: bool,
     wake: UnixStream,
@@ -97,7 +97,7 @@ impl Engine {
         let reports = Reports::connect()?;
         let pulse = Arc::new(Pulse::default());
         let prober = Prober::connect(&pulse)?;
-        let patience = Patience::connect()?;
+        let fail_recv = FailRecvConst::connect()?;
         let pause_max = (token() * 3 / 4).max(Duration::from_millis(100));
         let (beat, life) = (Arc::clone(&pulse), Arc::clone(&shared));
         std::thread::Builder::new()
@@ -123,7 +123,7 @@ impl Engine {
             complained: BTreeSet::new(),
             changed: Instant::now(),
             progress: Progress::new(since_boot()),
-            patience,
+            fail_recv,
             refused: false,
             wake,
             deliveries,
@@ -211,13 +211,13 @@ impl Engine {
             Event::Ring(ring) => {
                 self.changed = Instant::now();
                 self.progress.ring(since_boot());
-                self.patience.restore();
+                self.fail_recv.restore();
                 self.membership.ring(ring);
             }
             Event::Message(from, bytes) => {
                 if from == self.own {
                     self.progress.made(since_boot());
-                    self.patience.restore();
+                    self.fail_recv.restore();
                 }
                 match wire::decode(bytes) {
                     Ok(packet) => self.packet(from, packet)?,
@@ -276,7 +276,7 @@ impl Engine {
         number: u64,
         messages: impl FnOnce(&mut Incoming) -> Result<Vec<Bytes>, Torn>,
     ) -> Result<(), CloseReason> {
-        let Some((member, aloud)) = self.membership.sender(from, view) else {
+        let Some((member, is_delivering)) = self.membership.sender(from, view) else {
             return Ok(());
         };
         let incoming = self.incoming.entry(from).or_default();
@@ -285,7 +285,7 @@ impl Engine {
         if from == self.own {
             self.shared.sent(self.outbox.delivered());
         }
-        if aloud {
+        if is_delivering {
             for bytes in messages {
                 self.deliver(Delivery::Message {
                     from: member,
@@ -413,7 +413,7 @@ impl Engine {
             );
         }
         if self.progress.is_stuck(now) {
-            self.patience.shorten();
+            self.fail_recv.lower();
         }
     }
 

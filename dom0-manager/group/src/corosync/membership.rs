@@ -119,7 +119,7 @@ pub(super) struct Membership {
     claimed: Option<Claim>,
     view: Option<View>,
     /// The reader was told of the view, and of no other since: messages are delivered to it.
-    aloud: bool,
+    is_delivering: bool,
     /// What the reader was told last may decide.
     told_primary: bool,
     attempt: u32,
@@ -150,7 +150,7 @@ impl Membership {
             claims: BTreeMap::new(),
             claimed: None,
             view: None,
-            aloud: false,
+            is_delivering: false,
             told_primary: false,
             attempt: 0,
             suspect: false,
@@ -181,7 +181,7 @@ impl Membership {
         self.claims.clear();
         self.claimed = None;
         self.view = None;
-        self.aloud = false;
+        self.is_delivering = false;
         self.effects.push(Effect::Pause);
     }
 
@@ -314,7 +314,7 @@ impl Membership {
             }));
             self.effects.push(Effect::Enter(name));
             self.told_primary = primary;
-            self.aloud = true;
+            self.is_delivering = true;
         }
         self.greatest = count;
         if primary {
@@ -334,7 +334,7 @@ impl Membership {
             return;
         }
         self.told_primary = false;
-        self.aloud = false;
+        self.is_delivering = false;
         self.attempt += 1;
         self.greatest += 1;
         self.effects.push(Effect::Pause);
@@ -358,7 +358,7 @@ impl Membership {
     pub(super) fn sender(&self, from: Peer, view: u64) -> Option<(MemberId, bool)> {
         let current = self.view.as_ref().filter(|v| v.name == view)?;
         let member = current.members.get(&from)?;
-        Some((*member, self.aloud))
+        Some((*member, self.is_delivering))
     }
 }
 

@@ -43,11 +43,11 @@ mod cpg;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod decoders;
 mod engine;
+mod fail_recv;
 mod fragments;
 mod member;
 mod membership;
 mod packing;
-mod patience;
 mod progress;
 mod quorum;
 mod settings;
