@@ -168,7 +168,7 @@ impl Agent {
     /// It is urgent no longer. Does not wait for what was begun before.
     async fn calm(&self, replica: &str) -> Result<(), Fault> {
         let replica = parse_replica(replica)?;
-        self.workers.hypervisor().calm(replica);
+        self.workers.hypervisor().end_realtime(replica);
         Ok(())
     }
 

@@ -68,7 +68,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn create(&self, replica: ReplicaId, image: &str) -> Result<()>;
 
     /// It is urgent no longer: ends the real time that it may have got when it was unpaused. Returns at once.
-    fn calm(&self, _replica: ReplicaId) {}
+    fn end_realtime(&self, _replica: ReplicaId) {}
 
     /// Stops its processor. Pausing a paused replica succeeds.
     fn pause(&self, replica: ReplicaId) -> Result<()>;

@@ -168,14 +168,14 @@ impl Processes {
 
     /// Makes the replica's files and starts it over them.
     fn start_replica(&self, replica: ReplicaId, image: &Tree) -> Result<()> {
-        let used: Vec<PathBuf> = self
+        let in_use: Vec<PathBuf> = self
             .replicas()?
             .into_iter()
             .filter_map(|other| self.files_of(other).tree())
             .collect();
         let files = self.files_of(replica);
         files.begin()?;
-        let tree = self.trees.of(image, &used)?;
+        let tree = self.trees.of(image, &in_use)?;
         loop {
             let overlays = self.overlays.load(Ordering::Relaxed);
             let overlay = files.make(&tree, overlays)?;

@@ -2,9 +2,9 @@
 
 use super::accelerator::Accelerator;
 use super::domain_xml::Guest;
-use super::hurry::Hurry;
 use super::probe::Probe;
 use super::process;
+use super::realtime::Realtime;
 use crate::config::{AcceleratorChoice, Config};
 use crate::console;
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ pub struct Qemu {
     memory_mib_max: u32,
     choice: AcceleratorChoice,
     probe_deadline: Duration,
-    hurry: Hurry,
+    realtime: Realtime,
     /// The answer of the probe; held while it is looked for.
     accelerator: Mutex<Option<Accelerator>>,
     files: StateDir,
@@ -76,7 +76,7 @@ impl Qemu {
             memory_mib_max: config.memory_mib_max,
             choice: config.accelerator(),
             probe_deadline: config.timeouts.probe(),
-            hurry: Hurry::new(config.woken_realtime()),
+            realtime: Realtime::new(config.woken_realtime()),
             accelerator: Mutex::new(None),
             files,
             quarantine,
@@ -293,7 +293,7 @@ impl Hypervisor for Qemu {
     fn unpause(&self, replica: ReplicaId, manager: Option<u32>) -> Result<()> {
         let domain = self.live_domain(replica)?;
         if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
-            self.hurry.begin(guest, manager);
+            self.realtime.begin(guest, manager);
         }
         match domain.resume() {
             Ok(_) => Ok(()),
@@ -302,9 +302,9 @@ impl Hypervisor for Qemu {
         }
     }
 
-    fn calm(&self, replica: ReplicaId) {
+    fn end_realtime(&self, replica: ReplicaId) {
         if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
-            self.hurry.end(guest);
+            self.realtime.end(guest);
         }
     }
 
@@ -403,7 +403,7 @@ impl Hypervisor for Qemu {
 
     fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()> {
         self.live_domain(replica)?;
-        self.calm(replica);
+        self.end_realtime(replica);
         process::set_nice(&self.service.domain_of(replica), nice)
     }
 

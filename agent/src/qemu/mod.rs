@@ -3,9 +3,9 @@
 mod accelerator;
 mod domain_xml;
 mod guests;
-mod hurry;
 mod probe;
 mod process;
+mod realtime;
 
 pub use accelerator::Accelerator;
 pub use domain_xml::Guest;
