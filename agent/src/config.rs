@@ -1,5 +1,6 @@
 //! `agent.toml`.
 
+use crate::error::Error;
 use crate::files::StateDir;
 use crate::names::Service;
 use serde::Deserialize;
@@ -24,6 +25,33 @@ pub enum HypervisorChoice {
     Libvirt,
     /// Ordinary processes, for development and measurements.
     Process,
+}
+
+impl HypervisorChoice {
+    /// libvirt's connection URI, if nothing else is set; none where libvirt is not asked.
+    #[must_use]
+    pub fn libvirt_uri(self) -> Option<&'static str> {
+        match self {
+            HypervisorChoice::Libvirt => Some("qemu:///system"),
+            HypervisorChoice::Process => None,
+        }
+    }
+
+    /// Its name in `agent.toml`.
+    fn name(self) -> &'static str {
+        match self {
+            HypervisorChoice::Libvirt => "libvirt",
+            HypervisorChoice::Process => "process",
+        }
+    }
+
+    /// Keys of `agent.toml` that mean nothing with it.
+    fn foreign_keys(self) -> &'static [&'static str] {
+        match self {
+            HypervisorChoice::Libvirt => &[],
+            HypervisorChoice::Process => &["uri", "accelerator", "woken_realtime_ms"],
+        }
+    }
 }
 
 /// Which accelerator guests get.
@@ -114,7 +142,7 @@ pub struct Config {
     pub images: PathBuf,
     /// The folder for disks, sockets, console logs and the quarantine.
     pub state_dir: PathBuf,
-    /// The accelerator.
+    /// What executes guests' instructions.
     accelerator: Option<AcceleratorChoice>,
     /// Memory of a guest at most.
     #[serde(default = "default_memory_mib_max")]
@@ -130,13 +158,10 @@ pub struct Config {
     /// Whether guests get the second port of test images.
     #[serde(default)]
     pub door: bool,
-    /// Deadlines.
+    /// How long each operation may take.
     #[serde(default)]
     pub timeouts: Timeouts,
 }
-
-/// libvirt's connection URI, if nothing else is set.
-const DEFAULT_URI: &str = "qemu:///system";
 
 fn default_memory_mib_max() -> u32 {
     256
@@ -161,7 +186,7 @@ impl Config {
         checked(path, spare_settings::parse(path, text)?)
     }
 
-    /// The service.
+    /// The service whose replicas this agent may touch.
     #[must_use]
     pub fn service(&self) -> Service {
         // `check` has parsed the same name before anyone gets hold of a `Config`.
@@ -169,13 +194,14 @@ impl Config {
         Service::parse(&self.service).expect("the service's name was checked when it was read")
     }
 
-    /// libvirt's connection URI.
+    /// libvirt's connection URI; empty where libvirt is not asked.
     #[must_use]
     pub fn uri(&self) -> &str {
-        self.uri.as_deref().unwrap_or(DEFAULT_URI)
+        let usual = || self.hypervisor.libvirt_uri().unwrap_or_default();
+        self.uri.as_deref().unwrap_or_else(usual)
     }
 
-    /// The accelerator.
+    /// `auto`, if nothing else is set.
     #[must_use]
     pub fn accelerator(&self) -> AcceleratorChoice {
         self.accelerator.unwrap_or_default()
@@ -188,50 +214,68 @@ impl Config {
     }
 
     /// What serde can't check.
-    fn check(&self) -> Result<(), String> {
-        Service::parse(&self.service).map_err(|e| format!("service: {e}"))?;
+    fn check(&self) -> Result<(), Problem> {
+        Service::parse(&self.service).map_err(Problem::Service)?;
         for (key, path) in [
             ("socket", &self.socket),
             ("images", &self.images),
             ("state_dir", &self.state_dir),
         ] {
             if !path.is_absolute() {
-                return Err(format!(
-                    "{key}: \"{}\" is not an absolute path; write it from /",
-                    path.display()
-                ));
+                return Err(Problem::NotAbsolute(key, path.clone()));
             }
         }
         check_socket_path("socket", &self.socket)?;
         check_socket_path("state_dir", &StateDir::longest_socket(&self.state_dir))?;
-        if self.hypervisor == HypervisorChoice::Process {
-            for (key, is_set) in [
-                ("uri", self.uri.is_some()),
-                ("accelerator", self.accelerator.is_some()),
-                ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
-            ] {
-                if is_set {
-                    return Err(format!(
-                        "{key}: means nothing with hypervisor = \"process\"; remove one of the two"
-                    ));
-                }
+        for (key, is_set) in [
+            ("uri", self.uri.is_some()),
+            ("accelerator", self.accelerator.is_some()),
+            ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
+        ] {
+            if is_set && self.hypervisor.foreign_keys().contains(&key) {
+                return Err(Problem::Foreign(key, self.hypervisor.name()));
             }
         }
         if self.memory_mib_max == 0 {
-            return Err("memory_mib_max: a guest needs memory; write 256".to_owned());
+            return Err(Problem::NoMemory);
         }
         if self.woken_realtime() > Duration::from_millis(WOKEN_REALTIME_MS_MAX) {
-            return Err(format!(
-                "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
-            ));
+            return Err(Problem::RealtimeTooLong);
         }
         if self.timeouts.any_is_zero() {
-            return Err(
-                "timeouts: 0 ms is no time at all; leave the key out for its default".into(),
-            );
+            return Err(Problem::NoTime);
         }
         Ok(())
     }
+}
+
+/// A value that cannot work, with its key and what to write instead.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("service: {0}")]
+    Service(Error),
+    #[error("{0}: \"{path}\" is not an absolute path; write it from /", path = .1.display())]
+    NotAbsolute(&'static str, PathBuf),
+    #[error(
+        "{key}: the path of the Unix socket {} would have {bytes} bytes and may have {SOCKET_PATH_BYTES_MAX}; \
+         choose a shorter folder",
+        path.display()
+    )]
+    SocketPath {
+        key: &'static str,
+        path: PathBuf,
+        bytes: usize,
+    },
+    #[error("{0}: means nothing with hypervisor = \"{1}\"; remove one of the two")]
+    Foreign(&'static str, &'static str),
+    #[error("memory_mib_max: a guest needs memory; write 256")]
+    NoMemory,
+    #[error(
+        "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
+    )]
+    RealtimeTooLong,
+    #[error("timeouts: 0 ms is no time at all; leave the key out for its default")]
+    NoTime,
 }
 
 impl Timeouts {
@@ -248,23 +292,23 @@ impl Timeouts {
 }
 
 /// Refuses a path too long for a Unix socket.
-fn check_socket_path(key: &str, path: &Path) -> Result<(), String> {
+fn check_socket_path(key: &'static str, path: &Path) -> Result<(), Problem> {
     let bytes = path.as_os_str().len();
     if bytes <= SOCKET_PATH_BYTES_MAX {
         return Ok(());
     }
-    Err(format!(
-        "{key}: the path of the Unix socket {} would have {bytes} bytes and may have {SOCKET_PATH_BYTES_MAX}; \
-         choose a shorter folder",
-        path.display()
-    ))
+    Err(Problem::SocketPath {
+        key,
+        path: path.to_owned(),
+        bytes,
+    })
 }
 
 /// Refuses values that cannot work.
 fn checked(path: &Path, config: Config) -> Result<Config, SettingsError> {
     match config.check() {
         Ok(()) => Ok(config),
-        Err(problem) => Err(SettingsError::value(path, problem)),
+        Err(problem) => Err(SettingsError::value(path, problem.to_string())),
     }
 }
 

@@ -67,8 +67,9 @@ fn copy(
     }
 }
 
-/// For [`crate::decoders`]: a console's output that arrives in pieces as it gets into the log, and
+/// For `decoders`: a console's output that arrives in pieces as it gets into the log, and
 /// whether the kernel said that it panicked.
+#[cfg(feature = "fuzzing")]
 pub(crate) fn logged(output: &[u8], piece_bytes: usize) -> (Vec<u8>, bool) {
     let mut search = Search::default();
     let mut panicked = false;

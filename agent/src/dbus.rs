@@ -13,9 +13,9 @@ use std::time::Duration;
 use zbus::object_server::SignalEmitter;
 use zbus::zvariant::OwnedFd;
 
-/// The object's path.
+/// The one object that each connection finds.
 pub const PATH: &str = "/org/spare/Agent1";
-/// The interface's name.
+/// What that object implements; `docs/agent.md` lists its methods.
 pub const INTERFACE: &str = "org.spare.Agent1";
 
 /// An error as it goes over D-Bus: `org.spare.Agent1.Error.VARIANT` with a sentence for a person.
@@ -168,7 +168,7 @@ impl Agent {
     /// It is urgent no longer. Does not wait for what was begun before.
     async fn calm(&self, replica: &str) -> Result<(), Fault> {
         let replica = parse_replica(replica)?;
-        self.workers.hypervisor().calm(replica);
+        self.workers.hypervisor().end_realtime(replica);
         Ok(())
     }
 
@@ -259,7 +259,7 @@ impl Agent {
             .await?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
             .map_err(|e| Error::failed("cannot tell the host's name", e))?;
-        Ok((name.trim().to_owned(), accelerator.name().to_owned()))
+        Ok((name.trim().to_owned(), accelerator.to_owned()))
     }
 
     /// A replica's virtual machine changed its state.

@@ -1,7 +1,7 @@
 //! Every decoder of this crate that is not public otherwise, as a function of what it reads. For
-//! `tests/fuzz`, and for nobody else.
+//! `tests/fuzz`, which turns the feature `fuzzing` on; nothing else may use it.
 
-use crate::hypervisor::Accelerator;
+use crate::qemu::Accelerator;
 
 /// `image.toml`: command line, memory in MiB and virtual processors, if the text is one.
 #[must_use]
@@ -19,5 +19,5 @@ pub fn console(output: &[u8], piece_bytes: usize) -> (Vec<u8>, bool) {
 /// The file in which the outcome of trying out KVM is kept: the answer for `key`.
 #[must_use]
 pub fn accelerator_note(text: &str, key: &str) -> Option<Accelerator> {
-    crate::libvirt::answer_for(text, key)
+    crate::qemu::answer_for(text, key)
 }

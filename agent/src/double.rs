@@ -1,7 +1,7 @@
 //! A hypervisor in memory, for tests of everything above the hypervisor.
 
 use crate::error::{Error, Result};
-use crate::hypervisor::{Accelerator, Hypervisor, State, StateChange, Usage};
+use crate::hypervisor::{Hypervisor, State, StateChange, Usage};
 use crate::states::States;
 use spare_protocol::ReplicaId;
 use std::collections::BTreeMap;
@@ -111,8 +111,8 @@ impl Hypervisor for Double {
         Ok(())
     }
 
-    fn accelerator(&self) -> Result<Accelerator> {
-        Ok(Accelerator::Tcg)
+    fn accelerator(&self) -> Result<&'static str> {
+        Ok("tcg")
     }
 
     fn events(&self) -> broadcast::Receiver<StateChange> {

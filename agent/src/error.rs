@@ -65,9 +65,19 @@ pub enum Error {
         /// What the connection attempt said.
         why: String,
     },
-    /// Anything else: what was tried, on what, and what the system said.
-    #[error("{0}")]
-    Failed(String),
+    /// Anything else.
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+/// Something that the system, libvirt or a program refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct Failure {
+    /// What was tried, on what.
+    pub what: String,
+    /// What was said about it.
+    pub why: String,
 }
 
 /// The result of an operation of the agent.
@@ -76,6 +86,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An [`Error::Failed`] that says what could not be done, and why.
     pub fn failed(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Error {
-        Error::Failed(format!("{what}: {why}"))
+        Error::Failed(Failure {
+            what: what.to_string(),
+            why: why.to_string(),
+        })
     }
 }

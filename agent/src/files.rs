@@ -15,7 +15,6 @@
 //! QEMU runs as a user of its own: it may pass through the folder and open what it was given; it
 //! can't list anything.
 
-use crate::domain_xml::Port;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::names::parse_replica;
@@ -34,7 +33,16 @@ pub const SHIM_PORT: &str = spare_protocol::channel::PORT_NAME;
 /// The second port of test images.
 pub const DOOR_PORT: &str = "org.spare.door.0";
 
-/// The agent's folder.
+/// A guest's port and the Unix socket on the host that it ends in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The name that the guest finds it by.
+    pub name: &'static str,
+    /// Whoever connects here talks to the guest.
+    pub socket: PathBuf,
+}
+
+/// `state_dir` of the configuration.
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
@@ -141,22 +149,10 @@ impl StateDir {
             .ok_or_else(|| Error::NoSuchPort(port.to_owned(), names))
     }
 
-    /// The folder of process replicas, with a folder for each.
+    /// A part of the folder that one hypervisor alone has.
     #[must_use]
-    pub fn processes(&self) -> PathBuf {
-        self.root.join("processes")
-    }
-
-    /// The folder of one process replica.
-    #[must_use]
-    pub fn process(&self, replica: ReplicaId) -> PathBuf {
-        self.processes().join(replica.to_string())
-    }
-
-    /// The folder of unpacked images, for process replicas.
-    #[must_use]
-    pub fn trees(&self) -> PathBuf {
-        self.root.join("roots")
+    pub(crate) fn part(&self, name: &str) -> PathBuf {
+        self.root.join(name)
     }
 
     /// Makes a guest's disk: an empty layer over the image's.

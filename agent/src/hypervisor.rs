@@ -41,9 +41,9 @@ impl fmt::Display for State {
 /// Something happened to a replica's virtual machine, whoever caused it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateChange {
-    /// The replica.
+    /// Whose virtual machine it is.
     pub replica: ReplicaId,
-    /// Its state now.
+    /// Its state after the change.
     pub state: State,
     /// Why, in one word: created, paused, unpaused, io-error, shutdown, crashed, panicked,
     /// destroyed, quarantined, lost.
@@ -59,29 +59,6 @@ pub struct Usage {
     pub memory_kib: u64,
 }
 
-/// How guests' instructions are executed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accelerator {
-    /// By the processor.
-    Kvm,
-    /// By QEMU's translator.
-    Tcg,
-    /// By nothing: replicas are processes of the host.
-    Process,
-}
-
-impl Accelerator {
-    /// The accelerator's name on D-Bus and in the configuration.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Accelerator::Kvm => "kvm",
-            Accelerator::Tcg => "tcg",
-            Accelerator::Process => "process",
-        }
-    }
-}
-
 /// Creates and controls the virtual machines of one service on this host.
 ///
 /// All methods may block for as long as the hypervisor pleases. Operations on one replica are
@@ -91,7 +68,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     fn create(&self, replica: ReplicaId, image: &str) -> Result<()>;
 
     /// It is urgent no longer: ends the real time that it may have got when it was unpaused. Returns at once.
-    fn calm(&self, _replica: ReplicaId) {}
+    fn end_realtime(&self, _replica: ReplicaId) {}
 
     /// Stops its processor. Pausing a paused replica succeeds.
     fn pause(&self, replica: ReplicaId) -> Result<()>;
@@ -116,7 +93,7 @@ pub trait Hypervisor: Send + Sync + 'static {
     /// All replicas of the service that exist on this host, those of earlier runs included.
     fn list(&self) -> Result<Vec<(ReplicaId, State)>>;
 
-    /// What it has used so far.
+    /// Processor time since it was created, and the memory that it holds now.
     fn usage(&self, replica: ReplicaId) -> Result<Usage>;
 
     /// Sets the scheduling priority of its processor, `nice` as in setpriority(2).
@@ -132,8 +109,9 @@ pub trait Hypervisor: Send + Sync + 'static {
         Ok(replicas.len())
     }
 
-    /// How guests run on this host.
-    fn accelerator(&self) -> Result<Accelerator>;
+    /// How guests' instructions are executed on this host, in the word that D-Bus and the manager's status have
+    /// for it.
+    fn accelerator(&self) -> Result<&'static str>;
 
     /// All state changes from now on.
     fn events(&self) -> broadcast::Receiver<StateChange>;

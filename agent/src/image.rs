@@ -122,15 +122,15 @@ impl<'a> Files<'a> {
 /// An image that can be booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its name.
+    /// The name of its folder.
     pub name: String,
-    /// The kernel.
+    /// `vmlinuz`.
     pub kernel: PathBuf,
-    /// The initial RAM disk.
+    /// `initrd`.
     pub initrd: PathBuf,
-    /// The root file system: a raw disk that all replicas share and none writes to.
+    /// `root.img`, the root file system: a raw disk that all replicas share and none writes to.
     pub root: PathBuf,
-    /// The kernel's command line.
+    /// Of the kernel, as `image.toml` has it.
     pub cmdline: String,
     /// The guest's memory in MiB.
     pub memory_mib: u32,
@@ -168,22 +168,22 @@ impl Image {
     }
 }
 
-/// Reads `image.toml`.
 fn read_description(name: &str, path: &Path) -> Result<Description> {
     let bad = |why: String| Error::BadImage {
         name: name.to_owned(),
         why: format!("{}: {why}", path.display()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-    parse_description(&text).map_err(bad)
+    parse_description(&text).map_err(|e| bad(e.message().to_owned()))
 }
 
-/// The description in `text`, or what is wrong with it.
-fn parse_description(text: &str) -> std::result::Result<Description, String> {
-    toml::from_str(text).map_err(|e| e.message().to_owned())
+/// The description in the text of an `image.toml`.
+fn parse_description(text: &str) -> std::result::Result<Description, toml::de::Error> {
+    toml::from_str(text)
 }
 
-/// For [`crate::decoders`]: command line, memory in MiB and virtual processors.
+/// For `decoders`: command line, memory in MiB and virtual processors.
+#[cfg(feature = "fuzzing")]
 pub(crate) fn described(text: &str) -> Option<(String, u32, u32)> {
     let description = parse_description(text).ok()?;
     Some((

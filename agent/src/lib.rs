@@ -15,20 +15,21 @@
 pub mod config;
 pub mod daemon;
 pub mod dbus;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
 pub mod decoders;
-pub mod domain_xml;
 pub mod error;
 pub mod files;
 pub mod hypervisor;
 pub mod image;
-pub mod libvirt;
 pub mod names;
 pub mod processes;
+pub mod qemu;
 pub mod server;
 pub mod workers;
 
 mod console;
-mod hurry;
+mod libvirt;
 mod pids;
 mod quarantine;
 mod states;

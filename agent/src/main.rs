@@ -58,5 +58,5 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!("{count} replicas of {} destroyed", config.service());
         return Ok(());
     }
-    daemon::run(&config, manager)
+    Ok(daemon::run(&config, manager)?)
 }

@@ -80,20 +80,20 @@ impl Quarantine {
 
     /// Removes the oldest complete folders until at most `replicas` of them and `bytes` remain.
     fn trim(&self, replicas: usize, bytes: u64) -> Result<()> {
-        let mut kept: Vec<(PathBuf, u64)> = self
+        let mut complete: Vec<(PathBuf, u64)> = self
             .folders()?
             .into_iter()
             .filter(|folder| !folder.to_string_lossy().ends_with(PARTIAL))
             .map(|folder| (folder.clone(), allocated_bytes(&folder)))
             .collect();
         // The time is what follows the last dash, and sorts as text.
-        kept.sort_by_key(|(folder, _)| {
+        complete.sort_by_key(|(folder, _)| {
             let name = folder.to_string_lossy().into_owned();
             name.rsplit('-').next().unwrap_or_default().to_owned()
         });
-        let mut left = kept.len();
-        let mut total: u64 = kept.iter().map(|(_, bytes)| bytes).sum();
-        for (folder, size) in kept {
+        let mut left = complete.len();
+        let mut total: u64 = complete.iter().map(|(_, bytes)| bytes).sum();
+        for (folder, size) in complete {
             if left <= replicas && total <= bytes {
                 break;
             }

@@ -2,6 +2,7 @@
 
 use crate::dbus::{Agent, PATH};
 use crate::error::{Error, Result};
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::{chown, Uid, User};
 use std::fs::Permissions;
@@ -135,18 +136,26 @@ fn make_way(socket: &Path) -> Result<()> {
     std::fs::remove_file(socket).map_err(|e| Error::failed(what, e))
 }
 
+/// Who may not connect, or cannot be known.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum NotAdmitted {
+    #[error("{0}")]
+    Unknown(Errno),
+    #[error("user {user} of process {process} is neither the manager nor root")]
+    Foreign { user: u32, process: i32 },
+}
+
 /// Checks who is at the other end; the number of the process, if it can be told here.
-fn admit(stream: &UnixStream, manager: Uid) -> std::result::Result<Option<u32>, String> {
-    let peer = getsockopt(stream, PeerCredentials).map_err(|e| e.to_string())?;
+fn admit(stream: &UnixStream, manager: Uid) -> std::result::Result<Option<u32>, NotAdmitted> {
+    let peer = getsockopt(stream, PeerCredentials).map_err(NotAdmitted::Unknown)?;
     if may_connect(Uid::from_raw(peer.uid()), manager) {
         // 0 for a process in another namespace.
         return Ok(u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0));
     }
-    Err(format!(
-        "user {} of process {} is neither the manager nor root",
-        peer.uid(),
-        peer.pid()
-    ))
+    Err(NotAdmitted::Foreign {
+        user: peer.uid(),
+        process: peer.pid(),
+    })
 }
 
 /// Root and the manager may.

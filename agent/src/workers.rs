@@ -35,7 +35,7 @@ pub enum Lane {
 type Call = Box<dyn FnOnce(&dyn Hypervisor) + Send>;
 type Lanes = Arc<Mutex<HashMap<Lane, SyncSender<Call>>>>;
 
-/// The threads.
+/// The threads, made when there is work for them. All clones share them.
 #[derive(Clone)]
 pub struct Workers {
     hypervisor: Arc<dyn Hypervisor>,

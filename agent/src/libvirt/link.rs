@@ -16,7 +16,7 @@ const KEEP_ALIVE_MISSED_MAX: u32 = 3;
 
 /// What libvirt says about a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DomainEvent {
+pub(crate) enum DomainEvent {
     Started,
     Suspended {
         by_io_error: bool,
@@ -31,10 +31,10 @@ pub(super) enum DomainEvent {
 }
 
 /// Is told each event with its domain's name. It must not block: libvirt's event thread calls it.
-pub(super) type Listener = Arc<dyn Fn(&str, DomainEvent) + Send + Sync>;
+pub(crate) type Listener = Arc<dyn Fn(&str, DomainEvent) + Send + Sync>;
 
 /// The connection.
-pub(super) struct Link {
+pub(crate) struct Link {
     uri: String,
     listener: Listener,
     open: Mutex<Option<Open>>,
@@ -47,7 +47,7 @@ struct Open {
 
 impl Link {
     /// A connection to `uri`, not yet opened.
-    pub(super) fn new(uri: &str, listener: Listener) -> Link {
+    pub(crate) fn new(uri: &str, listener: Listener) -> Link {
         start_event_thread();
         Link {
             uri: uri.to_owned(),
@@ -57,7 +57,7 @@ impl Link {
     }
 
     /// The connection, opened if need be.
-    pub(super) fn connect(&self) -> Result<Connect> {
+    pub(crate) fn connect(&self) -> Result<Connect> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(current) = &*open {
             // Asks the library, not the daemon, so it doesn't block.

@@ -23,6 +23,7 @@ use nix::unistd::{chdir, dup2, fork, pivot_root, sethostname, setsid, ForkResult
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::PORTS_VARIABLE;
 use std::ffi::CString;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -37,11 +38,46 @@ const INIT: &str = "/sbin/init";
 /// The sockets in the place of ports get descriptors from here on, the pipes below.
 const PORTS_FROM: RawFd = 20;
 const PIPES_FROM: RawFd = 10;
-/// An overlay cannot be mounted; the agent copies the tree instead.
-pub(super) const NO_OVERLAY: &str = "overlay: ";
+/// What the report of [`StartError::NoOverlay`] begins with.
+const NO_OVERLAY: &str = "overlay: ";
 /// What a replica must not do to the host even if its root tries: load modules, reach the hardware,
 /// replace or stop the kernel, set the clock.
 const CAPABILITIES_DROPPED: [libc::c_ulong; 4] = [16, 17, 22, 25];
+
+/// A replica's first process cannot be started. It goes through the starter's pipe as text.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum StartError {
+    /// An overlay cannot be mounted; the agent copies the tree instead.
+    #[error("{NO_OVERLAY}{0}")]
+    NoOverlay(String),
+    /// What could not be had, and what the system said.
+    #[error("{what}: {why}")]
+    System { what: String, why: String },
+    /// What the starter or the agent says about the other.
+    #[error("{0}")]
+    Starter(String),
+}
+
+impl StartError {
+    fn system(what: impl Display, why: impl Display) -> StartError {
+        StartError::System {
+            what: what.to_string(),
+            why: why.to_string(),
+        }
+    }
+
+    pub(super) fn starter(why: impl Display) -> StartError {
+        StartError::Starter(why.to_string())
+    }
+
+    /// The error whose text came through the pipe.
+    fn reported(text: &str) -> StartError {
+        match text.strip_prefix(NO_OVERLAY) {
+            Some(why) => StartError::NoOverlay(why.to_owned()),
+            None => StartError::starter(text),
+        }
+    }
+}
 
 /// An overlay's parts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -77,9 +113,9 @@ pub fn enter(entry: &str) -> ! {
         std::process::exit(1);
     };
     let outcome = start(entry, &mut report, go);
-    if let Err(text) = outcome {
+    if let Err(error) = outcome {
         // Nobody reads it: then nobody is there who wanted to know.
-        let _ = write!(report, "error {text}");
+        let _ = write!(report, "error {error}");
     }
     std::process::exit(1);
 }
@@ -91,9 +127,9 @@ fn keep(fd: RawFd) -> nix::Result<File> {
     Ok(unsafe { File::from_raw_fd(copy) })
 }
 
-fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), String> {
-    let entry: Entry = toml::from_str(entry).map_err(|e| e.message().to_owned())?;
-    let system = |what: &'static str| move |e: Errno| format!("{what}: {e}");
+fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), StartError> {
+    let entry: Entry = toml::from_str(entry).map_err(|e| StartError::starter(e.message()))?;
+    let system = |what: &'static str| move |e: Errno| StartError::system(what, e);
     setsid().map_err(system("a session of its own"))?;
     // The agent may have a better place than replicas should have. Worse is always allowed.
     // SAFETY: no pointers are involved.
@@ -101,7 +137,7 @@ fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), String> {
     redirect_output(&entry.console)?;
     let ports = listen(&entry.ports)?;
     if let Some(group) = &entry.group {
-        std::fs::write(group, "0").map_err(|e| format!("{}: {e}", group.display()))?;
+        std::fs::write(group, "0").map_err(|e| StartError::system(group.display(), e))?;
     }
     let namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -117,7 +153,7 @@ fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), String> {
     // SAFETY: this program has one thread here.
     match unsafe { fork() }.map_err(system("its first process"))? {
         ForkResult::Parent { child } => {
-            writeln!(report, "pid {child}").map_err(|e| e.to_string())?;
+            writeln!(report, "pid {child}").map_err(StartError::starter)?;
             std::process::exit(0);
         }
         ForkResult::Child => {
@@ -130,30 +166,30 @@ fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), String> {
 }
 
 /// Standard output and error go to the console's log, standard input is empty.
-fn redirect_output(console: &Path) -> Result<(), String> {
-    let explain = |e: std::io::Error| format!("{}: {e}", console.display());
+fn redirect_output(console: &Path) -> Result<(), StartError> {
+    let explain = |e: std::io::Error| StartError::system(console.display(), e);
     let log = File::options()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(console)
         .map_err(explain)?;
-    let nothing = File::open("/dev/null").map_err(|e| format!("/dev/null: {e}"))?;
+    let nothing = File::open("/dev/null").map_err(|e| StartError::system("/dev/null", e))?;
     for (from, to) in [
         (nothing.as_raw_fd(), libc::STDIN_FILENO),
         (log.as_raw_fd(), libc::STDOUT_FILENO),
         (log.as_raw_fd(), libc::STDERR_FILENO),
     ] {
-        dup2(from, to).map_err(|e| format!("its output: {e}"))?;
+        dup2(from, to).map_err(|e| StartError::system("its output", e))?;
     }
     Ok(())
 }
 
 /// Listens at the sockets in the place of ports; returns the text that tells the replica.
-fn listen(ports: &[(String, PathBuf)]) -> Result<String, String> {
+fn listen(ports: &[(String, PathBuf)]) -> Result<String, StartError> {
     let mut told = Vec::new();
     for (name, path) in ports {
-        let explain = |e: std::io::Error| format!("{}: {e}", path.display());
+        let explain = |e: std::io::Error| StartError::system(path.display(), e);
         // Left behind by a start that failed.
         let _ = std::fs::remove_file(path);
         let listener = UnixListener::bind(path).map_err(explain)?;
@@ -168,17 +204,19 @@ fn listen(ports: &[(String, PathBuf)]) -> Result<String, String> {
 }
 
 /// Mounts the overlay, or the copied tree on itself: the new root must be a mount.
-fn mount_root(entry: &Entry) -> Result<(), String> {
+fn mount_root(entry: &Entry) -> Result<(), StartError> {
     let none: Option<&str> = None;
     let Some(overlay) = &entry.overlay else {
         return mount(Some(&entry.root), &entry.root, none, MsFlags::MS_BIND, none)
-            .map_err(|e| format!("its root: {e}"));
+            .map_err(|e| StartError::system("its root", e));
     };
     let parts = [&overlay.lower, &overlay.upper, &overlay.work];
     // These separate the parts of the options.
     let awkward = |part: &&PathBuf| part.to_string_lossy().contains([',', ':', '\\', '"']);
     if parts.iter().any(awkward) {
-        return Err(format!("{NO_OVERLAY}a comma or colon is in a path"));
+        return Err(StartError::NoOverlay(
+            "a comma or colon is in a path".to_owned(),
+        ));
     }
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
@@ -201,19 +239,19 @@ fn mount_root(entry: &Entry) -> Result<(), String> {
             Err(e) => last = e,
         }
     }
-    Err(format!("{NO_OVERLAY}{last}"))
+    Err(StartError::NoOverlay(last.to_string()))
 }
 
 /// In the child: enters the root and becomes the replica's own first program.
-fn become_init(root: &Path, ports: &str) -> Result<(), String> {
-    let system = |what: &'static str| move |e: Errno| format!("{what}: {e}");
+fn become_init(root: &Path, ports: &str) -> Result<(), StartError> {
+    let system = |what: &'static str| move |e: Errno| StartError::system(what, e);
     chdir(root).map_err(system("its root"))?;
     let none: Option<&str> = None;
     for (kind, target, flags) in [
         ("proc", "proc", MsFlags::empty()),
         ("sysfs", "sys", MsFlags::MS_RDONLY),
     ] {
-        std::fs::create_dir_all(target).map_err(|e| format!("{target}: {e}"))?;
+        std::fs::create_dir_all(target).map_err(|e| StartError::system(target, e))?;
         let flags = flags | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some(kind), target, Some(kind), flags, none).map_err(system(kind))?;
     }
@@ -236,32 +274,34 @@ fn become_init(root: &Path, ports: &str) -> Result<(), String> {
         let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
         Errno::result(dropped).map_err(system("its capabilities"))?;
     }
-    let text = |text: String| CString::new(text).map_err(|e| e.to_string());
+    let text = |text: String| CString::new(text).map_err(StartError::starter);
     let program = text(INIT.to_owned())?;
     let environment = [
         text("PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned())?,
         text(format!("{PORTS_VARIABLE}={ports}"))?,
     ];
     let Err(e) = nix::unistd::execve(&program, &[&program], &environment);
-    Err(format!("{INIT}: {e}"))
+    Err(StartError::system(INIT, e))
 }
 
 /// The number in the starter's report, for the agent.
-pub(super) fn read_report(line: &str) -> Result<u32, String> {
+pub(super) fn read_report(line: &str) -> Result<u32, StartError> {
     match line.trim_end().split_once(' ') {
-        Some(("pid", pid)) => pid.parse().map_err(|_| format!("{pid} is no process")),
-        Some(("error", text)) => Err(text.to_owned()),
-        _ => Err("it ended without a word".to_owned()),
+        Some(("pid", pid)) => pid
+            .parse()
+            .map_err(|_| StartError::Starter(format!("{pid} is no process"))),
+        Some(("error", text)) => Err(StartError::reported(text)),
+        _ => Err(StartError::starter("it ended without a word")),
     }
 }
 
 /// What the replica says between "go" and its own first program: nothing, if all is well.
-pub(super) fn read_rest(report: &mut impl Read) -> Result<(), String> {
+pub(super) fn read_rest(report: &mut impl Read) -> Result<(), StartError> {
     let mut text = String::new();
     // Whatever can be read tells more than how reading ended.
     let _ = report.read_to_string(&mut text);
     match text.strip_prefix("error ") {
-        Some(error) => Err(error.to_owned()),
+        Some(error) => Err(StartError::reported(error)),
         None => Ok(()),
     }
 }

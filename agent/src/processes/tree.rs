@@ -19,6 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+/// The part of the agent's folder with a folder for each replica.
+pub(super) const REPLICAS: &str = "processes";
+/// The part of the agent's folder with the unpacked trees.
+pub(super) const TREES: &str = "roots";
 /// Unpacked trees that are kept beside the one in use, for a service that goes back to its last image.
 const SPARE_TREES: usize = 1;
 const UNFINISHED: &str = "unfinished";
@@ -39,8 +43,8 @@ impl Trees {
         }
     }
 
-    /// The tree of `image`, unpacked now if it was not yet. `used` are the trees of running replicas.
-    pub(super) fn of(&self, image: &Tree, used: &[PathBuf]) -> Result<PathBuf> {
+    /// The tree of `image`, unpacked now if it was not yet. `in_use` are the trees of running replicas.
+    pub(super) fn of(&self, image: &Tree, in_use: &[PathBuf]) -> Result<PathBuf> {
         let tree = self.folder.join(&image.content);
         let _one = self
             .unpacking
@@ -58,19 +62,19 @@ impl Trees {
         tar.arg(&image.archive).arg("-C").arg(&partial);
         run(&mut tar, &what)?;
         std::fs::rename(&partial, &tree).map_err(|e| Error::failed(&what, e))?;
-        self.trim(&tree, used);
+        self.trim(&tree, in_use);
         Ok(tree)
     }
 
     /// Removes the oldest trees that nobody uses.
-    fn trim(&self, newest: &Path, used: &[PathBuf]) {
+    fn trim(&self, newest: &Path, in_use: &[PathBuf]) {
         let Ok(entries) = std::fs::read_dir(&self.folder) else {
             return;
         };
         let mut idle: Vec<(i64, PathBuf)> = entries
             .flatten()
             .filter_map(|entry| Some((entry.metadata().ok()?.ctime(), entry.path())))
-            .filter(|(_, tree)| tree != newest && !used.contains(tree))
+            .filter(|(_, tree)| tree != newest && !in_use.contains(tree))
             .collect();
         idle.sort();
         idle.truncate(idle.len().saturating_sub(SPARE_TREES));

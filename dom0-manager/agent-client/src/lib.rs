@@ -1,39 +1,70 @@
 //! The client of the host agent (`org.spare.Agent1`, `docs/agent.md`), for the replica manager and for
 //! tests.
 
-use anyhow::{Context, Result};
-use std::os::fd::OwnedFd;
-use std::path::Path;
-
 mod proxy;
 
 pub use proxy::AgentProxy;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
+
+/// Nobody answers at the agent's socket.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot reach the agent at {}; start it (systemctl start spare-agent, or spare-agent --config FILE), \
+     or set agent.socket: {why}",
+    socket.display()
+)]
+pub struct Unreachable {
+    socket: PathBuf,
+    why: NoAnswer,
+}
+
+/// Why nobody answers.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// Nobody listens at the socket.
+    #[error(transparent)]
+    Socket(#[from] io::Error),
+    /// Whoever listens does not speak as the agent does.
+    #[error(transparent)]
+    Bus(#[from] zbus::Error),
+}
+
+/// A replica's port cannot be had as a stream.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The agent does not open the port, or does not answer.
+    #[error(transparent)]
+    Agent(#[from] zbus::Error),
+    /// The descriptor that it sent is of no use here.
+    #[error(transparent)]
+    Descriptor(#[from] io::Error),
+}
 
 /// Connects to the agent at `socket`.
 ///
 /// # Errors
 /// When nobody answers there; says how to start the agent.
-pub async fn connect(socket: &Path) -> Result<AgentProxy<'static>> {
-    let explain = || {
-        format!(
-            "cannot reach the agent at {}; start it (systemctl start spare-agent, or spare-agent --config FILE), \
-             or set agent.socket",
-            socket.display()
-        )
-    };
-    let stream = tokio::net::UnixStream::connect(socket)
-        .await
-        .with_context(explain)?;
+pub async fn connect(socket: &Path) -> Result<AgentProxy<'static>, Unreachable> {
+    open(socket).await.map_err(|why| Unreachable {
+        socket: socket.to_owned(),
+        why,
+    })
+}
+
+async fn open(socket: &Path) -> Result<AgentProxy<'static>, NoAnswer> {
+    let stream = UnixStream::connect(socket).await?;
     let connection = zbus::connection::Builder::unix_stream(stream)
         .p2p()
         .build()
-        .await
-        .with_context(explain)?;
-    AgentProxy::builder(&connection)
+        .await?;
+    let agent = AgentProxy::builder(&connection)
         .cache_properties(zbus::proxy::CacheProperties::No)
-        .build()
-        .await
-        .with_context(explain)
+        .build();
+    Ok(agent.await?)
 }
 
 /// One port of a replica's VM as a stream.
@@ -44,18 +75,18 @@ pub async fn open_stream(
     agent: &AgentProxy<'_>,
     replica: &str,
     port: &str,
-) -> Result<tokio::net::UnixStream> {
-    stream(agent.open_channel(replica, port).await?)
+) -> Result<UnixStream, StreamError> {
+    Ok(stream(agent.open_channel(replica, port).await?)?)
 }
 
 /// What [`AgentProxy::open_channel`] returns as a stream.
 ///
 /// # Errors
 /// When the runtime cannot take it.
-pub fn stream(fd: zbus::zvariant::OwnedFd) -> Result<tokio::net::UnixStream> {
+pub fn stream(fd: zbus::zvariant::OwnedFd) -> io::Result<UnixStream> {
     let stream = std::os::unix::net::UnixStream::from(OwnedFd::from(fd));
     stream.set_nonblocking(true)?;
-    Ok(tokio::net::UnixStream::from_std(stream)?)
+    UnixStream::from_std(stream)
 }
 
 /// Whether the agent says that there is no such replica: it may have been destroyed already.

@@ -1,4 +1,4 @@
-//! Going on without hosts that are known to be off (DESIGN §3.2).
+//! Going on without hosts that are known to be off (docs/protocol.md#views).
 //!
 //! Two hosts cannot tell a crash from a partition. An engine calls a membership primary when a quorum, perhaps
 //! with a witness, says so. Where it does not, its members may go on all the same once every member that
@@ -15,7 +15,7 @@
 //! them, unless they turned them off, which they would not have survived. Then they are told that they are
 //! *suspended*, and keep what they are in the middle of.
 
-use crate::{Closed, Delivery, GroupChannel, MemberId};
+use crate::channel::{Closed, Delivery, GroupChannel, MemberId};
 use bytes::Bytes;
 use nix::time::{clock_gettime, ClockId};
 use std::collections::{BTreeSet, VecDeque};
@@ -33,17 +33,17 @@ const FENCED_LEASE: Duration = Duration::from_secs(1);
 pub struct Membership {
     /// The engine's name for it; 0 before the first.
     pub ring: u64,
-    /// Who is in it.
+    /// In ascending order.
     pub members: Vec<MemberId>,
-    /// Who is not.
+    /// All other members of the group.
     pub missing: Vec<MemberId>,
-    /// It may decide.
+    /// It may decide: by the engine's quorum, or because all that are missing are off.
     pub primary: bool,
     /// It may not, but neither can others, nor could they since it last did.
     pub suspended: bool,
 }
 
-/// Learns of memberships, and tells who is off.
+/// The end of a guarded group for whoever can tell that hosts are off: it learns of memberships, and tells.
 #[derive(Debug)]
 pub struct Guard {
     memberships: watch::Receiver<Membership>,

@@ -3,7 +3,7 @@
 //!
 //! A lock around the members' queues is the whole ordering: whoever holds it appends to all of them.
 
-use crate::{Closed, Delivery, GroupChannel, MemberId};
+use crate::channel::{Closed, Delivery, GroupChannel, MemberId};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};

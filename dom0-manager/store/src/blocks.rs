@@ -37,13 +37,13 @@ pub(crate) fn leniently<T>(read: impl FnOnce() -> T) -> T {
     read()
 }
 
-/// The file.
+/// A file as the embedded engine sees it: data without numbers and checksums.
 pub(crate) struct Blocks {
     file: Arc<dyn DiskFile>,
     head: Mutex<Head>,
 }
 
-/// Block 0.
+/// Block 0, as it was written last.
 struct Head {
     data: Box<[u8; DATA]>,
     /// Of the writes of this block: the copy with the higher one is the newer one.
@@ -240,19 +240,19 @@ mod tests {
 
     /// A file in memory.
     #[derive(Default)]
-    struct Memory(Mutex<Vec<u8>>);
+    struct MemoryFile(Mutex<Vec<u8>>);
 
-    impl Memory {
+    impl MemoryFile {
         fn bytes(&self) -> MutexGuard<'_, Vec<u8>> {
             self.0.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        fn copy(&self) -> Arc<Memory> {
-            Arc::new(Memory(Mutex::new(self.bytes().clone())))
+        fn copy(&self) -> Arc<MemoryFile> {
+            Arc::new(MemoryFile(Mutex::new(self.bytes().clone())))
         }
     }
 
-    impl DiskFile for Memory {
+    impl DiskFile for MemoryFile {
         fn len(&self) -> io::Result<u64> {
             Ok(self.bytes().len() as u64)
         }
@@ -289,8 +289,8 @@ mod tests {
     }
 
     /// Five blocks, the last of which nothing was written to.
-    fn written() -> (Arc<Memory>, Vec<u8>) {
-        let file = Arc::new(Memory::default());
+    fn written() -> (Arc<MemoryFile>, Vec<u8>) {
+        let file = Arc::new(MemoryFile::default());
         let blocks = Blocks::open(Arc::clone(&file) as _).expect("open");
         blocks.set_len(5 * DATA as u64).expect("length");
         synced(&blocks);

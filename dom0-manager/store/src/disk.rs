@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 /// An open file.
 pub trait DiskFile: Send + Sync {
-    /// Its length in bytes.
+    /// Length in bytes.
     ///
     /// # Errors
     /// The operating system's.
     fn len(&self) -> io::Result<u64>;
-    /// Whether it is empty.
+    /// Whether its length is 0.
     ///
     /// # Errors
     /// The operating system's.

@@ -4,25 +4,30 @@
 
 pub mod agreed_state;
 mod blocks;
+#[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod decoders;
 pub mod disk;
-mod engine;
 mod error;
-mod journal;
-mod keeper;
+mod options;
 pub mod ordered_log;
-mod segment;
+mod replica_notes;
+mod report;
 mod snapshot;
+mod snapshotter;
 mod store;
-mod writer;
+mod tables;
+mod wal;
 
 pub use agreed_state::AgreedState;
-pub use error::{Damage, DamagedPart, StoreError};
+pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
+pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
-pub use segment::{Range, SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
-pub use snapshot::{read_backup, BackupError, ChunkRef, KeptReply, Manifest, ReplyChunk};
-pub use store::{
-    ConvictionNote, DiskUse, Durability, Event, KeyWindow, LoadReply, Options, Pinned, Progress,
-    ReplicaNote, Report, Resumed, Store, SEGMENT_BYTES,
+pub use replica_notes::{ConvictionNote, ReplicaNote};
+pub use report::{Event, Progress, Report};
+pub use snapshot::{
+    read_backup, BackupDamage, BackupError, ChunkRef, Manifest, ReplyChunk, RetainedReply,
 };
+pub use snapshotter::LoadReply;
+pub use store::{DiskUse, Pinned, Resumed, Store};
+pub use wal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};

@@ -25,19 +25,19 @@ pub const RECORD_BYTES_MAX: usize = 18 << 20;
 /// One decided request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRecord {
-    /// Its place in the order.
+    /// The request's place in the total order.
     pub position: Position,
-    /// Read, write or scrub.
+    /// Whether it may change the state: read, write or scrub.
     pub class: Class,
     /// The agreed time, microseconds since the Unix epoch.
     pub time_us: i64,
-    /// The agreed seed.
+    /// What the replicas drew their random numbers from.
     pub seed: [u8; 32],
     /// The request as it was handed to the replicas.
     pub request: Bytes,
-    /// Hash of the normalised reply that was agreed on.
+    /// BLAKE3 of the normalised reply that was agreed on.
     pub reply_hash: Hash,
-    /// Hash of the update that was agreed on; the hash of no bytes for a read.
+    /// BLAKE3 of the update that was agreed on; that of no bytes for a read.
     pub update_hash: Hash,
 }
 
@@ -47,25 +47,25 @@ pub enum LogError {
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The log's file.
         path: PathBuf,
-        /// Why.
+        /// What it said.
         source: std::io::Error,
     },
     /// The file is not an ordered log of a version that is known here.
     #[error("{path}: not an ordered log of version {LOG_VERSION}")]
     NotALog {
-        /// The file.
+        /// The file that was to be read, or gone on with.
         path: PathBuf,
     },
     /// A record is damaged.
     #[error("{path}: the record at byte {offset} is damaged ({what})")]
     Damaged {
-        /// The file.
+        /// The log's file.
         path: PathBuf,
-        /// Where the record begins.
+        /// Where the record begins, in bytes.
         offset: u64,
-        /// What is wrong with it.
+        /// How the damage shows: "checksum", or a length or an encoding that cannot be.
         what: String,
     },
 }

@@ -9,12 +9,14 @@
 //! The last 32 bytes are the BLAKE3 of all before. Numbers are little-endian.
 
 use crate::agreed_state::CHUNK_BYTES_MAX;
-use crate::segment::FORMAT_VERSION;
+use crate::error::{Damage, DamagedPart, StoreError};
+use crate::wal::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position};
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 const MAGIC: &[u8; 8] = b"SPARESNP";
 /// The longest manifest: a state of a tebibyte in chunks of the usual size.
@@ -22,29 +24,29 @@ pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
 /// What a retry is answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptReply {
+pub struct RetainedReply {
     /// What a retry has in common with the request.
     pub key: Hash,
     /// The hash of the request, so that another one with the same key is refused.
     pub request: Hash,
-    /// Its place in the order.
+    /// The request's place in the order.
     pub position: Position,
-    /// Its agreed time.
+    /// The agreed time of the request, microseconds since the Unix epoch: retention counts from it.
     pub time_us: i64,
     /// What came of it; none if it was aborted.
     pub outcome: Option<Outcome>,
 }
 
-/// A chunk, by what it holds.
+/// A chunk as a manifest names it. Chunks with the same content are one, whichever snapshots they are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkRef {
-    /// Its BLAKE3: its name.
+    /// BLAKE3 of its content.
     pub hash: Hash,
-    /// Its length in bytes.
+    /// Length of its content.
     pub bytes: u32,
 }
 
-/// A chunk of kept replies.
+/// A chunk of retained replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyChunk {
     /// The position of the first one.
@@ -53,9 +55,9 @@ pub struct ReplyChunk {
     pub last: Position,
     /// How many replies are in it.
     pub count: u32,
-    /// The newest one's agreed time.
+    /// The greatest agreed time of them, microseconds since the Unix epoch: the chunk goes when it expires.
     pub newest_us: i64,
-    /// Where they are.
+    /// Their encoding.
     pub chunk: ChunkRef,
 }
 
@@ -70,11 +72,11 @@ pub struct Manifest {
     pub root: Option<Hash>,
     /// The newest primary view when it was taken.
     pub view: PrimaryView,
-    /// The record of the position.
+    /// The record of `position`, for the log may be gone up to there.
     pub last: Option<DecidedRequest>,
     /// The greatest request number of each gateway.
     pub numbers: Vec<RequestId>,
-    /// The state: canonical updates of disjoint keys.
+    /// The state as the difference to the image: canonical updates of disjoint keys.
     pub state: Vec<ChunkRef>,
     /// Replies to requests with a key.
     pub replies: Vec<ReplyChunk>,
@@ -100,7 +102,7 @@ impl Manifest {
         spare_protocol::decode(encoded).ok()
     }
 
-    /// All chunks.
+    /// Chunks of the state, then those of replies: the order that a backup has them in.
     pub fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         let replies = self.replies.iter().map(|r| r.chunk);
         self.state.iter().copied().chain(replies)
@@ -119,32 +121,71 @@ impl Manifest {
     }
 }
 
+/// The damage of the snapshot at `position`, whose manifest in the file at `path` does not verify.
+pub(crate) fn damaged_manifest(path: &Path, position: Position) -> Damage {
+    Damage {
+        path: path.to_owned(),
+        part: DamagedPart::Snapshot(position),
+        what: "its manifest does not match its hash".to_owned(),
+    }
+}
+
 /// A backup cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The operating system's word.
+    /// Reading or writing failed.
     #[error("it cannot be read or written: {0}")]
     Io(#[from] io::Error),
-    /// No backup.
+    /// The file begins with other bytes than a backup does.
     #[error("this is no backup of SPARE, or its first bytes are damaged")]
     Foreign,
-    /// Of another version.
+    /// Another release wrote it in a format that this one does not know.
     #[error("the backup's format is version {0}; this program reads version {FORMAT_VERSION}")]
     Version(u32),
-    /// Another image.
+    /// It is a difference to another image than the group runs.
     #[error("the backup belongs to image {found}, this group runs image {expected}")]
     OtherImage {
-        /// The backup's.
+        /// Content id of the image that it belongs to.
         found: Hash,
-        /// The configured one.
+        /// Content id of the image that the group runs.
         expected: Hash,
     },
-    /// Not as it was written.
+    /// Something in it is not as it was written: nothing of it counts.
     #[error("the backup is damaged: {0}; use another copy")]
-    Damaged(String),
-    /// The store's word.
+    Damaged(BackupDamage),
+    /// The store that it is made from, or restored into.
     #[error(transparent)]
-    Store(#[from] crate::StoreError),
+    Store(#[from] StoreError),
+}
+
+// Not by `thiserror`, which would make it the error's source too: then it is told twice.
+impl From<BackupDamage> for BackupError {
+    fn from(damage: BackupDamage) -> BackupError {
+        BackupError::Damaged(damage)
+    }
+}
+
+/// How damage of a backup shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BackupDamage {
+    /// The file is cut short.
+    #[error("it ends in {0}")]
+    Ends(&'static str),
+    /// The manifest's length cannot be right.
+    #[error("its manifest claims {0} bytes")]
+    ManifestLength(usize),
+    /// The manifest is not as it was written.
+    #[error("its manifest does not match its hash")]
+    Manifest,
+    /// A chunk's length cannot be right.
+    #[error("a chunk claims {0} bytes")]
+    ChunkLength(u32),
+    /// A chunk is not the one that the manifest names.
+    #[error("chunk {0} does not match its hash")]
+    Chunk(Hash),
+    /// The file as a whole is not as it was written.
+    #[error("it does not match its hash")]
+    File,
 }
 
 /// Writes, and hashes what it writes.
@@ -162,13 +203,13 @@ impl<W: Write> Hashed<W> {
 
 impl<R: Read> Hashed<R> {
     /// So many bytes. Takes memory for those that are there, not for what a damaged length claims.
-    fn get(&mut self, length: usize, what: &str) -> Result<Vec<u8>, BackupError> {
+    fn get(&mut self, length: usize, what: &'static str) -> Result<Vec<u8>, BackupError> {
         let mut bytes = Vec::new();
         (&mut self.inner)
             .take(length as u64)
             .read_to_end(&mut bytes)?;
         if bytes.len() != length {
-            return Err(BackupError::Damaged(format!("it ends in {what}")));
+            return Err(BackupDamage::Ends(what).into());
         }
         self.hasher.update(&bytes);
         Ok(bytes)
@@ -179,7 +220,7 @@ impl<R: Read> Hashed<R> {
 pub(crate) fn write_backup(
     out: impl Write,
     manifest: &Manifest,
-    mut chunk: impl FnMut(Hash) -> Result<Vec<u8>, crate::StoreError>,
+    mut chunk: impl FnMut(Hash) -> Result<Vec<u8>, StoreError>,
 ) -> Result<(), BackupError> {
     let mut out = Hashed {
         inner: out,
@@ -228,13 +269,10 @@ pub fn read_backup(
     }
     let length = number(12) as usize;
     if length > MANIFEST_BYTES_MAX {
-        return Err(BackupError::Damaged(format!(
-            "its manifest claims {length} bytes"
-        )));
+        return Err(BackupDamage::ManifestLength(length).into());
     }
     let bytes = input.get(length, "its manifest")?;
-    let manifest = Manifest::from_bytes(&bytes)
-        .ok_or_else(|| BackupError::Damaged("its manifest does not match its hash".to_owned()))?;
+    let manifest = Manifest::from_bytes(&bytes).ok_or(BackupDamage::Manifest)?;
     if let Some(expected) = image.filter(|i| *i != manifest.image) {
         return Err(BackupError::OtherImage {
             found: manifest.image,
@@ -243,26 +281,18 @@ pub fn read_backup(
     }
     for reference in manifest.chunks() {
         if reference.bytes as usize > CHUNK_BYTES_MAX {
-            return Err(BackupError::Damaged(format!(
-                "a chunk claims {} bytes",
-                reference.bytes
-            )));
+            return Err(BackupDamage::ChunkLength(reference.bytes).into());
         }
         let chunk = input.get(reference.bytes as usize, "a chunk")?;
         if Hash::of(&chunk) != reference.hash {
-            return Err(BackupError::Damaged(format!(
-                "chunk {} does not match its hash",
-                reference.hash
-            )));
+            return Err(BackupDamage::Chunk(reference.hash).into());
         }
         take(reference, chunk);
     }
     let expected = input.hasher.finalize();
     let hash = input.get(32, "its hash")?;
     if hash != expected.as_bytes() {
-        return Err(BackupError::Damaged(
-            "it does not match its hash".to_owned(),
-        ));
+        return Err(BackupDamage::File.into());
     }
     Ok(manifest)
 }

@@ -4,10 +4,9 @@ use crate::meter::{within, Limit, KIB};
 use crate::shim::CONFIG;
 use spare_agent::config::Config;
 use spare_agent::decoders;
-use spare_agent::domain_xml::Guest;
-use spare_agent::hypervisor::Accelerator;
 use spare_agent::image::Image;
 use spare_agent::names::{check_image_name, parse_replica, Service};
+use spare_agent::qemu::{Accelerator, Guest};
 use spare_protocol::ReplicaId;
 use std::path::Path;
 

@@ -569,7 +569,7 @@ fn store_values() -> Vec<Seed> {
             evidence: Some("0.3-at-7".to_owned()),
         }),
     };
-    let kept = spare_store::KeptReply {
+    let kept = spare_store::RetainedReply {
         key: spare_protocol::Hash::of(b"key"),
         request: spare_protocol::Hash::of(b"request"),
         position: Position(7),

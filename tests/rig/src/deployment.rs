@@ -201,7 +201,7 @@ impl Deployment {
     /// # Errors
     /// When the agent does not answer.
     pub async fn agent(&self) -> Result<AgentProxy<'static>> {
-        spare_agent_client::connect(&self.folder.join("agent.sock")).await
+        Ok(spare_agent_client::connect(&self.folder.join("agent.sock")).await?)
     }
 
     /// Waits until `done` says so of the status; the error has the last status.

@@ -1,17 +1,19 @@
 //! The thread that speaks to Corosync: it alone dispatches and sends.
 
+use super::close_reason::CloseReason;
 use super::cpg::{Cpg, Event};
+use super::fail_recv::FailRecvConst;
 use super::fragments::{Incoming, Torn};
 use super::membership::{Effect, Membership, Peer};
 use super::packing::{cost, Outbox};
-use super::patience::Patience;
 use super::progress::Progress;
 use super::quorum::{
     is_majority_only, is_two_node, since_boot, token, witness_timeout, Prober, Pulse, Reports,
 };
+use super::settings::{JoinError, Settings};
+use super::shared::Shared;
 use super::wire::{self, NoPacket, Packet};
-use super::{JoinError, Settings, Shared};
-use crate::{Delivery, MemberId};
+use crate::channel::{Delivery, MemberId};
 use bytes::Bytes;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use rust_corosync::CsError;
@@ -40,13 +42,7 @@ const WAIT_TOLD_AFTER: Duration = Duration::from_secs(5);
 /// The number of pings that nobody waits for but [`Progress`]; those of [`Membership`] begin with 1.
 const HEARTBEAT: u64 = 0;
 
-/// Why the thread ends.
-type Reason = String;
-
-fn corosync(e: CsError) -> Reason {
-    format!("the connection to Corosync is lost ({e}): is the service corosync still running?")
-}
-
+/// The thread that speaks to Corosync, between two rounds.
 pub(super) struct Engine {
     cpg: Cpg,
     reports: Reports,
@@ -66,7 +62,7 @@ pub(super) struct Engine {
     complained: BTreeSet<(Peer, String)>,
     changed: Instant,
     progress: Progress,
-    patience: Patience,
+    fail_recv: FailRecvConst,
     /// Corosync took no more.
     refused: bool,
     wake: UnixStream,
@@ -101,7 +97,7 @@ impl Engine {
         let reports = Reports::connect()?;
         let pulse = Arc::new(Pulse::default());
         let prober = Prober::connect(&pulse)?;
-        let patience = Patience::connect()?;
+        let fail_recv = FailRecvConst::connect()?;
         let pause_max = (token() * 3 / 4).max(Duration::from_millis(100));
         let (beat, life) = (Arc::clone(&pulse), Arc::clone(&shared));
         std::thread::Builder::new()
@@ -127,7 +123,7 @@ impl Engine {
             complained: BTreeSet::new(),
             changed: Instant::now(),
             progress: Progress::new(since_boot()),
-            patience,
+            fail_recv,
             refused: false,
             wake,
             deliveries,
@@ -140,7 +136,7 @@ impl Engine {
     }
 
     /// Runs until the group is closed, for the reason that is returned.
-    pub(super) fn run(&mut self) -> Reason {
+    pub(super) fn run(&mut self) -> CloseReason {
         loop {
             match self.round() {
                 Ok(()) if self.shared.ended.load(Ordering::SeqCst) => return self.shared.reason(),
@@ -150,13 +146,16 @@ impl Engine {
         }
     }
 
-    fn round(&mut self) -> Result<(), Reason> {
+    fn round(&mut self) -> Result<(), CloseReason> {
         self.check_pulse()?;
-        for report in self.reports.take().map_err(corosync)? {
+        for report in self.reports.take().map_err(CloseReason::ConnectionLost)? {
             self.membership.quorum(report);
             self.react()?;
         }
-        let events = self.cpg.events(EVENTS_MAX).map_err(corosync)?;
+        let events = self
+            .cpg
+            .events(EVENTS_MAX)
+            .map_err(CloseReason::ConnectionLost)?;
         let mut busy = !events.is_empty();
         for event in events {
             self.event(event)?;
@@ -181,9 +180,9 @@ impl Engine {
     }
 
     /// Whether this process and Corosync ran all the time.
-    fn check_pulse(&mut self) -> Result<(), Reason> {
+    fn check_pulse(&mut self) -> Result<(), CloseReason> {
         if self.pulse.lost.load(Ordering::SeqCst) {
-            return Err(corosync(CsError::CsErrLibrary));
+            return Err(CloseReason::ConnectionLost(CsError::CsErrLibrary));
         }
         let gaps = self.pulse.gaps();
         let now = since_boot();
@@ -203,7 +202,7 @@ impl Engine {
         Ok(())
     }
 
-    fn event(&mut self, event: Event) -> Result<(), Reason> {
+    fn event(&mut self, event: Event) -> Result<(), CloseReason> {
         match event {
             Event::Configuration(peers, _) => {
                 self.changed = Instant::now();
@@ -212,18 +211,18 @@ impl Engine {
             Event::Ring(ring) => {
                 self.changed = Instant::now();
                 self.progress.ring(since_boot());
-                self.patience.restore();
+                self.fail_recv.restore();
                 self.membership.ring(ring);
             }
             Event::Message(from, bytes) => {
                 if from == self.own {
                     self.progress.made(since_boot());
-                    self.patience.restore();
+                    self.fail_recv.restore();
                 }
                 match wire::decode(bytes) {
                     Ok(packet) => self.packet(from, packet)?,
                     Err(NoPacket::Malformed) if from == self.own => {
-                        return Err("Corosync delivered other bytes than were sent".into());
+                        return Err(CloseReason::OtherBytes);
                     }
                     Err(e) => self.complain(from, &e.to_string()),
                 }
@@ -232,7 +231,7 @@ impl Engine {
         self.react()
     }
 
-    fn packet(&mut self, from: Peer, packet: Packet) -> Result<(), Reason> {
+    fn packet(&mut self, from: Peer, packet: Packet) -> Result<(), CloseReason> {
         match packet {
             Packet::Claim(claim) => {
                 if self.nodes.get(&from.node) != Some(&claim.member) {
@@ -276,17 +275,17 @@ impl Engine {
         view: u64,
         number: u64,
         messages: impl FnOnce(&mut Incoming) -> Result<Vec<Bytes>, Torn>,
-    ) -> Result<(), Reason> {
-        let Some((member, aloud)) = self.membership.sender(from, view) else {
+    ) -> Result<(), CloseReason> {
+        let Some((member, is_delivering)) = self.membership.sender(from, view) else {
             return Ok(());
         };
         let incoming = self.incoming.entry(from).or_default();
         let messages = incoming.count(number).and_then(|()| messages(incoming));
-        let messages = messages.map_err(|e| format!("packets of member {member} got lost: {e}"))?;
+        let messages = messages.map_err(|why| CloseReason::PacketsLost { member, why })?;
         if from == self.own {
             self.shared.sent(self.outbox.delivered());
         }
-        if aloud {
+        if is_delivering {
             for bytes in messages {
                 self.deliver(Delivery::Message {
                     from: member,
@@ -297,16 +296,14 @@ impl Engine {
         Ok(())
     }
 
-    fn deliver(&mut self, delivery: Delivery) -> Result<(), Reason> {
+    fn deliver(&mut self, delivery: Delivery) -> Result<(), CloseReason> {
         let size = match &delivery {
             Delivery::Message { bytes, .. } => cost(bytes),
             Delivery::View { .. } | Delivery::Suspended { .. } => 0,
         };
         let unread = self.shared.unread.fetch_add(size, Ordering::SeqCst) + size;
         if unread > UNREAD_BYTES_MAX {
-            return Err(format!(
-                "{unread} bytes were delivered and not taken: this manager does not keep up"
-            ));
+            return Err(CloseReason::NotTaken { unread });
         }
         // Fails only when the group was dropped, which ends this thread too.
         let _ = self.deliveries.send(delivery);
@@ -314,7 +311,7 @@ impl Engine {
     }
 
     /// Does what the membership wants done.
-    fn react(&mut self) -> Result<(), Reason> {
+    fn react(&mut self) -> Result<(), CloseReason> {
         for effect in std::mem::take(&mut self.membership.effects) {
             match effect {
                 Effect::Deliver(delivery) => {
@@ -330,14 +327,14 @@ impl Engine {
                 Effect::Enter(view) => self.outbox.enter(view),
                 Effect::Ping(number) => self.urgent.push_back(wire::ping(number)),
                 Effect::Warn(what) => tracing::error!("{what}"),
-                Effect::Close(why) => return Err(why),
+                Effect::Close(why) => return Err(why.into()),
             }
         }
         Ok(())
     }
 
     /// Sends what Corosync takes, up to a limit; returns whether something went out.
-    fn send(&mut self) -> Result<bool, Reason> {
+    fn send(&mut self) -> Result<bool, CloseReason> {
         let mut sent = 0;
         self.refused = false;
         while sent < PACKETS_MAX {
@@ -346,7 +343,7 @@ impl Engine {
             let Some(packet) = urgent.or_else(|| self.outbox.next()) else {
                 break;
             };
-            if !self.cpg.send(packet).map_err(corosync)? {
+            if !self.cpg.send(packet).map_err(CloseReason::ConnectionLost)? {
                 self.refused = true;
                 break;
             }
@@ -369,12 +366,15 @@ impl Engine {
     }
 
     /// Until something comes from Corosync, or is to be sent.
-    fn sleep(&mut self) -> Result<(), Reason> {
+    fn sleep(&mut self) -> Result<(), CloseReason> {
         if !self.shared.may_sleep() {
             return Ok(());
         }
         let (cpg, quorum) = (self.cpg.descriptor(), self.reports.descriptor());
-        let (cpg, quorum) = (cpg.map_err(corosync)?, quorum.map_err(corosync)?);
+        let (cpg, quorum) = (
+            cpg.map_err(CloseReason::ConnectionLost)?,
+            quorum.map_err(CloseReason::ConnectionLost)?,
+        );
         // SAFETY: both belong to connections that this thread alone uses, and that live as long as `self`.
         let (cpg, quorum) =
             unsafe { (BorrowedFd::borrow_raw(cpg), BorrowedFd::borrow_raw(quorum)) };
@@ -413,7 +413,7 @@ impl Engine {
             );
         }
         if self.progress.is_stuck(now) {
-            self.patience.shorten();
+            self.fail_recv.lower();
         }
     }
 

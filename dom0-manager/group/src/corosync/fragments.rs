@@ -8,9 +8,16 @@ use bytes::Bytes;
 
 /// Packets of a sender do not follow one another as it sent them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Torn {
+pub enum Torn {
+    /// One or more are missing, or came twice.
     #[error("packet {found} follows where packet {expected} was expected")]
-    Number { expected: u64, found: u64 },
+    Number {
+        /// The number of the packet that should have come.
+        expected: u64,
+        /// The number of the one that came.
+        found: u64,
+    },
+    /// A part of a long message belongs to another place, or to another message.
     #[error("a part of a message does not fit to what came before it")]
     Part,
 }

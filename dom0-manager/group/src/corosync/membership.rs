@@ -12,7 +12,7 @@
 //! Beside that, what the reader was told: a member that lost its quorum, or was cut off, takes leave of a
 //! view that may decide at once and on its own (`step_down`), and hears nothing more until the next view.
 
-use crate::{Delivery, MemberId};
+use crate::channel::{Delivery, MemberId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -65,10 +65,20 @@ pub(super) struct Quorum {
     pub(super) majority: bool,
 }
 
-/// Something to do.
+/// A view cannot be entered, because its name may have been used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the name {count} of a membership does not exceed {greatest}")]
+pub struct NameNotGreater {
+    /// The count in the name of the view that is to be entered.
+    pub count: u64,
+    /// The greatest that this member was in.
+    pub greatest: u64,
+}
+
+/// What the engine has to do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// For the reader.
+    /// The reader gets this.
     Deliver(Delivery),
     /// Send nothing until the next view.
     Pause,
@@ -78,10 +88,10 @@ pub(super) enum Effect {
     Enter(u64),
     /// Send a ping with this number.
     Ping(u64),
-    /// For the log.
+    /// An operator is told.
     Warn(String),
     /// Something that must never be was seen: the group ends for this member.
-    Close(String),
+    Close(NameNotGreater),
 }
 
 #[derive(Debug)]
@@ -108,8 +118,8 @@ pub(super) struct Membership {
     claims: BTreeMap<Peer, Claim>,
     claimed: Option<Claim>,
     view: Option<View>,
-    /// The reader is in the view.
-    aloud: bool,
+    /// The reader was told of the view, and of no other since: messages are delivered to it.
+    is_delivering: bool,
     /// What the reader was told last may decide.
     told_primary: bool,
     attempt: u32,
@@ -140,7 +150,7 @@ impl Membership {
             claims: BTreeMap::new(),
             claimed: None,
             view: None,
-            aloud: false,
+            is_delivering: false,
             told_primary: false,
             attempt: 0,
             suspect: false,
@@ -171,7 +181,7 @@ impl Membership {
         self.claims.clear();
         self.claimed = None;
         self.view = None;
-        self.aloud = false;
+        self.is_delivering = false;
         self.effects.push(Effect::Pause);
     }
 
@@ -276,10 +286,10 @@ impl Membership {
         let last = self.view.as_ref().map(|v| (v.name >> 16) + 1);
         let count = floor.max(last).unwrap_or_default() + 1;
         if count <= self.greatest {
-            let why = format!(
-                "the name {count} of a membership does not exceed {}",
-                self.greatest
-            );
+            let why = NameNotGreater {
+                count,
+                greatest: self.greatest,
+            };
             return self.effects.push(Effect::Close(why));
         }
         let lowest = seats.first().copied().unwrap_or(self.me);
@@ -304,7 +314,7 @@ impl Membership {
             }));
             self.effects.push(Effect::Enter(name));
             self.told_primary = primary;
-            self.aloud = true;
+            self.is_delivering = true;
         }
         self.greatest = count;
         if primary {
@@ -324,7 +334,7 @@ impl Membership {
             return;
         }
         self.told_primary = false;
-        self.aloud = false;
+        self.is_delivering = false;
         self.attempt += 1;
         self.greatest += 1;
         self.effects.push(Effect::Pause);
@@ -348,7 +358,7 @@ impl Membership {
     pub(super) fn sender(&self, from: Peer, view: u64) -> Option<(MemberId, bool)> {
         let current = self.view.as_ref().filter(|v| v.name == view)?;
         let member = current.members.get(&from)?;
-        Some((*member, self.aloud))
+        Some((*member, self.is_delivering))
     }
 }
 

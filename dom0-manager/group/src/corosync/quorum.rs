@@ -2,7 +2,7 @@
 
 use super::cpg::patiently;
 use super::membership::{Quorum, Ring};
-use crate::MemberId;
+use crate::channel::MemberId;
 use nix::time::{clock_gettime, ClockId};
 use rust_corosync::quorum::{self, Handle, Model1Data, Model1Flags, ModelData, RingId};
 use rust_corosync::{cmap, CsError, DispatchFlags, NodeId, TrackFlags};

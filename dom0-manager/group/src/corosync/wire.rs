@@ -5,7 +5,7 @@
 //! what it does not know it reports.
 
 use super::membership::{Claim, Peer, Ring};
-use crate::MemberId;
+use crate::channel::MemberId;
 use bytes::{Buf, BufMut, Bytes};
 
 /// The version of the format. Another one is not understood.
@@ -40,11 +40,11 @@ pub(super) enum Packet {
         view: u64,
         /// Counts the sender's packets in this membership, from 0.
         number: u64,
-        /// The length of the message.
+        /// The length of the whole message.
         total: u32,
         /// Where in the message it belongs.
         offset: u32,
-        /// The part.
+        /// What of the message begins at `offset`.
         bytes: Bytes,
     },
     /// What a member says when the membership or its quorum changed.

@@ -47,7 +47,7 @@ impl<G: GroupChannel> Seat<G> {
             match store.records_after(after, LOG_RECORDS_MAX, PEER_LOG_BYTES_MAX) {
                 Ok(records) if records.is_empty() => {}
                 Ok(records) => peers.send(from, to, PeerMessage::Log { records }),
-                Err(StoreError::Compacted { kept, .. }) => {
+                Err(StoreError::Compacted { start: kept, .. }) => {
                     tracing::info!(
                         "seat {to} asks for the log above {after}, which begins after {kept}: it needs a snapshot"
                     );
@@ -65,7 +65,7 @@ impl<G: GroupChannel> Seat<G> {
         let store = Arc::clone(&self.memory.store);
         let pending = Arc::clone(&self.shared.pending);
         tokio::task::spawn_blocking(move || {
-            let answer = match store.kept_reply(position) {
+            let answer = match store.retained_reply(position) {
                 Ok(Some(kept)) => Answer::Agreed(position, kept.outcome),
                 Ok(None) => Answer::Forgotten(position),
                 Err(error) => {

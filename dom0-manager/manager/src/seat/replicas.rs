@@ -271,7 +271,7 @@ async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream> {
             async move { agent.open_channel(&name, PORT_NAME).await }
         });
         match opened.await {
-            Ok(stream) => return agent::stream(stream),
+            Ok(stream) => return Ok(agent::stream(stream)?),
             // It was destroyed meanwhile: it comes back no more.
             Err(error) if tries >= CHANNEL_TRIES || agent::is_unknown_replica(&error) => {
                 return Err(explain(error)).context("its channel cannot be opened");

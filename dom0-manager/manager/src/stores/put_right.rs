@@ -54,10 +54,10 @@ impl Opening<'_> {
 fn repair(damaged: &SeatStore, sound: &Store) {
     for damage in &damaged.resumed.damage {
         let done: Result<(), StoreError> = match &damage.part {
-            DamagedPart::Records(range) => put_back_records(damaged, sound, range),
+            DamagedPart::Records(range) => repair_records(damaged, sound, range),
             DamagedPart::Chunk(hash) => sound
                 .chunk(*hash)
-                .and_then(|bytes| damaged.store.put_back_chunk(&bytes)),
+                .and_then(|bytes| damaged.store.repair_chunk(&bytes)),
             DamagedPart::Snapshot(_) | DamagedPart::File => Ok(()),
         };
         if let Err(error) = done {
@@ -71,14 +71,16 @@ fn repair(damaged: &SeatStore, sound: &Store) {
 const PORTION: usize = 256;
 const PORTION_BYTES: usize = 16 << 20;
 
-fn put_back_records(damaged: &SeatStore, sound: &Store, range: &Range) -> Result<(), StoreError> {
+fn repair_records(damaged: &SeatStore, sound: &Store, range: &Range) -> Result<(), StoreError> {
     let mut after = range.first.previous();
     while after < range.last {
         let mut records = sound.records_after(after, PORTION, PORTION_BYTES)?;
         records.retain(|r| r.position <= range.last);
         let Some(last) = records.last() else { break };
         after = last.position;
-        damaged.store.put_back(&records, sound.progress().safe)?;
+        damaged
+            .store
+            .repair_records(&records, sound.progress().safe)?;
     }
     Ok(())
 }

@@ -1,14 +1,16 @@
 //! Opening a store: what is on disk, and what of it can be relied on.
 
-use super::holding::hold;
-use super::{Durability, Event, Options, Report, Resumed, Store};
+use super::handle::Store;
+use super::lock::lock_folder;
+use super::resumed::Resumed;
 use crate::disk::{Disk, Folder};
-use crate::engine::Engine;
-use crate::error::{io_at, Damage, DamagedPart, StoreError};
-use crate::journal::Journal;
-use crate::keeper::Keeper;
-use crate::snapshot::Manifest;
-use crate::writer::Writer;
+use crate::error::{io_at, Damage, StoreError};
+use crate::options::{Durability, Options};
+use crate::report::{Event, Report};
+use crate::snapshot::{damaged_manifest, Manifest};
+use crate::snapshotter::Snapshotter;
+use crate::tables::{self, Tables};
+use crate::wal::{Wal, Writer};
 use spare_protocol::{Hash, Position};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -26,7 +28,7 @@ impl Store {
     ) -> Result<(Store, Resumed), StoreError> {
         let log = folder.join("log");
         std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
-        let lock = hold(folder)?;
+        let lock = lock_folder(folder)?;
         let (state, log) = (Folder::new(folder), Folder::new(&log));
         // The folder itself must be found after a crash.
         state
@@ -43,27 +45,27 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub fn open_on(
-        tables: Arc<dyn Disk>,
+        tables_disk: Arc<dyn Disk>,
         log: Arc<dyn Disk>,
         options: &Options,
         report: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<(Store, Resumed), StoreError> {
         let report: Arc<Report> = Arc::new(report);
         let memory = options.durability == Durability::Memory;
-        let mut journal = Journal::open(log, memory, options.segment_bytes)?;
+        let mut wal = Wal::open(log, memory, options.segment_bytes)?;
         if memory {
             // The log was not durable either, or it would have been refused.
-            remove_tables(tables.as_ref())?;
+            remove_tables(tables_disk.as_ref())?;
         }
         let mut damage = Vec::new();
-        let engine = open_engine(&tables, memory, options.image, &mut damage)?;
-        let manifests = usable_manifests(&engine, &mut damage)?;
+        let tables = open_tables(&tables_disk, memory, options.image, &mut damage)?;
+        let manifests = usable_manifests(&tables, &mut damage)?;
         let base = manifests
             .last()
             .map_or(Position(0), |m: &Arc<Manifest>| m.position);
-        journal.expect_from(base);
-        let reader = journal.reader();
-        let state = journal.state().clone();
+        wal.expect_from(base);
+        let reader = wal.reader();
+        let state = wal.state().clone();
         let mut resumed = Resumed {
             view: state.view,
             safe: state.safe.max(base),
@@ -73,16 +75,16 @@ impl Store {
             ..Resumed::default()
         };
         if let Some(newest) = manifests.last() {
-            resumed.add_snapshot(&engine, newest, &mut damage)?;
+            resumed.add_snapshot(&tables, newest, &mut damage)?;
         }
         resumed.add_log(&reader, base)?;
         resumed.expire(options.window);
         damage.extend(reader.damage());
         resumed.damage = damage;
-        let writer = Arc::new(Writer::start(journal, memory, Arc::clone(&report))?);
-        let (engine, manifests) = (Arc::new(engine), Arc::new(Mutex::new(manifests)));
-        let keeper = Keeper::start(
-            Arc::clone(&engine),
+        let writer = Arc::new(Writer::start(wal, memory, Arc::clone(&report))?);
+        let (tables, manifests) = (Arc::new(tables), Arc::new(Mutex::new(manifests)));
+        let snapshotter = Snapshotter::start(
+            Arc::clone(&tables),
             Arc::clone(&writer),
             Arc::clone(&manifests),
             options.image,
@@ -90,12 +92,12 @@ impl Store {
             report,
         )?;
         let store = Store {
-            keeper,
+            snapshotter,
             writer,
             reader,
-            engine,
+            tables,
             manifests,
-            disk: tables,
+            disk: tables_disk,
             evidence: None,
             _lock: None,
         };
@@ -103,42 +105,33 @@ impl Store {
     }
 }
 
-pub(super) fn damaged_manifest(path: &Path, position: Position) -> StoreError {
-    StoreError::Damaged(Damage {
-        path: path.to_owned(),
-        part: DamagedPart::Snapshot(position),
-        what: "its manifest does not match its hash".to_owned(),
-    })
-}
-
-/// The engine; a damaged file is put aside, and the store begins without what was in it.
-fn open_engine(
+/// The tables; a damaged file is put aside, and the store begins without what was in it.
+fn open_tables(
     disk: &Arc<dyn Disk>,
     memory: bool,
     image: Hash,
     damage: &mut Vec<Damage>,
-) -> Result<Engine, StoreError> {
-    let found = match Engine::open(disk.as_ref(), memory, image) {
+) -> Result<Tables, StoreError> {
+    let found = match Tables::open(disk.as_ref(), memory, image) {
         Err(StoreError::Damaged(found)) => found,
         other => return other,
     };
     let here = disk.path();
-    let aside = format!("{}.damaged", crate::engine::FILE);
-    disk.rename(crate::engine::FILE, &aside)
+    let aside = format!("{}.damaged", tables::FILE);
+    disk.rename(tables::FILE, &aside)
         .and_then(|()| disk.sync_names())
         .map_err(io_at(here, "put the damaged tables aside in"))?;
     damage.push(Damage {
         what: format!("{}; it is kept as {aside}", found.what),
         ..found
     });
-    Engine::open(disk.as_ref(), memory, image)
+    Tables::open(disk.as_ref(), memory, image)
 }
 
 fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
     let names = disk.list().map_err(io_at(disk.path(), "list the folder"))?;
-    let tables =
-        |name: &&String| [crate::engine::FILE, crate::engine::UNVERIFIED].contains(&name.as_str());
-    for name in names.iter().filter(tables) {
+    let is_of_tables = |name: &&String| [tables::FILE, tables::UNVERIFIED].contains(&name.as_str());
+    for name in names.iter().filter(is_of_tables) {
         disk.remove(name)
             .map_err(io_at(disk.path(), "remove the tables in"))?;
     }
@@ -146,18 +139,14 @@ fn remove_tables(disk: &dyn Disk) -> Result<(), StoreError> {
 }
 
 fn usable_manifests(
-    engine: &Engine,
+    tables: &Tables,
     damage: &mut Vec<Damage>,
 ) -> Result<Vec<Arc<Manifest>>, StoreError> {
     let mut manifests = Vec::new();
-    for (position, bytes) in engine.view()?.manifests()? {
+    for (position, bytes) in tables.reader()?.manifests()? {
         match Manifest::from_bytes(&bytes) {
             Some(manifest) if manifest.position == position => manifests.push(Arc::new(manifest)),
-            _ => {
-                if let StoreError::Damaged(found) = damaged_manifest(engine.path(), position) {
-                    damage.push(found);
-                }
-            }
+            _ => damage.push(damaged_manifest(tables.path(), position)),
         }
     }
     Ok(manifests)

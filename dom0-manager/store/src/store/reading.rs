@@ -1,10 +1,10 @@
 //! Reading what was agreed on: records, and what retries are answered with.
 
-use super::Store;
+use super::handle::Store;
 use crate::error::StoreError;
-use crate::journal::decode_record;
-use crate::keeper::read_replies;
-use crate::snapshot::KeptReply;
+use crate::snapshot::RetainedReply;
+use crate::snapshotter::read_replies;
+use crate::wal::decode_record;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::http::essence;
 use spare_protocol::Position;
@@ -13,13 +13,13 @@ impl Store {
     /// The record of `position`, durable or not; none above the last one. Reads the disk.
     ///
     /// # Errors
-    /// When it is damaged, or below what is kept.
+    /// When it is damaged, or below the log's beginning.
     pub fn record(&self, position: Position) -> Result<Option<DecidedRequest>, StoreError> {
-        let (kept, _) = self.reader.bounds();
-        if position <= kept {
+        let (start, _) = self.reader.bounds();
+        if position <= start {
             return Err(StoreError::Compacted {
                 asked: position,
-                kept,
+                start,
             });
         }
         let payload = self.writer.payload(position)?;
@@ -30,7 +30,7 @@ impl Store {
     /// the disk.
     ///
     /// # Errors
-    /// When the first of them is damaged, or below what is kept.
+    /// When the first of them is damaged, or below the log's beginning.
     pub fn records_after(
         &self,
         after: Position,
@@ -59,14 +59,14 @@ impl Store {
     }
 
     /// What a retry of the request at `position` is answered with, from the log or from the newest
-    /// snapshot; none if it is not kept. Reads the disk.
+    /// snapshot; none if it is not retained. Reads the disk.
     ///
     /// # Errors
     /// When it is damaged.
-    pub fn kept_reply(&self, position: Position) -> Result<Option<KeptReply>, StoreError> {
+    pub fn retained_reply(&self, position: Position) -> Result<Option<RetainedReply>, StoreError> {
         match self.record(position) {
             Ok(Some(record)) => {
-                return Ok(record.key.map(|key| KeptReply {
+                return Ok(record.key.map(|key| RetainedReply {
                     key,
                     request: essence(&record.request),
                     position,
@@ -88,7 +88,7 @@ impl Store {
         let Some(chunk) = chunk else {
             return Ok(None);
         };
-        let replies = read_replies(&self.engine.view()?, chunk.chunk.hash)?;
+        let replies = read_replies(&self.tables.reader()?, chunk.chunk.hash)?;
         Ok(replies.into_iter().find(|r| r.position == position))
     }
 }

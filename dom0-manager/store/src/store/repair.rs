@@ -1,8 +1,8 @@
 //! Finding damage, and writing over it what a peer has.
 
-use super::Store;
-use crate::error::{Damage, StoreError};
-use crate::keeper::hashes;
+use super::handle::Store;
+use crate::error::{Damage, Refusal, StoreError};
+use crate::snapshotter::hashes;
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::{Hash, Position};
@@ -16,9 +16,9 @@ impl Store {
         self.reader.scrub()?;
         let mut damage = self.reader.damage();
         let manifests = self.snapshots();
-        let view = self.engine.view()?;
+        let reader = self.tables.reader()?;
         for hash in hashes(&manifests) {
-            match view.chunk(hash) {
+            match reader.chunk(hash) {
                 Ok(_) => {}
                 Err(StoreError::Damaged(found)) => damage.push(found),
                 Err(other) => return Err(other),
@@ -28,15 +28,19 @@ impl Store {
     }
 
     /// Writes records that a peer has over damaged ones; those that are not damaged are left alone. A
-    /// segment is mended once every damaged record of it was handed in; until then they wait in memory.
+    /// segment is repaired once every damaged record of it was handed in; until then they wait in memory.
     ///
     /// Where the damage leaves no checksum to hold a record against, the peer's is taken up to `agreed` alone:
     /// what is safe in the peer's store, and so the same everywhere. Above, the peer may have followed another
-    /// history; what stays damaged there is not put right in this way.
+    /// history; what stays damaged there is not repaired in this way.
     ///
     /// # Errors
     /// When one is not the record that stood there, or the store has stopped.
-    pub fn put_back(&self, records: &[DecidedRequest], agreed: Position) -> Result<(), StoreError> {
+    pub fn repair_records(
+        &self,
+        records: &[DecidedRequest],
+        agreed: Position,
+    ) -> Result<(), StoreError> {
         // No history that goes on is without what is safe here.
         let agreed = agreed.max(self.progress().safe);
         let mut fitting = Vec::new();
@@ -46,21 +50,19 @@ impl Store {
                 fitting.push((record.position, payload));
             }
         }
-        self.writer.put_back(fitting)
+        self.writer.repair(fitting)
     }
 
     /// Writes a chunk that a peer has over a damaged one. Waits for the disk.
     ///
     /// # Errors
     /// When no snapshot has such a chunk, or the disk refuses.
-    pub fn put_back_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn repair_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let hash = Hash::of(bytes);
         if !hashes(&self.snapshots()).contains(&hash) {
-            return Err(StoreError::Refused(format!(
-                "no snapshot here has a chunk {hash}"
-            )));
+            return Err(Refusal::NoSuchChunk(hash).into());
         }
-        self.engine.put_chunk(hash, bytes)
+        self.tables.put_chunk(hash, bytes)
     }
 
     /// A chunk of a snapshot, for a peer whose own is damaged. Reads the disk.
@@ -68,6 +70,6 @@ impl Store {
     /// # Errors
     /// When it is damaged here too, or not there.
     pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
-        self.engine.view()?.chunk(hash)
+        self.tables.reader()?.chunk(hash)
     }
 }

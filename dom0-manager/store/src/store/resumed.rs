@@ -1,11 +1,11 @@
 //! What a store that is opened tells of where the manager ended.
 
-use super::KeyWindow;
-use crate::engine::Engine;
 use crate::error::{Damage, StoreError};
-use crate::journal::{decode_record, Reader, RecordIn};
-use crate::keeper::read_replies;
+use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
+use crate::snapshotter::read_replies;
+use crate::tables::Tables;
+use crate::wal::{decode_record, Reader, RecordIn};
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::http::essence;
 use spare_protocol::{Hash, Position, SeatId};
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 /// What a manager needs to go on where it ended; plain data for the core's `Resume`.
 #[derive(Clone, Debug, Default)]
 pub struct Resumed {
-    /// The newest primary view.
+    /// The newest primary view that is durable.
     pub view: PrimaryView,
     /// The last record; of the newest snapshot, if the log has none above it. None if it is damaged.
     pub last: Option<DecidedRequest>,
@@ -37,7 +37,7 @@ pub struct Resumed {
 impl Resumed {
     pub(super) fn add_snapshot(
         &mut self,
-        engine: &Engine,
+        tables: &Tables,
         newest: &Manifest,
         damage: &mut Vec<Damage>,
     ) -> Result<(), StoreError> {
@@ -47,9 +47,9 @@ impl Resumed {
             // Restored from a backup.
             self.view = newest.view.clone();
         }
-        let view = engine.view()?;
+        let reader = tables.reader()?;
         for chunk in &newest.replies {
-            match read_replies(&view, chunk.chunk.hash) {
+            match read_replies(&reader, chunk.chunk.hash) {
                 Ok(replies) => {
                     let keys = replies
                         .iter()
@@ -83,7 +83,7 @@ impl Resumed {
                 let record = RecordIn::decode(position, &payload)?;
                 let number = numbers.entry(record.id.seat).or_default();
                 *number = (*number).max(record.id.number);
-                if let Some(key) = record.kept_key() {
+                if let Some(key) = record.retry_key() {
                     let request = essence(record.request);
                     self.keys.push((key, request, position, record.time_us));
                 }

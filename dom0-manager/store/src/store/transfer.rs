@@ -1,12 +1,13 @@
 //! Snapshots on their way from one store to another: between hosts, and as backups.
 
-use super::holding::hold;
-use super::opening::damaged_manifest;
-use super::Store;
+use super::handle::Store;
+use super::lock::lock_folder;
 use crate::disk::{Disk, Folder};
-use crate::engine::{Commit, Engine, View};
-use crate::error::{io_at, StoreError};
-use crate::snapshot::{read_backup, write_backup, BackupError, ChunkRef, Manifest};
+use crate::error::{io_at, Refusal, StoreError};
+use crate::snapshot::{
+    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, ChunkRef, Manifest,
+};
+use crate::tables::{Commit, Tables, TablesReader};
 use spare_protocol::Hash;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -17,11 +18,11 @@ const PORTION_BYTES: usize = 16 << 20;
 /// The newest snapshot, whose chunks stay until this is dropped, whatever newer ones there will be.
 pub struct Pinned {
     manifest: Manifest,
-    view: View,
+    reader: TablesReader,
 }
 
 impl Pinned {
-    /// What it consists of.
+    /// Names everything that the snapshot consists of.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
@@ -32,7 +33,7 @@ impl Pinned {
     /// # Errors
     /// When it is damaged, or no chunk of this snapshot.
     pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
-        self.view.chunk(hash)
+        self.reader.chunk(hash)
     }
 }
 
@@ -42,13 +43,13 @@ impl Store {
     /// # Errors
     /// When its manifest is damaged, or the disk refuses.
     pub fn pin(&self) -> Result<Option<Pinned>, StoreError> {
-        let view = self.engine.view()?;
-        let Some((position, bytes)) = view.manifests()?.pop() else {
+        let reader = self.tables.reader()?;
+        let Some((position, bytes)) = reader.manifests()?.pop() else {
             return Ok(None);
         };
         let manifest = Manifest::from_bytes(&bytes)
-            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
-        Ok(Some(Pinned { manifest, view }))
+            .ok_or_else(|| StoreError::Damaged(damaged_manifest(self.tables.path(), position)))?;
+        Ok(Some(Pinned { manifest, reader }))
     }
 
     /// Makes a store in `folder`, which has none, that begins with a snapshot. `chunk` gives its chunks, which
@@ -70,24 +71,23 @@ impl Store {
         }
         let log = folder.join("log");
         std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
-        let _lock = hold(folder)?;
-        let engine = Engine::open(&Folder::new(folder), false, image)?;
+        let _lock = lock_folder(folder)?;
+        let tables = Tables::open(&Folder::new(folder), false, image)?;
         let mut portion = Vec::new();
         let mut bytes = 0;
         for reference in manifest.chunks() {
             let content = chunk(reference)?;
             if Hash::of(&content) != reference.hash {
-                let text = format!("chunk {} does not match its hash", reference.hash);
-                return Err(BackupError::Damaged(text));
+                return Err(BackupDamage::Chunk(reference.hash).into());
             }
             bytes += content.len();
             portion.push((reference.hash, content));
             if bytes >= PORTION_BYTES {
                 bytes = 0;
-                engine.put_chunks(std::mem::take(&mut portion))?;
+                tables.put_chunks(std::mem::take(&mut portion))?;
             }
         }
-        commit_alone(&engine, manifest, portion)?;
+        commit_alone(&tables, manifest, portion)?;
         Ok(())
     }
 
@@ -98,17 +98,14 @@ impl Store {
     /// When there is no snapshot, when a chunk of it is damaged, and when `out` refuses.
     pub fn export_snapshot(&self, out: impl Write) -> Result<Manifest, BackupError> {
         // The tables as they are now: a newer snapshot may remove this one's chunks meanwhile.
-        let view = self.engine.view()?;
-        let newest = view.manifests()?.pop();
+        let reader = self.tables.reader()?;
+        let newest = reader.manifests()?.pop();
         let Some((position, bytes)) = newest else {
-            return Err(StoreError::Refused(
-                "there is no snapshot yet; ask for one first".to_owned(),
-            )
-            .into());
+            return Err(StoreError::from(Refusal::NoSnapshot).into());
         };
         let manifest = Manifest::from_bytes(&bytes)
-            .ok_or_else(|| damaged_manifest(self.engine.path(), position))?;
-        write_backup(out, &manifest, |hash| view.chunk(hash))?;
+            .ok_or_else(|| StoreError::Damaged(damaged_manifest(self.tables.path(), position)))?;
+        write_backup(out, &manifest, |hash| reader.chunk(hash))?;
         Ok(manifest)
     }
 
@@ -124,31 +121,28 @@ impl Store {
     ) -> Result<Manifest, BackupError> {
         let log = folder.join("log");
         std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
-        let _lock = hold(folder)?;
+        let _lock = lock_folder(folder)?;
         let disk = Folder::new(folder);
         let segments = Folder::new(&log).list();
         let segments = segments.map_err(io_at(&log, "list the folder"))?;
         if segments.iter().any(|n| n.ends_with(".seg")) {
-            return Err(StoreError::Refused(format!(
-                "{} has a log already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
+            return Err(not_empty(folder, "log").into());
         }
-        let engine = Engine::open(&disk, false, image)?;
-        if !engine.view()?.manifests()?.is_empty() {
-            return Err(StoreError::Refused(format!(
-                "{} has a snapshot already; a backup is restored into an empty folder",
-                folder.display()
-            ))
-            .into());
+        let tables = Tables::open(&disk, false, image)?;
+        if !tables.reader()?.manifests()?.is_empty() {
+            return Err(not_empty(folder, "snapshot").into());
         }
-        import_into(&engine, image, input)
+        import_into(&tables, image, input)
     }
 }
 
+fn not_empty(folder: &Path, found: &'static str) -> StoreError {
+    let folder = folder.to_owned();
+    Refusal::NotEmpty { folder, found }.into()
+}
+
 /// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
-fn import_into(engine: &Engine, image: Hash, input: impl Read) -> Result<Manifest, BackupError> {
+fn import_into(tables: &Tables, image: Hash, input: impl Read) -> Result<Manifest, BackupError> {
     let mut portion = Vec::new();
     let mut bytes = 0;
     let mut failed = None;
@@ -157,27 +151,27 @@ fn import_into(engine: &Engine, image: Hash, input: impl Read) -> Result<Manifes
         portion.push((reference.hash, chunk));
         if bytes >= PORTION_BYTES && failed.is_none() {
             bytes = 0;
-            failed = engine.put_chunks(std::mem::take(&mut portion)).err();
+            failed = tables.put_chunks(std::mem::take(&mut portion)).err();
         }
     })?;
     if let Some(error) = failed {
         return Err(error.into());
     }
-    commit_alone(engine, &manifest, portion)?;
+    commit_alone(tables, &manifest, portion)?;
     Ok(manifest)
 }
 
 /// A snapshot that is the only one of its store counts from here on; these are the last of its chunks.
 fn commit_alone(
-    engine: &Engine,
+    tables: &Tables,
     manifest: &Manifest,
     chunks: Vec<(Hash, Vec<u8>)>,
 ) -> Result<(), StoreError> {
-    engine.commit(&Commit {
+    tables.commit(&Commit {
         position: manifest.position,
         manifest: &manifest.to_bytes(),
         chunks,
-        keep_manifests: [manifest.position].into(),
-        keep_chunks: manifest.chunks().map(|c| c.hash).collect(),
+        retained_manifests: [manifest.position].into(),
+        retained_chunks: manifest.chunks().map(|c| c.hash).collect(),
     })
 }

@@ -99,13 +99,16 @@ fn honest(opened: &Opened, model: &Model) -> bool {
 /// A peer has everything: afterwards nothing is damaged any more.
 fn put_right(opened: &Opened, model: &Model, peer: &Opened) {
     let agreed = Position(model.end());
-    opened.store.put_back(&model.log, agreed).expect("put back");
+    opened
+        .store
+        .repair_records(&model.log, agreed)
+        .expect("put back");
     opened.store.wait().expect("wait");
     for manifest in peer.store.snapshots() {
         for chunk in manifest.chunks() {
             let bytes = peer.store.chunk(chunk.hash).expect("the peer's is whole");
             // Refused where no snapshot names it.
-            let _ = opened.store.put_back_chunk(&bytes);
+            let _ = opened.store.repair_chunk(&bytes);
         }
     }
     assert_eq!(opened.store.verify().expect("verify"), []);
@@ -242,7 +245,9 @@ fn a_record_of_another_history_is_not_put_back() {
         Some((needed?, opened))
     });
     let (first, opened) = damaged.expect("a segment that is needed");
-    let error = opened.store.put_back(&[record(first.0, 3)], Position(0));
+    let error = opened
+        .store
+        .repair_records(&[record(first.0, 3)], Position(0));
     let text = error.expect_err("another history").to_string();
     assert!(text.contains("is not the one that stood"), "{text}");
 }
@@ -280,7 +285,7 @@ fn where_a_head_is_damaged_only_what_is_agreed_is_put_back() {
         .collect();
     opened
         .store
-        .put_back(&peers, Position(0))
+        .repair_records(&peers, Position(0))
         .expect("put back");
     opened.store.wait().expect("wait");
     assert!(honest(&opened, &model), "another history is served");
@@ -290,7 +295,10 @@ fn where_a_head_is_damaged_only_what_is_agreed_is_put_back() {
     assert!(honest(&opened, &model), "another history is served");
     // The same records once they are agreed on.
     let agreed = Position(model.end());
-    opened.store.put_back(&model.log, agreed).expect("put back");
+    opened
+        .store
+        .repair_records(&model.log, agreed)
+        .expect("put back");
     opened.store.wait().expect("wait");
     drop(opened);
     let opened = open(&left.after_kill()).expect("open");

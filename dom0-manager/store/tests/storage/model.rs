@@ -7,8 +7,8 @@ use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId, ViewId};
 use spare_protocol::update::{RowOp, TableUpdate, Update, Value};
 use spare_protocol::{Class, Hash, Position, SeatId};
 use spare_store::{
-    AgreedState, Durability, Event, KeyWindow, Options, Progress, ReplicaNote, Resumed, Store,
-    StoreError,
+    AgreedState, Durability, Event, KeyWindow, Options, Progress, Refusal, ReplicaNote, Resumed,
+    Store, StoreError,
 };
 use std::sync::mpsc::{channel, Receiver};
 
@@ -187,7 +187,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Everything that was asked for is done, by the keeper too.
+    /// Everything that was asked for is done, by the snapshotter too.
     pub(crate) fn settle(&self) -> Result<(), StoreError> {
         let _ = self.state_at(0);
         self.store.wait()?;
@@ -204,7 +204,7 @@ impl Opened {
         self.store.load(Position(position), 16, move |parts| {
             let _ = sender.send(parts);
         })?;
-        let gone = |_| StoreError::Refused("the keeper stopped".into());
+        let gone = |_| StoreError::from(Refusal::NoMoreSnapshots);
         let mut state = Update::default();
         for part in answer.recv().map_err(gone)?? {
             state.merge(Update::from_bytes(&part).expect("canonical"));

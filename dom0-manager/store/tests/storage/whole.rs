@@ -85,7 +85,10 @@ fn retries_are_answered_from_the_log_and_from_the_snapshot() {
     assert_eq!(resumed.keys.len(), 50);
     assert_eq!(resumed.keys.last().expect("a key").2, Position(400));
     for (key, request, position, _) in resumed.keys {
-        let kept = store.kept_reply(position).expect("whole").expect("kept");
+        let kept = store
+            .retained_reply(position)
+            .expect("whole")
+            .expect("kept");
         let expected = record(position.0, 0);
         assert_eq!((Some(kept.key), kept.request), (expected.key, request));
         assert_eq!((Some(key), kept.outcome), (expected.key, expected.outcome));
@@ -116,9 +119,12 @@ fn replies_below_the_log_are_found_in_the_snapshot() {
         matches!(below, Err(StoreError::Compacted { .. })),
         "{below:?}"
     );
-    let kept = store.kept_reply(Position(4)).expect("whole").expect("kept");
+    let kept = store
+        .retained_reply(Position(4))
+        .expect("whole")
+        .expect("kept");
     assert_eq!(kept.outcome, record(4, 0).outcome);
-    assert_eq!(store.kept_reply(Position(5)).expect("whole"), None);
+    assert_eq!(store.retained_reply(Position(5)).expect("whole"), None);
     std::fs::remove_dir_all(path).expect("remove");
 }
 
@@ -289,7 +295,7 @@ fn the_oldest_base_in_use_is_kept() {
         ..usual(Durability::Disk)
     };
     let (store, _, events) = open(&path, &options);
-    store.keep_from(Position(20)).expect("keep");
+    store.retain_from(Position(20)).expect("keep");
     for position in 1..=200 {
         store.append(&record(position, 0)).expect("append");
         if position % 5 == 0 {
@@ -301,7 +307,7 @@ fn the_oldest_base_in_use_is_kept() {
         store.wait().expect("wait");
     }
     assert!(store.record(Position(21)).expect("kept").is_some());
-    store.keep_from(Position(200)).expect("keep");
+    store.retain_from(Position(200)).expect("keep");
     let (sender, done) = channel();
     store
         .load(Position(200), 10, move |_| sender.send(()).expect("sent"))

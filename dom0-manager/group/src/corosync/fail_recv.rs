@@ -18,22 +18,22 @@ const ROUNDS_DEFAULT: u32 = 2500;
 const ROUNDS_SHORT: u32 = 11;
 
 /// A connection to Corosync's map that is there before it is needed: none is made while a ring is formed.
-pub(super) struct Patience {
+pub(super) struct FailRecvConst {
     map: cmap::Handle,
     /// What to go back to.
     usual: Option<u32>,
 }
 
-impl Patience {
+impl FailRecvConst {
     /// Takes back what an earlier run of this process left.
-    pub(super) fn connect() -> rust_corosync::Result<Patience> {
+    pub(super) fn connect() -> rust_corosync::Result<FailRecvConst> {
         let map = cmap::initialize(cmap::Map::Icmap)?;
-        let mut patience = Patience { map, usual: None };
-        if patience.now()? == ROUNDS_SHORT {
-            patience.usual = Some(ROUNDS_DEFAULT);
-            patience.restore();
+        let mut fail_recv = FailRecvConst { map, usual: None };
+        if fail_recv.now()? == ROUNDS_SHORT {
+            fail_recv.usual = Some(ROUNDS_DEFAULT);
+            fail_recv.restore();
         }
-        Ok(patience)
+        Ok(fail_recv)
     }
 
     fn now(&self) -> rust_corosync::Result<u32> {
@@ -45,7 +45,7 @@ impl Patience {
     }
 
     /// Has Corosync give the ring up after a few more rounds, if messages are missing in it.
-    pub(super) fn shorten(&mut self) {
+    pub(super) fn lower(&mut self) {
         let shortened = self.now().and_then(|usual| {
             self.usual.get_or_insert(usual);
             cmap::set_u32(&self.map, ROUNDS_KEY, ROUNDS_SHORT)

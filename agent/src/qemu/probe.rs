@@ -4,11 +4,12 @@
 //! then hang. So a guest's kernel is booted once, and must come as far as its first user process. The
 //! answer holds for this boot of the host and this kernel, and is remembered in a file.
 
-use super::Libvirt;
-use crate::domain_xml::Guest;
+use super::accelerator::Accelerator;
+use super::domain_xml::Guest;
 use crate::error::{Error, Result};
-use crate::hypervisor::Accelerator;
+use crate::files::StateDir;
 use crate::image::Image;
+use crate::libvirt::{destroy_if_there, Link};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -23,9 +24,19 @@ const CMDLINE: &str = "console=ttyS0 loglevel=7 panic=-1";
 /// Console output kept while looking for [`BOOTED`]; a kernel says far less before that.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
-impl Libvirt {
+/// What the attempt needs.
+pub(super) struct Probe<'a> {
+    /// The name of the domain that tries KVM.
+    pub(super) domain: &'a str,
+    pub(super) link: &'a Link,
+    pub(super) files: &'a StateDir,
+    /// How long the kernel may take to boot.
+    pub(super) deadline: Duration,
+}
+
+impl Probe<'_> {
     /// KVM if a guest with this image's kernel boots under it, else TCG.
-    pub(super) fn probe(&self, image: &Image) -> Result<Accelerator> {
+    pub(super) fn accelerator(&self, image: &Image) -> Result<Accelerator> {
         if std::fs::File::options()
             .read(true)
             .write(true)
@@ -56,12 +67,11 @@ impl Libvirt {
 
     /// Boots the image's kernel under KVM; fails if it does not come up in time.
     fn boots_under_kvm(&self, image: &Image) -> Result<()> {
-        let domain = self.service.probe_domain();
         let connect = self.link.connect()?;
-        super::destroy_if_there(&connect, &domain)?;
+        destroy_if_there(&connect, self.domain)?;
         let console = self.files.probe_socket();
         let xml = Guest {
-            domain: &domain,
+            domain: self.domain,
             image,
             cmdline: CMDLINE,
             accelerator: Accelerator::Kvm,
@@ -72,8 +82,8 @@ impl Libvirt {
         .xml();
         Domain::create_xml(&connect, &xml, 0)
             .map_err(|e| Error::failed("a guest did not start", e.message()))?;
-        let result = wait_for_boot(&console, self.probe_deadline);
-        super::destroy_if_there(&connect, &domain)?;
+        let result = wait_for_boot(&console, self.deadline);
+        destroy_if_there(&connect, self.domain)?;
         // libvirt removes the socket with the domain; if it did not, the next probe replaces it.
         let _ = std::fs::remove_file(&console);
         result

@@ -1,126 +1,27 @@
-//! The durable memory of one seat: its log, its snapshots, and what it knows of its replicas.
-//!
-//! ```text
-//! FOLDER/LOCK            held by the process that has the store open
-//! FOLDER/log/NNNNNNNN.seg  segments of the log (`segment`)
-//! FOLDER/log/synced      what is known to be durable (`journal`)
-//! FOLDER/state.blocks    snapshots, chunks, replicas (`engine`)
-//! FOLDER/evidence/       of convictions, written by the manager
-//! ```
-
-mod holding;
-mod notes;
-mod opening;
-mod reading;
-mod repair;
-mod resumed;
-mod transfer;
-
-pub(crate) use notes::REPLICA_NOTES_MAX;
-pub use notes::{ConvictionNote, ReplicaNote};
-pub use resumed::Resumed;
-pub use transfer::Pinned;
+//! The store of one seat as its manager has it: what is handed in goes to one of two threads, the log's writer
+//! and the snapshotter.
 
 use crate::disk::Disk;
-use crate::engine::Engine;
 use crate::error::StoreError;
-use crate::journal::Reader;
-use crate::keeper::{Job, Keeper, Manifests};
+use crate::report::Progress;
 use crate::snapshot::Manifest;
-use crate::writer::Writer;
+use crate::snapshotter::{Job, Manifests, Snapshotter};
+use crate::tables::{self, Tables};
+use crate::wal::{Reader, Writer};
 use bytes::Bytes;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
+use spare_protocol::group::{DecidedRequest, PrimaryView};
 use spare_protocol::{Hash, Position};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
-/// How long a segment of the log is, unless told otherwise.
-pub const SEGMENT_BYTES: u64 = 64 << 20;
-
-/// Whether a crash of the host may lose what was reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// What is reported is on disk.
-    Disk,
-    /// Nothing is synced, and everything is reported at once: after a stop the store begins empty (only the
-    /// generations of replicas are remembered, if the file still says so).
-    Memory,
-}
-
-/// For how long, and for how many requests, retries are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyWindow {
-    /// In agreed time: microseconds.
-    pub lifetime_us: i64,
-    /// The most that are kept.
-    pub keys_max: usize,
-}
-
-/// What a store is opened with.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// See [`Durability`].
-    pub durability: Durability,
-    /// Content id of the image that snapshots are the difference to.
-    pub image: Hash,
-    /// For retries.
-    pub window: KeyWindow,
-    /// Where a segment of the log ends.
-    pub segment_bytes: u64,
-}
-
-impl Options {
-    /// The usual ones.
-    #[must_use]
-    pub fn new(durability: Durability, image: Hash, window: KeyWindow) -> Options {
-        Options {
-            durability,
-            image,
-            window,
-            segment_bytes: SEGMENT_BYTES,
-        }
-    }
-}
-
-/// Something that happened in the store, told from one of its threads. Not to be blocked.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// [`Store::progress`] has changed, perhaps.
-    Progress,
-    /// The snapshot at this position is durable, and what it made superfluous is gone.
-    Snapshot(Position),
-    /// Something could not be done; everything else goes on.
-    Trouble(StoreError),
-    /// The store stopped: nothing more is written, nothing more is reported. The manager steps aside.
-    Failed(StoreError),
-}
-
-/// Is told of events.
-pub type Report = dyn Fn(Event) + Send + Sync;
-/// Gets the parts of a state.
-pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
-
-/// How far everything is durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// All records up to here, and no truncation that was handed in will remove one of them.
-    pub stored: Position,
-    /// The newest primary view.
-    pub view: ViewId,
-    /// The greatest generation.
-    pub generation: u32,
-    /// The log never goes back below this.
-    pub safe: Position,
-}
-
 /// Bytes on disk, for `spare status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUse {
-    /// The log's segments.
+    /// Segments of the log.
     pub log: u64,
     /// Chunks of state of all snapshots; what they share counts once.
     pub snapshots: u64,
@@ -134,15 +35,15 @@ pub struct DiskUse {
 
 /// The store of one seat. All methods take `&self`, and none but those that say so waits for the disk.
 pub struct Store {
-    // In this order they end: the keeper needs the writer.
-    keeper: Keeper,
-    writer: Arc<Writer>,
-    reader: Reader,
-    engine: Arc<Engine>,
-    manifests: Manifests,
-    disk: Arc<dyn Disk>,
-    evidence: Option<PathBuf>,
-    _lock: Option<Flock<File>>,
+    // In this order they end: the snapshotter needs the writer.
+    pub(super) snapshotter: Snapshotter,
+    pub(super) writer: Arc<Writer>,
+    pub(super) reader: Reader,
+    pub(super) tables: Arc<Tables>,
+    pub(super) manifests: Manifests,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) evidence: Option<PathBuf>,
+    pub(super) _lock: Option<Flock<File>>,
 }
 
 impl Store {
@@ -209,38 +110,38 @@ impl Store {
     }
 
     /// Makes a snapshot of the agreed state at `position`, whose agreed root is `root`; ends in
-    /// [`Event::Snapshot`]. The newest two are kept, and the log above the older one.
+    /// [`Event::Snapshot`]. The newest two are retained, and the log above the older one.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn snapshot(&self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Snapshot { position, root })
+        self.snapshotter.ask(Job::Snapshot { position, root })
     }
 
     /// Hands the agreed state at `upto` to `reply`, in canonical updates of disjoint keys of at most
-    /// `rows_max` rows: what a new replica is loaded with. On the keeper's thread.
+    /// `rows_max` rows: what a new replica is loaded with. On the snapshotter's thread.
     ///
     /// # Errors
-    /// When the keeper has stopped.
+    /// When the snapshotter has stopped.
     pub fn load(
         &self,
         upto: Position,
         rows_max: usize,
         reply: impl FnOnce(Result<Vec<Bytes>, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Load {
+        self.snapshotter.ask(Job::Load {
             upto,
             rows_max,
             reply: Box::new(reply),
         })
     }
 
-    /// The log above `position` is kept, whatever snapshots there are: the oldest base in use.
+    /// The log above `position` is retained, whatever snapshots there are: the oldest base in use.
     ///
     /// # Errors
-    /// When the keeper has stopped.
-    pub fn keep_from(&self, position: Position) -> Result<(), StoreError> {
-        self.keeper.ask(Job::KeepFrom(position))
+    /// When the snapshotter has stopped.
+    pub fn retain_from(&self, position: Position) -> Result<(), StoreError> {
+        self.snapshotter.ask(Job::RetainFrom(position))
     }
 
     /// Waits until everything handed in to the log is durable.
@@ -254,7 +155,7 @@ impl Store {
     /// Whether the store still takes anything.
     ///
     /// # Errors
-    /// Why it does not.
+    /// The failure that it stopped at.
     pub fn check(&self) -> Result<(), StoreError> {
         self.writer.check()
     }
@@ -268,7 +169,7 @@ impl Store {
             .clone()
     }
 
-    fn newest(&self) -> Option<Arc<Manifest>> {
+    pub(super) fn newest(&self) -> Option<Arc<Manifest>> {
         self.snapshots().pop()
     }
 
@@ -282,12 +183,12 @@ impl Store {
             let chunks = manifest.replies.iter().map(|r| r.chunk);
             replies.extend(chunks.map(|c| (c.hash, u64::from(c.bytes))));
         }
-        let tables = self.disk.open(crate::engine::FILE, false);
+        let file = self.disk.open(tables::FILE, false);
         DiskUse {
             log: self.reader.bytes(),
             snapshots: state.values().sum(),
             replies: replies.values().sum(),
-            tables: tables.and_then(|f| f.len()).unwrap_or(0),
+            tables: file.and_then(|f| f.len()).unwrap_or(0),
             evidence: self.evidence.as_deref().map_or(0, bytes_in),
         }
     }

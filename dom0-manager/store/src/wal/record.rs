@@ -1,7 +1,6 @@
 //! A record of the log, decoded.
 
-use crate::error::{Damage, DamagedPart, StoreError};
-use crate::segment::Range;
+use crate::error::{Damage, DamagedPart, Range, StoreError};
 use serde::Deserialize;
 use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::{Class, Hash, Position};
@@ -40,7 +39,7 @@ pub(crate) struct RecordIn<'a> {
     pub(crate) update: &'a [u8],
 }
 
-/// What came of a request.
+/// [`spare_protocol::channel::Outcome`], nothing copied.
 #[derive(Deserialize)]
 pub(crate) enum OutcomeIn<'a> {
     Reply(
@@ -63,7 +62,7 @@ impl<'a> RecordIn<'a> {
 
     /// Whether a retry of this request is answered from here. A read that tried to write is ordered again:
     /// only then its key counts.
-    pub(crate) fn kept_key(&self) -> Option<Hash> {
+    pub(crate) fn retry_key(&self) -> Option<Hash> {
         // What the reply is does not matter here.
         let moved = match self.outcome {
             Some(OutcomeIn::WriteInRead) => self.class == Class::Read,

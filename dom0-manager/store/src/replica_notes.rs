@@ -1,12 +1,9 @@
 //! What is known of the seat's replicas, for later runs.
 
-use super::Store;
-use crate::error::StoreError;
-use crate::keeper::Job;
 use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
 
-/// Replicas whose notes are kept: the newest.
+/// Replicas whose notes are retained: the newest.
 pub(crate) const REPLICA_NOTES_MAX: u32 = 4096;
 /// The longest text in a note.
 pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;
@@ -14,7 +11,7 @@ pub(crate) const NOTE_TEXT_BYTES_MAX: usize = 4096;
 /// What is known of a replica of this seat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaNote {
-    /// Which.
+    /// Tells the replica from all others that this seat had.
     pub generation: u32,
     /// It never executed a request.
     pub clean: bool,
@@ -27,13 +24,13 @@ pub struct ReplicaNote {
 /// Why a replica was convicted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConvictionNote {
-    /// On which request.
+    /// The request on which it was caught.
     pub position: Position,
-    /// When, microseconds since the Unix epoch.
+    /// By this host's clock, microseconds since the Unix epoch.
     pub at_us: i64,
-    /// For operators.
+    /// For operators; cut off after 4096 bytes.
     pub reason: String,
-    /// The folder of the evidence, in `evidence/`.
+    /// Name of the folder below `evidence/` with what it did; none if that was not kept.
     pub evidence: Option<String>,
 }
 
@@ -66,24 +63,4 @@ fn cut_text(text: &mut String) {
         end -= 1;
     }
     text.truncate(end);
-}
-
-impl Store {
-    /// Notes what is known of a replica. Durable soon.
-    ///
-    /// # Errors
-    /// When the keeper has stopped.
-    pub fn note_replica(&self, note: ReplicaNote) -> Result<(), StoreError> {
-        self.keeper.ask(Job::Replica(note))
-    }
-
-    /// What is known of the seat's replicas, ascending. Reads the disk.
-    ///
-    /// # Errors
-    /// When the table cannot be read; a damaged note is left out.
-    pub fn replicas(&self) -> Result<Vec<ReplicaNote>, StoreError> {
-        let all = self.engine.view()?.replicas()?;
-        let notes = all.iter().map(|(_, bytes)| ReplicaNote::from_bytes(bytes));
-        Ok(notes.flatten().collect())
-    }
 }

@@ -1,9 +1,10 @@
 //! Who writes the log: a thread that makes durable, with one sync, whatever was handed in meanwhile.
 
-use crate::error::StoreError;
-use crate::journal::{Group, Journal, Reader};
-use crate::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
-use crate::store::{Event, Progress, Report};
+use super::log::{Batch, Wal};
+use super::reader::Reader;
+use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
+use crate::error::{Refusal, StoreError};
+use crate::report::{Event, Progress, Report};
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::Position;
@@ -22,8 +23,8 @@ struct Queue {
     /// What holds after everything handed in.
     state: SeatState,
     state_changed: bool,
-    /// The group that is being written.
-    writing: Group,
+    /// The batch that is being written.
+    writing: Batch,
     is_writing: bool,
     /// The position of the last record that was handed in.
     end: Position,
@@ -33,8 +34,8 @@ struct Queue {
     /// The log went back to this, since it was last asked.
     went_back: Option<Position>,
     compact: Option<Position>,
-    put_back: BTreeMap<Position, Bytes>,
-    put_back_asked: bool,
+    repairs: BTreeMap<Position, Bytes>,
+    repair_asked: bool,
     closing: bool,
     failed: Option<Arc<StoreError>>,
 }
@@ -45,7 +46,7 @@ impl Queue {
             || !self.records.is_empty()
             || self.state_changed
             || self.compact.is_some()
-            || self.put_back_asked
+            || self.repair_asked
     }
 
     fn check(&self) -> Result<(), StoreError> {
@@ -55,7 +56,7 @@ impl Queue {
         }
     }
 
-    /// Records in a group are written after its truncation, so what it would remove is left out.
+    /// Records in a batch are written after its truncation, so what it would remove is left out.
     fn truncate(&mut self, after: Position) {
         while self.records.back().is_some_and(|(p, _)| *p > after) {
             let dropped = self.records.pop_back();
@@ -71,28 +72,28 @@ impl Queue {
         self.went_back = Some(self.went_back.map_or(after, |before| before.min(after)));
     }
 
-    fn next_group(&mut self) -> Group {
-        let mut group = Group {
+    fn next_batch(&mut self) -> Batch {
+        let mut batch = Batch {
             truncate: self.truncate.take(),
             records: Vec::new(),
             state: self.state.clone(),
         };
         let mut bytes = 0;
-        while group.records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
+        while batch.records.len() < BATCH_RECORDS_MAX && bytes < BATCH_BYTES_MAX {
             let Some((position, payload)) = self.records.pop_front() else {
                 break;
             };
             bytes += payload.len();
-            group.records.push((position, payload));
+            batch.records.push((position, payload));
         }
         self.bytes -= bytes;
         if self.records.is_empty() {
             self.state_changed = false;
         } else {
             // What holds after all records must not be durable before them.
-            group.state = self.durable_state.clone();
+            batch.state = self.durable_state.clone();
         }
-        group
+        batch
     }
 
     /// The record of `position`, if it is not in the index yet: `Some(None)` if it is nowhere.
@@ -127,7 +128,7 @@ impl Shared {
     }
 }
 
-/// The way to the writer.
+/// Hands work to the writer's thread; dropping it ends the thread, after all that was handed in.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     reader: Reader,
@@ -137,16 +138,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn start(
-        journal: Journal,
-        memory: bool,
-        report: Arc<Report>,
-    ) -> Result<Writer, StoreError> {
-        let reader = journal.reader();
+    pub(crate) fn start(wal: Wal, memory: bool, report: Arc<Report>) -> Result<Writer, StoreError> {
+        let reader = wal.reader();
         let (_, end) = reader.bounds();
         let queue = Queue {
-            state: journal.state().clone(),
-            durable_state: journal.state().clone(),
+            state: wal.state().clone(),
+            durable_state: wal.state().clone(),
             end,
             durable: end,
             ..Queue::default()
@@ -159,8 +156,11 @@ impl Writer {
         let (for_thread, events) = (Arc::clone(&shared), Arc::clone(&report));
         let thread = std::thread::Builder::new()
             .name("store-log".to_owned())
-            .spawn(move || run(journal, &for_thread, events.as_ref()))
-            .map_err(|e| StoreError::Refused(format!("no thread for the log's writer: {e}")))?;
+            .spawn(move || run(wal, &for_thread, events.as_ref()))
+            .map_err(|e| Refusal::NoThread {
+                purpose: "the log's writer",
+                why: e.to_string(),
+            })?;
         Ok(Writer {
             shared,
             reader,
@@ -193,17 +193,20 @@ impl Writer {
         let position = record.position;
         let payload = Bytes::from(spare_protocol::encode(record));
         if payload.len() > RECORD_BYTES_MAX {
-            return Err(StoreError::Refused(format!(
-                "the record of position {position} has {} bytes; at most {RECORD_BYTES_MAX} are possible",
-                payload.len()
-            )));
+            return Err(Refusal::TooLong {
+                position,
+                bytes: payload.len(),
+                bytes_max: RECORD_BYTES_MAX,
+            }
+            .into());
         }
         self.hand_in(|queue| {
             if position != queue.end.next() {
-                return Err(StoreError::Refused(format!(
-                    "the record of position {position} cannot follow that of {}",
-                    queue.end
-                )));
+                return Err(Refusal::NotNext {
+                    position,
+                    last: queue.end,
+                }
+                .into());
             }
             queue.bytes += payload.len();
             queue.records.push_back((position, payload));
@@ -215,10 +218,11 @@ impl Writer {
     pub(crate) fn truncate(&self, after: Position) -> Result<(), StoreError> {
         self.hand_in(|queue| {
             if after < queue.state.safe {
-                return Err(StoreError::Refused(format!(
-                    "the log cannot go back to {after}: every member has the records up to {}",
-                    queue.state.safe
-                )));
+                return Err(Refusal::Safe {
+                    after,
+                    safe: queue.state.safe,
+                }
+                .into());
             }
             if after < queue.end {
                 queue.truncate(after);
@@ -260,7 +264,7 @@ impl Writer {
         self.shared.lock().state.clone()
     }
 
-    /// What of it a crash leaves.
+    /// As [`Writer::state`], as far as a crash would leave it.
     pub(crate) fn durable_state(&self) -> SeatState {
         self.shared.lock().durable_state.clone()
     }
@@ -319,10 +323,10 @@ impl Writer {
         })
     }
 
-    pub(crate) fn put_back(&self, records: Vec<(Position, Bytes)>) -> Result<(), StoreError> {
+    pub(crate) fn repair(&self, records: Vec<(Position, Bytes)>) -> Result<(), StoreError> {
         self.hand_in(|queue| {
-            queue.put_back.extend(records);
-            queue.put_back_asked = true;
+            queue.repairs.extend(records);
+            queue.repair_asked = true;
             Ok(())
         })
     }
@@ -368,9 +372,9 @@ impl Drop for Writer {
 
 /// One round of the writer.
 enum Task {
-    Write(Group),
+    Write(Batch),
     Compact(Position),
-    PutBack(BTreeMap<Position, Bytes>),
+    Repair(BTreeMap<Position, Bytes>),
     Close,
 }
 
@@ -378,18 +382,18 @@ fn next_task(shared: &Shared) -> Task {
     let mut queue = shared.lock();
     loop {
         if queue.truncate.is_some() || !queue.records.is_empty() || queue.state_changed {
-            let group = queue.next_group();
-            queue.writing.clone_from(&group);
+            let batch = queue.next_batch();
+            queue.writing.clone_from(&batch);
             queue.is_writing = true;
-            return Task::Write(group);
+            return Task::Write(batch);
         }
         if let Some(position) = queue.compact.take() {
             queue.is_writing = true;
             return Task::Compact(position);
         }
-        if std::mem::take(&mut queue.put_back_asked) {
+        if std::mem::take(&mut queue.repair_asked) {
             queue.is_writing = true;
-            return Task::PutBack(queue.put_back.clone());
+            return Task::Repair(queue.repairs.clone());
         }
         if queue.closing {
             return Task::Close;
@@ -401,25 +405,22 @@ fn next_task(shared: &Shared) -> Task {
     }
 }
 
-fn run(mut journal: Journal, shared: &Shared, report: &Report) {
+fn run(mut wal: Wal, shared: &Shared, report: &Report) {
     loop {
         let task = next_task(shared);
         if matches!(task, Task::Close) {
-            if let Err(error) = journal.close() {
+            if let Err(error) = wal.close() {
                 report(Event::Failed(error));
             }
             return;
         }
         // Whoever waits for the writer must learn that it is no more, whatever happens to it.
-        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut journal, shared, task)));
-        let done = done.unwrap_or_else(|_| {
-            let what = "the log's writer failed (a defect of this program; see its output)";
-            Err(StoreError::Refused(what.to_owned()))
-        });
+        let done = catch_unwind(AssertUnwindSafe(|| perform(&mut wal, shared, task)));
+        let done = done.unwrap_or_else(|_| Err(Refusal::WriterPanicked.into()));
         {
             let mut queue = shared.lock();
             queue.is_writing = false;
-            queue.writing = Group::default();
+            queue.writing = Batch::default();
             if let Err(error) = &done {
                 queue.failed = Some(Arc::new(error.clone()));
             }
@@ -433,18 +434,18 @@ fn run(mut journal: Journal, shared: &Shared, report: &Report) {
     }
 }
 
-fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), StoreError> {
+fn perform(wal: &mut Wal, shared: &Shared, task: Task) -> Result<(), StoreError> {
     match task {
-        Task::Write(group) => {
-            journal.write(&group)?;
-            written(shared, group);
+        Task::Write(batch) => {
+            wal.write(&batch)?;
+            written(shared, batch);
         }
-        Task::Compact(position) => journal.compact(position)?,
-        Task::PutBack(records) => {
-            let waiting = journal.put_back(&records)?;
+        Task::Compact(position) => wal.compact(position)?,
+        Task::Repair(records) => {
+            let waiting = wal.repair(&records)?;
             let mut queue = shared.lock();
             for position in records.into_keys().filter(|p| !waiting.contains(p)) {
-                queue.put_back.remove(&position);
+                queue.repairs.remove(&position);
             }
         }
         Task::Close => {}
@@ -452,11 +453,11 @@ fn perform(journal: &mut Journal, shared: &Shared, task: Task) -> Result<(), Sto
     Ok(())
 }
 
-fn written(shared: &Shared, group: Group) {
+fn written(shared: &Shared, batch: Batch) {
     let mut queue = shared.lock();
-    if let Some((last, _)) = group.records.last() {
+    if let Some((last, _)) = batch.records.last() {
         // Records that are to be removed were removed already, as those mean it who handed that in.
         queue.durable = queue.truncate.map_or(*last, |after| after.min(*last));
     }
-    queue.durable_state = group.state;
+    queue.durable_state = batch.state;
 }

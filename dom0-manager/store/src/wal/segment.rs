@@ -4,7 +4,7 @@
 //! segment = begin begin batch*                    (twice, so that a flipped bit in it costs nothing)
 //! begin   = magic(8) version(u32) flags(u32) number(u64) salt(u64) crc(u32)
 //! batch   = magic(4) head_crc(u32) head_length(u32) body_length(u32) head body
-//! head    = postcard of Head         head_crc: of the salt, the lengths and the head
+//! head    = postcard of BatchHead    head_crc: of the salt, the lengths and the head
 //! body    = the records' encodings, one after the other, each with its CRC in the head
 //! ```
 //! The salt is random, and a batch's magic follows from it: where a head is damaged, the next one is
@@ -19,16 +19,15 @@
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::PrimaryView;
 use spare_protocol::Position;
-use std::fmt;
 
 /// Version of the log's and the snapshots' format.
 pub const FORMAT_VERSION: u32 = 1;
 /// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// Records in one batch.
-pub(crate) const BATCH_RECORDS_MAX: usize = 4096;
+pub(super) const BATCH_RECORDS_MAX: usize = 4096;
 /// A batch takes no further record once it has so many bytes.
-pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
+pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// The longest head: a batch of the most records, and a view of all seats there can be.
 const HEAD_BYTES_MAX: usize = 512 << 10;
 /// The longest body: a batch that was one byte short of being full, and one more record.
@@ -36,43 +35,12 @@ const BODY_BYTES_MAX: usize = BATCH_BYTES_MAX + RECORD_BYTES_MAX;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"SPARESEG";
 /// Length of a segment's first part: the same twice.
-pub(crate) const SEGMENT_HEAD_BYTES: usize = 2 * BEGIN_BYTES;
+pub(super) const SEGMENT_HEAD_BYTES: usize = 2 * BEGIN_BYTES;
 const BEGIN_BYTES: usize = 36;
 /// Length of a batch before its head.
-pub(crate) const BATCH_PREFIX_BYTES: usize = 16;
+pub(super) const BATCH_PREFIX_BYTES: usize = 16;
 /// Written without syncs.
 const FLAG_MEMORY: u32 = 1;
-
-/// Positions from `first` to `last`, both included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The first one.
-    pub first: Position,
-    /// The last one.
-    pub last: Position,
-}
-
-impl Range {
-    /// Whether it contains `position`.
-    #[must_use]
-    pub fn contains(&self, position: Position) -> bool {
-        self.first <= position && position <= self.last
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "the record of position {} is damaged", self.first)
-        } else {
-            write!(
-                f,
-                "the records of positions {} to {} are damaged",
-                self.first, self.last
-            )
-        }
-    }
-}
 
 /// What there is of a seat besides records; stands in every batch, so that the newest batch has it all.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,25 +55,25 @@ pub struct SeatState {
 
 /// Everything about a batch but the records' bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Head {
+pub(super) struct BatchHead {
     /// Counts all batches of the log.
-    pub(crate) number: u64,
+    pub(super) number: u64,
     /// First of all, records above this are removed.
-    pub(crate) truncate: Option<Position>,
+    pub(super) truncate: Option<Position>,
     /// How many numbers it stands for, its own the last of them: one, unless several batches were
     /// repaired into one.
-    pub(crate) covers: u64,
+    pub(super) covers: u64,
     /// Position of the first record here; if there is none, that which the next one would have.
-    pub(crate) first: Position,
+    pub(super) first: Position,
     /// Length and CRC-32 of each record.
-    pub(crate) records: Vec<(u32, u32)>,
+    pub(super) records: Vec<(u32, u32)>,
     /// What holds from here on.
-    pub(crate) state: SeatState,
+    pub(super) state: SeatState,
 }
 
-impl Head {
+impl BatchHead {
     /// The position of the last record once this batch is in the log.
-    pub(crate) fn end(&self) -> Position {
+    pub(super) fn end(&self) -> Position {
         Position(self.first.0.saturating_add(self.records.len() as u64)).previous()
     }
 
@@ -115,7 +83,7 @@ impl Head {
 }
 
 /// CRC-32 of a record: of its position too, so that no record is taken for another.
-pub(crate) fn record_crc(position: Position, payload: &[u8]) -> u32 {
+pub(super) fn record_crc(position: Position, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(&position.0.to_le_bytes());
     hasher.update(payload);
@@ -123,7 +91,7 @@ pub(crate) fn record_crc(position: Position, payload: &[u8]) -> u32 {
 }
 
 /// The first bytes of a segment.
-pub(crate) fn segment_head(number: u64, salt: u64, memory: bool) -> Vec<u8> {
+pub(super) fn segment_head(number: u64, salt: u64, memory: bool) -> Vec<u8> {
     let mut bytes = SEGMENT_MAGIC.to_vec();
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
     let flags = if memory { FLAG_MEMORY } else { 0 };
@@ -138,7 +106,7 @@ pub(crate) fn segment_head(number: u64, salt: u64, memory: bool) -> Vec<u8> {
 
 /// What the first bytes of a segment say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SegmentHead {
+pub(super) enum SegmentHead {
     /// A segment of this version; whether it was written without syncs.
     Known { memory: bool, salt: u64 },
     /// Of another version.
@@ -147,7 +115,7 @@ pub(crate) enum SegmentHead {
     Foreign,
 }
 
-pub(crate) fn read_segment_head(bytes: &[u8], number: u64) -> SegmentHead {
+pub(super) fn read_segment_head(bytes: &[u8], number: u64) -> SegmentHead {
     match read_begin(bytes, number) {
         SegmentHead::Foreign => read_begin(bytes.get(BEGIN_BYTES..).unwrap_or_default(), number),
         known => known,
@@ -176,6 +144,17 @@ fn read_begin(bytes: &[u8], number: u64) -> SegmentHead {
     }
 }
 
+/// The name of a segment's file.
+pub(super) fn segment_name(number: u32) -> String {
+    format!("{number:08}.seg")
+}
+
+/// The number of the segment whose file has this name.
+pub(super) fn segment_number(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(".seg")?;
+    (number.len() == 8).then(|| number.parse().ok()).flatten()
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..at + 4)?;
     Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -198,9 +177,9 @@ fn salted_crc(salt: u64, covered: &[u8]) -> u32 {
 }
 
 /// The bytes of a batch; and where in them its first record begins.
-pub(crate) fn encode_batch<'a>(
+pub(super) fn encode_batch<'a>(
     salt: u64,
-    head: &Head,
+    head: &BatchHead,
     records: impl Iterator<Item = &'a [u8]>,
 ) -> (Vec<u8>, usize) {
     let encoded = spare_protocol::encode(head);
@@ -213,7 +192,7 @@ pub(crate) fn encode_batch<'a>(
 }
 
 /// Appends a batch of this head and this body.
-pub(crate) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
+pub(super) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
     let length = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes();
     bytes.extend_from_slice(&batch_magic(salt));
     let crc_at = bytes.len();
@@ -228,21 +207,22 @@ pub(crate) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
 
 /// A batch in the bytes of a segment.
 #[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) head: Head,
+pub(super) struct FoundBatch {
+    pub(super) head: BatchHead,
     /// Where it begins.
-    pub(crate) begin: usize,
+    pub(super) begin: usize,
     /// Where its first record begins.
-    pub(crate) body: usize,
+    pub(super) body: usize,
     /// Records that are not there, or not as they were written, by their number in the batch.
-    pub(crate) bad: Vec<usize>,
+    pub(super) bad: Vec<usize>,
     /// Where the next batch begins; beyond the segment if this one is not all there.
-    pub(crate) end: usize,
+    pub(super) end: usize,
 }
 
-impl Found {
-    /// Where the record is that is so-many'th in the batch.
-    pub(crate) fn record_bytes(&self, index: usize) -> std::ops::Range<usize> {
+impl FoundBatch {
+    /// Where the record with this number in the batch is: whoever reads the log asks the index.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn record_bytes(&self, index: usize) -> std::ops::Range<usize> {
         let before = self.head.records.iter().take(index);
         let begin = self.body + before.map(|(l, _)| *l as usize).sum::<usize>();
         let length = self.head.records.get(index).map_or(0, |(l, _)| *l as usize);
@@ -252,15 +232,15 @@ impl Found {
 
 /// One piece of a segment.
 #[derive(Clone, Debug)]
-pub(crate) enum Piece {
+pub(super) enum Piece {
     /// A batch whose head is as it was written.
-    Batch(Found),
+    Batch(FoundBatch),
     /// No batch begins in these bytes.
     Junk(std::ops::Range<usize>),
 }
 
 /// Reads a segment's batches. It takes memory for heads that are there, never for what a length claims.
-pub(crate) struct Pieces<'a> {
+pub(super) struct Pieces<'a> {
     bytes: &'a [u8],
     salt: u64,
     magic: [u8; 4],
@@ -269,7 +249,7 @@ pub(crate) struct Pieces<'a> {
 
 impl<'a> Pieces<'a> {
     /// The pieces of a whole segment with its first part.
-    pub(crate) fn new(segment: &'a [u8], salt: u64) -> Pieces<'a> {
+    pub(super) fn new(segment: &'a [u8], salt: u64) -> Pieces<'a> {
         Pieces {
             bytes: segment,
             salt,
@@ -278,7 +258,7 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    fn batch_at(&self, at: usize) -> Option<Found> {
+    fn batch_at(&self, at: usize) -> Option<FoundBatch> {
         let prefix = self.bytes.get(at..at + BATCH_PREFIX_BYTES)?;
         if !prefix.starts_with(&self.magic) {
             return None;
@@ -293,7 +273,7 @@ impl<'a> Pieces<'a> {
         if Some(salted_crc(self.salt, covered)) != u32_at(prefix, 4) {
             return None;
         }
-        let head: Head = spare_protocol::decode(&covered[8..]).ok()?;
+        let head: BatchHead = spare_protocol::decode(&covered[8..]).ok()?;
         let consistent = head.records.len() <= BATCH_RECORDS_MAX
             && head.body_bytes() == body_bytes as u64
             && head.first.0 > 0
@@ -307,7 +287,7 @@ impl<'a> Pieces<'a> {
             return None;
         }
         let bad = self.bad_records(&head, body);
-        Some(Found {
+        Some(FoundBatch {
             head,
             begin: at,
             body,
@@ -316,7 +296,7 @@ impl<'a> Pieces<'a> {
         })
     }
 
-    fn bad_records(&self, head: &Head, body: usize) -> Vec<usize> {
+    fn bad_records(&self, head: &BatchHead, body: usize) -> Vec<usize> {
         let mut bad = Vec::new();
         let mut at = body;
         for (index, (length, crc)) in head.records.iter().enumerate() {
@@ -368,9 +348,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn batch(number: u64, first: u64, records: &[Vec<u8>]) -> (Head, Vec<u8>) {
+    fn batch(number: u64, first: u64, records: &[Vec<u8>]) -> (BatchHead, Vec<u8>) {
         let described = records.iter().zip(first..);
-        let head = Head {
+        let head = BatchHead {
             number,
             truncate: number.is_multiple_of(3).then(|| Position(first - 1)),
             covers: 1,

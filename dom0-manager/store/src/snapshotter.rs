@@ -1,14 +1,16 @@
-//! Who makes snapshots: a thread with the agreed state of its own, so that nobody waits for it. It walks
-//! along the log, cuts the state into chunks, writes those that are new, and lets the log go that is no
+//! Who makes snapshots: a thread with the agreed state of its own, so that nobody waits for it. It replays
+//! the log, cuts the state into chunks, writes those that are new, and lets the log go that is no
 //! longer needed.
 
 use crate::agreed_state::AgreedState;
-use crate::engine::{Commit, Engine, View};
-use crate::error::{Damage, DamagedPart, StoreError};
-use crate::journal::{decode_record, RecordIn};
-use crate::snapshot::{ChunkRef, KeptReply, Manifest, ReplyChunk};
-use crate::store::{Event, KeyWindow, LoadReply, ReplicaNote, Report, REPLICA_NOTES_MAX};
-use crate::writer::Writer;
+use crate::error::{Damage, DamagedPart, Refusal, StoreError};
+use crate::options::KeyWindow;
+use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
+use crate::report::{Event, Report};
+use crate::snapshot::{ChunkRef, Manifest, ReplyChunk, RetainedReply};
+use crate::tables::{Commit, Tables, TablesReader};
+use crate::wal::{decode_record, RecordIn, Writer};
+use bytes::Bytes;
 use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::http::essence;
 use spare_protocol::update::Update;
@@ -18,8 +20,8 @@ use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-/// Snapshots that are kept.
-const SNAPSHOTS: usize = 2;
+/// How many snapshots are retained, the newest ones.
+const SNAPSHOTS_RETAINED: usize = 2;
 /// A chunk of replies takes no further one once it has so many bytes.
 const REPLY_CHUNK_BYTES: usize = 256 << 10;
 /// New chunks are handed to the engine once they have so many bytes.
@@ -28,7 +30,10 @@ const PORTION_BYTES: usize = 16 << 20;
 /// Portions of the log that are read before they are applied.
 const PORTIONS_AHEAD: usize = 4;
 
-/// What the keeper is asked for.
+/// Gets the parts of a state.
+pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
+
+/// One job of the snapshotter.
 pub(crate) enum Job {
     Snapshot {
         position: Position,
@@ -39,7 +44,7 @@ pub(crate) enum Job {
         rows_max: usize,
         reply: LoadReply,
     },
-    KeepFrom(Position),
+    RetainFrom(Position),
     Replica(ReplicaNote),
     Close,
 }
@@ -47,50 +52,52 @@ pub(crate) enum Job {
 /// The list of snapshots, newest last.
 pub(crate) type Manifests = Arc<Mutex<Vec<Arc<Manifest>>>>;
 
-/// The way to the keeper.
-pub(crate) struct Keeper {
+/// Hands jobs to the snapshotter's thread, one after the other; dropping it ends the thread.
+pub(crate) struct Snapshotter {
     jobs: Sender<Job>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl Snapshotter {
     pub(crate) fn start(
-        engine: Arc<Engine>,
+        tables: Arc<Tables>,
         writer: Arc<Writer>,
         manifests: Manifests,
         image: Hash,
         window: KeyWindow,
         report: Arc<Report>,
-    ) -> Result<Keeper, StoreError> {
+    ) -> Result<Snapshotter, StoreError> {
         let (jobs, receiver) = std::sync::mpsc::channel();
         let task = Task {
-            engine,
+            tables,
             writer,
             manifests,
             image,
             window,
             report,
-            walk: None,
-            keep_from: None,
+            replay: None,
+            retain_from: None,
         };
         let thread = std::thread::Builder::new()
-            .name("store-keeper".to_owned())
+            .name("store-snapshots".to_owned())
             .spawn(move || task.run(&receiver))
-            .map_err(|e| StoreError::Refused(format!("no thread for the keeper: {e}")))?;
-        Ok(Keeper {
+            .map_err(|e| Refusal::NoThread {
+                purpose: "snapshots",
+                why: e.to_string(),
+            })?;
+        Ok(Snapshotter {
             jobs,
             thread: Some(thread),
         })
     }
 
     pub(crate) fn ask(&self, job: Job) -> Result<(), StoreError> {
-        self.jobs.send(job).map_err(|_| {
-            StoreError::Refused("the store takes no more snapshots; see its last failure".into())
-        })
+        let sent = self.jobs.send(job);
+        Ok(sent.map_err(|_| Refusal::NoMoreSnapshots)?)
     }
 }
 
-impl Drop for Keeper {
+impl Drop for Snapshotter {
     fn drop(&mut self) {
         let _ = self.ask(Job::Close);
         if let Some(thread) = self.thread.take() {
@@ -100,7 +107,7 @@ impl Drop for Keeper {
 }
 
 /// The state on the way along the log.
-struct Walk {
+struct Replay {
     state: AgreedState,
     /// As far as the log was followed.
     position: Position,
@@ -113,7 +120,7 @@ struct Walk {
 }
 
 /// What matters of a record to whoever follows the log.
-struct Followed {
+struct Replayed {
     position: Position,
     id: RequestId,
     time_us: i64,
@@ -121,34 +128,34 @@ struct Followed {
     update: Result<Option<Update>, DecodeError>,
 }
 
-impl From<&RecordIn<'_>> for Followed {
-    fn from(record: &RecordIn<'_>) -> Followed {
+impl From<&RecordIn<'_>> for Replayed {
+    fn from(record: &RecordIn<'_>) -> Replayed {
         let update = (!record.update.is_empty()).then(|| Update::from_bytes(record.update));
-        Followed {
+        Replayed {
             position: record.position,
             id: record.id,
             time_us: record.time_us,
-            has_key: record.kept_key().is_some(),
+            has_key: record.retry_key().is_some(),
             update: update.transpose(),
         }
     }
 }
 
 struct Task {
-    engine: Arc<Engine>,
+    tables: Arc<Tables>,
     writer: Arc<Writer>,
     manifests: Manifests,
     image: Hash,
     window: KeyWindow,
     report: Arc<Report>,
-    walk: Option<Walk>,
-    keep_from: Option<Position>,
+    replay: Option<Replay>,
+    retain_from: Option<Position>,
 }
 
 /// A snapshot that is being written.
 struct Portion<'a> {
-    engine: &'a Engine,
-    view: View,
+    tables: &'a Tables,
+    reader: TablesReader,
     chunks: Vec<(Hash, Vec<u8>)>,
     bytes: usize,
 }
@@ -160,12 +167,12 @@ impl Portion<'_> {
             hash: Hash::of(&bytes),
             bytes: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
         };
-        if !self.view.has_chunk(reference.hash) {
+        if !self.reader.has_chunk(reference.hash) {
             self.bytes += bytes.len();
             self.chunks.push((reference.hash, bytes));
             if self.bytes >= PORTION_BYTES {
                 self.bytes = 0;
-                self.engine.put_chunks(std::mem::take(&mut self.chunks))?;
+                self.tables.put_chunks(std::mem::take(&mut self.chunks))?;
             }
         }
         Ok(reference)
@@ -182,12 +189,14 @@ impl Task {
                     rows_max,
                     reply,
                 } => {
-                    let parts = self.walk_to(upto).map(|walk| walk.state.parts(rows_max));
+                    let parts = self
+                        .replay_to(upto)
+                        .map(|replay| replay.state.parts(rows_max));
                     reply(parts);
                     Ok(())
                 }
-                Job::KeepFrom(position) => {
-                    self.keep_from = Some(position);
+                Job::RetainFrom(position) => {
+                    self.retain_from = Some(position);
                     self.compact()
                 }
                 Job::Replica(note) => self.note(&note),
@@ -195,7 +204,7 @@ impl Task {
             };
             match done {
                 Ok(()) => {}
-                // What is damaged can be put back; what could not be written cannot be trusted any more.
+                // What is damaged can be repaired; what could not be written cannot be trusted any more.
                 Err(error @ (StoreError::Damaged(_) | StoreError::Refused(_))) => {
                     (self.report)(Event::Trouble(error));
                 }
@@ -205,10 +214,10 @@ impl Task {
     }
 
     fn note(&self, note: &ReplicaNote) -> Result<(), StoreError> {
-        self.engine.put_replica(note.generation, &note.to_bytes())?;
+        self.tables.put_replica(note.generation, &note.to_bytes())?;
         if note.generation > REPLICA_NOTES_MAX && note.generation.is_multiple_of(16) {
             let oldest = note.generation - REPLICA_NOTES_MAX;
-            self.engine.remove_replicas_below(oldest)?;
+            self.tables.remove_replicas_below(oldest)?;
         }
         Ok(())
     }
@@ -223,38 +232,40 @@ impl Task {
     }
 
     /// The state at `position`.
-    fn walk_to(&mut self, position: Position) -> Result<&Walk, StoreError> {
-        let mut walk = self.walk.take();
+    fn replay_to(&mut self, position: Position) -> Result<&Replay, StoreError> {
+        let mut replay = self.replay.take();
         loop {
             // Again, if the log went back while it was followed.
             let went_back = self.writer.went_back();
-            let usable = |w: &Walk| {
-                w.position <= position && went_back.is_none_or(|back| w.position <= back)
+            let usable = |r: &Replay| {
+                r.position <= position && went_back.is_none_or(|back| r.position <= back)
             };
-            let mut this = match walk.take().filter(usable) {
-                Some(walk) if walk.position == position => return Ok(self.walk.insert(walk)),
-                Some(walk) => walk,
+            let mut this = match replay.take().filter(usable) {
+                Some(replay) if replay.position == position => {
+                    return Ok(self.replay.insert(replay))
+                }
+                Some(replay) => replay,
                 None => self.begin(self.newest_up_to(position))?,
             };
-            self.follow(&mut this, position)?;
-            walk = Some(this);
+            self.advance(&mut this, position)?;
+            replay = Some(this);
         }
     }
 
     /// Applies the log up to `position`: one thread reads and decodes, this one applies.
-    fn follow(&self, walk: &mut Walk, position: Position) -> Result<(), StoreError> {
-        let first = walk.position.next();
+    fn advance(&self, replay: &mut Replay, position: Position) -> Result<(), StoreError> {
+        let first = replay.position.next();
         let (sender, portions) = sync_channel(PORTIONS_AHEAD);
         std::thread::scope(|threads| {
             let read = threads.spawn(move || self.read_ahead(first, position, &sender));
             for portion in portions {
                 for record in portion {
-                    self.step(walk, record);
+                    self.step(replay, record);
                 }
             }
             // It hands on the error that ended it; its panic is a defect.
             read.join()
-                .unwrap_or_else(|_| Err(StoreError::Refused("reading the log failed".into())))
+                .unwrap_or_else(|_| Err(Refusal::ReaderPanicked.into()))
         })
     }
 
@@ -262,21 +273,22 @@ impl Task {
         &self,
         first: Position,
         last: Position,
-        portions: &SyncSender<Vec<Followed>>,
+        portions: &SyncSender<Vec<Replayed>>,
     ) -> Result<(), StoreError> {
         let mut next = first;
         while next <= last {
             let records = self.writer.payloads(next, last)?;
             let Some((end, _)) = records.last() else {
-                return Err(StoreError::Refused(format!(
-                    "there is no state at {last}: the log ends with {}",
-                    next.previous()
-                )));
+                return Err(Refusal::NoState {
+                    asked: last,
+                    last: next.previous(),
+                }
+                .into());
             };
             next = end.next();
             let mut portion = Vec::with_capacity(records.len());
             for (at, payload) in records {
-                portion.push(Followed::from(&RecordIn::decode(at, &payload)?));
+                portion.push(Replayed::from(&RecordIn::decode(at, &payload)?));
             }
             if portions.send(portion).is_err() {
                 return Ok(());
@@ -285,67 +297,63 @@ impl Task {
         Ok(())
     }
 
-    fn begin(&self, base: Option<Arc<Manifest>>) -> Result<Walk, StoreError> {
+    fn begin(&self, base: Option<Arc<Manifest>>) -> Result<Replay, StoreError> {
         let mut state = AgreedState::new();
-        let mut walk_numbers = BTreeMap::new();
+        let mut numbers = BTreeMap::new();
         let mut position = Position(0);
         let mut time_us = i64::MIN;
         if let Some(manifest) = &base {
-            let view = self.engine.view()?;
-            let chunks = manifest.state.iter().map(|c| view.chunk(c.hash));
+            let reader = self.tables.reader()?;
+            let chunks = manifest.state.iter().map(|c| reader.chunk(c.hash));
             let chunks = chunks.map(|c| c.map_err(Unusable::Store));
             position = manifest.position;
             state = AgreedState::from_chunks(position, chunks).map_err(|e| match e {
                 Unusable::Store(error) => error,
                 Unusable::Decode(error) => StoreError::Damaged(Damage {
-                    path: self.engine.path().to_owned(),
+                    path: self.tables.path().to_owned(),
                     part: DamagedPart::Snapshot(position),
                     what: error.to_string(),
                 }),
             })?;
-            walk_numbers.extend(manifest.numbers.iter().map(|n| (n.seat, n.number)));
+            numbers.extend(manifest.numbers.iter().map(|n| (n.seat, n.number)));
             time_us = manifest.last.as_ref().map_or(i64::MIN, |r| r.time_us);
         }
-        Ok(Walk {
+        Ok(Replay {
             state,
             position,
-            numbers: walk_numbers,
+            numbers,
             keyed: Vec::new(),
             base,
             time_us,
         })
     }
 
-    fn step(&self, walk: &mut Walk, record: Followed) {
+    fn step(&self, replay: &mut Replay, record: Replayed) {
         let position = record.position;
-        walk.position = position;
-        walk.time_us = walk.time_us.max(record.time_us);
+        replay.position = position;
+        replay.time_us = replay.time_us.max(record.time_us);
         let applied = match record.update {
-            Ok(Some(update)) => walk.state.apply_update(position, update),
-            Ok(None) => walk.state.apply(position, &[]),
+            Ok(Some(update)) => replay.state.apply_update(position, update),
+            Ok(None) => replay.state.apply(position, &[]),
             Err(error) => Err(error),
         };
-        if let Err(error) = applied {
-            // More than f replicas are faulty; whoever decided it said so.
-            (self.report)(Event::Trouble(StoreError::Refused(format!(
-                "the agreed update of request {position} is not canonical ({error}); it is left out of \
-                 snapshots"
-            ))));
-            walk.state.skip(position);
+        if let Err(why) = applied {
+            // Whoever decided it said so.
+            let refusal = Refusal::NotCanonical { position, why };
+            (self.report)(Event::Trouble(refusal.into()));
+            replay.state.skip(position);
         }
-        let number = walk.numbers.entry(record.id.seat).or_default();
+        let number = replay.numbers.entry(record.id.seat).or_default();
         *number = (*number).max(record.id.number);
         if record.has_key {
-            walk.keyed.push((position, record.time_us));
+            replay.keyed.push((position, record.time_us));
         }
     }
 
     fn snapshot(&mut self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
         let safe = self.writer.state().safe;
         if position > safe {
-            return Err(StoreError::Refused(format!(
-                "no snapshot at {position}: the log may still go back to {safe}"
-            )));
+            return Err(Refusal::NotSafe { position, safe }.into());
         }
         // What is in a snapshot must not be lost from the log.
         self.writer.wait_for_safe(position)?;
@@ -354,22 +362,22 @@ impl Task {
         if newest.as_ref().is_some_and(|n| n.position >= position) {
             return Ok(());
         }
-        self.walk_to(position)?;
-        let Some(walk) = &self.walk else {
+        self.replay_to(position)?;
+        let Some(replay) = &self.replay else {
             return Ok(());
         };
         let mut portion = Portion {
-            engine: &self.engine,
-            view: self.engine.view()?,
+            tables: &self.tables,
+            reader: self.tables.reader()?,
             chunks: Vec::new(),
             bytes: 0,
         };
         let mut state = Vec::new();
-        walk.state.chunks(|bytes| {
+        replay.state.chunks(|bytes| {
             state.push(portion.add(bytes)?);
             Ok::<(), StoreError>(())
         })?;
-        let replies = self.replies(walk, newest.as_deref(), &mut portion)?;
+        let replies = self.replies(replay, newest.as_deref(), &mut portion)?;
         let last = self.writer.payload(position)?;
         let manifest = Manifest {
             image: self.image,
@@ -377,7 +385,7 @@ impl Task {
             root,
             view,
             last: last.map(|p| decode_record(position, &p)).transpose()?,
-            numbers: walk
+            numbers: replay
                 .numbers
                 .iter()
                 .map(|(seat, number)| RequestId {
@@ -402,53 +410,54 @@ impl Task {
         chunks: Vec<(Hash, Vec<u8>)>,
     ) -> Result<(), StoreError> {
         let manifest = Arc::new(manifest);
-        let mut kept: Vec<Arc<Manifest>> = self
+        let mut retained: Vec<Arc<Manifest>> = self
             .manifests
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        kept.push(Arc::clone(&manifest));
-        let surplus = kept.len().saturating_sub(SNAPSHOTS);
-        kept.drain(..surplus);
-        self.engine.commit(&Commit {
+        retained.push(Arc::clone(&manifest));
+        let surplus = retained.len().saturating_sub(SNAPSHOTS_RETAINED);
+        retained.drain(..surplus);
+        self.tables.commit(&Commit {
             position: manifest.position,
             manifest: &manifest.to_bytes(),
             chunks,
-            keep_manifests: kept.iter().map(|m| m.position).collect(),
-            keep_chunks: kept
+            retained_manifests: retained.iter().map(|m| m.position).collect(),
+            retained_chunks: retained
                 .iter()
                 .flat_map(|m| m.chunks())
                 .map(|c| c.hash)
                 .collect(),
         })?;
-        if let Some(walk) = &mut self.walk {
+        if let Some(replay) = &mut self.replay {
             // Its replies are in the snapshot.
-            walk.keyed.retain(|(p, _)| *p > manifest.position);
-            walk.base = Some(manifest);
+            replay.keyed.retain(|(p, _)| *p > manifest.position);
+            replay.base = Some(manifest);
         }
         *self
             .manifests
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = kept;
+            .unwrap_or_else(PoisonError::into_inner) = retained;
         Ok(())
     }
 
-    /// The replies that retries may ask for at the walk's position.
+    /// The replies that retries may ask for at that position.
     fn replies(
         &self,
-        walk: &Walk,
+        replay: &Replay,
         newest: Option<&Manifest>,
         portion: &mut Portion<'_>,
     ) -> Result<Vec<ReplyChunk>, StoreError> {
-        let expired = |time_us: i64| time_us.saturating_add(self.window.lifetime_us) < walk.time_us;
+        let expired =
+            |time_us: i64| time_us.saturating_add(self.window.lifetime_us) < replay.time_us;
         let mut chunks: Vec<ReplyChunk> = newest.map_or_else(Vec::new, |m| m.replies.clone());
         let after = newest.map_or(Position(0), |m| m.position);
-        let skip = walk.keyed.len().saturating_sub(self.window.keys_max);
-        let fresh = walk.keyed.iter().skip(skip);
+        let skip = replay.keyed.len().saturating_sub(self.window.keys_max);
+        let fresh = replay.keyed.iter().skip(skip);
         let mut open = Vec::new();
         // The last chunk goes on, if it is short.
         if let Some(last) = chunks.pop_if(|c| (c.chunk.bytes as usize) < REPLY_CHUNK_BYTES / 2) {
-            open = read_replies(&portion.view, last.chunk.hash)?;
+            open = read_replies(&portion.reader, last.chunk.hash)?;
         }
         let mut bytes = 0;
         for (position, time_us) in fresh {
@@ -458,9 +467,9 @@ impl Task {
             let Some(payload) = self.writer.payload(*position)? else {
                 continue;
             };
-            let kept = kept_reply(decode_record(*position, &payload)?);
+            let reply = retained_reply(decode_record(*position, &payload)?);
             bytes += payload.len();
-            open.extend(kept);
+            open.extend(reply);
             if bytes >= REPLY_CHUNK_BYTES {
                 bytes = 0;
                 chunks.extend(write_replies(portion, std::mem::take(&mut open))?);
@@ -486,12 +495,12 @@ impl Task {
                 .manifests
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            if manifests.len() < SNAPSHOTS {
+            if manifests.len() < SNAPSHOTS_RETAINED {
                 return Ok(());
             }
             manifests.first().map_or(Position(0), |m| m.position)
         };
-        let position = self.keep_from.map_or(older, |base| base.min(older));
+        let position = self.retain_from.map_or(older, |base| base.min(older));
         self.writer.compact(position)
     }
 }
@@ -507,8 +516,8 @@ impl From<DecodeError> for Unusable {
     }
 }
 
-fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
-    Some(KeptReply {
+fn retained_reply(record: DecidedRequest) -> Option<RetainedReply> {
+    Some(RetainedReply {
         key: record.key?,
         request: essence(&record.request),
         position: record.position,
@@ -517,8 +526,11 @@ fn kept_reply(record: DecidedRequest) -> Option<KeptReply> {
     })
 }
 
-pub(crate) fn read_replies(view: &View, chunk: Hash) -> Result<Vec<KeptReply>, StoreError> {
-    let bytes = view.chunk(chunk)?;
+pub(crate) fn read_replies(
+    reader: &TablesReader,
+    chunk: Hash,
+) -> Result<Vec<RetainedReply>, StoreError> {
+    let bytes = reader.chunk(chunk)?;
     spare_protocol::decode(&bytes).map_err(|error| {
         StoreError::Damaged(Damage {
             path: "snapshot".into(),
@@ -530,7 +542,7 @@ pub(crate) fn read_replies(view: &View, chunk: Hash) -> Result<Vec<KeptReply>, S
 
 fn write_replies(
     portion: &mut Portion<'_>,
-    replies: Vec<KeptReply>,
+    replies: Vec<RetainedReply>,
 ) -> Result<Option<ReplyChunk>, StoreError> {
     let (Some(first), Some(last)) = (replies.first(), replies.last()) else {
         return Ok(None);
@@ -548,7 +560,7 @@ fn write_replies(
     }))
 }
 
-/// What a set of chunks names.
+/// The chunks that these snapshots consist of.
 pub(crate) fn hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
     let chunks = manifests.iter().flat_map(|m| m.chunks());
     chunks.map(|c| c.hash).collect()

@@ -8,8 +8,8 @@
 
 use crate::blocks::{leniently, Blocks};
 use crate::disk::Disk;
-use crate::error::{Damage, DamagedPart, StoreError};
-use crate::segment::FORMAT_VERSION;
+use crate::error::{Damage, DamagedPart, Refusal, StoreError};
+use crate::wal::FORMAT_VERSION;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     TableDefinition, WriteTransaction,
@@ -77,14 +77,14 @@ impl redb::StorageBackend for Backend {
     }
 }
 
-/// The engine, opened.
-pub(crate) struct Engine {
+/// The open tables. All changes of a call are durable together once it returns.
+pub(crate) struct Tables {
     /// Taken out when it is closed.
     database: Option<Database>,
     path: PathBuf,
 }
 
-impl Drop for Engine {
+impl Drop for Tables {
     fn drop(&mut self) {
         // It writes where it has space, and panics where damage has changed that.
         let database = self.database.take();
@@ -97,13 +97,13 @@ pub(crate) struct Commit<'a> {
     pub(crate) position: Position,
     pub(crate) manifest: &'a [u8],
     pub(crate) chunks: Vec<(Hash, Vec<u8>)>,
-    pub(crate) keep_manifests: BTreeSet<Position>,
-    pub(crate) keep_chunks: BTreeSet<Hash>,
+    pub(crate) retained_manifests: BTreeSet<Position>,
+    pub(crate) retained_chunks: BTreeSet<Hash>,
 }
 
-impl Engine {
+impl Tables {
     /// Opens the tables in `disk`, or makes them; those of another image are refused.
-    pub(crate) fn open(disk: &dyn Disk, memory: bool, image: Hash) -> Result<Engine, StoreError> {
+    pub(crate) fn open(disk: &dyn Disk, memory: bool, image: Hash) -> Result<Tables, StoreError> {
         let path = disk.path().join(FILE);
         let names = disk.list().map_err(|e| failed(&path, e))?;
         let is_there = |name| names.iter().any(|n| n == name);
@@ -115,20 +115,20 @@ impl Engine {
             convert(disk, is_there(FILE)).map_err(|e| failed(&disk.path().join(UNVERIFIED), e))?;
         }
         if is_there(FILE) || is_there(UNVERIFIED) {
-            let engine = Engine::open_file(disk, FILE, memory)?;
-            engine.check_about(image)?;
-            return Ok(engine);
+            let tables = Tables::open_file(disk, FILE, memory)?;
+            tables.check_about(image)?;
+            return Ok(tables);
         }
-        let engine = Engine::open_file(disk, UNBORN, memory)?;
-        engine.check_about(image)?;
+        let tables = Tables::open_file(disk, UNBORN, memory)?;
+        tables.check_about(image)?;
         disk.rename(UNBORN, FILE).map_err(|e| failed(&path, e))?;
         if !memory {
             disk.sync_names().map_err(|e| failed(&path, e))?;
         }
-        Ok(engine)
+        Ok(tables)
     }
 
-    fn open_file(disk: &dyn Disk, name: &str, memory: bool) -> Result<Engine, StoreError> {
+    fn open_file(disk: &dyn Disk, name: &str, memory: bool) -> Result<Tables, StoreError> {
         let path = disk.path().join(FILE);
         guarded(&path, || {
             let file = disk.open(name, true).map_err(|e| failed(&path, e))?;
@@ -137,7 +137,7 @@ impl Engine {
                 .set_cache_size(CACHE_BYTES)
                 .create_with_backend(Backend { blocks, memory })
                 .map_err(|e| failed(&path, e))?;
-            Ok(Engine {
+            Ok(Tables {
                 database: Some(database),
                 path: path.clone(),
             })
@@ -195,8 +195,8 @@ impl Engine {
     }
 
     fn database(&self) -> Result<&Database, StoreError> {
-        let closed = || StoreError::Refused("the tables are closed".to_owned());
-        self.database.as_ref().ok_or_else(closed)
+        let database = self.database.as_ref();
+        Ok(database.ok_or(Refusal::TablesClosed)?)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -234,8 +234,9 @@ impl Engine {
                 chunks.insert(&hash.0, bytes.as_slice())?;
             }
             manifests.insert(commit.position.0, commit.manifest)?;
-            manifests.retain(|position, _| commit.keep_manifests.contains(&Position(position)))?;
-            chunks.retain(|hash, _| commit.keep_chunks.contains(&Hash(*hash)))?;
+            manifests
+                .retain(|position, _| commit.retained_manifests.contains(&Position(position)))?;
+            chunks.retain(|hash, _| commit.retained_chunks.contains(&Hash(*hash)))?;
             Ok(())
         })
     }
@@ -278,13 +279,14 @@ impl Engine {
         })
     }
 
-    pub(crate) fn view(&self) -> Result<View, StoreError> {
+    /// The tables as they are now.
+    pub(crate) fn reader(&self) -> Result<TablesReader, StoreError> {
         guarded(&self.path, || {
             let transaction = self.begin_read()?;
             let chunks = transaction
                 .open_table(CHUNKS)
                 .map_err(|e| failed(&self.path, e))?;
-            Ok(View {
+            Ok(TablesReader {
                 transaction,
                 chunks,
                 path: self.path.clone(),
@@ -302,13 +304,13 @@ impl Engine {
 }
 
 /// The tables as they are at one moment, whatever is written meanwhile.
-pub(crate) struct View {
+pub(crate) struct TablesReader {
     transaction: ReadTransaction,
     chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
     path: PathBuf,
 }
 
-impl View {
+impl TablesReader {
     /// All manifests, as they stand there, ascending.
     pub(crate) fn manifests(&self) -> Result<Vec<(Position, Vec<u8>)>, StoreError> {
         guarded(&self.path, || {
@@ -398,7 +400,7 @@ fn guarded<T>(path: &Path, call: impl FnOnce() -> Result<T, StoreError>) -> Resu
         Err(StoreError::Damaged(Damage {
             path: path.to_owned(),
             part: DamagedPart::File,
-            what: "the engine cannot make sense of a page".to_owned(),
+            what: "the tables cannot make sense of a page".to_owned(),
         }))
     })
 }

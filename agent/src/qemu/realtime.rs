@@ -19,16 +19,16 @@ const TRUSTED: i32 = 3;
 
 /// The processes that have real time for now.
 #[derive(Clone, Debug)]
-pub(crate) struct Hurry {
+pub(crate) struct Realtime {
     span: Duration,
     /// Until when.
     ends: Arc<Mutex<BTreeMap<u32, Instant>>>,
 }
 
-impl Hurry {
+impl Realtime {
     /// Nobody gets real time for longer than `span`; nobody ever if it is zero.
-    pub(crate) fn new(span: Duration) -> Hurry {
-        Hurry {
+    pub(crate) fn new(span: Duration) -> Realtime {
+        Realtime {
             span,
             ends: Arc::default(),
         }
@@ -64,15 +64,15 @@ impl Hurry {
 
     fn grant(&self, pid: u32, priority: impl Fn(&str) -> i32) -> std::io::Result<()> {
         let process = pids::open(pid)?;
-        let hurry = self.clone();
+        let realtime = self.clone();
         // Who takes it back is there first, and waits for the lock: nobody keeps real time by a race.
         let mut ends = self.lock();
         ends.insert(pid, Instant::now() + self.span);
         std::thread::Builder::new()
-            .name("hurry".to_owned())
+            .name("realtime".to_owned())
             .spawn(move || {
-                std::thread::sleep(hurry.span);
-                let mut ends = hurry.lock();
+                std::thread::sleep(realtime.span);
+                let mut ends = realtime.lock();
                 // It may have got more meanwhile.
                 if ends.get(&pid).is_some_and(|until| *until <= Instant::now()) {
                     ends.remove(&pid);
@@ -142,12 +142,12 @@ mod tests {
         let (Some(guest), Some(manager)) = (child(-10), child(0)) else {
             return;
         };
-        let hurry = Hurry::new(Duration::from_millis(400));
+        let realtime = Realtime::new(Duration::from_millis(400));
         let begun = Instant::now();
-        hurry.begin(guest.id(), Some(manager.id()));
+        realtime.begin(guest.id(), Some(manager.id()));
         assert!(is_realtime(&guest) && is_realtime(&manager));
         std::thread::sleep(Duration::from_millis(200));
-        hurry.begin(guest.id(), None);
+        realtime.begin(guest.id(), None);
         while is_realtime(&guest) || is_realtime(&manager) {
             assert!(begun.elapsed() < Duration::from_secs(20));
             std::thread::sleep(Duration::from_millis(1));
@@ -162,14 +162,14 @@ mod tests {
         let (Some(active), Some(passive)) = (child(5), child(-10)) else {
             return;
         };
-        let hurry = Hurry::new(Duration::from_secs(60));
-        hurry.begin(active.id(), None);
+        let realtime = Realtime::new(Duration::from_secs(60));
+        realtime.begin(active.id(), None);
         assert!(!is_realtime(&active));
-        hurry.begin(passive.id(), None);
+        realtime.begin(passive.id(), None);
         assert!(is_realtime(&passive));
-        hurry.end(passive.id());
+        realtime.end(passive.id());
         assert!(!is_realtime(&passive));
-        Hurry::new(Duration::ZERO).begin(passive.id(), None);
+        Realtime::new(Duration::ZERO).begin(passive.id(), None);
         assert!(!is_realtime(&passive));
         end(active);
         end(passive);

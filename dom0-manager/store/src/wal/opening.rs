@@ -1,15 +1,14 @@
 //! Opening a log: what is there, what a crash tore, what is damaged.
 
-use super::{
-    lock, segment_name, segment_number, Index, Journal, Lost, Open, Slot, Synced,
-    SEGMENT_BYTES_MAX, SYNCED, SYNCED_BYTES_MAX,
+use super::index::{lock, Index, Lost, OpenSegment, Slot};
+use super::log::{Wal, SEGMENT_BYTES_MAX};
+use super::segment::{
+    read_segment_head, segment_name, segment_number, BatchHead, FoundBatch, Piece, Pieces,
+    SeatState, SegmentHead, BATCH_BYTES_MAX, FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
 };
+use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{io_at, StoreError};
-use crate::segment::{
-    read_segment_head, Found, Head, Piece, Pieces, SeatState, SegmentHead, BATCH_BYTES_MAX,
-    FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
-};
 use spare_protocol::Position;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -32,7 +31,7 @@ impl Opening<'_> {
         self.synced.as_ref().is_none_or(|s| s.batch < batch)
     }
 
-    fn batch(&mut self, segment: u32, found: &Found) {
+    fn batch(&mut self, segment: u32, found: &FoundBatch) {
         let head = &found.head;
         let first_of = head.number.saturating_sub(head.covers.saturating_sub(1));
         match self.expected {
@@ -62,7 +61,7 @@ impl Opening<'_> {
     }
 
     /// A missing batch may have removed any record that was not safe.
-    fn after_gap(&mut self, segment: u32, head: &Head) {
+    fn after_gap(&mut self, segment: u32, head: &BatchHead) {
         self.gap = false;
         self.doubt(segment, head.first.previous());
     }
@@ -82,7 +81,7 @@ impl Opening<'_> {
         self.index.lose_up_to(last, segment, "its batch is missing");
     }
 
-    fn append(&mut self, segment: u32, found: &Found) {
+    fn append(&mut self, segment: u32, found: &FoundBatch) {
         for (i, slot) in Slot::all_of(&found.head, segment, found.body as u64).enumerate() {
             let position = self.index.end().next();
             self.index.slots.push_back(slot);
@@ -115,13 +114,13 @@ impl Opening<'_> {
     }
 }
 
-impl Journal {
+impl Wal {
     /// Opens the log in `disk`, or begins one.
     pub(crate) fn open(
         disk: Arc<dyn Disk>,
         memory: bool,
         segment_bytes: u64,
-    ) -> Result<Journal, StoreError> {
+    ) -> Result<Wal, StoreError> {
         let here = disk.path().to_owned();
         let names = disk.list().map_err(io_at(&here, "list the folder"))?;
         for name in names.iter().filter(|n| n.ends_with(".new")) {
@@ -135,12 +134,12 @@ impl Journal {
             .open(SYNCED, true)
             .map_err(io_at(&here.join(SYNCED), "open"))?;
         if memory {
-            return Journal::anew(disk, synced_file, &numbers, segment_bytes);
+            return Wal::open_empty(disk, synced_file, &numbers, segment_bytes);
         }
         let mut index = Index::default();
         let mut opening = Opening {
             index: &mut index,
-            synced: read_synced(synced_file.as_ref()),
+            synced: Synced::read(synced_file.as_ref()),
             state: SeatState::default(),
             expected: None,
             gap: false,
@@ -148,36 +147,40 @@ impl Journal {
         let mut number = 1;
         for this in &numbers {
             let is_last = Some(this) == numbers.last();
-            let used = open_segment(disk.as_ref(), *this, is_last, &mut opening)?;
-            number = if used { this.saturating_add(1) } else { *this };
+            let has_batches = open_segment(disk.as_ref(), *this, is_last, &mut opening)?;
+            number = if has_batches {
+                this.saturating_add(1)
+            } else {
+                *this
+            };
         }
         if let Some(last) = numbers.last() {
             // Also when the file that had the last batches is gone.
             opening.lost_tail(*last);
         }
-        let next_batch = opening.expected.unwrap_or(1);
+        let next_batch_number = opening.expected.unwrap_or(1);
         let state = std::mem::take(&mut opening.state);
-        let mut journal = Journal {
+        let mut wal = Wal {
             disk,
             index: Arc::new(Mutex::new(index)),
             synced: synced_file,
             memory,
             segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
-            next_batch,
+            next_batch_number,
             state,
         };
         // Nothing is appended behind damage: a fresh segment.
-        journal.begin_segment(number)?;
-        Ok(journal)
+        wal.begin_segment(number)?;
+        Ok(wal)
     }
 
     /// Without durability nothing of an earlier run counts, but generations are not used again.
-    fn anew(
+    fn open_empty(
         disk: Arc<dyn Disk>,
         synced: Arc<dyn DiskFile>,
         segments: &[u32],
         segment_bytes: u64,
-    ) -> Result<Journal, StoreError> {
+    ) -> Result<Wal, StoreError> {
         for number in segments {
             let name = segment_name(*number);
             let path = disk.path().join(&name);
@@ -190,21 +193,21 @@ impl Journal {
             }
             disk.remove(&name).map_err(io_at(&path, "remove"))?;
         }
-        let generation = read_synced(synced.as_ref()).map_or(0, |s| s.state.generation);
-        let mut journal = Journal {
+        let generation = Synced::read(synced.as_ref()).map_or(0, |s| s.state.generation);
+        let mut wal = Wal {
             disk,
             index: Arc::default(),
             synced,
             memory: true,
             segment_bytes: segment_bytes.min(SEGMENT_BYTES_MAX),
-            next_batch: 1,
+            next_batch_number: 1,
             state: SeatState {
                 generation,
                 ..SeatState::default()
             },
         };
-        journal.begin_segment(1)?;
-        Ok(journal)
+        wal.begin_segment(1)?;
+        Ok(wal)
     }
 
     /// Positions above `base` that the log does not have are lost, not compacted away.
@@ -234,24 +237,7 @@ impl Journal {
     }
 }
 
-fn read_synced(file: &dyn DiskFile) -> Option<Synced> {
-    let len = file.len().ok()?.min(SYNCED_BYTES_MAX);
-    let mut bytes = vec![0; usize::try_from(len).ok()?];
-    file.read_at(0, &mut bytes).ok()?;
-    decode_synced(&bytes)
-}
-
-pub(crate) fn decode_synced(bytes: &[u8]) -> Option<Synced> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
-    let (crc, rest) = rest.split_first_chunk::<4>()?;
-    let payload = rest.get(..u32::from_le_bytes(*length) as usize)?;
-    if crc32fast::hash(payload) != u32::from_le_bytes(*crc) {
-        return None;
-    }
-    spare_protocol::decode(payload).ok()
-}
-
-/// Reads a segment; returns whether anything is in it that is to be kept.
+/// Reads a segment; returns whether any batch is in it.
 fn open_segment(
     disk: &dyn Disk,
     number: u32,
@@ -286,19 +272,19 @@ fn open_segment(
         SegmentHead::Foreign => None,
     };
     let before = opening.expected.unwrap_or(1) - 1;
-    let mut open = Open {
+    let mut open = OpenSegment {
         file,
         path,
         salt: salt.unwrap_or_default(),
         len: bytes.len() as u64,
         batches: (before, before),
     };
-    let used = read_batches(&mut open, number, is_last, salt, &bytes, opening)?;
+    let has_batches = read_batches(&mut open, number, is_last, salt, &bytes, opening)?;
     if let Some(synced) = opening.synced.as_ref().filter(|_| is_last) {
         open.batches.0 = open.batches.0.max(synced.batch);
     }
     opening.index.segments.insert(number, open);
-    Ok(used)
+    Ok(has_batches)
 }
 
 fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError> {
@@ -316,7 +302,7 @@ fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError>
 
 /// Notes the batches of a segment; cuts off what a crash tore. Returns whether anything is left.
 fn read_batches(
-    open: &mut Open,
+    open: &mut OpenSegment,
     number: u32,
     is_last: bool,
     salt: Option<u64>,
@@ -329,7 +315,7 @@ fn read_batches(
         None => vec![Piece::Junk(0..bytes.len())],
     };
     let count = pieces.len();
-    let mut used = false;
+    let mut has_batches = false;
     for (i, piece) in pieces.into_iter().enumerate() {
         let at_end = is_last && i + 1 == count;
         let (begin, number_there, whole) = match &piece {
@@ -346,7 +332,7 @@ fn read_batches(
             open.len = begin as u64;
             break;
         }
-        used = true;
+        has_batches = true;
         if let Piece::Batch(found) = piece {
             if torn {
                 write_again(open, begin, &bytes[begin..found.end])?;
@@ -355,12 +341,12 @@ fn read_batches(
             opening.batch(number, &found);
         }
     }
-    Ok(used)
+    Ok(has_batches)
 }
 
 /// The last batch is whole, but nobody knows that it is durable: its sync may have failed, which leaves it
 /// in the kernel's cache and not on the disk, and no later sync would write it.
-fn write_again(open: &Open, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
+fn write_again(open: &OpenSegment, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
     open.file
         .write_at(begin as u64, batch)
         .and_then(|()| open.file.sync())
@@ -368,7 +354,7 @@ fn write_again(open: &Open, begin: usize, batch: &[u8]) -> Result<(), StoreError
 }
 
 /// What a crash tore was never reported. It must not stand before what comes next.
-fn cut(open: &Open, len: u64) -> Result<(), StoreError> {
+fn cut(open: &OpenSegment, len: u64) -> Result<(), StoreError> {
     open.file
         .set_len(len)
         .and_then(|()| open.file.sync())

@@ -1,16 +1,19 @@
 //! Repair: what a peer has is written to where it belongs.
 
-use super::{described, lock, segment_name, Journal, Open, Slot};
-use crate::error::{io_at, StoreError};
-use crate::segment::{encode_batch, segment_head, Head, BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
+use super::index::{lock, OpenSegment, Slot};
+use super::log::{described, Wal};
+use super::segment::{
+    encode_batch, segment_head, segment_name, BatchHead, BATCH_BYTES_MAX, BATCH_RECORDS_MAX,
+};
+use crate::error::{io_at, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, BTreeSet};
 
-impl Journal {
+impl Wal {
     /// Writes records that were lost to where they belong. A segment is written anew once all that it
     /// lost is here; records that wait for others are returned.
-    pub(crate) fn put_back(
+    pub(crate) fn repair(
         &mut self,
         records: &BTreeMap<Position, Bytes>,
     ) -> Result<Vec<Position>, StoreError> {
@@ -27,7 +30,7 @@ impl Journal {
                 self.begin_segment(segment + 1)?;
             }
             match self.rewrite(segment, records) {
-                // More is damaged than was known: that is to be put back first.
+                // More is damaged than was known: that is to be repaired first.
                 Err(StoreError::Damaged(_)) | Ok(()) => {}
                 Err(other) => return Err(other),
             }
@@ -71,7 +74,9 @@ impl Journal {
             index.lost.remove(position);
         }
         let len = image.len() as u64;
-        index.segments.insert(number, Open { file, len, ..old });
+        index
+            .segments
+            .insert(number, OpenSegment { file, len, ..old });
         Ok(())
     }
 
@@ -80,7 +85,7 @@ impl Journal {
         &self,
         number: u32,
         live: &[(Position, Bytes)],
-        old: &Open,
+        old: &OpenSegment,
     ) -> (Vec<u8>, Vec<Slot>) {
         let mut image = segment_head(number.into(), old.salt, self.memory);
         let mut slots = Vec::with_capacity(live.len());
@@ -89,7 +94,7 @@ impl Journal {
         let numbers = old.batches.0.saturating_sub(old.batches.1);
         for (i, batch) in batches.into_iter().enumerate() {
             let first = batch.first().map_or(Position(1), |(p, _)| *p);
-            let head = Head {
+            let head = BatchHead {
                 number: old.batches.0.saturating_sub(count - 1 - i as u64),
                 // Numbers that are left over are the first one's.
                 covers: if i == 0 {
@@ -115,7 +120,7 @@ impl Journal {
         &self,
         number: u32,
         records: &BTreeMap<Position, Bytes>,
-    ) -> Result<(Vec<(Position, Bytes)>, Open), StoreError> {
+    ) -> Result<(Vec<(Position, Bytes)>, OpenSegment), StoreError> {
         let (positions, open, lost) = {
             let index = lock(&self.index);
             let here = index.slots.iter().zip(index.start.0 + 1..);
@@ -124,7 +129,7 @@ impl Journal {
             let lost: BTreeSet<Position> = index.lost.keys().copied().collect();
             (positions, index.segments.get(&number).cloned(), lost)
         };
-        let gone = || StoreError::Refused(format!("{} is gone", segment_name(number)));
+        let gone = || StoreError::from(Refusal::SegmentGone(segment_name(number)));
         let open = open.ok_or_else(gone)?;
         let reader = self.reader();
         let mut live = Vec::with_capacity(positions.len());

@@ -1,10 +1,11 @@
-//! The description of a guest for libvirt: as few devices as boot, no network, no way to keep
+//! The description of a guest: as few devices as boot, no network, no way to keep
 //! anything.
 
-use crate::hypervisor::Accelerator;
+use super::accelerator::Accelerator;
+use crate::files::Port;
 use crate::image::Image;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Features that cost TCG more than they give a small guest: five-level page tables add a level to
 /// each walk, and 256-bit registers are emulated in halves and saved at each task switch.
@@ -13,36 +14,27 @@ const TCG_WITHOUT: [&str; 5] = ["la57", "avx", "avx2", "fma", "f16c"];
 /// for each.
 const TCG_CODE_MIB: u32 = 256;
 
-/// A virtio-serial port and the Unix socket on the host that it ends in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Its name in the guest.
-    pub name: &'static str,
-    /// The socket.
-    pub socket: PathBuf,
-}
-
 /// Everything that tells one guest from another.
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
-    /// The domain's name.
+    /// What libvirt calls it: [`crate::names::Service::domain_of`] its replica.
     pub domain: &'a str,
-    /// What it boots.
+    /// Its kernel, its disk, and how much memory and how many processors it gets.
     pub image: &'a Image,
-    /// The kernel's command line.
+    /// For the kernel; the image's own, unless something is tried out.
     pub cmdline: &'a str,
-    /// KVM or TCG.
+    /// What executes its instructions.
     pub accelerator: Accelerator,
     /// Its own disk, a qcow2 overlay over the image's; without one it has no disk.
     pub overlay: Option<&'a Path>,
     /// The socket of its serial console.
     pub console: &'a Path,
-    /// Its ports.
+    /// They become virtio-serial ports; none, and it has no such device.
     pub ports: &'a [Port],
 }
 
 impl Guest<'_> {
-    /// The domain's XML.
+    /// The XML that `virDomainCreateXML` takes.
     #[must_use]
     pub fn xml(&self) -> String {
         let mut xml = String::new();
@@ -57,8 +49,7 @@ impl Guest<'_> {
                 "<cpu mode='host-passthrough'/>".to_owned(),
                 String::new(),
             ),
-            // Process replicas have no domain; whoever asks gets one that needs nothing special.
-            Accelerator::Tcg | Accelerator::Process => (
+            Accelerator::Tcg => (
                 "qemu",
                 tcg_processor(),
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),

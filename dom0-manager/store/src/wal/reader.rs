@@ -1,8 +1,8 @@
 //! Reading the log, and what is known to be damaged in it.
 
-use super::{lock, segment_name, Index, Lost, Open, Slot};
-use crate::error::{io_at, Damage, DamagedPart, StoreError};
-use crate::segment::{record_crc, Range};
+use super::index::{lock, Index, Lost, OpenSegment, Slot};
+use super::segment::{record_crc, segment_name};
+use crate::error::{io_at, Damage, DamagedPart, Range, Refusal, StoreError};
 use bytes::Bytes;
 use spare_protocol::Position;
 use std::path::PathBuf;
@@ -96,7 +96,7 @@ impl Reader {
     }
 
     /// Records that lie one behind the other in a segment.
-    fn run(&self, first: Position, last: Position) -> (Vec<Slot>, Option<Open>) {
+    fn run(&self, first: Position, last: Position) -> (Vec<Slot>, Option<OpenSegment>) {
         let index = lock(&self.index);
         let damaged = index.lost.range(first..).next().map(|(p, _)| *p);
         let mut run: Vec<Slot> = Vec::new();
@@ -137,10 +137,11 @@ impl Reader {
             Some((length, crc))
                 if payload.len() != length as usize || record_crc(position, payload) != crc =>
             {
-                Err(StoreError::Refused(format!(
-                    "the record of position {position} that was handed in is not the one that stood in {}",
-                    path_of(&index, lost.segment).display()
-                )))
+                Err(Refusal::OtherRecord {
+                    position,
+                    path: path_of(&index, lost.segment),
+                }
+                .into())
             }
             Some(_) => Ok(true),
             // Nothing tells what stood there.

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 
 /// Takes the lock of a store's folder, and says in it who has it.
-pub(super) fn hold(folder: &Path) -> Result<Flock<File>, StoreError> {
+pub(super) fn lock_folder(folder: &Path) -> Result<Flock<File>, StoreError> {
     let path = folder.join("LOCK");
     let mut options = File::options();
     options.read(true).write(true).create(true).truncate(false);

@@ -1,0 +1,14 @@
+//! Replicas as virtual machines of QEMU under libvirt, with KVM where it works, else with TCG.
+
+mod accelerator;
+mod domain_xml;
+mod guests;
+mod probe;
+mod process;
+mod realtime;
+
+pub use accelerator::Accelerator;
+pub use domain_xml::Guest;
+pub use guests::Qemu;
+#[cfg(feature = "fuzzing")]
+pub(crate) use probe::answer_for;
