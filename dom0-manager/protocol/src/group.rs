@@ -1,5 +1,6 @@
 //! Messages that replica managers multicast to each other in total order, and those that go from one
-//! to another directly (DESIGN §4).
+//! to another directly. Who sends each of them when, and what it does: `docs/protocol.md#messages` and
+//! `docs/protocol.md#peer-messages`, whose tables a test holds against this file.
 
 use crate::channel::Outcome;
 use crate::{Class, DecodeError, Hash, Position, ReplicaId, SeatId};
@@ -345,7 +346,8 @@ pub enum GroupMessage {
         /// The passive.
         replica: ReplicaId,
     },
-    /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (DESIGN §4.9).
+    /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones
+    /// (`docs/protocol.md#recovery`).
     Recover {
         /// The seat.
         seat: SeatId,
