@@ -1,5 +1,5 @@
 //! One task for each guest's channel: frames in both directions, sessions, and what a hostile guest
-//! may do to nobody but itself (`docs/contributors/channel.md`).
+//! may do to nobody but itself (`docs/channel.md`).
 
 use crate::agent_link::AgentLink;
 use crate::normalise::Normaliser;

@@ -6,7 +6,7 @@
 //! | `GET /v1/events?after=N&wait_ms=M` | the [`Event`]s numbered above N; waits up to M for the first |
 //! | `GET /v1/faults` | every [`FaultTimeline`] since the start, bounded in number |
 //! | `POST /v1/scrub` | orders a scrub, waits for it: [`ScrubReport`] |
-//! | `POST /v1/backup` | makes a snapshot of now: the file, not JSON (`docs/contributors/store.md`) |
+//! | `POST /v1/backup` | makes a snapshot of now: the file, not JSON (`docs/store.md`) |
 //! | `POST /v1/fence/confirm?host=H` | an operator says that host H is off: `{}` |
 //! | `POST /v1/stop` | stops the service and destroys its replicas: `{}` |
 
