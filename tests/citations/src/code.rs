@@ -25,10 +25,13 @@ pub fn variants(source: &str, name: &str) -> Option<Vec<Variant>> {
             .chars()
             .take_while(|c| c.is_alphanumeric() || *c == '_')
             .collect();
-        let fields = Vec::new();
+        let rest = &line[word.len()..];
         match indent {
-            4 if word.starts_with(char::is_uppercase) => found.push(Variant { name: word, fields }),
-            8 if line[word.len()..].starts_with(':') => {
+            4 if word.starts_with(char::is_uppercase) => {
+                let fields = fields_of_one_line(rest);
+                found.push(Variant { name: word, fields });
+            }
+            8 if rest.starts_with(':') => {
                 if let Some(variant) = found.last_mut() {
                     variant.fields.push(word);
                 }
@@ -37,6 +40,18 @@ pub fn variants(source: &str, name: &str) -> Option<Vec<Variant>> {
         }
     }
     None
+}
+
+/// The names in ` { name: Type, name: Type },`; none if that is not what follows a variant's name.
+fn fields_of_one_line(rest: &str) -> Vec<String> {
+    let inner = || rest.strip_prefix(" { ")?.strip_suffix(" },");
+    let parts = inner().unwrap_or_default().split(',');
+    let names = parts
+        .filter_map(|part| part.split_once(':'))
+        .map(|(name, _)| name.trim());
+    // What follows a comma within a type is no field.
+    let is_name = |n: &&str| n.chars().all(|c| c.is_alphanumeric() || c == '_');
+    names.filter(is_name).map(str::to_owned).collect()
 }
 
 /// The transitions that `tests/simulation/src/coverage.rs` knows: the strings `"MACHINE From -> To"` between states whose
@@ -65,11 +80,12 @@ mod tests {
     fn variants_are_found_with_their_fields() {
         let source = "pub enum Other {\n    X,\n}\n/// Doc.\npub enum Message {\n    /// Requests: all.\n    Requests(Vec<Request>),\n    \
                       /// Help.\n    HelpMe {\n        /// The request: which.\n        position: Position,\n        #[serde(with = \"x\")]\n        \
-                      n: u16,\n    },\n}\n";
+                      n: u16,\n    },\n    Slept { replica: ReplicaId, of: Map<A, B> },\n}\n";
         let found = variants(source, "Message").expect("it is there");
         let names: Vec<_> = found.iter().map(|v| v.name.as_str()).collect();
-        assert_eq!(names, ["Requests", "HelpMe"]);
+        assert_eq!(names, ["Requests", "HelpMe", "Slept"]);
         assert_eq!(found[1].fields, ["position", "n"]);
+        assert_eq!(found[2].fields, ["replica", "of"]);
         assert_eq!(variants(source, "Missing"), None);
     }
 

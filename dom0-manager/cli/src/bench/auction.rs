@@ -1,5 +1,5 @@
 //! The demo service as a client sees it: where each interaction is, what is populated, and what every
-//! right page has in common (`docs/contributors/demo-service.md`).
+//! right page has in common (`docs/demo-service.md`).
 
 use super::page::Page;
 use super::transitions::Interaction;
