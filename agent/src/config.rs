@@ -123,7 +123,7 @@ impl Timeouts {
     }
 }
 
-/// The agent's configuration. `docs/agent.md` explains each key.
+/// The agent's configuration. `docs/operators/agent.md` explains each key.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

@@ -1,7 +1,7 @@
 //! The host agent: the one process with hypervisor rights.
 //!
 //! It serves a narrow D-Bus interface, `org.spare.Agent1`, peer to peer on a Unix socket
-//! (`docs/agent.md`). The replica manager, an unprivileged user, controls through it the virtual
+//! (`docs/operators/agent.md`). The replica manager, an unprivileged user, controls through it the virtual
 //! machines of its own service and nothing else (SPARE §5.1, delegation of management rights).
 //!
 //! ```text

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The configuration (docs/agent.md).
+    /// The configuration (docs/operators/agent.md).
     #[arg(long, value_name = "FILE", default_value = "/etc/spare/agent.toml")]
     config: PathBuf,
     /// Check the configuration and exit.

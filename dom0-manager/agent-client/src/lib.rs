@@ -1,4 +1,4 @@
-//! The client of the host agent (`org.spare.Agent1`, `docs/agent.md`), for the replica manager and for
+//! The client of the host agent (`org.spare.Agent1`, `docs/operators/agent.md`), for the replica manager and for
 //! tests.
 
 mod proxy;

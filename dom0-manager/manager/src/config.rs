@@ -1,4 +1,4 @@
-//! `spare.toml`. `docs/configuration.md` explains each key.
+//! `spare.toml`. `docs/operators/configuration.md` explains each key.
 
 mod hosts;
 

@@ -1,4 +1,4 @@
-//! The byte stream between a replica manager and one guest (`docs/channel.md`).
+//! The byte stream between a replica manager and one guest (`docs/contributors/channel.md`).
 //!
 //! ```text
 //! offset  bytes  field

@@ -1,5 +1,6 @@
 //! Messages that replica managers multicast to each other in total order, and those that go from one
-//! to another directly (DESIGN §4).
+//! to another directly. Who sends each of them when, and what it does: `docs/protocol.md#messages` and
+//! `docs/protocol.md#peer-messages`, whose tables a test holds against this file.
 
 use crate::channel::Outcome;
 use crate::{Class, DecodeError, Hash, Position, ReplicaId, SeatId};
@@ -332,7 +333,7 @@ pub enum GroupMessage {
     Abort { position: Position },
     /// `COMPENSATE`: an active is missing, and this passive can step in.
     Compensate { replica: ReplicaId },
-    /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (DESIGN §4.9).
+    /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (`docs/protocol.md#recovery`).
     Recover { seat: SeatId },
     /// The recovery of a seat is given up.
     RecoveryEnded { seat: SeatId },

@@ -1,6 +1,6 @@
 //! What the replica manager remembers outside of the protocol's state: the durable log with its
 //! snapshots ([`Store`]), the ordered log that the oracle replays, and the agreed state as a difference
-//! to the pristine image. `docs/store.md` tells formats and guarantees.
+//! to the pristine image. `docs/contributors/store.md` tells formats and guarantees.
 
 pub mod agreed_state;
 mod blocks;

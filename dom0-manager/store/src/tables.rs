@@ -1,5 +1,5 @@
 //! The tables of the store, in the embedded engine redb: snapshots' manifests and chunks, and what is known
-//! of the seat's replicas. (The log is not in it: `docs/store.md` tells why, with figures.)
+//! of the seat's replicas. (The log is not in it: `docs/contributors/store.md` tells why, with figures.)
 //!
 //! Every value is checked when it is read, chunks and manifests against their BLAKE3 hash; and what the engine
 //! reads for itself, to find its way or to change something, is checked below it (`blocks`): it checks its

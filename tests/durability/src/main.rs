@@ -1,6 +1,6 @@
 //! Tests that nothing acknowledged is lost and nothing happens twice, whatever is killed: the replica
 //! manager, the agent, everything at once; and what the store does about disks that misbehave. With
-//! process replicas (`docs/agent.md`); they need root.
+//! process replicas (`docs/operators/agent.md`); they need root.
 //!
 //! `SPARE_SCALE=full` runs them at the length that the project promises, and those with real guests too;
 //! without it they are shortened. `SPARE_SEED=N` repeats the choices of a run. Arguments are those of Rust's test

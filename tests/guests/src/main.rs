@@ -3,7 +3,7 @@
 //! one deployment that repairs itself in between, as it does in operation.
 //!
 //! With `SPARE_HYPERVISOR=process` the replicas are processes of this machine instead of virtual machines
-//! (`docs/agent.md`), and what would harm the machine is left out.
+//! (`docs/operators/agent.md`), and what would harm the machine is left out.
 //!
 //! `SPARE_SCALE=full` runs them at the length that the project promises; without it they are
 //! shortened. Arguments are those of Rust's test programs (a name to filter by, `--list`).

@@ -3,8 +3,9 @@
 use crate::guest::Lie;
 use std::collections::BTreeMap;
 
-/// Every transition that is possible, by the diagrams of `spare_core::replica` and `standing` and by
-/// the life of a request and of a recovery. A long run must take each of them.
+/// Every transition that is possible, by the diagrams of `docs/protocol.md#life-of-a-replica` and
+/// `docs/protocol.md#life-of-a-member`, whose tables a test holds against this list, and by the life of a
+/// request and of a recovery. A long run must take each of them.
 pub(crate) const POSSIBLE: &[&str] = &[
     // How a manager stands to the group.
     "standing Apart -> Syncing",

@@ -199,7 +199,7 @@ fn add(options: &AddOptions) -> Result<String> {
         let new = new_host(&settings, &host, &conf, authority, &files.corosync)?;
         folder::write(directory, &new)?;
         say(format!(
-            "{}: written for {}, to be copied there as docs/hosts.md says",
+            "{}: written for {}, to be copied there as docs/operators/hosts.md says",
             directory.join(&host.name).display(),
             host.name
         ));

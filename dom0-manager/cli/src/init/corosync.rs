@@ -38,7 +38,7 @@ pub fn node_id(seat: u16) -> u32 {
 pub fn configuration(plan: &Plan, token_ms: u32) -> String {
     let mut text = String::from(
         "# Written by spare init. The same on every host.\n\
-         # What the parts are for: docs/hosts.md.\n\n",
+         # What the parts are for: docs/operators/hosts.md.\n\n",
     );
     totem(&mut text, plan, token_ms);
     nodelist(&mut text, plan);
@@ -329,7 +329,7 @@ mod tests {
             configuration(&plan, TOKEN_MS),
             "\
 # Written by spare init. The same on every host.
-# What the parts are for: docs/hosts.md.
+# What the parts are for: docs/operators/hosts.md.
 
 totem {
 	version: 2

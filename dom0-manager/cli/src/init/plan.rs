@@ -420,7 +420,7 @@ impl Plan {
         if self.witness.is_none() && self.fencing {
             notes.push(
                 "fencing: a host goes on alone when the other is known to be off. Set [fencing] up in spare.toml \
-                 on every host before the first start (docs/hosts.md)"
+                 on every host before the first start (docs/operators/hosts.md)"
                     .to_owned(),
             );
         }

@@ -1,4 +1,4 @@
-//! Measures embedded engines on the work of the store: see docs/store.md.
+//! Measures embedded engines on the work of the store: see docs/contributors/store.md.
 //!
 //! ```text
 //! engine-bench ENGINE FOLDER RECORDS    ENGINE: redb, redb-quick (quick repair), fjall, file (the floor)

@@ -1,5 +1,5 @@
 //! Whoever voted otherwise than decided, however late, or reported another root than the stable one, is
-//! in service no longer (DESIGN §4.4, §4.6, §4.10).
+//! in service no longer (SPARE §4.1.2; `docs/protocol.md#detected-faults`, `docs/protocol.md#checkpoints`).
 
 use super::{hold, Verdict};
 use spare_protocol::group::{DecidedRequest, RootVote, Vote};

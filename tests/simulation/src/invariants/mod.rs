@@ -1,4 +1,5 @@
-//! The invariants of the design, one file each, named for the rule.
+//! The invariants, one file each, named for the rule; `docs/protocol.md#invariants` lists them, and a test holds
+//! that list against this folder.
 
 pub(crate) mod acknowledged_survives;
 pub(crate) mod agreed_roots;
