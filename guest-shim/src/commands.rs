@@ -1,7 +1,8 @@
 //! What the shim's commands do, each from its beginning to its end.
 
 use crate::config::Config;
-use crate::{postgres, replica};
+use crate::database::postgresql;
+use crate::replica;
 use anyhow::{Context, Result};
 use std::future::Future;
 
@@ -18,7 +19,7 @@ pub fn run(config: &Config) -> Result<()> {
 /// # Errors
 /// When the database refuses something.
 pub fn prepare(config: &Config) -> Result<()> {
-    block_on(postgres::prepare(&config.postgresql))
+    block_on(postgresql::prepare(&config.postgresql))
 }
 
 /// Writes the root of an image's pristine state.
@@ -26,7 +27,7 @@ pub fn prepare(config: &Config) -> Result<()> {
 /// # Errors
 /// When the database cannot be read or the file not be written.
 pub fn write_leaves(config: &Config) -> Result<()> {
-    block_on(postgres::write_pristine_leaves(&config.postgresql))
+    block_on(postgresql::write_pristine_leaves(&config.postgresql))
 }
 
 /// One thread: a guest has one CPU, and every switch between threads costs.

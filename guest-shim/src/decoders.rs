@@ -1,6 +1,6 @@
 //! Every decoder of this crate that is not public otherwise, as a function of the bytes that it reads.
 //! For `tests/fuzz`, and for nobody else. Those of the database's bytes are in
-//! [`crate::postgres::decoders`].
+//! [`crate::database::postgresql::decoders`].
 
 use crate::http::{build, exchange_over};
 use bytes::Bytes;

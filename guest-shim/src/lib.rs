@@ -4,11 +4,11 @@
 //!  replica manager ── virtio-serial ── channel ─┐
 //!                                               │            ┌─ http ── the service
 //!                        session ── scheduler ── replica ────┤
-//!                                               │            └─ postgres: capture, apply, scan
+//!                                               │            └─ database: capture, apply, scan
 //!                                               └─ root
 //! ```
 //! [`replica`] is the one task that owns everything; [`session`], [`scheduler`], [`replies`] and
-//! [`root`] are pure; [`http`] and [`postgres`] are the adapters to the service and its database.
+//! [`root`] are pure; [`http`] and [`database`] are the adapters to the service and its database.
 //! [`init`] is the same binary as the first process of a guest.
 //!
 //! A guest is not trusted by anyone: nothing here protects the group from a guest that lies. What the
@@ -18,10 +18,10 @@
 pub mod channel;
 pub mod commands;
 pub mod config;
+pub mod database;
 pub mod decoders;
 pub mod http;
 pub mod init;
-pub mod postgres;
 mod rehearsal;
 pub mod replica;
 pub mod replies;

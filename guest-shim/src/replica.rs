@@ -7,8 +7,8 @@
 
 use crate::channel::Port;
 use crate::config::{Config, WarmUp};
+use crate::database::postgresql::Database;
 use crate::http::{HttpService, ServiceError};
-use crate::postgres::Database;
 use crate::rehearsal;
 use crate::replies::Replies;
 use crate::scheduler::{Mode, Scheduler};

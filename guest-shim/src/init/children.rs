@@ -1,5 +1,6 @@
 //! The programs of a guest: how each is started, as whom, and with which limits.
 
+use super::machine::write_if_there;
 use crate::config::{inherited, Address, Config, Postgresql, Service};
 use anyhow::{Context, Result};
 use nix::fcntl::{fcntl, FcntlArg, FdFlag};
@@ -157,7 +158,7 @@ impl Child {
         })?;
         let adjust = format!("/proc/{}/oom_score_adj", child.id());
         // A process replica on a confined machine may not protect itself; a guest always may.
-        if let Err(error) = super::write_if_there(&adjust, &program.oom_score.to_string()) {
+        if let Err(error) = write_if_there(&adjust, &program.oom_score.to_string()) {
             eprintln!(
                 "spare-init: {} is not protected when memory runs out: {error:#}",
                 program.name

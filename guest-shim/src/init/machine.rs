@@ -40,7 +40,7 @@ pub(super) fn set_up() -> Result<()> {
         // A process replica shares the host's name.
         nix::unistd::sethostname(HOST_NAME).context("cannot set the host name")?;
         // A paused or full host must not fill the console with hung-task reports.
-        super::write_if_there("/proc/sys/kernel/hung_task_timeout_secs", "0")?;
+        write_if_there("/proc/sys/kernel/hung_task_timeout_secs", "0")?;
     }
     Ok(())
 }
@@ -126,4 +126,12 @@ fn bring_loopback_up() -> Result<()> {
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
     nix::errno::Errno::result(result)?;
     Ok(())
+}
+
+/// Writes to a file of the kernel, which may be missing.
+pub(super) fn write_if_there(path: &str, text: &str) -> Result<()> {
+    match std::fs::write(path, text) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.with_context(|| format!("cannot write {path}")),
+    }
 }

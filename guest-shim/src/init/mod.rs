@@ -11,7 +11,7 @@ mod children;
 mod machine;
 
 use crate::config::Config;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use children::{Child, Program};
 use nix::sys::wait::{waitpid, WaitStatus};
 use std::path::Path;
@@ -102,13 +102,5 @@ fn watch(children: &[Child]) -> String {
             return reason;
         }
         eprintln!("spare-init: {reason}");
-    }
-}
-
-/// Writes to a file of the kernel, which may be missing.
-fn write_if_there(path: &str, text: &str) -> Result<()> {
-    match std::fs::write(path, text) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result.with_context(|| format!("cannot write {path}")),
     }
 }

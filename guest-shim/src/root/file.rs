@@ -5,7 +5,7 @@
 //! sum)).
 
 use super::lthash::LtHash;
-use super::{Leaf, Range, StateRoot};
+use super::state_root::{Range, StateRoot};
 use anyhow::{bail, Context, Result};
 use spare_protocol::{decode, encode, Hash};
 use std::path::Path;
@@ -48,10 +48,9 @@ pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<()> {
 /// The content of the file.
 #[must_use]
 pub fn leaves_to_bytes(root: &mut StateRoot) -> Vec<u8> {
-    root.fold();
     let leaves = root
-        .leaves()
-        .map(|(table, range, leaf)| (table.to_owned(), range, leaf.sum.to_bytes()))
+        .sums()
+        .map(|(table, range, sum)| (table.to_owned(), range, sum.to_bytes()))
         .collect();
     let content: Content = (VERSION, leaves);
     let content = encode(&content);
@@ -78,11 +77,7 @@ pub fn parse_leaves(bytes: &[u8]) -> Result<StateRoot> {
     let mut root = StateRoot::default();
     for (table, range, sum) in leaves {
         let sum = LtHash::from_bytes(&sum).context("a sum has the wrong length")?;
-        let leaf = Leaf {
-            sum,
-            ..Leaf::default()
-        };
-        root.tables.entry(table).or_default().insert(range, leaf);
+        root.set_sum(table, range, sum);
     }
     Ok(root)
 }

@@ -1,11 +1,19 @@
 //! What is done once, when an image is built: everything the shim expects to find in the database.
 
+use super::connection::connect;
+use super::scan;
 use super::schema::{quoted, Schema};
-use super::{connect, scan, ORIGINS, PLUGIN};
+
 use crate::config::Postgresql;
 use crate::root::write_leaves;
 use anyhow::{bail, Context, Result};
 use tokio_postgres::Client;
+
+/// The output plugin of the slot (`guest-shim/output-plugin`).
+const PLUGIN: &str = "spare_output";
+/// The replication origins under which agreed updates are applied: one for each connection that does it
+/// beside others. The plugin drops what has an origin.
+pub(super) const ORIGINS: [&str; 2] = ["spare", "spare-2"];
 
 /// Sets every table's replica identity, creates the publication, the origins and the slot; what is there already
 /// stays. The database must be running.

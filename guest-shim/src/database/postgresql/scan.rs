@@ -171,7 +171,7 @@ fn value(column: &Column, bytes: &mut Bytes) -> Result<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::values::Kind;
+    use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
 
     fn columns() -> Vec<Column> {

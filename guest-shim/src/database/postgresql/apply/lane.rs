@@ -1,11 +1,10 @@
 //! One connection that applies updates: what there is to do becomes statements, which travel together.
 
-use super::in_order;
+use super::in_order::in_order;
 use super::shares::{Piece, Share};
 use super::statements::{change_sql, cover, index, Statements};
-use super::Purpose;
-use crate::postgres::schema::{Column, Schema, Table};
-use crate::postgres::values::{Canonical, ColumnArray};
+use crate::database::postgresql::schema::{Column, Schema, Table};
+use crate::database::postgresql::values::{Canonical, ColumnArray};
 use anyhow::{bail, Context, Result};
 use futures_util::FutureExt;
 use spare_protocol::update::{Key, Row, RowOp, SequenceState, TableUpdate, Update, Value};
@@ -25,6 +24,17 @@ pub(super) struct Lane {
     pub(super) client: Client,
     tables: Vec<Statements>,
     set_sequences: Statement,
+}
+
+/// What becomes of the transaction, and whether the change stream carries its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::database::postgresql) enum Purpose {
+    /// Agreed updates: committed, not captured.
+    Agreed,
+    /// A trial whose changes are to be captured: committed. Made on every connection, so that all are warm.
+    Captured,
+    /// A trial that leaves no trace: rolled back. Made on every connection, too.
+    Trial,
 }
 
 /// What a transaction ends with.

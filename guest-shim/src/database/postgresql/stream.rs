@@ -298,8 +298,8 @@ impl Gatherer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::schema::{Column, Table};
-    use crate::postgres::values::Kind;
+    use crate::database::postgresql::schema::{Column, Table};
+    use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
     use spare_protocol::update::{RowOp, TableUpdate};
 

@@ -13,20 +13,21 @@
 //! A connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
 
+mod in_order;
 mod lane;
 mod shares;
 mod statements;
 
+use super::prepare::ORIGINS;
 use super::schema::Schema;
-use super::ORIGINS;
 use anyhow::{Context, Result};
+pub(super) use lane::Purpose;
+
+use in_order::in_order;
 use lane::{End, Lane, Way};
 use shares::{shares, Share};
 use spare_protocol::update::Update;
-use std::future::{poll_fn, Future};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::Client;
 
@@ -36,17 +37,6 @@ pub(super) struct Applier {
     schema: Arc<Schema>,
     /// At least one.
     lanes: Vec<Lane>,
-}
-
-/// What becomes of the transaction, and whether the change stream carries its changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Agreed updates: committed, not captured.
-    Agreed,
-    /// A trial whose changes are to be captured: committed. Made on every connection, so that all are warm.
-    Captured,
-    /// A trial that leaves no trace: rolled back. Made on every connection, too.
-    Trial,
 }
 
 impl Applier {
@@ -140,27 +130,6 @@ impl Applier {
         self.lanes[0].flush_soon();
         Ok(done?.into_iter().all(|complete| complete))
     }
-}
-
-/// Runs futures together; each is polled for the first time, which sends its message, after those
-/// before it.
-async fn in_order<F: Future + Unpin>(mut futures: Vec<F>) -> Vec<F::Output> {
-    let mut outputs: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    poll_fn(|context| {
-        for (future, output) in futures.iter_mut().zip(&mut outputs) {
-            if output.is_none() {
-                if let Poll::Ready(value) = Pin::new(future).poll(context) {
-                    *output = Some(value);
-                }
-            }
-        }
-        match outputs.iter().all(Option::is_some) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
-        }
-    })
-    .await;
-    outputs.into_iter().flatten().collect()
 }
 
 fn is_conflict(error: &anyhow::Error) -> bool {

@@ -5,6 +5,7 @@
 //! flushed. The service's own commit is, unless the service asked for less; then a commit of the
 //! shim's flushes everything.
 
+use super::connection::connect;
 use super::schema::{Schema, Sequence};
 use super::stream::Changes;
 use super::write_set::WriteSet;
@@ -59,7 +60,7 @@ impl Capture {
     /// When the database was not prepared for it.
     pub(super) async fn open(config: &Postgresql, schema: Arc<Schema>) -> Result<Capture> {
         let changes = Changes::open(config, schema.clone()).await?;
-        let client = super::connect(config).await?;
+        let client = connect(config).await?;
         client.batch_execute("SET synchronous_commit = on").await?;
         let read_sequences = client.prepare(&sequences_query(&schema)).await?;
         let sequences = read_all(&client, &read_sequences, &schema).await?;

@@ -3,6 +3,7 @@
 
 mod apply;
 mod capture;
+mod connection;
 pub mod decoders;
 mod pgoutput;
 mod prepare;
@@ -15,31 +16,21 @@ mod write_set;
 
 pub use prepare::{prepare, write_pristine_leaves};
 
+use prepare::ORIGINS;
+
 use crate::config::Postgresql;
 use crate::root::{read_leaves, StateRoot};
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 use apply::{Applier, Purpose};
 use capture::Capture;
+use connection::{connect, connect_when_up};
 use schema::{Schema, Table};
 use spare_protocol::channel::RootRequest;
 use spare_protocol::update::{row_hash, Row, RowOp, TableUpdate, Update};
 use spare_protocol::Hash;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio_postgres::{Client, NoTls};
 
-/// The output plugin of the slot (`guest-shim/output-plugin`).
-const PLUGIN: &str = "spare_output";
-/// The replication origins under which agreed updates are applied: one for each connection that does it
-/// beside others. The plugin drops what has an origin.
-const ORIGINS: [&str; 2] = ["spare", "spare-2"];
-/// The role that the shim uses.
-const SUPERUSER: &str = "postgres";
-/// A database that does not accept connections after this never will.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause between two attempts to connect.
-const RETRY: Duration = Duration::from_millis(20);
 /// Rows of each table that the warm-up rewrites.
 const WARM_UP_ROWS: u32 = 8;
 /// Key ranges named to the operator when a scan finds differences.
@@ -216,39 +207,4 @@ fn trial(table: &Table, ops: Vec<RowOp>) -> TableUpdate {
         truncated: false,
         ops,
     }
-}
-
-async fn connect_when_up(config: &Postgresql) -> Result<Client> {
-    let start = Instant::now();
-    loop {
-        match connect(config).await {
-            Ok(client) => return Ok(client),
-            Err(e) if start.elapsed() > START_TIMEOUT => return Err(e),
-            Err(_) => tokio::time::sleep(RETRY).await,
-        }
-    }
-}
-
-/// A connection as superuser.
-async fn connect(config: &Postgresql) -> Result<Client> {
-    let (client, connection) = tokio_postgres::Config::new()
-        .host_path(&config.socket_dir)
-        .user(SUPERUSER)
-        .dbname(&config.database)
-        .application_name("spare-shim")
-        .options("-c plan_cache_mode=force_generic_plan")
-        .connect(NoTls)
-        .await
-        .with_context(|| {
-            format!(
-                "cannot connect to database {} as {SUPERUSER} in {}",
-                config.database,
-                config.socket_dir.display()
-            )
-        })?;
-    tokio::spawn(async move {
-        // Whoever waits for an answer on this connection gets the error, too.
-        let _ = connection.await;
-    });
-    Ok(client)
 }

@@ -1,7 +1,7 @@
 //! The statements of a table, and their text.
 
-use crate::postgres::schema::{quoted, Column, Schema, Table};
-use crate::postgres::values::Kind;
+use crate::database::postgresql::schema::{quoted, Column, Schema, Table};
+use crate::database::postgresql::values::Kind;
 use anyhow::{bail, Result};
 use spare_protocol::update::TableUpdate;
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! As much of PostgreSQL's frontend/backend protocol as a replication connection needs: start, one
 //! simple query, copy in both directions. (`tokio-postgres` has no replication mode.)
 
-use super::SUPERUSER;
+use super::connection::SUPERUSER;
 use anyhow::{bail, Context, Result};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::path::Path;
