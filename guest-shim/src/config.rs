@@ -1,10 +1,11 @@
 //! The guest's configuration, `/etc/spare/guest.toml`.
 
+use crate::transport::unix_socket::{inherited_socket, InheritedSocket, UnixSocket};
+use crate::transport::virtio_serial::VirtioSerial;
+use crate::transport::Transport;
 use anyhow::{bail, Context, Result};
 use serde::Deserialize;
-use spare_protocol::channel::{inherited_port, PORTS_VARIABLE};
 use std::num::NonZeroUsize;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,7 +21,7 @@ const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// How the manager is reached.
-    pub channel: Channel,
+    pub channel: ChannelSettings,
     /// The service beside the shim.
     pub service: Service,
     /// Its database.
@@ -30,22 +31,11 @@ pub struct Config {
 /// How the manager is reached: exactly one of the two.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Channel {
+pub struct ChannelSettings {
     /// Name of a virtio-serial port.
     pub port: Option<String>,
     /// A Unix socket to connect to.
     pub socket: Option<PathBuf>,
-}
-
-/// [`Channel`], checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// The virtio-serial port of that name.
-    VirtioPort(String),
-    /// The Unix socket at that path.
-    UnixSocket(PathBuf),
-    /// A listening Unix socket in the place of the virtio-serial port.
-    Inherited(RawFd),
 }
 
 /// The service beside the shim.
@@ -199,26 +189,21 @@ impl Config {
     }
 }
 
-impl Channel {
+impl ChannelSettings {
     /// The one transport that is configured.
     ///
     /// # Errors
-    /// When none or both are.
-    pub fn transport(&self) -> Result<Transport> {
+    /// When none or several are.
+    pub fn transport(&self) -> Result<Box<dyn Transport>> {
         match (&self.port, &self.socket) {
-            (Some(port), None) => Ok(match inherited(port) {
-                Some(fd) => Transport::Inherited(fd),
-                None => Transport::VirtioPort(port.clone()),
+            (Some(port), None) => Ok(match inherited_socket(port) {
+                Some(fd) => Box::new(InheritedSocket::new(fd)),
+                None => Box::new(VirtioSerial::new(port)),
             }),
-            (None, Some(socket)) => Ok(Transport::UnixSocket(socket.clone())),
+            (None, Some(socket)) => Ok(Box::new(UnixSocket::new(socket))),
             _ => bail!("[channel] needs either port or socket, not both and not neither"),
         }
     }
-}
-
-/// The socket that this program was given in the place of a virtio-serial port.
-pub(crate) fn inherited(port: &str) -> Option<RawFd> {
-    inherited_port(&std::env::var(PORTS_VARIABLE).ok()?, port)
 }
 
 impl Service {
@@ -254,8 +239,8 @@ mod tests {
     fn a_complete_file_is_read() {
         let config = Config::parse(GOOD).expect("a good file");
         assert_eq!(
-            config.channel.transport().expect("one transport"),
-            Transport::VirtioPort("org.spare.shim.0".into())
+            format!("{:?}", config.channel.transport().expect("one transport")),
+            format!("{:?}", VirtioSerial::new("org.spare.shim.0"))
         );
         assert_eq!(
             config.service.address,

@@ -28,3 +28,4 @@ pub mod replies;
 pub mod root;
 pub mod scheduler;
 pub mod session;
+pub mod transport;

@@ -5,7 +5,7 @@
 //! runs, everything before has ended, so that then it is also the last whose effects the state
 //! contains.
 
-use crate::channel::Port;
+use crate::channel::Channel;
 use crate::config::{Config, WarmUp};
 use crate::database::postgresql::Database;
 use crate::http::{HttpService, ServiceError};
@@ -13,6 +13,7 @@ use crate::rehearsal;
 use crate::replies::Replies;
 use crate::scheduler::{Mode, Scheduler};
 use crate::session::{payload, version_conflict, Arrived, Session};
+use crate::transport::unix_socket::SocketPair;
 use anyhow::{bail, Context, Result};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -48,7 +49,7 @@ struct ReadDone {
 
 /// A replica that is ready.
 pub struct Replica {
-    port: Port,
+    channel: Channel,
     session: Session,
     scheduler: Scheduler<Job>,
     reads: FuturesUnordered<BoxFuture<'static, ReadDone>>,
@@ -75,30 +76,30 @@ struct State {
 pub async fn run(config: &Config) -> Result<()> {
     let started = Instant::now();
     let ready = State::prepare(config).await;
-    let mut port = Port::open(config.channel.transport()?).await?;
+    let mut channel = Channel::open(config.channel.transport()?).await?;
     let (session, reason) = match ready {
         Ok(state) => {
             eprintln!(
                 "spare-shim: ready after {} ms",
                 started.elapsed().as_millis()
             );
-            let mut replica = Replica::new(port, state);
+            let mut replica = Replica::new(channel, state);
             let Err(reason) = replica.serve().await else {
                 return Ok(());
             };
-            port = replica.port;
+            channel = replica.channel;
             (replica.session, reason)
         }
         Err(reason) => (Session::new(), reason),
     };
     let reason = format!("{reason:#}");
     eprintln!("spare-shim: broken: {reason}");
-    answer_broken(port, session, reason).await
+    answer_broken(channel, session, reason).await
 }
 
 /// Hands what arrives to the session.
-async fn receive(port: &mut Port, session: &mut Session) -> Result<()> {
-    match port.receive().await? {
+async fn receive(channel: &mut Channel, session: &mut Session) -> Result<()> {
+    match channel.receive().await? {
         [] => session.interrupted(),
         bytes => session.push(bytes),
     }
@@ -106,14 +107,14 @@ async fn receive(port: &mut Port, session: &mut Session) -> Result<()> {
 }
 
 /// Tells every session that the replica is of no use.
-async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> Result<()> {
+async fn answer_broken(mut channel: Channel, mut session: Session, reason: String) -> Result<()> {
     let broken = payload(&FromGuest::Broken { reason });
     loop {
         if let Some(frame) = session.frame(broken.clone()) {
-            port.send(&frame)?;
+            channel.send(&frame)?;
         }
         loop {
-            receive(&mut port, &mut session).await?;
+            receive(&mut channel, &mut session).await?;
             let opened = std::iter::from_fn(|| session.next())
                 .any(|arrived| matches!(arrived, Arrived::Opened { .. }));
             if opened {
@@ -124,9 +125,9 @@ async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> 
 }
 
 impl Replica {
-    fn new(port: Port, state: State) -> Replica {
+    fn new(channel: Channel, state: State) -> Replica {
         Replica {
-            port,
+            channel,
             session: Session::new(),
             scheduler: Scheduler::new(state.reads_max),
             reads: FuturesUnordered::new(),
@@ -144,7 +145,7 @@ impl Replica {
             tokio::select! {
                 biased;
                 Some(done) = self.reads.next() => self.read_done(done)?,
-                received = receive(&mut self.port, &mut self.session) => {
+                received = receive(&mut self.channel, &mut self.session) => {
                     received?;
                     while let Some(arrived) = self.session.next() {
                         self.arrived(arrived)?;
@@ -262,7 +263,7 @@ impl Replica {
             return Ok(());
         }
         match self.session.frame(answer) {
-            Some(frame) => self.port.send(&frame),
+            Some(frame) => Ok(self.channel.send(&frame)?),
             None => Ok(()),
         }
     }
@@ -297,8 +298,9 @@ impl State {
     async fn rehearse(self, pages: &[&WarmUp]) -> Result<State> {
         let requests = pages.iter().cycle().take(pages.len() * WARM_UP_ROUNDS);
         let requests = requests.map(|page| warm_up_request(page)).collect();
-        let (port, manager) = Port::pair()?;
-        let mut replica = Replica::new(port, self);
+        let (transport, manager) = SocketPair::new().context("cannot create a pair of sockets")?;
+        let channel = Channel::open(Box::new(transport)).await?;
+        let mut replica = Replica::new(channel, self);
         tokio::select! {
             served = replica.serve() => served.context("in the rehearsal")?,
             rehearsed = rehearsal::conduct(manager, requests) => rehearsed?,

@@ -1,7 +1,8 @@
 //! The programs of a guest: how each is started, as whom, and with which limits.
 
 use super::machine::write_if_there;
-use crate::config::{inherited, Address, Config, Postgresql, Service};
+use crate::config::{Address, Config, Postgresql, Service};
+use crate::transport::unix_socket::inherited_socket;
 use anyhow::{Context, Result};
 use nix::fcntl::{fcntl, FcntlArg, FdFlag};
 use nix::sys::resource::{setrlimit, Resource};
@@ -184,7 +185,7 @@ impl Child {
 }
 
 fn inherited_as(port: &str) -> Option<(String, RawFd)> {
-    inherited(port).map(|fd| (port.to_owned(), fd))
+    inherited_socket(port).map(|fd| (port.to_owned(), fd))
 }
 
 /// Keeps the sockets that a process replica has in the place of ports from all programs but those that
@@ -195,7 +196,7 @@ fn inherited_as(port: &str) -> Option<(String, RawFd)> {
 pub(super) fn keep_ports_private(config: &Config) -> Result<()> {
     let shim = config.channel.port.as_deref();
     for port in shim.into_iter().chain([DOOR_PORT]) {
-        if let Some(fd) = inherited(port) {
+        if let Some(fd) = inherited_socket(port) {
             fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
                 .with_context(|| format!("the port {port} is no descriptor"))?;
         }
