@@ -1,9 +1,9 @@
 //! The guest's configuration, `/etc/spare/guest.toml`.
 
+use crate::database::{postgresql, Server};
 use crate::transport::unix_socket::{inherited_socket, InheritedSocket, UnixSocket};
 use crate::transport::virtio_serial::VirtioSerial;
 use crate::transport::Transport;
-use anyhow::{bail, Context, Result};
 use serde::Deserialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -17,16 +17,67 @@ pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
 const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// The whole file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug)]
 pub struct Config {
     /// How the manager is reached.
     pub channel: ChannelSettings,
     /// The service beside the shim.
-    pub service: Service,
+    pub service: ServiceSettings,
     /// Its database.
-    pub postgresql: Postgresql,
+    pub database: Box<dyn Server>,
 }
+
+/// The sections of the file; one for each database that the shim knows.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sections {
+    channel: ChannelSettings,
+    service: ServiceSettings,
+    postgresql: Option<postgresql::Settings>,
+}
+
+/// The configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The file says something that can't be used.
+    #[error("in the configuration {}", path.display())]
+    In {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<ConfigError>,
+    },
+    /// It is no TOML, or has other sections and settings than there are.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// None or several ways to the manager.
+    #[error("[channel] needs either port or socket, not both and not neither")]
+    Transport,
+    /// No program of the service.
+    #[error("service.command is empty; give the program and its arguments")]
+    Command,
+    /// No database.
+    #[error("no database is configured; add the section [postgresql]")]
+    Database,
+}
+
+/// The text is no address of a service.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not an address; write unix:/path or host:port")]
+pub struct AddressError(String);
+
+/// The text is no request of a warm-up.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is no request for the warm-up; write /page or POST /page a=1&b=2")]
+pub struct WarmUpError(String);
 
 /// How the manager is reached: exactly one of the two.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,7 +92,7 @@ pub struct ChannelSettings {
 /// The service beside the shim.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Service {
+pub struct ServiceSettings {
     /// Program and arguments; started by init.
     pub command: Vec<String>,
     /// The user it runs as.
@@ -83,26 +134,6 @@ pub struct WarmUp {
     pub form: String,
 }
 
-/// The service's database.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Postgresql {
-    /// Folder of the `postgres` program.
-    pub bin: PathBuf,
-    /// The data folder.
-    pub data: PathBuf,
-    /// Folder of the Unix socket.
-    pub socket_dir: PathBuf,
-    /// Name of the database.
-    pub database: String,
-    /// Name of the logical replication slot.
-    pub slot: String,
-    /// Name of the publication.
-    pub publication: String,
-    /// File with the leaves of the pristine state's root.
-    pub leaves: PathBuf,
-}
-
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -114,9 +145,9 @@ pub enum Address {
 }
 
 impl FromStr for Address {
-    type Err = String;
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Address, String> {
+    fn from_str(text: &str) -> Result<Address, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Address::Unix(PathBuf::from(path)));
         }
@@ -124,25 +155,23 @@ impl FromStr for Address {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Address::Tcp(text.to_owned()))
             }
-            _ => Err(format!(
-                "\"{text}\" is not an address; write unix:/path or host:port"
-            )),
+            _ => Err(AddressError(text.to_owned())),
         }
     }
 }
 
 impl TryFrom<String> for Address {
-    type Error = String;
+    type Error = AddressError;
 
-    fn try_from(text: String) -> Result<Address, String> {
+    fn try_from(text: String) -> Result<Address, AddressError> {
         text.parse()
     }
 }
 
 impl TryFrom<String> for WarmUp {
-    type Error = String;
+    type Error = WarmUpError;
 
-    fn try_from(text: String) -> Result<WarmUp, String> {
+    fn try_from(text: String) -> Result<WarmUp, WarmUpError> {
         // One more than there may be.
         let words: Vec<&str> = text.splitn(4, ' ').collect();
         let (method, target, form) = match words[..] {
@@ -152,9 +181,7 @@ impl TryFrom<String> for WarmUp {
             _ => ("GET", "", ""),
         };
         if !target.starts_with('/') {
-            return Err(format!(
-                "\"{text}\" is no request for the warm-up; write /page or POST /page a=1&b=2"
-            ));
+            return Err(WarmUpError(text));
         }
         Ok(WarmUp {
             method: method.to_owned(),
@@ -169,23 +196,36 @@ impl Config {
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    pub fn read(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Config::parse(&text).with_context(|| format!("in the configuration {}", path.display()))
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Config::parse(&text).map_err(|e| ConfigError::In {
+            path: path.to_owned(),
+            source: Box::new(e),
+        })
     }
 
     /// Reads and checks the text of a file.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn parse(text: &str) -> Result<Config> {
-        let config: Config = toml::from_str(text)?;
-        config.channel.transport()?;
-        if config.service.command.is_empty() {
-            bail!("service.command is empty; give the program and its arguments");
+    pub fn parse(text: &str) -> Result<Config, ConfigError> {
+        let sections: Sections = toml::from_str(text)?;
+        sections.channel.transport()?;
+        if sections.service.command.is_empty() {
+            return Err(ConfigError::Command);
         }
-        Ok(config)
+        let database = match sections.postgresql {
+            Some(settings) => Box::new(settings),
+            None => return Err(ConfigError::Database),
+        };
+        Ok(Config {
+            channel: sections.channel,
+            service: sections.service,
+            database,
+        })
     }
 }
 
@@ -194,19 +234,19 @@ impl ChannelSettings {
     ///
     /// # Errors
     /// When none or several are.
-    pub fn transport(&self) -> Result<Box<dyn Transport>> {
+    pub fn transport(&self) -> Result<Box<dyn Transport>, ConfigError> {
         match (&self.port, &self.socket) {
             (Some(port), None) => Ok(match inherited_socket(port) {
                 Some(fd) => Box::new(InheritedSocket::new(fd)),
                 None => Box::new(VirtioSerial::new(port)),
             }),
             (None, Some(socket)) => Ok(Box::new(UnixSocket::new(socket))),
-            _ => bail!("[channel] needs either port or socket, not both and not neither"),
+            _ => Err(ConfigError::Transport),
         }
     }
 }
 
-impl Service {
+impl ServiceSettings {
     /// How long a request may take.
     #[must_use]
     pub fn request_timeout(&self) -> Duration {

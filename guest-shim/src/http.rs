@@ -4,7 +4,8 @@
 //! Every request has a connection of its own. A kept connection could be closed by the service just
 //! when the next request is sent, and nobody could tell whether that one was executed.
 
-use crate::config::{Address, Service};
+use crate::causes::with_causes;
+use crate::config::{Address, ServiceSettings};
 use bytes::Bytes;
 use futures_util::future::{select, Either, FutureExt};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -53,10 +54,10 @@ pub enum ServiceError {
 impl HttpService {
     /// The service as it is configured.
     #[must_use]
-    pub fn new(config: &Service) -> HttpService {
+    pub fn new(settings: &ServiceSettings) -> HttpService {
         HttpService {
-            address: config.address.clone(),
-            timeout: config.request_timeout(),
+            address: settings.address.clone(),
+            timeout: settings.request_timeout(),
         }
     }
 
@@ -113,7 +114,7 @@ pub(crate) async fn exchange_over<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let not_http = |e: hyper::Error| ServiceError::NotHttp(describe(&e));
+    let not_http = |e: hyper::Error| ServiceError::NotHttp(with_causes(&e));
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(REPLY_HEAD_BYTES_MAX)
         .handshake(TokioIo::new(stream))
@@ -141,7 +142,7 @@ async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpRep
         Err(e) if e.is::<LengthLimitError>() => {
             return Ok(own_answer(502, "The page is larger than 16 MiB.\n"));
         }
-        Err(e) => return Err(ServiceError::NotHttp(describe(&*e))),
+        Err(e) => return Err(ServiceError::NotHttp(with_causes(&*e))),
     };
     let headers = head
         .headers
@@ -214,17 +215,6 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// An error with its causes: hyper's own text leaves them out.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -15,17 +15,21 @@
 //! shim owes the group is that a *correct* replica never looks faulty: same request, same update, same
 //! root, and a plain [`spare_protocol::channel::FromGuest::Broken`] as soon as its position is in doubt.
 
+mod causes;
 pub mod channel;
 pub mod commands;
 pub mod config;
 pub mod database;
 pub mod decoders;
+mod executor;
 pub mod http;
 pub mod init;
 mod rehearsal;
-pub mod replica;
+mod replica;
+pub mod replicated_state;
 pub mod replies;
 pub mod root;
 pub mod scheduler;
 pub mod session;
+mod start;
 pub mod transport;

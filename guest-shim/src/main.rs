@@ -74,10 +74,10 @@ fn execute(command: Command, config: PathBuf) -> Result<()> {
             println!("{HELP}");
             Ok(())
         }
-        Command::Init => init::run(&config),
-        Command::Run => commands::run(&Config::read(&config)?),
-        Command::Prepare => commands::prepare(&Config::read(&config)?),
-        Command::WriteLeaves => commands::write_leaves(&Config::read(&config)?),
+        Command::Init => Ok(init::run(&config)?),
+        Command::Run => Ok(commands::run(&Config::read(&config)?)?),
+        Command::Prepare => Ok(commands::prepare(&Config::read(&config)?)?),
+        Command::WriteLeaves => Ok(commands::write_leaves(&Config::read(&config)?)?),
     }
 }
 

@@ -1,17 +1,20 @@
 //! The programs of a guest: how each is started, as whom, and with which limits.
 
 use super::machine::write_if_there;
-use crate::config::{Address, Config, Postgresql, Service};
+use crate::causes::with_causes;
+use crate::config::{Address, Config, ServiceSettings};
+use crate::database::Server;
 use crate::transport::unix_socket::inherited_socket;
-use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, FdFlag};
 use nix::sys::resource::{setrlimit, Resource};
 use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::{chown, Pid, User};
 use spare_protocol::channel::PORTS_VARIABLE;
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Processes and threads that the service's user may have. A service that forks without end must not
@@ -19,11 +22,49 @@ use std::process::{Command, Stdio};
 const SERVICE_PROCESSES_MAX: u64 = 256;
 /// The port of the attacker's door.
 const DOOR_PORT: &str = "org.spare.door.0";
-/// PostgreSQL's user in Debian.
-const DATABASE_USER: &str = "postgres";
 /// When memory runs out, the kernel ends the service first, the shim and the database last.
 const OOM_SERVICE: i32 = 500;
 const OOM_OTHERS: i32 = -900;
+
+/// A program of the guest can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// The configuration names no program.
+    #[error("no command")]
+    NoCommand,
+    /// The shim is started from this program's file.
+    #[error("cannot find this program's file")]
+    OwnFile(#[source] io::Error),
+    /// The system does not start it.
+    #[error("cannot start {name} ({})", file.display())]
+    Start {
+        /// What the console calls it.
+        name: &'static str,
+        /// Its file.
+        file: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// What was to be inherited is not there.
+    #[error("the port {port} is no descriptor")]
+    NoDescriptor {
+        /// The name of the port that it stands for.
+        port: String,
+        /// What the kernel says.
+        source: Errno,
+    },
+    /// The folder of a socket is not made.
+    #[error("cannot create {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A program was to run as a user that there is not.
+    #[error("there is no user {0} in /etc/passwd")]
+    NoUser(String),
+}
 
 /// A program to be started.
 pub(super) struct Program {
@@ -48,19 +89,12 @@ pub(super) struct Child {
 }
 
 impl Program {
-    /// PostgreSQL, without a port on the network.
-    pub(super) fn database(config: &Postgresql) -> Result<Program> {
-        let mut command = Command::new(config.bin.join("postgres"));
-        command
-            .arg("-D")
-            .arg(&config.data)
-            .arg("-k")
-            .arg(&config.socket_dir);
-        command.args(["-c", "listen_addresses="]);
+    /// The database.
+    pub(super) fn database(server: &dyn Server) -> Result<Program, ChildError> {
         Ok(Program {
-            name: "PostgreSQL",
-            command,
-            user: Some(user(DATABASE_USER)?),
+            name: server.name(),
+            command: server.command(),
+            user: Some(user(server.user())?),
             processes_max: None,
             oom_score: OOM_OTHERS,
             needed: true,
@@ -69,14 +103,15 @@ impl Program {
     }
 
     /// The service.
-    pub(super) fn service(config: &Service) -> Result<Program> {
-        let (program, arguments) = config.command.split_first().context("no command")?;
+    pub(super) fn service(settings: &ServiceSettings) -> Result<Program, ChildError> {
+        let command = settings.command.split_first();
+        let (program, arguments) = command.ok_or(ChildError::NoCommand)?;
         let mut command = Command::new(program);
         command.args(arguments);
         Ok(Program {
             name: "the service",
             command,
-            user: Some(user(&config.user)?),
+            user: Some(user(&settings.user)?),
             processes_max: Some(SERVICE_PROCESSES_MAX),
             oom_score: OOM_SERVICE,
             needed: true,
@@ -85,8 +120,8 @@ impl Program {
     }
 
     /// The shim: this program in its other role.
-    pub(super) fn shim(path: &Path, config: &Config) -> Result<Program> {
-        let this = std::env::current_exe().context("cannot find this program's file")?;
+    pub(super) fn shim(path: &Path, config: &Config) -> Result<Program, ChildError> {
+        let this = std::env::current_exe().map_err(ChildError::OwnFile)?;
         let mut command = Command::new(this);
         command.arg("run").arg("--config").arg(path);
         Ok(Program {
@@ -123,7 +158,7 @@ impl Child {
     /// When it can't be started.
     // Not waited for here: the first process collects all that die.
     #[allow(clippy::zombie_processes)]
-    pub(super) fn start(mut program: Program) -> Result<Child> {
+    pub(super) fn start(mut program: Program) -> Result<Child, ChildError> {
         let command = &mut program.command;
         command.stdin(Stdio::null()).current_dir("/");
         command
@@ -153,16 +188,18 @@ impl Child {
                 });
             }
         }
-        let child = command.spawn().with_context(|| {
-            let file = Path::new(command.get_program());
-            format!("cannot start {} ({})", program.name, file.display())
+        let child = command.spawn().map_err(|source| ChildError::Start {
+            name: program.name,
+            file: command.get_program().into(),
+            source,
         })?;
         let adjust = format!("/proc/{}/oom_score_adj", child.id());
         // A process replica on a confined machine may not protect itself; a guest always may.
         if let Err(error) = write_if_there(&adjust, &program.oom_score.to_string()) {
             eprintln!(
-                "spare-init: {} is not protected when memory runs out: {error:#}",
-                program.name
+                "spare-init: {} is not protected when memory runs out: {}",
+                program.name,
+                with_causes(&error)
             );
         }
         // The kernel hands out no process number that does not fit.
@@ -193,12 +230,15 @@ fn inherited_as(port: &str) -> Option<(String, RawFd)> {
 ///
 /// # Errors
 /// When what the environment names is no descriptor.
-pub(super) fn keep_ports_private(config: &Config) -> Result<()> {
+pub(super) fn keep_ports_private(config: &Config) -> Result<(), ChildError> {
     let shim = config.channel.port.as_deref();
     for port in shim.into_iter().chain([DOOR_PORT]) {
         if let Some(fd) = inherited_socket(port) {
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-                .with_context(|| format!("the port {port} is no descriptor"))?;
+            let kept = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+            kept.map_err(|source| ChildError::NoDescriptor {
+                port: port.to_owned(),
+                source,
+            })?;
         }
     }
     Ok(())
@@ -217,8 +257,9 @@ pub(super) fn describe(status: WaitStatus) -> String {
 ///
 /// # Errors
 /// When one can't be created, or a user does not exist.
-pub(super) fn make_folders(config: &Config) -> Result<()> {
-    make_folder(&config.postgresql.socket_dir, &user(DATABASE_USER)?)?;
+pub(super) fn make_folders(config: &Config) -> Result<(), ChildError> {
+    let server = &config.database;
+    make_folder(server.socket_dir(), &user(server.user())?)?;
     if let Address::Unix(socket) = &config.service.address {
         if let Some(folder) = socket.parent() {
             make_folder(folder, &user(&config.service.user)?)?;
@@ -227,15 +268,18 @@ pub(super) fn make_folders(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn make_folder(path: &Path, owner: &User) -> Result<()> {
+fn make_folder(path: &Path, owner: &User) -> Result<(), ChildError> {
     std::fs::create_dir_all(path)
         .and_then(|()| Ok(chown(path, Some(owner.uid), Some(owner.gid))?))
-        .with_context(|| format!("cannot create {}", path.display()))
+        .map_err(|source| ChildError::Folder {
+            path: path.to_owned(),
+            source,
+        })
 }
 
-fn user(name: &str) -> Result<User> {
+fn user(name: &str) -> Result<User, ChildError> {
     User::from_name(name)
         .ok()
         .flatten()
-        .with_context(|| format!("there is no user {name} in /etc/passwd"))
+        .ok_or_else(|| ChildError::NoUser(name.to_owned()))
 }

@@ -6,31 +6,81 @@
 
 use super::lthash::LtHash;
 use super::state_root::{Range, StateRoot};
-use anyhow::{bail, Context, Result};
-use spare_protocol::{decode, encode, Hash};
-use std::path::Path;
+use spare_protocol::{decode, encode, DecodeError, Hash};
+use std::io;
+use std::path::{Path, PathBuf};
 
 const VERSION: u32 = 1;
 
 type Content = (u32, Vec<(String, Range, Vec<u8>)>);
 
+/// The file can't be read, used or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LeavesError {
+    /// It is missing or can't be read.
+    #[error(
+        "cannot read the leaves {}; write them with `spare-shim leaves --write` when the image is built",
+        path.display()
+    )]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It was read, but is no such file.
+    #[error(
+        "the leaves {} can't be used; write them anew with `spare-shim leaves --write`",
+        path.display()
+    )]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its content.
+        source: LeavesFormatError,
+    },
+    /// It can't be written.
+    #[error("cannot write the leaves {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// The bytes are no leaves that this version reads.
+#[derive(Debug, thiserror::Error)]
+pub enum LeavesFormatError {
+    /// They have no room for a checksum.
+    #[error("the file is too short")]
+    TooShort,
+    /// They were damaged.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// They hold something else.
+    #[error(transparent)]
+    Content(#[from] DecodeError),
+    /// Another release of the shim wrote them, in this version of the format.
+    #[error("its format is version {0}, not {VERSION}")]
+    Version(u32),
+    /// A leaf is damaged.
+    #[error("a sum has the wrong length")]
+    SumLength,
+}
+
 /// Reads the leaves.
 ///
 /// # Errors
 /// When the file is missing, damaged or of another version.
-pub fn read_leaves(path: &Path) -> Result<StateRoot> {
-    let bytes = std::fs::read(path).with_context(|| {
-        format!(
-            "cannot read the leaves {}; write them with `spare-shim leaves --write` when the image \
-             is built",
-            path.display()
-        )
+pub fn read_leaves(path: &Path) -> Result<StateRoot, LeavesError> {
+    let bytes = std::fs::read(path).map_err(|source| LeavesError::Read {
+        path: path.to_owned(),
+        source,
     })?;
-    parse_leaves(&bytes).with_context(|| {
-        format!(
-            "the leaves {} can't be used; write them anew with `spare-shim leaves --write`",
-            path.display()
-        )
+    parse_leaves(&bytes).map_err(|source| LeavesError::Unusable {
+        path: path.to_owned(),
+        source,
     })
 }
 
@@ -38,11 +88,14 @@ pub fn read_leaves(path: &Path) -> Result<StateRoot> {
 ///
 /// # Errors
 /// When the file can't be written.
-pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<()> {
+pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<(), LeavesError> {
     let unfinished = path.with_extension("new");
     std::fs::write(&unfinished, leaves_to_bytes(root))
         .and_then(|()| std::fs::rename(&unfinished, path))
-        .with_context(|| format!("cannot write the leaves {}", path.display()))
+        .map_err(|source| LeavesError::Write {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// The content of the file.
@@ -63,20 +116,20 @@ pub fn leaves_to_bytes(root: &mut StateRoot) -> Vec<u8> {
 ///
 /// # Errors
 /// When it is damaged or of another version.
-pub fn parse_leaves(bytes: &[u8]) -> Result<StateRoot> {
+pub fn parse_leaves(bytes: &[u8]) -> Result<StateRoot, LeavesFormatError> {
     let Some((hash, content)) = bytes.split_at_checked(32) else {
-        bail!("the file is too short");
+        return Err(LeavesFormatError::TooShort);
     };
     if Hash::of(content).0 != hash {
-        bail!("its checksum is wrong");
+        return Err(LeavesFormatError::Checksum);
     }
     let (version, leaves): Content = decode(content)?;
     if version != VERSION {
-        bail!("its format is version {version}, not {VERSION}");
+        return Err(LeavesFormatError::Version(version));
     }
     let mut root = StateRoot::default();
     for (table, range, sum) in leaves {
-        let sum = LtHash::from_bytes(&sum).context("a sum has the wrong length")?;
+        let sum = LtHash::from_bytes(&sum).ok_or(LeavesFormatError::SumLength)?;
         root.set_sum(table, range, sum);
     }
     Ok(root)

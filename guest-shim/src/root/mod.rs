@@ -16,5 +16,7 @@ mod file;
 pub mod lthash;
 mod state_root;
 
-pub use file::{leaves_to_bytes, parse_leaves, read_leaves, write_leaves};
+pub use file::{
+    leaves_to_bytes, parse_leaves, read_leaves, write_leaves, LeavesError, LeavesFormatError,
+};
 pub use state_root::{range_of, Range, StateRoot};

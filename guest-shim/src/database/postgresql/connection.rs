@@ -1,7 +1,7 @@
 //! Connections of the shim to the database.
 
-use crate::config::Postgresql;
-use anyhow::{Context, Result};
+use super::settings::Settings;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_postgres::{Client, NoTls};
 
@@ -12,10 +12,23 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(20);
 
-pub(super) async fn connect_when_up(config: &Postgresql) -> Result<Client> {
+/// The database lets nobody in.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect to database {database} as {SUPERUSER} in {}", socket_dir.display())]
+pub(super) struct ConnectError {
+    database: String,
+    socket_dir: PathBuf,
+    source: tokio_postgres::Error,
+}
+
+/// Like [`connect`], and waits until the database is up.
+///
+/// # Errors
+/// When it never is.
+pub(super) async fn connect_when_up(settings: &Settings) -> Result<Client, ConnectError> {
     let start = Instant::now();
     loop {
-        match connect(config).await {
+        match connect(settings).await {
             Ok(client) => return Ok(client),
             Err(e) if start.elapsed() > START_TIMEOUT => return Err(e),
             Err(_) => tokio::time::sleep(RETRY).await,
@@ -24,21 +37,22 @@ pub(super) async fn connect_when_up(config: &Postgresql) -> Result<Client> {
 }
 
 /// A connection as superuser.
-pub(super) async fn connect(config: &Postgresql) -> Result<Client> {
+///
+/// # Errors
+/// When the database is not there or refuses.
+pub(super) async fn connect(settings: &Settings) -> Result<Client, ConnectError> {
     let (client, connection) = tokio_postgres::Config::new()
-        .host_path(&config.socket_dir)
+        .host_path(&settings.socket_dir)
         .user(SUPERUSER)
-        .dbname(&config.database)
+        .dbname(&settings.database)
         .application_name("spare-shim")
         .options("-c plan_cache_mode=force_generic_plan")
         .connect(NoTls)
         .await
-        .with_context(|| {
-            format!(
-                "cannot connect to database {} as {SUPERUSER} in {}",
-                config.database,
-                config.socket_dir.display()
-            )
+        .map_err(|source| ConnectError {
+            database: settings.database.clone(),
+            socket_dir: settings.socket_dir.clone(),
+            source,
         })?;
     tokio::spawn(async move {
         // Whoever waits for an answer on this connection gets the error, too.

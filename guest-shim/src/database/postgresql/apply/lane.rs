@@ -1,11 +1,11 @@
 //! One connection that applies updates: what there is to do becomes statements, which travel together.
 
+use super::error::ApplyError;
 use super::in_order::in_order;
 use super::shares::{Piece, Share};
 use super::statements::{change_sql, cover, index, Statements};
 use crate::database::postgresql::schema::{Column, Schema, Table};
 use crate::database::postgresql::values::{Canonical, ColumnArray};
-use anyhow::{bail, Context, Result};
 use futures_util::FutureExt;
 use spare_protocol::update::{Key, Row, RowOp, SequenceState, TableUpdate, Update, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +61,7 @@ impl Lane {
         client: Client,
         origin: &'static str,
         schema: &Schema,
-    ) -> Result<Lane> {
+    ) -> Result<Lane, ApplyError> {
         // Keys are always looked up in their index, so the plan does not depend on statistics.
         client
             .batch_execute(&format!(
@@ -71,14 +71,11 @@ impl Lane {
                 enter_origin(origin)
             ))
             .await
-            .context(
-                "cannot set up the connection that applies updates; was the image prepared with \
-                 `spare-shim prepare`?",
-            )?;
+            .map_err(ApplyError::SetUp)?;
         let mut tables = Vec::with_capacity(schema.tables.len());
         for table in &schema.tables {
             let statements = Statements::prepare(&client, table).await;
-            tables.push(statements.with_context(|| format!("table {}", table.name))?);
+            tables.push(statements.map_err(in_table(table))?);
         }
         let set_sequences = client
             .prepare(
@@ -95,7 +92,11 @@ impl Lane {
     }
 
     /// Prepares statements for columns that the update changes and that those there do not change.
-    pub(super) async fn prepare_changes(&mut self, schema: &Schema, update: &Update) -> Result<()> {
+    pub(super) async fn prepare_changes(
+        &mut self,
+        schema: &Schema,
+        update: &Update,
+    ) -> Result<(), ApplyError> {
         for update in &update.tables {
             let index = index(schema, update)?;
             let (table, statements) = (&schema.tables[index], &mut self.tables[index]);
@@ -132,7 +133,7 @@ impl Lane {
         schema: &'a Schema,
         share: &Share<'a>,
         way: Way,
-    ) -> Result<Vec<Step<'a>>> {
+    ) -> Result<Vec<Step<'a>>, ApplyError> {
         let mut steps: Vec<Step> = Vec::new();
         for piece in &share.pieces {
             self.deletions(schema, *piece, way, &mut steps)?;
@@ -154,7 +155,7 @@ impl Lane {
         piece: Piece<'a>,
         way: Way,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
         if piece.table.truncated {
             steps.push(Step::new(&statements.clear, vec![]));
@@ -181,7 +182,7 @@ impl Lane {
         schema: &'a Schema,
         piece: Piece<'a>,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
         let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
         for change in changes(piece.ops) {
@@ -215,7 +216,7 @@ impl Lane {
         schema: &'a Schema,
         piece: Piece<'a>,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
         let row = |op: &'a RowOp| match op {
             RowOp::Put { row, .. } => Some(row),
@@ -233,7 +234,11 @@ impl Lane {
     }
 
     /// The update with all columns of the rows that it changes.
-    pub(super) async fn with_whole_rows(&self, schema: &Schema, update: &Update) -> Result<Update> {
+    pub(super) async fn with_whole_rows(
+        &self,
+        schema: &Schema,
+        update: &Update,
+    ) -> Result<Update, ApplyError> {
         let mut whole = update.clone();
         for update in &mut whole.tables {
             let keys: Vec<Vec<Value>> = changes(&update.ops).map(|c| c.key.to_vec()).collect();
@@ -246,16 +251,13 @@ impl Lane {
                 let RowOp::Change { key, before, .. } = &*op else {
                     continue;
                 };
-                let row = there
-                    .get(key)
-                    .context("a row that an agreed update changes is not there")?
-                    .clone();
+                let row = there.get(key).ok_or(ApplyError::NoRow)?.clone();
                 let was = RowOp::Put {
                     row,
                     before: Some(*before),
                 };
                 let now = was.followed_by(op.clone());
-                *op = now.context("a change that leaves nothing")?;
+                *op = now.ok_or(ApplyError::LeavesNothing)?;
             }
         }
         Ok(whole)
@@ -267,7 +269,7 @@ impl Lane {
         table: &Table,
         statements: &Statements,
         keys: &[Key],
-    ) -> Result<BTreeMap<Key, Row>> {
+    ) -> Result<BTreeMap<Key, Row>, ApplyError> {
         let keys: Vec<Vec<&Value>> = keys.iter().map(|key| key.iter().collect()).collect();
         let arrays = key_arrays(table, &keys);
         let parameters: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
@@ -276,7 +278,7 @@ impl Lane {
         for row in found {
             let values = (0..table.columns.len()).map(|i| row.try_get::<_, Canonical>(i));
             let values: Result<Row, _> = values.map(|value| value.map(|v| v.0)).collect();
-            let values = values.with_context(|| format!("table {}", table.name))?;
+            let values = values.map_err(in_table(table))?;
             rows.insert(table.key_of(&values), values);
         }
         Ok(rows)
@@ -286,14 +288,14 @@ impl Lane {
         &'a self,
         schema: &'a Schema,
         update: &TableUpdate,
-    ) -> Result<(&'a Table, &'a Statements)> {
+    ) -> Result<(&'a Table, &'a Statements), ApplyError> {
         let index = index(schema, update)?;
         Ok((&schema.tables[index], &self.tables[index]))
     }
 
     /// Sends all steps at once and waits for all results: whether each acted on as many rows as it
     /// should.
-    pub(super) async fn run(&self, steps: &[Step<'_>], end: End) -> Result<bool> {
+    pub(super) async fn run(&self, steps: &[Step<'_>], end: End) -> Result<bool, ApplyError> {
         type Sent<'f> = Pin<Box<dyn Future<Output = Result<bool, tokio_postgres::Error>> + 'f>>;
         let (begin, end) = match end {
             End::With(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
@@ -320,6 +322,13 @@ impl Lane {
         }
         let results: Result<Vec<bool>, _> = in_order(sent).await.into_iter().collect();
         Ok(results?.into_iter().all(|complete| complete))
+    }
+}
+
+fn in_table(table: &Table) -> impl FnOnce(tokio_postgres::Error) -> ApplyError + '_ {
+    |source| ApplyError::Table {
+        table: table.name.clone(),
+        source,
     }
 }
 
@@ -389,7 +398,10 @@ struct SequenceArrays {
 }
 
 impl SequenceArrays {
-    fn new(schema: &Schema, sequences: &[(String, SequenceState)]) -> Result<SequenceArrays> {
+    fn new(
+        schema: &Schema,
+        sequences: &[(String, SequenceState)],
+    ) -> Result<SequenceArrays, ApplyError> {
         let mut arrays = SequenceArrays {
             names: vec![],
             values: vec![],
@@ -397,7 +409,7 @@ impl SequenceArrays {
         };
         for (name, state) in sequences {
             let Some(sequence) = schema.sequences.iter().find(|s| s.name == *name) else {
-                bail!("an update of sequence {name}, which does not exist");
+                return Err(ApplyError::NoSequence(name.clone()));
             };
             arrays.names.push(sequence.sql_name.clone());
             arrays.values.push(state.last_value);

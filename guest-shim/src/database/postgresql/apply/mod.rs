@@ -13,6 +13,7 @@
 //! A connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
 
+mod error;
 mod in_order;
 mod lane;
 mod shares;
@@ -20,7 +21,7 @@ mod statements;
 
 use super::prepare::ORIGINS;
 use super::schema::Schema;
-use anyhow::{Context, Result};
+pub(super) use error::ApplyError;
 pub(super) use lane::Purpose;
 
 use in_order::in_order;
@@ -28,7 +29,6 @@ use lane::{End, Lane, Way};
 use shares::{shares, Share};
 use spare_protocol::update::Update;
 use std::sync::Arc;
-use tokio_postgres::error::SqlState;
 use tokio_postgres::Client;
 
 /// Applies updates.
@@ -44,12 +44,17 @@ impl Applier {
     ///
     /// # Errors
     /// When a statement is refused.
-    pub(super) async fn open(clients: Vec<Client>, schema: Arc<Schema>) -> Result<Applier> {
+    pub(super) async fn open(
+        clients: Vec<Client>,
+        schema: Arc<Schema>,
+    ) -> Result<Applier, ApplyError> {
         let mut lanes = Vec::with_capacity(clients.len());
         for (client, origin) in clients.into_iter().zip(ORIGINS) {
             lanes.push(Lane::open(client, origin, &schema).await?);
         }
-        anyhow::ensure!(!lanes.is_empty(), "no connection to apply updates on");
+        if lanes.is_empty() {
+            return Err(ApplyError::NoConnection);
+        }
         Ok(Applier { schema, lanes })
     }
 
@@ -63,7 +68,11 @@ impl Applier {
     ///
     /// # Errors
     /// When it does not fit the schema or what the database holds, or the database fails.
-    pub(super) async fn apply(&mut self, update: &Update, purpose: Purpose) -> Result<()> {
+    pub(super) async fn apply(
+        &mut self,
+        update: &Update,
+        purpose: Purpose,
+    ) -> Result<(), ApplyError> {
         for lane in &mut self.lanes {
             lane.prepare_changes(&self.schema, update).await?;
         }
@@ -72,22 +81,27 @@ impl Applier {
             Purpose::Captured | Purpose::Trial => self.attempt_on_each(update, purpose).await,
         };
         let complete = match attempted {
-            Err(e) if is_conflict(&e) => {
-                let lane = &self.lanes[0];
-                let whole = lane.with_whole_rows(&self.schema, update).await?;
-                let steps = lane.steps(&self.schema, &Share::from(&whole), Way::Replacing)?;
-                let replaced = lane.run(&steps, End::With(purpose)).await;
-                replaced.context("cannot apply an update by replacing rows")?
-            }
-            result => result.context("cannot apply an update")?,
+            Err(e) if e.is_conflict() => self.replace(update, purpose).await?,
+            result => result.map_err(|e| ApplyError::Update(Box::new(e)))?,
         };
-        anyhow::ensure!(complete, "a row that an agreed update changes is not there");
+        if !complete {
+            return Err(ApplyError::NoRow);
+        }
         Ok(())
+    }
+
+    /// Applies an update whose rows are in each other's way: all are deleted, then put.
+    async fn replace(&self, update: &Update, purpose: Purpose) -> Result<bool, ApplyError> {
+        let lane = &self.lanes[0];
+        let whole = lane.with_whole_rows(&self.schema, update).await?;
+        let steps = lane.steps(&self.schema, &Share::from(&whole), Way::Replacing)?;
+        let replaced = lane.run(&steps, End::With(purpose)).await;
+        replaced.map_err(|e| ApplyError::Replacing(Box::new(e)))
     }
 
     /// Whether all rows to change were there; what else there was to do is done in any case. So with the
     /// other attempts.
-    async fn attempt_on_each(&self, update: &Update, purpose: Purpose) -> Result<bool> {
+    async fn attempt_on_each(&self, update: &Update, purpose: Purpose) -> Result<bool, ApplyError> {
         let mut complete = true;
         for lane in &self.lanes {
             let steps = lane.steps(&self.schema, &Share::from(update), Way::Trusting)?;
@@ -96,7 +110,7 @@ impl Applier {
         Ok(complete)
     }
 
-    async fn attempt_agreed(&self, update: &Update) -> Result<bool> {
+    async fn attempt_agreed(&self, update: &Update) -> Result<bool, ApplyError> {
         let shares = shares(update, self.lanes.len());
         let [share] = &*shares else {
             return self.attempt_shared(&shares).await;
@@ -108,7 +122,7 @@ impl Applier {
     }
 
     /// Every share on a connection of its own.
-    async fn attempt_shared(&self, shares: &[Share<'_>]) -> Result<bool> {
+    async fn attempt_shared(&self, shares: &[Share<'_>]) -> Result<bool, ApplyError> {
         let lanes = || self.lanes.iter().zip(shares);
         let work = lanes().enumerate().map(|(number, (lane, share))| {
             Box::pin(async move {
@@ -121,7 +135,7 @@ impl Applier {
             })
         });
         let done = in_order(work.collect()).await;
-        let done: Result<Vec<bool>> = done.into_iter().collect();
+        let done: Result<Vec<bool>, ApplyError> = done.into_iter().collect();
         let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ends = lanes().map(|(lane, _)| Box::pin(lane.client.batch_execute(end)));
         for ended in in_order(ends.collect()).await {
@@ -130,11 +144,4 @@ impl Applier {
         self.lanes[0].flush_soon();
         Ok(done?.into_iter().all(|complete| complete))
     }
-}
-
-fn is_conflict(error: &anyhow::Error) -> bool {
-    let code = error
-        .downcast_ref::<tokio_postgres::Error>()
-        .and_then(|e| e.code());
-    code == Some(&SqlState::UNIQUE_VIOLATION) || code == Some(&SqlState::EXCLUSION_VIOLATION)
 }
