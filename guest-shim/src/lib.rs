@@ -20,6 +20,7 @@ pub mod channel;
 pub mod commands;
 pub mod config;
 pub mod database;
+#[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod executor;
 pub mod http;

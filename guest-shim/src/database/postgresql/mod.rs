@@ -4,6 +4,7 @@
 mod apply;
 mod capture;
 mod connection;
+#[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod error;
 mod opened;
