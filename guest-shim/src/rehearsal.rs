@@ -1,6 +1,7 @@
 //! The manager's part in a rehearsal: requests go to the shim through a channel within this program
 //! before the real one is opened.
 
+use bytes::Bytes;
 use spare_protocol::channel::{
     Decoded, Execute, Frame, FrameDecoder, RootRequest, ToGuest, CHANNEL_VERSION,
 };
@@ -48,10 +49,11 @@ pub(crate) async fn conduct(
         upto: position,
         root: RootRequest::Incremental,
     };
-    manager.ask(&nothing).await
+    manager.ask(&nothing).await.map(drop)
 }
 
-struct Manager {
+/// The manager's end of a channel within this program.
+pub(crate) struct Manager {
     stream: tokio::net::UnixStream,
     decoder: FrameDecoder,
     buffer: Vec<u8>,
@@ -59,7 +61,8 @@ struct Manager {
 }
 
 impl Manager {
-    fn new(stream: UnixStream) -> Result<Manager, RehearsalError> {
+    /// Takes the other end of what [`crate::transport::unix_socket::SocketPair`] opens.
+    pub(crate) fn new(stream: UnixStream) -> Result<Manager, RehearsalError> {
         let stream = stream.set_nonblocking(true).map(|()| stream);
         Ok(Manager {
             stream: stream
@@ -71,18 +74,23 @@ impl Manager {
         })
     }
 
-    /// Sends a message and waits for a frame.
-    async fn ask(&mut self, message: &ToGuest) -> Result<(), RehearsalError> {
+    /// Sends a message.
+    pub(crate) async fn send(&mut self, message: &ToGuest) -> Result<(), RehearsalError> {
         self.sent += 1;
         let frame = Frame {
             session: SESSION,
             sequence: self.sent,
             payload: encode(message).into(),
         };
-        self.stream.write_all(&frame.to_bytes()).await?;
+        Ok(self.stream.write_all(&frame.to_bytes()).await?)
+    }
+
+    /// Sends a message and waits for a frame; returns what that carries.
+    pub(crate) async fn ask(&mut self, message: &ToGuest) -> Result<Bytes, RehearsalError> {
+        self.send(message).await?;
         loop {
-            if let Some(Decoded::Frame(_)) = self.decoder.next() {
-                return Ok(());
+            if let Some(Decoded::Frame(frame)) = self.decoder.next() {
+                return Ok(frame.payload);
             }
             let n = self.stream.read(&mut self.buffer).await?;
             if n == 0 {

@@ -214,3 +214,172 @@ impl Replica {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Address, ServiceSettings};
+    use crate::database::in_memory::{InMemory, Rows};
+    use crate::http::HttpService;
+    use crate::rehearsal::Manager;
+    use crate::replicated_state::ReplicatedState;
+    use crate::root::StateRoot;
+    use crate::transport::unix_socket::SocketPair;
+    use bytes::Bytes;
+    use spare_protocol::channel::{RootRequest, CHANNEL_VERSION};
+    use spare_protocol::http::HttpRequest;
+    use spare_protocol::update::Update;
+    use spare_protocol::{decode, encode, Class, Hash};
+    use std::num::NonZeroUsize;
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// Adds 1 to the row with the key that a request's path names.
+    async fn service(rows: Arc<Mutex<Rows>>) -> HttpService {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut seen).await.expect("a request") == 0 {
+                        break;
+                    }
+                }
+                let text = String::from_utf8_lossy(&seen);
+                let path = text.split(' ').nth(1).unwrap_or_default();
+                if let Ok(key) = path.trim_start_matches('/').parse() {
+                    *rows.lock().expect("no panic").entry(key).or_default() += 1;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\ndone").await;
+            }
+        });
+        HttpService::new(&ServiceSettings {
+            command: vec![],
+            user: String::new(),
+            address: Address::Tcp(address),
+            request_timeout_ms: 5000,
+            reads_max: NonZeroUsize::MIN,
+            warm_up: vec![],
+        })
+    }
+
+    /// A replica of nothing, with its rows and a manager that has opened a session.
+    async fn replica() -> (Replica, Arc<Mutex<Rows>>, Manager) {
+        let rows = Arc::new(Mutex::new(Rows::new()));
+        let database = Box::new(InMemory::over(rows.clone()));
+        let state = ReplicatedState::new(database, StateRoot::default());
+        let executor = Executor::new(service(rows.clone()).await, state);
+        let (transport, manager) = SocketPair::new().expect("sockets");
+        let channel = Channel::open(Box::new(transport)).await.expect("a channel");
+        let mut replica = Replica::new(channel, executor, 1);
+        let mut manager = Manager::new(manager).expect("a manager");
+        let version = CHANNEL_VERSION;
+        ask(&mut replica, &mut manager, ToGuest::Hello { version }).await;
+        (replica, rows, manager)
+    }
+
+    async fn ask(replica: &mut Replica, manager: &mut Manager, message: ToGuest) -> FromGuest {
+        tokio::select! {
+            served = replica.serve() => panic!("{served:?}"),
+            answer = manager.ask(&message) => decode(&answer.expect("an answer")).expect("a message"),
+        }
+    }
+
+    fn request(position: u64, class: Class, target: &str, root: RootRequest) -> ToGuest {
+        let http = HttpRequest {
+            method: "GET".into(),
+            target: target.into(),
+            headers: vec![],
+            body: vec![],
+        };
+        ToGuest::Execute(Execute {
+            position: Position(position),
+            class,
+            time_us: 1,
+            seed: [0; 32],
+            root,
+            request: encode(&http).into(),
+        })
+    }
+
+    /// The update and the root of an executed request.
+    fn executed(answer: FromGuest) -> (Bytes, Option<Hash>) {
+        match answer {
+            FromGuest::Executed { update, root, .. } => (update, root),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn captured_updates_lead_a_passive_to_the_root_that_a_scan_finds() {
+        let (mut active, _, mut its_manager) = replica().await;
+        let (mut passive, _, mut other_manager) = replica().await;
+        let mut updates = Vec::new();
+        let mut root = None;
+        for (position, target) in (1..).zip(["/7", "/8", "/7"]) {
+            let write = request(position, Class::Write, target, RootRequest::Incremental);
+            let answer = ask(&mut active, &mut its_manager, write).await;
+            let (update, root_after) = executed(answer);
+            updates.push((Position(position), update));
+            root = root_after;
+        }
+        for (from, to) in [(0, 2), (1, 3)] {
+            // The second batch begins with an update that the first ended with.
+            let apply = ToGuest::Apply {
+                updates: updates[from..to].to_vec(),
+                upto: Position(to as u64),
+                root: RootRequest::No,
+            };
+            ask(&mut passive, &mut other_manager, apply).await;
+        }
+        let scrub = || request(4, Class::Scrub, "", RootRequest::FullScan);
+        let one = ask(&mut active, &mut its_manager, scrub()).await;
+        let other = ask(&mut passive, &mut other_manager, scrub()).await;
+        assert!(root.is_some());
+        assert_eq!(executed(one).1, root);
+        assert_eq!(executed(other).1, root);
+    }
+
+    #[tokio::test]
+    async fn a_row_changed_behind_the_shim_shows_in_the_scan_and_in_the_next_update() {
+        let (mut replica, rows, mut manager) = replica().await;
+        let write = request(1, Class::Write, "/7", RootRequest::Incremental);
+        let (update, root) = executed(ask(&mut replica, &mut manager, write).await);
+        rows.lock().expect("no panic").insert(7, 100);
+        let scrub = request(2, Class::Scrub, "", RootRequest::FullScan);
+        let (_, scanned) = executed(ask(&mut replica, &mut manager, scrub).await);
+        assert_ne!(scanned, root);
+        let write = request(3, Class::Write, "/8", RootRequest::No);
+        let (next, _) = executed(ask(&mut replica, &mut manager, write).await);
+        assert!(next.len() > update.len(), "two rows, not one");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_again_is_answered_and_not_executed() {
+        let (mut replica, rows, mut manager) = replica().await;
+        let write = || request(1, Class::Write, "/7", RootRequest::No);
+        let first = ask(&mut replica, &mut manager, write()).await;
+        assert_eq!(ask(&mut replica, &mut manager, write()).await, first);
+        assert_eq!(*rows.lock().expect("no panic"), Rows::from([(7, 1)]));
+    }
+
+    #[tokio::test]
+    async fn a_request_before_the_whole_state_is_loaded_breaks_the_replica() {
+        let (mut replica, _, mut manager) = replica().await;
+        let part = ToGuest::Load {
+            part: Update::default().to_bytes().into(),
+            last: None,
+        };
+        let write = request(1, Class::Write, "/7", RootRequest::No);
+        manager.send(&part).await.expect("room");
+        manager.send(&write).await.expect("room");
+        let served = replica.serve().await;
+        assert!(matches!(
+            served,
+            Err(ReplicaError::Executor(ExecutorError::NotLoaded))
+        ));
+    }
+}

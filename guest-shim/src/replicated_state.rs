@@ -35,8 +35,13 @@ impl ReplicatedState {
     /// Names what is missing or can't be replicated.
     pub async fn open(server: &dyn Server) -> Result<ReplicatedState, OpenError> {
         let leaves = read_leaves(server.leaves())?;
-        let database = server.open().await?;
-        Ok(ReplicatedState { database, leaves })
+        Ok(ReplicatedState::new(server.open().await?, leaves))
+    }
+
+    /// The state that a database holds and of which these are the leaves.
+    #[must_use]
+    pub fn new(database: Box<dyn Database>, leaves: StateRoot) -> ReplicatedState {
+        ReplicatedState { database, leaves }
     }
 
     /// The update of the write request that the service has just answered.

@@ -1,6 +1,8 @@
 //! The database of the service. Each product has a folder of its own, and nothing outside that folder
 //! knows its client library or its language; the rest of the shim knows these two traits.
 
+#[cfg(test)]
+pub(crate) mod in_memory;
 pub mod postgresql;
 
 use crate::root::StateRoot;
