@@ -55,7 +55,7 @@ pub enum ChannelError {
 #[derive(Debug)]
 struct Link {
     connection: OwnedFd,
-    changes: AsyncFd<Changes>,
+    watch: AsyncFd<Watch>,
     /// Whether a read may find something; false after one that did not, until the next change.
     readable: bool,
     /// Whether the epoll set also watches for room to write.
@@ -64,9 +64,9 @@ struct Link {
 
 /// The epoll set that holds nothing but the connection.
 #[derive(Debug)]
-struct Changes(Epoll);
+struct Watch(Epoll);
 
-impl AsRawFd for Changes {
+impl AsRawFd for Watch {
     fn as_raw_fd(&self) -> RawFd {
         self.0 .0.as_raw_fd()
     }
@@ -169,7 +169,7 @@ impl Link {
             .map_err(unwatched)?;
         Ok(Link {
             connection,
-            changes: register(Changes(epoll))?,
+            watch: register(Watch(epoll))?,
             readable: true,
             awaits_room: false,
         })
@@ -185,7 +185,7 @@ impl Link {
 
     /// Waits until something changed at the connection: bytes, room, somebody came or went.
     async fn changed(&mut self) -> Result<(), ChannelError> {
-        let mut guard = self.changes.readable().await.map_err(ChannelError::Watch)?;
+        let mut guard = self.watch.readable().await.map_err(ChannelError::Watch)?;
         let mut events = [EpollEvent::empty()];
         match guard.get_inner().0.wait(&mut events, EpollTimeout::ZERO) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -199,7 +199,7 @@ impl Link {
     fn await_room(&mut self, wanted: bool) -> Result<(), ChannelError> {
         if self.awaits_room != wanted {
             let mut event = EpollEvent::new(watched(wanted), 0);
-            self.changes
+            self.watch
                 .get_ref()
                 .0
                 .modify(&self.connection, &mut event)
@@ -214,10 +214,10 @@ fn unwatched(errno: Errno) -> ChannelError {
     ChannelError::Watch(errno.into())
 }
 
-fn register(changes: Changes) -> Result<AsyncFd<Changes>, ChannelError> {
-    // SAFETY: the descriptor belongs to `Changes`, which is moved in, never exchanged, and always
+fn register(watch: Watch) -> Result<AsyncFd<Watch>, ChannelError> {
+    // SAFETY: the descriptor belongs to `Watch`, which is moved in, never exchanged, and always
     // names the same one.
-    unsafe { AsyncFd::register_with_interest(changes, Interest::READABLE) }
+    unsafe { AsyncFd::register_with_interest(watch, Interest::READABLE) }
         .map_err(|e| ChannelError::Watch(e.into()))
 }
 

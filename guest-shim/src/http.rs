@@ -69,7 +69,7 @@ impl HttpService {
     /// # Errors
     /// When the service fails; what it did is then not known.
     pub async fn execute(&self, execute: &Execute) -> Result<Outcome, ServiceError> {
-        let Some(request) = build(execute) else {
+        let Some(request) = service_request(execute) else {
             return Ok(reply(&own_answer(400, "The request is not valid HTTP.\n")));
         };
         // Boxed, so that all callers run the same code: the warm-up's requests would leave a copy cold.
@@ -158,7 +158,7 @@ async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpRep
 }
 
 /// The request as the service gets it; `None` if the ordered bytes are none.
-pub(crate) fn build(execute: &Execute) -> Option<Request<Full<Bytes>>> {
+pub(crate) fn service_request(execute: &Execute) -> Option<Request<Full<Bytes>>> {
     let ordered: HttpRequest = decode(&execute.request).ok()?;
     let mut request = Request::new(Full::new(Bytes::from(ordered.body)));
     *request.method_mut() = Method::from_bytes(ordered.method.as_bytes()).ok()?;

@@ -40,12 +40,12 @@ impl StateRoot {
         self.waiting_rows += update.tables.iter().map(|t| t.ops.len()).sum::<usize>();
         self.waiting.push(update);
         if self.waiting_rows > WAITING_ROWS_MAX {
-            self.settle();
+            self.note_waiting();
         }
     }
 
     /// Notes what waits at its leaves.
-    fn settle(&mut self) {
+    fn note_waiting(&mut self) {
         self.waiting_rows = 0;
         for update in std::mem::take(&mut self.waiting) {
             self.note_at_leaves(&update);
@@ -174,7 +174,7 @@ impl StateRoot {
 
     /// Works in everything that waits.
     fn fold(&mut self) {
-        self.settle();
+        self.note_waiting();
         self.fold_noted();
     }
 

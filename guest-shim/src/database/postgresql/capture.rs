@@ -8,7 +8,7 @@
 use super::connection::{connect, ConnectError};
 use super::schema::{Schema, Sequence};
 use super::settings::Settings;
-use super::stream::{Changes, StreamError};
+use super::stream::{ChangeStream, StreamError};
 use super::write_set::WriteSet;
 use spare_protocol::update::{SequenceState, Update};
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ type Sequences = BTreeMap<String, SequenceState>;
 pub(super) struct Capture {
     schema: Arc<Schema>,
     client: Client,
-    changes: Changes,
+    changes: ChangeStream,
     flush: Statement,
     read_sequences: Statement,
     probe: Probe,
@@ -81,7 +81,7 @@ impl Capture {
         settings: &Settings,
         schema: Arc<Schema>,
     ) -> Result<Capture, CaptureError> {
-        let changes = Changes::open(settings, schema.clone()).await?;
+        let changes = ChangeStream::open(settings, schema.clone()).await?;
         let client = connect(settings).await?;
         client.batch_execute("SET synchronous_commit = on").await?;
         let read_sequences = client.prepare(&sequences_query(&schema)).await?;
@@ -125,12 +125,12 @@ impl Capture {
     }
 
     async fn gather(&mut self) -> Result<(WriteSet, Vec<(String, SequenceState)>), CaptureError> {
-        let (place, row) = self.flushed().await?;
+        let (lsn, row) = self.flushed().await?;
         let now = match self.probe.states(&self.schema, &self.sequences, &row) {
             Some(states) => states,
             None => self.scan_sequences().await?,
         };
-        let set = tokio::time::timeout(STREAM_TIMEOUT, self.changes.take(place))
+        let set = tokio::time::timeout(STREAM_TIMEOUT, self.changes.take(lsn))
             .await
             .map_err(CaptureError::Late)??;
         let moved: Vec<(String, SequenceState)> = now

@@ -4,10 +4,10 @@
 mod apply;
 mod capture;
 mod connection;
+mod database;
 #[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod error;
-mod opened;
 mod pgoutput;
 mod prepare;
 mod scan;

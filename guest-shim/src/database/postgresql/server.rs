@@ -1,8 +1,8 @@
 //! The PostgreSQL server of an image: how it is started, prepared and opened.
 
 use super::connection::connect;
+use super::database::Postgresql;
 use super::error::PostgresqlError;
-use super::opened::Postgresql;
 use super::schema::Schema;
 use super::settings::Settings;
 use super::{prepare, scan};

@@ -59,15 +59,15 @@ pub(super) enum StreamError {
     ValueMissing(String),
 }
 
-/// What was read of the stream so far.
+/// The shim's end of the stream: what was read of it so far.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(super) struct ChangeStream {
     gatherer: Arc<Mutex<Gatherer>>,
-    /// Everything that was committed before this place in the log is gathered.
+    /// The LSN before which everything that was committed is gathered.
     reached: watch::Receiver<u64>,
 }
 
-impl Changes {
+impl ChangeStream {
     /// Begins to read the stream.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Changes {
     pub(super) async fn open(
         settings: &Settings,
         schema: Arc<Schema>,
-    ) -> Result<Changes, StreamError> {
+    ) -> Result<ChangeStream, StreamError> {
         let mut wire = Wire::connect(&settings.socket_dir, &settings.database).await?;
         let command = format!(
             // With messages, the commit that flushes the log is told as soon as it is decoded.
@@ -101,17 +101,17 @@ impl Changes {
                 lock(&stream.gatherer).failed = Some(e);
             }
         });
-        Ok(Changes { gatherer, reached })
+        Ok(ChangeStream { gatherer, reached })
     }
 
-    /// Waits until everything that was committed before `place` is gathered, and takes it.
+    /// Waits until everything that was committed before `lsn` is gathered, and takes it.
     ///
     /// # Errors
     /// When the stream has ended.
-    pub(super) async fn take(&mut self, place: u64) -> Result<WriteSet, StreamError> {
+    pub(super) async fn take(&mut self, lsn: u64) -> Result<WriteSet, StreamError> {
         let reached = self
             .reached
-            .wait_for(|reached| *reached >= place)
+            .wait_for(|reached| *reached >= lsn)
             .await
             .is_ok();
         let mut gatherer = lock(&self.gatherer);
@@ -148,13 +148,13 @@ struct Stream {
 impl Stream {
     async fn run(&mut self, reached: &watch::Sender<u64>) -> Result<(), StreamError> {
         loop {
-            match piece(self.wire.copy_data().await?)? {
-                Piece::Change(message) => {
+            match parse_copy_data(self.wire.copy_data().await?)? {
+                CopyData::XLogData(message) => {
                     if let Some(end) = lock(&self.gatherer).add(message)? {
                         reached.send_replace(end);
                     }
                 }
-                Piece::NothingMore { end, answer } => {
+                CopyData::Keepalive { end, answer } => {
                     reached.send_replace(end);
                     if answer {
                         self.confirm(end).await?;
@@ -182,13 +182,13 @@ impl Stream {
     }
 }
 
-/// What the server sends as copied data.
+/// What the server sends as copied data, in the documentation's words.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(super) enum CopyData {
     /// A message of the plugin.
-    Change(Bytes),
+    XLogData(Bytes),
     /// Sent whenever the server has nothing more to send.
-    NothingMore {
+    Keepalive {
         /// How far its log goes.
         end: u64,
         /// Whether it wants to be told what was processed.
@@ -196,17 +196,17 @@ pub(super) enum Piece {
     },
 }
 
-/// Reads one piece of copied data.
+/// Reads a message that was sent as copied data.
 ///
 /// # Errors
 /// When it is of an unknown kind.
-pub(super) fn piece(mut data: Bytes) -> Result<Piece, StreamError> {
+pub(super) fn parse_copy_data(mut data: Bytes) -> Result<CopyData, StreamError> {
     match data.first() {
         Some(b'w') if data.len() >= 25 => {
             data.advance(25); // tag, start and end in the log, time
-            Ok(Piece::Change(data))
+            Ok(CopyData::XLogData(data))
         }
-        Some(b'k') if data.len() >= 18 => Ok(Piece::NothingMore {
+        Some(b'k') if data.len() >= 18 => Ok(CopyData::Keepalive {
             end: data.slice(1..9).get_u64(),
             answer: data[17] != 0,
         }),
@@ -243,8 +243,7 @@ impl Gatherer {
         std::mem::take(&mut self.set)
     }
 
-    /// Adds a message. The end of a transaction gives the place in the log up to which all is
-    /// gathered.
+    /// Adds a message. The end of a transaction gives the LSN up to which all is gathered.
     pub(super) fn add(&mut self, message: Bytes) -> Result<Option<u64>, StreamError> {
         let bytes = message.len();
         match parse(message)? {

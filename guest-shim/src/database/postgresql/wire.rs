@@ -53,9 +53,9 @@ pub(super) struct Wire {
     server_process: Option<u32>,
 }
 
-/// One message of the server.
+/// A message of the server: its tag and what follows its length.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct ServerMessage {
     pub(super) tag: u8,
     pub(super) body: Bytes,
 }
@@ -166,7 +166,7 @@ impl Wire {
         }
     }
 
-    async fn message(&mut self) -> Result<Backend, WireError> {
+    async fn message(&mut self) -> Result<ServerMessage, WireError> {
         loop {
             if let Some(message) = take_message(&mut self.buffer)? {
                 return Ok(message);
@@ -206,7 +206,7 @@ fn startup(database: &str) -> BytesMut {
 }
 
 /// Takes a complete message out of the buffer, if one is there.
-pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>, WireError> {
+pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<ServerMessage>, WireError> {
     let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<5>() else {
         return Ok(None);
     };
@@ -222,7 +222,7 @@ pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>, Wir
     }
     let mut body = buffer.split_to(1 + length).freeze();
     body.advance(5);
-    Ok(Some(Backend { tag, body }))
+    Ok(Some(ServerMessage { tag, body }))
 }
 
 /// The fields of an error that a person wants: severity, message, hint.

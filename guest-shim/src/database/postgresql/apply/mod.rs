@@ -13,19 +13,19 @@
 //! A connection acts in the name of a replication origin, so the change stream does not carry what
 //! it changes.
 
+mod connection;
 mod error;
 mod in_order;
-mod lane;
 mod shares;
 mod statements;
 
 use super::prepare::ORIGINS;
 use super::schema::Schema;
+pub(super) use connection::Purpose;
 pub(super) use error::ApplyError;
-pub(super) use lane::Purpose;
 
+use connection::{ApplyConnection, PutMode, TransactionEnd};
 use in_order::in_order;
-use lane::{End, Lane, Way};
 use shares::{shares, Share};
 use spare_protocol::update::Update;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ use tokio_postgres::Client;
 pub(super) struct Applier {
     schema: Arc<Schema>,
     /// At least one.
-    lanes: Vec<Lane>,
+    connections: Vec<ApplyConnection>,
 }
 
 impl Applier {
@@ -48,20 +48,23 @@ impl Applier {
         clients: Vec<Client>,
         schema: Arc<Schema>,
     ) -> Result<Applier, ApplyError> {
-        let mut lanes = Vec::with_capacity(clients.len());
+        let mut connections = Vec::with_capacity(clients.len());
         for (client, origin) in clients.into_iter().zip(ORIGINS) {
-            lanes.push(Lane::open(client, origin, &schema).await?);
+            connections.push(ApplyConnection::open(client, origin, &schema).await?);
         }
-        if lanes.is_empty() {
+        if connections.is_empty() {
             return Err(ApplyError::NoConnection);
         }
-        Ok(Applier { schema, lanes })
+        Ok(Applier {
+            schema,
+            connections,
+        })
     }
 
     /// A connection, for reading.
     #[must_use]
     pub(super) fn client(&self) -> &Client {
-        &self.lanes[0].client
+        &self.connections[0].client
     }
 
     /// Applies one update, as a whole or not at all.
@@ -73,8 +76,8 @@ impl Applier {
         update: &Update,
         purpose: Purpose,
     ) -> Result<(), ApplyError> {
-        for lane in &mut self.lanes {
-            lane.prepare_changes(&self.schema, update).await?;
+        for connection in &mut self.connections {
+            connection.prepare_changes(&self.schema, update).await?;
         }
         let attempted = match purpose {
             Purpose::Agreed => self.attempt_agreed(update).await,
@@ -90,12 +93,12 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies an update whose rows are in each other's way: all are deleted, then put.
+    /// Applies an update whose rows are in each other's mode: all are deleted, then put.
     async fn replace(&self, update: &Update, purpose: Purpose) -> Result<bool, ApplyError> {
-        let lane = &self.lanes[0];
-        let whole = lane.with_whole_rows(&self.schema, update).await?;
-        let steps = lane.steps(&self.schema, &Share::from(&whole), Way::Replacing)?;
-        let replaced = lane.run(&steps, End::With(purpose)).await;
+        let connection = &self.connections[0];
+        let whole = connection.with_whole_rows(&self.schema, update).await?;
+        let steps = connection.steps(&self.schema, &Share::from(&whole), PutMode::Replace)?;
+        let replaced = connection.run(&steps, TransactionEnd::Now(purpose)).await;
         replaced.map_err(|e| ApplyError::Replacing(Box::new(e)))
     }
 
@@ -103,45 +106,50 @@ impl Applier {
     /// other attempts.
     async fn attempt_on_each(&self, update: &Update, purpose: Purpose) -> Result<bool, ApplyError> {
         let mut complete = true;
-        for lane in &self.lanes {
-            let steps = lane.steps(&self.schema, &Share::from(update), Way::Trusting)?;
-            complete &= lane.run(&steps, End::With(purpose)).await?;
+        for connection in &self.connections {
+            let steps = connection.steps(&self.schema, &Share::from(update), PutMode::Insert)?;
+            complete &= connection.run(&steps, TransactionEnd::Now(purpose)).await?;
         }
         Ok(complete)
     }
 
     async fn attempt_agreed(&self, update: &Update) -> Result<bool, ApplyError> {
-        let shares = shares(update, self.lanes.len());
+        let shares = shares(update, self.connections.len());
         let [share] = &*shares else {
             return self.attempt_shared(&shares).await;
         };
-        let steps = self.lanes[0].steps(&self.schema, share, Way::Trusting)?;
-        let done = self.lanes[0].run(&steps, End::With(Purpose::Agreed)).await;
-        self.lanes[0].flush_soon();
+        let steps = self.connections[0].steps(&self.schema, share, PutMode::Insert)?;
+        let done = self.connections[0]
+            .run(&steps, TransactionEnd::Now(Purpose::Agreed))
+            .await;
+        self.connections[0].flush_soon();
         done
     }
 
     /// Every share on a connection of its own.
     async fn attempt_shared(&self, shares: &[Share<'_>]) -> Result<bool, ApplyError> {
-        let lanes = || self.lanes.iter().zip(shares);
-        let work = lanes().enumerate().map(|(number, (lane, share))| {
-            Box::pin(async move {
-                if number > 0 {
-                    // The server has the other shares to work on while this one's parameters are written.
-                    tokio::task::yield_now().await;
-                }
-                let steps = lane.steps(&self.schema, share, Way::Trusting)?;
-                lane.run(&steps, End::Later).await
-            })
-        });
+        let connections = || self.connections.iter().zip(shares);
+        let work = connections()
+            .enumerate()
+            .map(|(number, (connection, share))| {
+                Box::pin(async move {
+                    if number > 0 {
+                        // The server has the other shares to work on while this one's parameters are written.
+                        tokio::task::yield_now().await;
+                    }
+                    let steps = connection.steps(&self.schema, share, PutMode::Insert)?;
+                    connection.run(&steps, TransactionEnd::Later).await
+                })
+            });
         let done = in_order(work.collect()).await;
         let done: Result<Vec<bool>, ApplyError> = done.into_iter().collect();
         let end = if done.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ends = lanes().map(|(lane, _)| Box::pin(lane.client.batch_execute(end)));
+        let ends =
+            connections().map(|(connection, _)| Box::pin(connection.client.batch_execute(end)));
         for ended in in_order(ends.collect()).await {
             ended?;
         }
-        self.lanes[0].flush_soon();
+        self.connections[0].flush_soon();
         Ok(done?.into_iter().all(|complete| complete))
     }
 }

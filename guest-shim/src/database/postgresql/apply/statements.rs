@@ -39,7 +39,7 @@ impl Statements {
 }
 
 /// The index of the update's table.
-pub(super) fn index(schema: &Schema, update: &TableUpdate) -> Result<usize, ApplyError> {
+pub(super) fn table_index(schema: &Schema, update: &TableUpdate) -> Result<usize, ApplyError> {
     match schema.find(&update.table) {
         Some(index) if schema.tables[index].matches(update) => Ok(index),
         Some(_) => Err(ApplyError::OtherColumns(update.table.clone())),

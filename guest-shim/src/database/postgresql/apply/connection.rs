@@ -1,9 +1,9 @@
-//! One connection that applies updates: what there is to do becomes statements, which travel together.
+//! One connection that applies updates: an update becomes statements, which are sent together.
 
 use super::error::ApplyError;
 use super::in_order::in_order;
 use super::shares::{Piece, Share};
-use super::statements::{change_sql, cover, index, Statements};
+use super::statements::{change_sql, cover, table_index, Statements};
 use crate::database::postgresql::schema::{Column, Schema, Table};
 use crate::database::postgresql::values::{Canonical, ColumnArray};
 use futures_util::FutureExt;
@@ -17,9 +17,9 @@ use tokio_postgres::{Client, Statement};
 /// Sets of columns per table whose statements are kept.
 const COLUMN_SETS_MAX: usize = 64;
 
-/// A connection that applies updates, beside others.
+/// A connection that applies updates in the name of a replication origin.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct ApplyConnection {
     origin: &'static str,
     pub(super) client: Client,
     tables: Vec<Statements>,
@@ -39,29 +39,29 @@ pub(in crate::database::postgresql) enum Purpose {
 
 /// What a transaction ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Its commands, in the same journey.
-    With(Purpose),
-    /// It waits for the others.
+pub(super) enum TransactionEnd {
+    /// Commit or rollback, sent together with its statements.
+    Now(Purpose),
+    /// Nothing yet: it is committed with those of other connections.
     Later,
 }
 
 /// How rows are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum PutMode {
     /// Inserted; what was there is deleted first where the update says so.
-    Trusting,
+    Insert,
     /// Whatever is there is deleted first: a row is there that should not be, or unique values move from
     /// one row to another.
-    Replacing,
+    Replace,
 }
 
-impl Lane {
+impl ApplyConnection {
     pub(super) async fn open(
         client: Client,
         origin: &'static str,
         schema: &Schema,
-    ) -> Result<Lane, ApplyError> {
+    ) -> Result<ApplyConnection, ApplyError> {
         // Keys are always looked up in their index, so the plan does not depend on statistics.
         client
             .batch_execute(&format!(
@@ -83,7 +83,7 @@ impl Lane {
                  FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called)",
             )
             .await?;
-        Ok(Lane {
+        Ok(ApplyConnection {
             origin,
             client,
             tables,
@@ -91,14 +91,14 @@ impl Lane {
         })
     }
 
-    /// Prepares statements for columns that the update changes and that those there do not change.
+    /// Prepares statements for columns that the update changes and no prepared statement does.
     pub(super) async fn prepare_changes(
         &mut self,
         schema: &Schema,
         update: &Update,
     ) -> Result<(), ApplyError> {
         for update in &update.tables {
-            let index = index(schema, update)?;
+            let index = table_index(schema, update)?;
             let (table, statements) = (&schema.tables[index], &mut self.tables[index]);
             let sets: BTreeSet<Vec<u16>> = changes(&update.ops).map(columns_of).collect();
             // Small ones first: the large ones are often made of them.
@@ -127,16 +127,16 @@ impl Lane {
         let _ = self.client.batch_execute(flush).now_or_never();
     }
 
-    /// What there is to do, in its order.
+    /// The statements that apply a share, in their order: what is deleted makes room for what is put.
     pub(super) fn steps<'a>(
         &'a self,
         schema: &'a Schema,
         share: &Share<'a>,
-        way: Way,
+        mode: PutMode,
     ) -> Result<Vec<Step<'a>>, ApplyError> {
         let mut steps: Vec<Step> = Vec::new();
         for piece in &share.pieces {
-            self.deletions(schema, *piece, way, &mut steps)?;
+            self.deletions(schema, *piece, mode, &mut steps)?;
         }
         for piece in &share.pieces {
             self.changes(schema, *piece, &mut steps)?;
@@ -153,7 +153,7 @@ impl Lane {
         &'a self,
         schema: &'a Schema,
         piece: Piece<'a>,
-        way: Way,
+        mode: PutMode,
         steps: &mut Vec<Step<'a>>,
     ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
@@ -163,7 +163,7 @@ impl Lane {
         let key = |op: &'a RowOp| -> Option<Vec<&'a Value>> {
             match op {
                 RowOp::Delete { key, .. } => Some(key.iter().collect()),
-                RowOp::Put { row, before } if before.is_some() || way == Way::Replacing => {
+                RowOp::Put { row, before } if before.is_some() || mode == PutMode::Replace => {
                     Some(table.key.iter().map(|&i| &row[usize::from(i)]).collect())
                 }
                 RowOp::Put { .. } | RowOp::Change { .. } => None,
@@ -184,11 +184,11 @@ impl Lane {
         steps: &mut Vec<Step<'a>>,
     ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
-        let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        let mut by_set: BTreeMap<Vec<u16>, Vec<RowChange>> = BTreeMap::new();
         for change in changes(piece.ops) {
             by_set.entry(columns_of(change)).or_default().push(change);
         }
-        let mut by_statement: BTreeMap<&Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        let mut by_statement: BTreeMap<&Vec<u16>, Vec<RowChange>> = BTreeMap::new();
         for (set, rows) in by_set {
             for part in cover(&statements.changes, &set).0 {
                 by_statement.entry(part).or_default().extend(&rows);
@@ -289,22 +289,26 @@ impl Lane {
         schema: &'a Schema,
         update: &TableUpdate,
     ) -> Result<(&'a Table, &'a Statements), ApplyError> {
-        let index = index(schema, update)?;
+        let index = table_index(schema, update)?;
         Ok((&schema.tables[index], &self.tables[index]))
     }
 
     /// Sends all steps at once and waits for all results: whether each acted on as many rows as it
     /// should.
-    pub(super) async fn run(&self, steps: &[Step<'_>], end: End) -> Result<bool, ApplyError> {
+    pub(super) async fn run(
+        &self,
+        steps: &[Step<'_>],
+        end: TransactionEnd,
+    ) -> Result<bool, ApplyError> {
         type Sent<'f> = Pin<Box<dyn Future<Output = Result<bool, tokio_postgres::Error>> + 'f>>;
         let (begin, end) = match end {
-            End::With(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
-            End::With(Purpose::Captured) => (
+            TransactionEnd::Now(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
+            TransactionEnd::Now(Purpose::Captured) => (
                 "SELECT pg_replication_origin_session_reset(); BEGIN",
                 Some(format!("COMMIT; {}", enter_origin(self.origin))),
             ),
-            End::With(Purpose::Trial) => ("BEGIN", Some("ROLLBACK".to_owned())),
-            End::Later => ("BEGIN", None),
+            TransactionEnd::Now(Purpose::Trial) => ("BEGIN", Some("ROLLBACK".to_owned())),
+            TransactionEnd::Later => ("BEGIN", None),
         };
         let batch = |sql| async move { self.client.batch_execute(sql).await.map(|()| true) };
         let mut sent: Vec<Sent<'_>> = vec![Box::pin(batch(begin))];
@@ -352,12 +356,12 @@ impl<'a> Step<'a> {
 
 /// What an update changes in one row.
 #[derive(Clone, Copy)]
-struct Changed<'a> {
+struct RowChange<'a> {
     key: &'a Key,
     values: &'a [(u16, Value)],
 }
 
-impl<'a> Changed<'a> {
+impl<'a> RowChange<'a> {
     fn value(&self, column: u16) -> Option<&'a Value> {
         let place = self.values.binary_search_by_key(&column, |(c, _)| *c);
         place.ok().map(|i| &self.values[i].1)
@@ -365,15 +369,15 @@ impl<'a> Changed<'a> {
 }
 
 /// All changes among the operations.
-fn changes(ops: &[RowOp]) -> impl Iterator<Item = Changed<'_>> {
+fn changes(ops: &[RowOp]) -> impl Iterator<Item = RowChange<'_>> {
     ops.iter().filter_map(|op| match op {
-        RowOp::Change { key, values, .. } => Some(Changed { key, values }),
+        RowOp::Change { key, values, .. } => Some(RowChange { key, values }),
         RowOp::Put { .. } | RowOp::Delete { .. } => None,
     })
 }
 
 /// The columns that a change changes.
-fn columns_of(change: Changed<'_>) -> Vec<u16> {
+fn columns_of(change: RowChange<'_>) -> Vec<u16> {
     change.values.iter().map(|(column, _)| *column).collect()
 }
 
