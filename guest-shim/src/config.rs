@@ -16,18 +16,18 @@ pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
 /// At least so many reads run at once, if the configuration does not say.
 const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
-/// The whole file.
+/// What the file says, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// How the manager is reached.
+    /// Section `[channel]`.
     pub channel: ChannelSettings,
-    /// The service beside the shim.
+    /// Section `[service]`.
     pub service: ServiceSettings,
-    /// Its database.
+    /// The section of the service's database, which is named for its product.
     pub database: Box<dyn Server>,
 }
 
-/// The sections of the file; one for each database that the shim knows.
+/// The file as it is written: a section for each database that the shim knows, of which one is there.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sections {
@@ -39,32 +39,22 @@ struct Sections {
 /// The configuration can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file can't be read.
-    #[error("cannot read the configuration {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The file says something that can't be used.
-    #[error("in the configuration {}", path.display())]
-    In {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: Box<ConfigError>,
-    },
+    /// There is no such file, or it is not readable.
+    #[error("cannot read the configuration {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file was read, and says something that can't be used.
+    #[error("in the configuration {}", .0.display())]
+    In(PathBuf, #[source] Box<ConfigError>),
     /// It is no TOML, or has other sections and settings than there are.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// None or several ways to the manager.
+    /// `[channel]` names no transport, or several.
     #[error("[channel] needs either port or socket, not both and not neither")]
     Transport,
-    /// No program of the service.
+    /// `service.command` has not even a program.
     #[error("service.command is empty; give the program and its arguments")]
     Command,
-    /// No database.
+    /// There is no section of a database.
     #[error("no database is configured; add the section [postgresql]")]
     Database,
 }
@@ -79,7 +69,7 @@ pub struct AddressError(String);
 #[error("\"{0}\" is no request for the warm-up; write /page or POST /page a=1&b=2")]
 pub struct WarmUpError(String);
 
-/// How the manager is reached: exactly one of the two.
+/// How the manager is reached: exactly one of the settings is there.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelSettings {
@@ -197,14 +187,9 @@ impl Config {
     /// # Errors
     /// Names the file and what is wrong with it.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Config::parse(&text).map_err(|e| ConfigError::In {
-            path: path.to_owned(),
-            source: Box::new(e),
-        })
+        let text =
+            std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        Config::parse(&text).map_err(|e| ConfigError::In(path.to_owned(), Box::new(e)))
     }
 
     /// Reads and checks the text of a file.

@@ -1,14 +1,16 @@
 //! The guest shim: the program beside the service inside every replica.
 //!
 //! ```text
-//!  replica manager ── virtio-serial ── channel ─┐
-//!                                               │            ┌─ http ── the service
-//!                        session ── scheduler ── replica ────┤
-//!                                               │            └─ database: capture, apply, scan
-//!                                               └─ root
+//!  replica manager
+//!        │ transport
+//!     channel ── session ── scheduler ── replica
+//!                                         │                        ┌── database
+//!              the service ── http ── executor ── replicated_state ┤
+//!                                                                  └── root
 //! ```
-//! [`replica`] is the one task that owns everything; [`session`], [`scheduler`], [`replies`] and
-//! [`root`] are pure; [`http`] and [`database`] are the adapters to the service and its database.
+//! `replica` is the one task that owns all of this; [`session`], [`scheduler`], [`replies`] and [`root`]
+//! are pure. [`http`] is the adapter to the service. [`database`] and [`transport`] are traits with each
+//! implementation in a folder of its own, and [`config`] chooses one. `start` makes a replica ready;
 //! [`init`] is the same binary as the first process of a guest.
 //!
 //! A guest is not trusted by anyone: nothing here protects the group from a guest that lies. What the

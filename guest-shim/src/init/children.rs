@@ -29,38 +29,21 @@ const OOM_OTHERS: i32 = -900;
 /// A program of the guest can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// The configuration names no program.
+    /// The configuration names no program of the service.
     #[error("no command")]
     NoCommand,
-    /// The shim is started from this program's file.
+    /// The shim is started from this program's own file.
     #[error("cannot find this program's file")]
     OwnFile(#[source] io::Error),
-    /// The system does not start it.
-    #[error("cannot start {name} ({})", file.display())]
-    Start {
-        /// What the console calls it.
-        name: &'static str,
-        /// Its file.
-        file: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// What was to be inherited is not there.
-    #[error("the port {port} is no descriptor")]
-    NoDescriptor {
-        /// The name of the port that it stands for.
-        port: String,
-        /// What the kernel says.
-        source: Errno,
-    },
-    /// The folder of a socket is not made.
-    #[error("cannot create {}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    /// The program that the console calls so, from that file.
+    #[error("cannot start {0} ({file})", file = .1.display())]
+    Start(&'static str, PathBuf, #[source] io::Error),
+    /// What was to be inherited in the place of that port is not open.
+    #[error("the port {0} is no descriptor")]
+    NoDescriptor(String, #[source] Errno),
+    /// The folder of a socket.
+    #[error("cannot create {}", .0.display())]
+    SocketFolder(PathBuf, #[source] io::Error),
     /// A program was to run as a user that there is not.
     #[error("there is no user {0} in /etc/passwd")]
     NoUser(String),
@@ -82,14 +65,13 @@ pub(super) struct Program {
 pub(super) struct Child {
     /// What the console calls it.
     pub(super) name: &'static str,
-    /// Its process.
     pub(super) pid: Pid,
     /// Whether the guest is of no use without it.
     pub(super) needed: bool,
 }
 
 impl Program {
-    /// The database.
+    /// The database, which ends last when memory runs out.
     pub(super) fn database(server: &dyn Server) -> Result<Program, ChildError> {
         Ok(Program {
             name: server.name(),
@@ -102,7 +84,7 @@ impl Program {
         })
     }
 
-    /// The service.
+    /// The service, which may not use up the guest's processes and ends first when memory runs out.
     pub(super) fn service(settings: &ServiceSettings) -> Result<Program, ChildError> {
         let command = settings.command.split_first();
         let (program, arguments) = command.ok_or(ChildError::NoCommand)?;
@@ -188,11 +170,9 @@ impl Child {
                 });
             }
         }
-        let child = command.spawn().map_err(|source| ChildError::Start {
-            name: program.name,
-            file: command.get_program().into(),
-            source,
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|e| ChildError::Start(program.name, command.get_program().into(), e))?;
         let adjust = format!("/proc/{}/oom_score_adj", child.id());
         // A process replica on a confined machine may not protect itself; a guest always may.
         if let Err(error) = write_if_there(&adjust, &program.oom_score.to_string()) {
@@ -235,10 +215,7 @@ pub(super) fn keep_ports_private(config: &Config) -> Result<(), ChildError> {
     for port in shim.into_iter().chain([DOOR_PORT]) {
         if let Some(fd) = inherited_socket(port) {
             let kept = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-            kept.map_err(|source| ChildError::NoDescriptor {
-                port: port.to_owned(),
-                source,
-            })?;
+            kept.map_err(|e| ChildError::NoDescriptor(port.to_owned(), e))?;
         }
     }
     Ok(())
@@ -271,10 +248,7 @@ pub(super) fn make_folders(config: &Config) -> Result<(), ChildError> {
 fn make_folder(path: &Path, owner: &User) -> Result<(), ChildError> {
     std::fs::create_dir_all(path)
         .and_then(|()| Ok(chown(path, Some(owner.uid), Some(owner.gid))?))
-        .map_err(|source| ChildError::Folder {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|e| ChildError::SocketFolder(path.to_owned(), e))
 }
 
 fn user(name: &str) -> Result<User, ChildError> {

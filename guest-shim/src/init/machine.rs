@@ -19,39 +19,22 @@ const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 /// Something that programs can't do without is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// No folder to mount on.
-    #[error("cannot create {path}")]
-    Folder {
-        /// The folder.
-        path: String,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A file system is not mounted.
-    #[error("cannot mount {kind} on {target}")]
-    Mount {
-        /// Of what type it is.
-        kind: String,
-        /// Where it belongs.
-        target: String,
-        /// What the kernel says.
-        source: Errno,
-    },
-    /// A device file is not made.
-    #[error("cannot create {}", path.display())]
-    Device {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel says.
-        source: Errno,
-    },
-    /// Programs can't reach each other over the network.
+    /// The folder for a file system's mount.
+    #[error("cannot create {0}")]
+    MountPoint(String, #[source] io::Error),
+    /// A file system (its type, its target).
+    #[error("cannot mount {0} on {1}")]
+    Mount(String, String, #[source] Errno),
+    /// A device file that every program may open.
+    #[error("cannot create {}", .0.display())]
+    Device(PathBuf, #[source] Errno),
+    /// The loopback interface, over which programs may reach each other.
     #[error("cannot bring the loopback interface up")]
     Loopback(#[source] Errno),
-    /// The machine has no name.
+    /// The machine's name.
     #[error("cannot set the host name")]
     HostName(#[source] Errno),
-    /// A file of the kernel is not written.
+    /// A setting of the kernel.
     #[error(transparent)]
     Write(#[from] WriteError),
 }
@@ -113,21 +96,14 @@ fn mount_on(source: &str, target: &str, kind: &str, options: &str) -> Result<(),
     if is_mounted(target) {
         return Ok(());
     }
-    std::fs::create_dir_all(target).map_err(|source| MachineError::Folder {
-        path: target.to_owned(),
-        source,
-    })?;
+    std::fs::create_dir_all(target)
+        .map_err(|source| MachineError::MountPoint(target.to_owned(), source))?;
     let flags = match target {
         "/dev" | "/dev/pts" => MsFlags::MS_NOSUID,
         _ => MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
     };
-    mount(Some(source), target, Some(kind), flags, Some(options)).map_err(|source| {
-        MachineError::Mount {
-            kind: kind.to_owned(),
-            target: target.to_owned(),
-            source,
-        }
-    })
+    mount(Some(source), target, Some(kind), flags, Some(options))
+        .map_err(|source| MachineError::Mount(kind.to_owned(), target.to_owned(), source))
 }
 
 fn is_mounted(target: &str) -> bool {
@@ -162,7 +138,7 @@ fn make_devices() -> Result<(), MachineError> {
                     nix::sys::stat::FchmodatFlags::FollowSymlink,
                 )
             })
-            .map_err(|source| MachineError::Device { path, source })?;
+            .map_err(|e| MachineError::Device(path, e))?;
     }
     Ok(())
 }

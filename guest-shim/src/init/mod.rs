@@ -33,24 +33,19 @@ const RETRY: Duration = Duration::from_millis(10);
 /// The guest can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// The machine lacks something.
+    /// A file system, a device or an interface is missing.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The configuration can't be used.
+    /// Nobody knows what to start.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A program can't be started.
+    /// A program does not start.
     #[error(transparent)]
     Child(#[from] ChildError),
-    /// The database ended too early.
-    #[error("{name} ended while it started ({end})")]
-    DatabaseEnded {
-        /// What the console calls it.
-        name: &'static str,
-        /// How it ended.
-        end: String,
-    },
-    /// The database takes too long.
+    /// The database of that name has ended, and how.
+    #[error("{0} ended while it started ({1})")]
+    DatabaseEnded(&'static str, String),
+    /// The database of that name does not serve connections in time.
     #[error("{0} is not ready after {DATABASE_START_TIMEOUT:?}")]
     DatabaseLate(&'static str),
 }
@@ -93,8 +88,7 @@ fn await_database(server: &dyn Server, database: &Child) -> Result<(), InitError
     let start = Instant::now();
     while !server.has_started() {
         if let Some(end) = database.ended() {
-            let name = server.name();
-            return Err(InitError::DatabaseEnded { name, end });
+            return Err(InitError::DatabaseEnded(server.name(), end));
         }
         if start.elapsed() > DATABASE_START_TIMEOUT {
             return Err(InitError::DatabaseLate(server.name()));

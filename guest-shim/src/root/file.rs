@@ -14,57 +14,42 @@ const VERSION: u32 = 1;
 
 type Content = (u32, Vec<(String, Range, Vec<u8>)>);
 
-/// The file can't be read, used or written.
+/// The file of the pristine state's leaves can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LeavesError {
-    /// It is missing or can't be read.
+    /// It is missing or not readable.
     #[error(
         "cannot read the leaves {}; write them with `spare-shim leaves --write` when the image is built",
-        path.display()
+        .0.display()
     )]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// It was read, but is no such file.
+    Read(PathBuf, #[source] io::Error),
+    /// It holds something else, or was damaged.
     #[error(
         "the leaves {} can't be used; write them anew with `spare-shim leaves --write`",
-        path.display()
+        .0.display()
     )]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with its content.
-        source: LeavesFormatError,
-    },
-    /// It can't be written.
-    #[error("cannot write the leaves {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    Format(PathBuf, #[source] LeavesFormatError),
+    /// It can't be created.
+    #[error("cannot write the leaves {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
 }
 
 /// The bytes are no leaves that this version reads.
 #[derive(Debug, thiserror::Error)]
 pub enum LeavesFormatError {
-    /// They have no room for a checksum.
+    /// There are fewer than a checksum has.
     #[error("the file is too short")]
     TooShort,
     /// They were damaged.
     #[error("its checksum is wrong")]
     Checksum,
-    /// They hold something else.
+    /// Their checksum is right, but they are not the encoding of leaves.
     #[error(transparent)]
     Content(#[from] DecodeError),
     /// Another release of the shim wrote them, in this version of the format.
     #[error("its format is version {0}, not {VERSION}")]
     Version(u32),
-    /// A leaf is damaged.
+    /// A leaf's sum has not [`super::lthash::BYTES`] bytes.
     #[error("a sum has the wrong length")]
     SumLength,
 }
@@ -74,14 +59,8 @@ pub enum LeavesFormatError {
 /// # Errors
 /// When the file is missing, damaged or of another version.
 pub fn read_leaves(path: &Path) -> Result<StateRoot, LeavesError> {
-    let bytes = std::fs::read(path).map_err(|source| LeavesError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    parse_leaves(&bytes).map_err(|source| LeavesError::Unusable {
-        path: path.to_owned(),
-        source,
-    })
+    let bytes = std::fs::read(path).map_err(|e| LeavesError::Read(path.to_owned(), e))?;
+    parse_leaves(&bytes).map_err(|e| LeavesError::Format(path.to_owned(), e))
 }
 
 /// Writes the leaves; the file is there in full or not at all.
@@ -92,10 +71,7 @@ pub fn write_leaves(path: &Path, root: &mut StateRoot) -> Result<(), LeavesError
     let unfinished = path.with_extension("new");
     std::fs::write(&unfinished, leaves_to_bytes(root))
         .and_then(|()| std::fs::rename(&unfinished, path))
-        .map_err(|source| LeavesError::Write {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(|e| LeavesError::Write(path.to_owned(), e))
 }
 
 /// The content of the file.

@@ -7,7 +7,7 @@ use spare_protocol::update::{Key, Row, TableUpdate};
 use std::collections::HashMap;
 use tokio_postgres::Client;
 
-/// What the shim knows about the database.
+/// What there is to replicate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Schema {
     /// Tables, sorted by name.
@@ -16,7 +16,7 @@ pub(super) struct Schema {
     pub(super) sequences: Vec<Sequence>,
 }
 
-/// One table.
+/// A table, which has a primary key and only columns with a canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     /// Its OID in this database.
@@ -33,10 +33,9 @@ pub(super) struct Table {
     pub(super) identity_full: bool,
 }
 
-/// One column.
+/// A column whose values have a canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Column {
-    /// Its name.
     pub(super) name: String,
     /// OID of its type.
     pub(super) type_oid: u32,
@@ -44,7 +43,7 @@ pub(super) struct Column {
     pub(super) kind: Kind,
 }
 
-/// One sequence.
+/// A sequence; its state is part of updates and of the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
     /// Name with schema, as updates carry it.
@@ -178,7 +177,7 @@ impl Schema {
 }
 
 impl Table {
-    /// The key of one of its rows.
+    /// Of one of its rows, in the key's order.
     #[must_use]
     pub(super) fn key_of(&self, row: &Row) -> Key {
         self.key
@@ -187,13 +186,13 @@ impl Table {
             .collect()
     }
 
-    /// The names of its columns.
+    /// As updates list them.
     #[must_use]
     pub(super) fn column_names(&self) -> Vec<String> {
         self.columns.iter().map(|c| c.name.clone()).collect()
     }
 
-    /// Its key columns.
+    /// In the key's order.
     pub(super) fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().map(|&i| &self.columns[usize::from(i)])
     }

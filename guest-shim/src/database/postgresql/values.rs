@@ -283,9 +283,8 @@ fn decimal(bytes: &[u8]) -> Result<String, ValueError> {
 /// One column of many rows, as an SQL array.
 #[derive(Debug)]
 pub(super) struct ColumnArray<'a> {
-    /// The column's kind.
     pub(super) kind: Kind,
-    /// Its value in each row.
+    /// One of each row, NULL too.
     pub(super) values: Vec<&'a Value>,
 }
 
