@@ -1,10 +1,11 @@
 //! The guest's configuration, `/etc/spare/guest.toml`.
 
-use anyhow::{bail, Context, Result};
+use crate::database::{postgresql, Server};
+use crate::transport::unix_socket::{inherited_socket, InheritedSocket, UnixSocket};
+use crate::transport::virtio_serial::VirtioSerial;
+use crate::transport::Transport;
 use serde::Deserialize;
-use spare_protocol::channel::{inherited_port, PORTS_VARIABLE};
 use std::num::NonZeroUsize;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -15,43 +16,73 @@ pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
 /// At least so many reads run at once, if the configuration does not say.
 const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
-/// The whole file.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What the file says, checked.
+#[derive(Debug)]
 pub struct Config {
-    /// How the manager is reached.
-    pub channel: Channel,
-    /// The service beside the shim.
-    pub service: Service,
-    /// Its database.
-    pub postgresql: Postgresql,
+    /// Section `[channel]`.
+    pub channel: ChannelSettings,
+    /// Section `[service]`.
+    pub service: ServiceSettings,
+    /// The section of the service's database, which is named for its product.
+    pub database: Box<dyn Server>,
 }
 
-/// How the manager is reached: exactly one of the two.
+/// The file as it is written: a section for each database that the shim knows, of which one is there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sections {
+    channel: ChannelSettings,
+    service: ServiceSettings,
+    postgresql: Option<postgresql::Settings>,
+}
+
+/// The configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no such file, or it is not readable.
+    #[error("cannot read the configuration {}", .0.display())]
+    Read(PathBuf, #[source] std::io::Error),
+    /// The file was read, and says something that can't be used.
+    #[error("in the configuration {}", .0.display())]
+    In(PathBuf, #[source] Box<ConfigError>),
+    /// It is no TOML, or has other sections and settings than there are.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// `[channel]` names no transport, or several.
+    #[error("[channel] needs either port or socket, not both and not neither")]
+    Transport,
+    /// `service.command` has not even a program.
+    #[error("service.command is empty; give the program and its arguments")]
+    Command,
+    /// There is no section of a database.
+    #[error("no database is configured; add the section [postgresql]")]
+    Database,
+}
+
+/// The text is no address of a service.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is not an address; write unix:/path or host:port")]
+pub struct AddressError(String);
+
+/// The text is no request of a warm-up.
+#[derive(Debug, thiserror::Error)]
+#[error("\"{0}\" is no request for the warm-up; write /page or POST /page a=1&b=2")]
+pub struct WarmUpError(String);
+
+/// How the manager is reached: exactly one of the settings is there.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Channel {
+pub struct ChannelSettings {
     /// Name of a virtio-serial port.
     pub port: Option<String>,
     /// A Unix socket to connect to.
     pub socket: Option<PathBuf>,
 }
 
-/// [`Channel`], checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// The virtio-serial port of that name.
-    VirtioPort(String),
-    /// The Unix socket at that path.
-    UnixSocket(PathBuf),
-    /// A listening Unix socket in the place of the virtio-serial port.
-    Inherited(RawFd),
-}
-
 /// The service beside the shim.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Service {
+pub struct ServiceSettings {
     /// Program and arguments; started by init.
     pub command: Vec<String>,
     /// The user it runs as.
@@ -93,26 +124,6 @@ pub struct WarmUp {
     pub form: String,
 }
 
-/// The service's database.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Postgresql {
-    /// Folder of the `postgres` program.
-    pub bin: PathBuf,
-    /// The data folder.
-    pub data: PathBuf,
-    /// Folder of the Unix socket.
-    pub socket_dir: PathBuf,
-    /// Name of the database.
-    pub database: String,
-    /// Name of the logical replication slot.
-    pub slot: String,
-    /// Name of the publication.
-    pub publication: String,
-    /// File with the leaves of the pristine state's root.
-    pub leaves: PathBuf,
-}
-
 /// Where a service listens.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -124,9 +135,9 @@ pub enum Address {
 }
 
 impl FromStr for Address {
-    type Err = String;
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Address, String> {
+    fn from_str(text: &str) -> Result<Address, AddressError> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Ok(Address::Unix(PathBuf::from(path)));
         }
@@ -134,25 +145,23 @@ impl FromStr for Address {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Address::Tcp(text.to_owned()))
             }
-            _ => Err(format!(
-                "\"{text}\" is not an address; write unix:/path or host:port"
-            )),
+            _ => Err(AddressError(text.to_owned())),
         }
     }
 }
 
 impl TryFrom<String> for Address {
-    type Error = String;
+    type Error = AddressError;
 
-    fn try_from(text: String) -> Result<Address, String> {
+    fn try_from(text: String) -> Result<Address, AddressError> {
         text.parse()
     }
 }
 
 impl TryFrom<String> for WarmUp {
-    type Error = String;
+    type Error = WarmUpError;
 
-    fn try_from(text: String) -> Result<WarmUp, String> {
+    fn try_from(text: String) -> Result<WarmUp, WarmUpError> {
         // One more than there may be.
         let words: Vec<&str> = text.splitn(4, ' ').collect();
         let (method, target, form) = match words[..] {
@@ -162,9 +171,7 @@ impl TryFrom<String> for WarmUp {
             _ => ("GET", "", ""),
         };
         if !target.starts_with('/') {
-            return Err(format!(
-                "\"{text}\" is no request for the warm-up; write /page or POST /page a=1&b=2"
-            ));
+            return Err(WarmUpError(text));
         }
         Ok(WarmUp {
             method: method.to_owned(),
@@ -179,49 +186,52 @@ impl Config {
     ///
     /// # Errors
     /// Names the file and what is wrong with it.
-    pub fn read(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Config::parse(&text).with_context(|| format!("in the configuration {}", path.display()))
+    pub fn read(path: &Path) -> Result<Config, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|e| ConfigError::Read(path.to_owned(), e))?;
+        Config::parse(&text).map_err(|e| ConfigError::In(path.to_owned(), Box::new(e)))
     }
 
     /// Reads and checks the text of a file.
     ///
     /// # Errors
     /// Says what is wrong with it.
-    pub fn parse(text: &str) -> Result<Config> {
-        let config: Config = toml::from_str(text)?;
-        config.channel.transport()?;
-        if config.service.command.is_empty() {
-            bail!("service.command is empty; give the program and its arguments");
+    pub fn parse(text: &str) -> Result<Config, ConfigError> {
+        let sections: Sections = toml::from_str(text)?;
+        sections.channel.transport()?;
+        if sections.service.command.is_empty() {
+            return Err(ConfigError::Command);
         }
-        Ok(config)
+        let database = match sections.postgresql {
+            Some(settings) => Box::new(settings),
+            None => return Err(ConfigError::Database),
+        };
+        Ok(Config {
+            channel: sections.channel,
+            service: sections.service,
+            database,
+        })
     }
 }
 
-impl Channel {
+impl ChannelSettings {
     /// The one transport that is configured.
     ///
     /// # Errors
-    /// When none or both are.
-    pub fn transport(&self) -> Result<Transport> {
+    /// When none or several are.
+    pub fn transport(&self) -> Result<Box<dyn Transport>, ConfigError> {
         match (&self.port, &self.socket) {
-            (Some(port), None) => Ok(match inherited(port) {
-                Some(fd) => Transport::Inherited(fd),
-                None => Transport::VirtioPort(port.clone()),
+            (Some(port), None) => Ok(match inherited_socket(port) {
+                Some(fd) => Box::new(InheritedSocket::new(fd)),
+                None => Box::new(VirtioSerial::new(port)),
             }),
-            (None, Some(socket)) => Ok(Transport::UnixSocket(socket.clone())),
-            _ => bail!("[channel] needs either port or socket, not both and not neither"),
+            (None, Some(socket)) => Ok(Box::new(UnixSocket::new(socket))),
+            _ => Err(ConfigError::Transport),
         }
     }
 }
 
-/// The socket that this program was given in the place of a virtio-serial port.
-pub(crate) fn inherited(port: &str) -> Option<RawFd> {
-    inherited_port(&std::env::var(PORTS_VARIABLE).ok()?, port)
-}
-
-impl Service {
+impl ServiceSettings {
     /// How long a request may take.
     #[must_use]
     pub fn request_timeout(&self) -> Duration {
@@ -254,8 +264,8 @@ mod tests {
     fn a_complete_file_is_read() {
         let config = Config::parse(GOOD).expect("a good file");
         assert_eq!(
-            config.channel.transport().expect("one transport"),
-            Transport::VirtioPort("org.spare.shim.0".into())
+            format!("{:?}", config.channel.transport().expect("one transport")),
+            format!("{:?}", VirtioSerial::new("org.spare.shim.0"))
         );
         assert_eq!(
             config.service.address,

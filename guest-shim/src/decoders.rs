@@ -1,8 +1,8 @@
 //! Every decoder of this crate that is not public otherwise, as a function of the bytes that it reads.
 //! For `tests/fuzz`, and for nobody else. Those of the database's bytes are in
-//! [`crate::postgres::decoders`].
+//! [`crate::database::postgresql::decoders`].
 
-use crate::http::{build, exchange_over};
+use crate::http::{exchange_over, service_request};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
@@ -22,7 +22,7 @@ pub fn ordered_request(bytes: Bytes) -> Option<HttpRequest> {
         root: RootRequest::No,
         request: bytes,
     };
-    let request = build(&execute)?;
+    let request = service_request(&execute)?;
     let headers = request.headers().iter();
     Some(HttpRequest {
         method: request.method().as_str().to_owned(),

@@ -4,7 +4,8 @@
 //! Every request has a connection of its own. A kept connection could be closed by the service just
 //! when the next request is sent, and nobody could tell whether that one was executed.
 
-use crate::config::{Address, Service};
+use crate::causes::with_causes;
+use crate::config::{Address, ServiceSettings};
 use bytes::Bytes;
 use futures_util::future::{select, Either, FutureExt};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -53,10 +54,10 @@ pub enum ServiceError {
 impl HttpService {
     /// The service as it is configured.
     #[must_use]
-    pub fn new(config: &Service) -> HttpService {
+    pub fn new(settings: &ServiceSettings) -> HttpService {
         HttpService {
-            address: config.address.clone(),
-            timeout: config.request_timeout(),
+            address: settings.address.clone(),
+            timeout: settings.request_timeout(),
         }
     }
 
@@ -68,7 +69,7 @@ impl HttpService {
     /// # Errors
     /// When the service fails; what it did is then not known.
     pub async fn execute(&self, execute: &Execute) -> Result<Outcome, ServiceError> {
-        let Some(request) = build(execute) else {
+        let Some(request) = service_request(execute) else {
             return Ok(reply(&own_answer(400, "The request is not valid HTTP.\n")));
         };
         // Boxed, so that all callers run the same code: the warm-up's requests would leave a copy cold.
@@ -113,7 +114,7 @@ pub(crate) async fn exchange_over<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let not_http = |e: hyper::Error| ServiceError::NotHttp(describe(&e));
+    let not_http = |e: hyper::Error| ServiceError::NotHttp(with_causes(&e));
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(REPLY_HEAD_BYTES_MAX)
         .handshake(TokioIo::new(stream))
@@ -141,7 +142,7 @@ async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpRep
         Err(e) if e.is::<LengthLimitError>() => {
             return Ok(own_answer(502, "The page is larger than 16 MiB.\n"));
         }
-        Err(e) => return Err(ServiceError::NotHttp(describe(&*e))),
+        Err(e) => return Err(ServiceError::NotHttp(with_causes(&*e))),
     };
     let headers = head
         .headers
@@ -157,7 +158,7 @@ async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpRep
 }
 
 /// The request as the service gets it; `None` if the ordered bytes are none.
-pub(crate) fn build(execute: &Execute) -> Option<Request<Full<Bytes>>> {
+pub(crate) fn service_request(execute: &Execute) -> Option<Request<Full<Bytes>>> {
     let ordered: HttpRequest = decode(&execute.request).ok()?;
     let mut request = Request::new(Full::new(Bytes::from(ordered.body)));
     *request.method_mut() = Method::from_bytes(ordered.method.as_bytes()).ok()?;
@@ -214,17 +215,6 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// An error with its causes: hyper's own text leaves them out.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

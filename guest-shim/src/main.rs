@@ -14,7 +14,7 @@ usage: spare-shim COMMAND [--config FILE]
   init            the first process of a guest: mounts, starts and watches everything
                   (the default for process number 1)
   run             the shim: serves the replica manager
-  prepare         when an image is built, database running: publication, slot, replica identities
+  prepare         when an image is built, database running: makes in it what capturing changes needs
   leaves --write  when an image is built, database running, last of all: the pristine state's root
 
 FILE defaults to /etc/spare/guest.toml.";
@@ -74,10 +74,10 @@ fn execute(command: Command, config: PathBuf) -> Result<()> {
             println!("{HELP}");
             Ok(())
         }
-        Command::Init => init::run(&config),
-        Command::Run => commands::run(&Config::read(&config)?),
-        Command::Prepare => commands::prepare(&Config::read(&config)?),
-        Command::WriteLeaves => commands::write_leaves(&Config::read(&config)?),
+        Command::Init => Ok(init::run(&config)?),
+        Command::Run => Ok(commands::run(&Config::read(&config)?)?),
+        Command::Prepare => Ok(commands::prepare(&Config::read(&config)?)?),
+        Command::WriteLeaves => Ok(commands::write_leaves(&Config::read(&config)?)?),
     }
 }
 

@@ -1,37 +1,21 @@
-//! The shim proper: one task that owns the channel, the service's adapter and the database.
+//! The shim proper: one task that owns the channel, and through the executor the service's adapter and
+//! the replicated state.
 //!
 //! Exclusive jobs (a session's `Hello`, writes, scrubs, `Apply`, `Load`) run in that task, reads
 //! beside it. The replica's *position* is the last request it started; whenever an exclusive job
 //! runs, everything before has ended, so that then it is also the last whose effects the state
 //! contains.
 
-use crate::channel::Port;
-use crate::config::{Config, WarmUp};
-use crate::http::{HttpService, ServiceError};
-use crate::postgres::Database;
-use crate::rehearsal;
-use crate::replies::Replies;
+use crate::channel::{Channel, ChannelError};
+use crate::executor::{Executor, ExecutorError, Known};
+use crate::http::ServiceError;
 use crate::scheduler::{Mode, Scheduler};
 use crate::session::{payload, version_conflict, Arrived, Session};
-use anyhow::{bail, Context, Result};
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use spare_protocol::channel::{Execute, FromGuest, Outcome, RootRequest, ToGuest, CHANNEL_VERSION};
-use spare_protocol::http::HttpRequest;
-use spare_protocol::update::Update;
-use spare_protocol::{encode, Class, Position};
+use spare_protocol::channel::{Execute, FromGuest, Outcome, ToGuest};
+use spare_protocol::Position;
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::{Duration, Instant};
-
-/// A service that does not listen after this never will.
-const SERVICE_START_TIMEOUT: Duration = Duration::from_secs(120);
-/// Pause between two looks whether it listens.
-const RETRY: Duration = Duration::from_millis(20);
-/// Times each request of the warm-up is made: code is translated at its first execution, caches of
-/// the service and its database fill by the second.
-const WARM_UP_ROUNDS: usize = 2;
 
 /// A message in its session.
 struct Job {
@@ -47,73 +31,48 @@ struct ReadDone {
 }
 
 /// A replica that is ready.
-pub struct Replica {
-    port: Port,
+pub(crate) struct Replica {
+    channel: Channel,
     session: Session,
     scheduler: Scheduler<Job>,
     reads: FuturesUnordered<BoxFuture<'static, ReadDone>>,
     reading: BTreeSet<Position>,
-    state: State,
+    executor: Executor,
 }
 
-/// What requests act on.
-struct State {
-    service: HttpService,
-    database: Database,
-    replies: Replies,
-    position: Position,
-    /// Parts of a difference arrived, but not the last.
-    loading: bool,
-    reads_max: usize,
-}
-
-/// Runs the shim. If the replica turns out to be of no use, that is said on the console and over the
-/// channel, and this goes on answering every session with it.
-///
-/// # Errors
-/// When the channel fails.
-pub async fn run(config: &Config) -> Result<()> {
-    let started = Instant::now();
-    let ready = State::prepare(config).await;
-    let mut port = Port::open(config.channel.transport()?).await?;
-    let (session, reason) = match ready {
-        Ok(state) => {
-            eprintln!(
-                "spare-shim: ready after {} ms",
-                started.elapsed().as_millis()
-            );
-            let mut replica = Replica::new(port, state);
-            let Err(reason) = replica.serve().await else {
-                return Ok(());
-            };
-            port = replica.port;
-            (replica.session, reason)
-        }
-        Err(reason) => (Session::new(), reason),
-    };
-    let reason = format!("{reason:#}");
-    eprintln!("spare-shim: broken: {reason}");
-    answer_broken(port, session, reason).await
+/// The replica is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReplicaError {
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
 }
 
 /// Hands what arrives to the session.
-async fn receive(port: &mut Port, session: &mut Session) -> Result<()> {
-    match port.receive().await? {
+async fn receive(channel: &mut Channel, session: &mut Session) -> Result<(), ChannelError> {
+    match channel.receive().await? {
         [] => session.interrupted(),
         bytes => session.push(bytes),
     }
     Ok(())
 }
 
-/// Tells every session that the replica is of no use.
-async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> Result<()> {
+/// Tells every session that the replica is of no use, and why.
+pub(crate) async fn answer_broken(
+    mut channel: Channel,
+    mut session: Session,
+    reason: String,
+) -> Result<(), ChannelError> {
     let broken = payload(&FromGuest::Broken { reason });
     loop {
         if let Some(frame) = session.frame(broken.clone()) {
-            port.send(&frame)?;
+            channel.send(&frame)?;
         }
         loop {
-            receive(&mut port, &mut session).await?;
+            receive(&mut channel, &mut session).await?;
             let opened = std::iter::from_fn(|| session.next())
                 .any(|arrived| matches!(arrived, Arrived::Opened { .. }));
             if opened {
@@ -124,19 +83,30 @@ async fn answer_broken(mut port: Port, mut session: Session, reason: String) -> 
 }
 
 impl Replica {
-    fn new(port: Port, state: State) -> Replica {
+    /// At most `reads_max` reads run at once.
+    pub(crate) fn new(channel: Channel, executor: Executor, reads_max: usize) -> Replica {
         Replica {
-            port,
+            channel,
             session: Session::new(),
-            scheduler: Scheduler::new(state.reads_max),
+            scheduler: Scheduler::new(reads_max),
             reads: FuturesUnordered::new(),
             reading: BTreeSet::new(),
-            state,
+            executor,
         }
     }
 
+    /// What it acted on, after a rehearsal.
+    pub(crate) fn into_executor(self) -> Executor {
+        self.executor
+    }
+
+    /// Its channel with the session that is open, for when it is of no use any more.
+    pub(crate) fn into_channel(self) -> (Channel, Session) {
+        (self.channel, self.session)
+    }
+
     /// Serves the manager until the replica is of no use any more; the error says why.
-    async fn serve(&mut self) -> Result<()> {
+    pub(crate) async fn serve(&mut self) -> Result<(), ReplicaError> {
         loop {
             while let Some((mode, job)) = self.scheduler.start() {
                 self.start(mode, job).await?;
@@ -144,7 +114,7 @@ impl Replica {
             tokio::select! {
                 biased;
                 Some(done) = self.reads.next() => self.read_done(done)?,
-                received = receive(&mut self.port, &mut self.session) => {
+                received = receive(&mut self.channel, &mut self.session) => {
                     received?;
                     while let Some(arrived) = self.session.next() {
                         self.arrived(arrived)?;
@@ -154,7 +124,7 @@ impl Replica {
         }
     }
 
-    fn arrived(&mut self, arrived: Arrived) -> Result<()> {
+    fn arrived(&mut self, arrived: Arrived) -> Result<(), ReplicaError> {
         match arrived {
             Arrived::Lost(why) => {
                 eprintln!("spare-shim: {why}");
@@ -183,26 +153,28 @@ impl Replica {
         self.scheduler.push(mode, Job { session, message });
     }
 
-    async fn start(&mut self, mode: Mode, job: Job) -> Result<()> {
+    async fn start(&mut self, mode: Mode, job: Job) -> Result<(), ReplicaError> {
         let Job { session, message } = job;
         let answer = match message {
-            ToGuest::Hello { .. } => Some(self.state.hello()?),
+            ToGuest::Hello { .. } => Some(self.executor.hello()?),
             ToGuest::Execute(execute) => {
-                if let Some(known) = self.answered_before(&execute)? {
-                    known
+                if self.reading.contains(&execute.position) {
+                    None
+                } else if let Known::Answered(answer) = self.executor.known(execute.position)? {
+                    Some(answer)
                 } else if mode == Mode::Shared {
                     self.start_read(session, execute);
                     return Ok(());
                 } else {
-                    Some(self.state.execute(&execute).await?)
+                    Some(self.executor.execute(&execute).await?)
                 }
             }
             ToGuest::Apply {
                 updates,
                 upto,
                 root,
-            } => Some(self.state.apply(&updates, upto, root).await?),
-            ToGuest::Load { part, last } => self.state.load(&part, last).await?,
+            } => Some(self.executor.apply(&updates, upto, root).await?),
+            ToGuest::Load { part, last } => self.executor.load(&part, last).await?,
         };
         self.scheduler.finished(mode);
         match answer {
@@ -211,29 +183,10 @@ impl Replica {
         }
     }
 
-    /// The answer to a request that was started before: remembered, or none yet (inner `None`).
-    fn answered_before(&self, execute: &Execute) -> Result<Option<Option<Vec<u8>>>> {
-        if execute.position > self.state.position {
-            return Ok(None);
-        }
-        if self.reading.contains(&execute.position) {
-            return Ok(Some(None));
-        }
-        match self.state.replies.get(execute.position) {
-            Some(answer) => Ok(Some(Some(answer.into()))),
-            None => bail!(
-                "request {} was asked for, the state is at {} and the reply is forgotten",
-                execute.position,
-                self.state.position
-            ),
-        }
-    }
-
     fn start_read(&mut self, session: u32, execute: Execute) {
         let position = execute.position;
-        self.state.position = position;
         self.reading.insert(position);
-        let service = self.state.service.clone();
+        let service = self.executor.start_read(position);
         self.reads.push(Box::pin(async move {
             ReadDone {
                 session,
@@ -243,247 +196,190 @@ impl Replica {
         }));
     }
 
-    fn read_done(&mut self, done: ReadDone) -> Result<()> {
+    fn read_done(&mut self, done: ReadDone) -> Result<(), ReplicaError> {
         self.scheduler.finished(Mode::Shared);
         self.reading.remove(&done.position);
-        let answer = FromGuest::Executed {
-            position: done.position,
-            outcome: done.result?,
-            update: Bytes::new(),
-            root: None,
-        };
-        let answer = self.state.remember(done.position, &answer);
+        let answer = self.executor.read_done(done.position, done.result?);
         self.send(done.session, answer)
     }
 
     /// Sends an answer, unless the session that asked is over.
-    fn send(&mut self, session: u32, answer: Vec<u8>) -> Result<()> {
+    fn send(&mut self, session: u32, answer: Vec<u8>) -> Result<(), ReplicaError> {
         if session != self.session.id() {
             return Ok(());
         }
         match self.session.frame(answer) {
-            Some(frame) => self.port.send(&frame),
+            Some(frame) => Ok(self.channel.send(&frame)?),
             None => Ok(()),
         }
     }
 }
 
-impl State {
-    /// Opens the database, waits for the service, and runs everything once.
-    async fn prepare(config: &Config) -> Result<State> {
-        claim(&config.postgresql.leaves)?;
-        let mut database = Database::open(&config.postgresql).await?;
-        database.warm_up().await?;
-        let service = HttpService::new(&config.service);
-        await_service(&service, config).await?;
-        let (pages, forms): (Vec<_>, Vec<_>) =
-            (config.service.warm_up.iter()).partition(|warm_up| warm_up.method == "GET");
-        make_warm_up_forms(&service, &mut database, &forms).await?;
-        // Once more, as starting the service has pushed code and pages out of the caches.
-        database.warm_up().await?;
-        let state = State {
-            service,
-            database,
-            replies: Replies::default(),
-            position: Position(0),
-            loading: false,
-            reads_max: config.service.reads_max.get(),
-        };
-        state.rehearse(&pages).await
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Address, ServiceSettings};
+    use crate::database::in_memory::{InMemory, Rows};
+    use crate::http::HttpService;
+    use crate::rehearsal::Manager;
+    use crate::replicated_state::ReplicatedState;
+    use crate::root::StateRoot;
+    use crate::transport::unix_socket::SocketPair;
+    use bytes::Bytes;
+    use spare_protocol::channel::{RootRequest, CHANNEL_VERSION};
+    use spare_protocol::http::HttpRequest;
+    use spare_protocol::update::Update;
+    use spare_protocol::{decode, encode, Class, Hash};
+    use std::num::NonZeroUsize;
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
-    /// Makes the pages of the warm-up as the manager will ask for them, through a channel, so that
-    /// everything between the channel and the service has run.
-    async fn rehearse(self, pages: &[&WarmUp]) -> Result<State> {
-        let requests = pages.iter().cycle().take(pages.len() * WARM_UP_ROUNDS);
-        let requests = requests.map(|page| warm_up_request(page)).collect();
-        let (port, manager) = Port::pair()?;
-        let mut replica = Replica::new(port, self);
-        tokio::select! {
-            served = replica.serve() => served.context("in the rehearsal")?,
-            rehearsed = rehearsal::conduct(manager, requests) => rehearsed?,
-        }
-        Ok(State {
-            replies: Replies::default(),
-            position: Position(0),
-            ..replica.state
+    /// Adds 1 to the row with the key that a request's path names.
+    async fn service(rows: Arc<Mutex<Rows>>) -> HttpService {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    if stream.read_buf(&mut seen).await.expect("a request") == 0 {
+                        break;
+                    }
+                }
+                let text = String::from_utf8_lossy(&seen);
+                let path = text.split(' ').nth(1).unwrap_or_default();
+                if let Ok(key) = path.trim_start_matches('/').parse() {
+                    *rows.lock().expect("no panic").entry(key).or_default() += 1;
+                }
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\ndone").await;
+            }
+        });
+        HttpService::new(&ServiceSettings {
+            command: vec![],
+            user: String::new(),
+            address: Address::Tcp(address),
+            request_timeout_ms: 5000,
+            reads_max: NonZeroUsize::MIN,
+            warm_up: vec![],
         })
     }
 
-    fn hello(&self) -> Result<Vec<u8>> {
-        if self.loading {
-            bail!("loading the state was interrupted");
-        }
-        Ok(payload(&FromGuest::Hello {
-            version: CHANNEL_VERSION,
-            position: self.position,
-        }))
+    /// A replica of nothing, with its rows and a manager that has opened a session.
+    async fn replica() -> (Replica, Arc<Mutex<Rows>>, Manager) {
+        let rows = Arc::new(Mutex::new(Rows::new()));
+        let database = Box::new(InMemory::over(rows.clone()));
+        let state = ReplicatedState::new(database, StateRoot::default());
+        let executor = Executor::new(service(rows.clone()).await, state);
+        let (transport, manager) = SocketPair::new().expect("sockets");
+        let channel = Channel::open(Box::new(transport)).await.expect("a channel");
+        let mut replica = Replica::new(channel, executor, 1);
+        let mut manager = Manager::new(manager).expect("a manager");
+        let version = CHANNEL_VERSION;
+        ask(&mut replica, &mut manager, ToGuest::Hello { version }).await;
+        (replica, rows, manager)
     }
 
-    /// Executes a write or a scrub.
-    async fn execute(&mut self, execute: &Execute) -> Result<Vec<u8>> {
-        self.not_loading()?;
-        self.position = execute.position;
-        let (outcome, update) = match execute.class {
-            Class::Scrub => (Outcome::Reply(Bytes::new()), Update::default()),
-            Class::Read | Class::Write => {
-                let outcome = self.service.execute(execute).await?;
-                (outcome, self.database.capture().await?)
-            }
+    async fn ask(replica: &mut Replica, manager: &mut Manager, message: ToGuest) -> FromGuest {
+        tokio::select! {
+            served = replica.serve() => panic!("{served:?}"),
+            answer = manager.ask(&message) => decode(&answer.expect("an answer")).expect("a message"),
+        }
+    }
+
+    fn request(position: u64, class: Class, target: &str, root: RootRequest) -> ToGuest {
+        let http = HttpRequest {
+            method: "GET".into(),
+            target: target.into(),
+            headers: vec![],
+            body: vec![],
         };
-        let answer = FromGuest::Executed {
-            position: execute.position,
-            outcome,
-            update: update.to_bytes().into(),
-            root: self.database.root(execute.root).await?,
+        ToGuest::Execute(Execute {
+            position: Position(position),
+            class,
+            time_us: 1,
+            seed: [0; 32],
+            root,
+            request: encode(&http).into(),
+        })
+    }
+
+    /// The update and the root of an executed request.
+    fn executed(answer: FromGuest) -> (Bytes, Option<Hash>) {
+        match answer {
+            FromGuest::Executed { update, root, .. } => (update, root),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn captured_updates_lead_a_passive_to_the_root_that_a_scan_finds() {
+        let (mut active, _, mut its_manager) = replica().await;
+        let (mut passive, _, mut other_manager) = replica().await;
+        let mut updates = Vec::new();
+        let mut root = None;
+        for (position, target) in (1..).zip(["/7", "/8", "/7"]) {
+            let write = request(position, Class::Write, target, RootRequest::Incremental);
+            let answer = ask(&mut active, &mut its_manager, write).await;
+            let (update, root_after) = executed(answer);
+            updates.push((Position(position), update));
+            root = root_after;
+        }
+        for (from, to) in [(0, 2), (1, 3)] {
+            // The second batch begins with an update that the first ended with.
+            let apply = ToGuest::Apply {
+                updates: updates[from..to].to_vec(),
+                upto: Position(to as u64),
+                root: RootRequest::No,
+            };
+            ask(&mut passive, &mut other_manager, apply).await;
+        }
+        let scrub = || request(4, Class::Scrub, "", RootRequest::FullScan);
+        let one = ask(&mut active, &mut its_manager, scrub()).await;
+        let other = ask(&mut passive, &mut other_manager, scrub()).await;
+        assert!(root.is_some());
+        assert_eq!(executed(one).1, root);
+        assert_eq!(executed(other).1, root);
+    }
+
+    #[tokio::test]
+    async fn a_row_changed_behind_the_shim_shows_in_the_scan_and_in_the_next_update() {
+        let (mut replica, rows, mut manager) = replica().await;
+        let write = request(1, Class::Write, "/7", RootRequest::Incremental);
+        let (update, root) = executed(ask(&mut replica, &mut manager, write).await);
+        rows.lock().expect("no panic").insert(7, 100);
+        let scrub = request(2, Class::Scrub, "", RootRequest::FullScan);
+        let (_, scanned) = executed(ask(&mut replica, &mut manager, scrub).await);
+        assert_ne!(scanned, root);
+        let write = request(3, Class::Write, "/8", RootRequest::No);
+        let (next, _) = executed(ask(&mut replica, &mut manager, write).await);
+        assert!(next.len() > update.len(), "two rows, not one");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_again_is_answered_and_not_executed() {
+        let (mut replica, rows, mut manager) = replica().await;
+        let write = || request(1, Class::Write, "/7", RootRequest::No);
+        let first = ask(&mut replica, &mut manager, write()).await;
+        assert_eq!(ask(&mut replica, &mut manager, write()).await, first);
+        assert_eq!(*rows.lock().expect("no panic"), Rows::from([(7, 1)]));
+    }
+
+    #[tokio::test]
+    async fn a_request_before_the_whole_state_is_loaded_breaks_the_replica() {
+        let (mut replica, _, mut manager) = replica().await;
+        let part = ToGuest::Load {
+            part: Update::default().to_bytes().into(),
+            last: None,
         };
-        Ok(self.remember(execute.position, &answer))
-    }
-
-    fn remember(&mut self, position: Position, answer: &FromGuest) -> Vec<u8> {
-        let answer = payload(answer);
-        self.replies.remember(position, answer.clone().into());
-        answer
-    }
-
-    async fn apply(
-        &mut self,
-        updates: &[(Position, Bytes)],
-        upto: Position,
-        root: RootRequest,
-    ) -> Result<Vec<u8>> {
-        self.not_loading()?;
-        let mut batch = Vec::new();
-        let mut last = self.position;
-        for (position, bytes) in updates {
-            if *position <= last {
-                continue;
-            }
-            last = *position;
-            let update = Update::from_bytes(bytes)
-                .with_context(|| format!("the update of request {position}"))?;
-            batch.push(update);
-        }
-        if last > upto {
-            bail!("an update of request {last} came to be applied up to {upto}");
-        }
-        self.database.apply(merged(batch)).await?;
-        self.position = self.position.max(upto);
-        self.applied(root).await
-    }
-
-    async fn load(&mut self, part: &[u8], last: Option<Position>) -> Result<Option<Vec<u8>>> {
-        if self.position != Position(0) {
-            bail!(
-                "a state was to be loaded over one at position {}",
-                self.position
-            );
-        }
-        let update = Update::from_bytes(part).context("a part of the state to load")?;
-        self.loading = true;
-        self.database.apply(update).await?;
-        let Some(position) = last else {
-            return Ok(None);
-        };
-        self.loading = false;
-        self.position = position;
-        self.applied(RootRequest::No).await.map(Some)
-    }
-
-    async fn applied(&mut self, root: RootRequest) -> Result<Vec<u8>> {
-        Ok(payload(&FromGuest::Applied {
-            position: self.position,
-            root: self.database.root(root).await?,
-        }))
-    }
-
-    fn not_loading(&self) -> Result<()> {
-        if self.loading {
-            bail!("a request came before the state was loaded");
-        }
-        Ok(())
-    }
-}
-
-/// All updates in one. Neighbours are merged first, so that the many small ones are not each merged
-/// into a large one.
-fn merged(mut updates: Vec<Update>) -> Update {
-    while updates.len() > 1 {
-        let mut halved = Vec::with_capacity(updates.len().div_ceil(2));
-        let mut rest = updates.into_iter();
-        while let Some(mut earlier) = rest.next() {
-            if let Some(later) = rest.next() {
-                earlier.merge(later);
-            }
-            halved.push(earlier);
-        }
-        updates = halved;
-    }
-    updates.pop().unwrap_or_default()
-}
-
-/// Takes the pristine state for this run. A second run in the same guest would not know which
-/// requests the first one executed.
-fn claim(leaves: &Path) -> Result<()> {
-    let used = leaves.with_extension("used");
-    let mut options = std::fs::OpenOptions::new();
-    match options.write(true).create_new(true).open(&used) {
-        Ok(_) => Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => bail!(
-            "{} exists: the shim has run in this guest before, so its position is in doubt; replace \
-             the guest",
-            used.display()
-        ),
-        Err(e) => bail!("cannot create {}: {e}", used.display()),
-    }
-}
-
-async fn await_service(service: &HttpService, config: &Config) -> Result<()> {
-    let start = Instant::now();
-    while !service.is_listening().await {
-        if start.elapsed() > SERVICE_START_TIMEOUT {
-            bail!(
-                "the service does not listen at {:?} after {SERVICE_START_TIMEOUT:?}",
-                config.service.address
-            );
-        }
-        tokio::time::sleep(RETRY).await;
-    }
-    Ok(())
-}
-
-/// Forms are writes, and undone.
-async fn make_warm_up_forms(
-    service: &HttpService,
-    database: &mut Database,
-    forms: &[&WarmUp],
-) -> Result<()> {
-    for form in forms.iter().cycle().take(forms.len() * WARM_UP_ROUNDS) {
-        let name = || format!("{} {} of service.warm_up", form.method, form.target);
-        let execute = warm_up_request(form);
-        service.execute(&execute).await.with_context(name)?;
-        database.undo().await.with_context(name)?;
-    }
-    Ok(())
-}
-
-fn warm_up_request(warm_up: &WarmUp) -> Execute {
-    let form = b"application/x-www-form-urlencoded";
-    let request = HttpRequest {
-        method: warm_up.method.clone(),
-        target: warm_up.target.clone(),
-        headers: vec![("content-type".into(), form.to_vec())],
-        body: warm_up.form.clone().into(),
-    };
-    Execute {
-        position: Position(0),
-        class: match &*warm_up.method {
-            "GET" => Class::Read,
-            _ => Class::Write,
-        },
-        time_us: 0,
-        seed: [0; 32],
-        root: RootRequest::No,
-        request: encode(&request).into(),
+        let write = request(1, Class::Write, "/7", RootRequest::No);
+        manager.send(&part).await.expect("room");
+        manager.send(&write).await.expect("room");
+        let served = replica.serve().await;
+        assert!(matches!(
+            served,
+            Err(ReplicaError::Executor(ExecutorError::NotLoaded))
+        ));
     }
 }

@@ -2,9 +2,9 @@
 //! that go out. Pure; the bytes come from and go to [`crate::channel`].
 
 use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION};
-use spare_protocol::{decode, encode};
+use spare_protocol::{decode, encode, DecodeError};
 
-/// The guest's end of the channel.
+/// The session that the manager has opened, if it has.
 #[derive(Debug, Default)]
 pub struct Session {
     decoder: FrameDecoder,
@@ -26,9 +26,33 @@ pub enum Arrived {
     },
     /// A message within the session.
     Message(ToGuest),
-    /// The session can't go on; its frames are dropped until the manager opens another. The text is
-    /// for the console.
-    Lost(String),
+    /// The session can't go on; its frames are dropped until the manager opens another.
+    Lost(SessionLost),
+}
+
+/// Why a session can't go on; for the console.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionLost {
+    /// Frames are missing.
+    #[error("session {session} is lost: frame {sequence} arrived where {expected} was expected")]
+    Gap {
+        /// The session's number.
+        session: u32,
+        /// The sequence number of the frame that arrived.
+        sequence: u64,
+        /// The sequence number that it should have had.
+        expected: u64,
+    },
+    /// A frame holds no message.
+    #[error("session {session} is lost: frame {sequence}: {error}")]
+    Message {
+        /// The session's number.
+        session: u32,
+        /// The sequence number of the frame.
+        sequence: u64,
+        /// What is wrong with its payload.
+        error: DecodeError,
+    },
 }
 
 impl Session {
@@ -93,16 +117,22 @@ impl Session {
         if frame.sequence < self.expected {
             return None;
         }
-        if frame.sequence > self.expected {
-            return Some(self.lose(format!(
-                "frame {} arrived where {} was expected",
-                frame.sequence, self.expected
-            )));
+        let (session, sequence, expected) = (self.id, frame.sequence, self.expected);
+        if sequence > expected {
+            return Some(self.lose(SessionLost::Gap {
+                session,
+                sequence,
+                expected,
+            }));
         }
         self.expected += 1;
         match decode(&frame.payload) {
             Ok(message) => Some(Arrived::Message(message)),
-            Err(e) => Some(self.lose(format!("frame {}: {e}", frame.sequence))),
+            Err(error) => Some(self.lose(SessionLost::Message {
+                session,
+                sequence,
+                error,
+            })),
         }
     }
 
@@ -120,9 +150,9 @@ impl Session {
         Some(Arrived::Opened { version })
     }
 
-    fn lose(&mut self, why: String) -> Arrived {
-        let id = std::mem::take(&mut self.id);
-        Arrived::Lost(format!("session {id} is lost: {why}"))
+    fn lose(&mut self, why: SessionLost) -> Arrived {
+        self.id = 0;
+        Arrived::Lost(why)
     }
 }
 

@@ -1,15 +1,20 @@
 //! The programs of a guest: how each is started, as whom, and with which limits.
 
-use crate::config::{inherited, Address, Config, Postgresql, Service};
-use anyhow::{Context, Result};
+use super::machine::write_if_there;
+use crate::causes::with_causes;
+use crate::config::{Address, Config, ServiceSettings};
+use crate::database::Server;
+use crate::transport::unix_socket::inherited_socket;
+use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg, FdFlag};
 use nix::sys::resource::{setrlimit, Resource};
 use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::{chown, Pid, User};
 use spare_protocol::channel::PORTS_VARIABLE;
+use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Processes and threads that the service's user may have. A service that forks without end must not
@@ -17,11 +22,32 @@ use std::process::{Command, Stdio};
 const SERVICE_PROCESSES_MAX: u64 = 256;
 /// The port of the attacker's door.
 const DOOR_PORT: &str = "org.spare.door.0";
-/// PostgreSQL's user in Debian.
-const DATABASE_USER: &str = "postgres";
 /// When memory runs out, the kernel ends the service first, the shim and the database last.
 const OOM_SERVICE: i32 = 500;
 const OOM_OTHERS: i32 = -900;
+
+/// A program of the guest can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ChildError {
+    /// The configuration names no program of the service.
+    #[error("no command")]
+    NoCommand,
+    /// The shim is started from this program's own file.
+    #[error("cannot find this program's file")]
+    OwnFile(#[source] io::Error),
+    /// The program that the console calls so, from that file.
+    #[error("cannot start {0} ({file})", file = .1.display())]
+    Start(&'static str, PathBuf, #[source] io::Error),
+    /// What was to be inherited in the place of that port is not open.
+    #[error("the port {0} is no descriptor")]
+    NoDescriptor(String, #[source] Errno),
+    /// The folder of a socket.
+    #[error("cannot create {}", .0.display())]
+    SocketFolder(PathBuf, #[source] io::Error),
+    /// A program was to run as a user that there is not.
+    #[error("there is no user {0} in /etc/passwd")]
+    NoUser(String),
+}
 
 /// A program to be started.
 pub(super) struct Program {
@@ -39,26 +65,18 @@ pub(super) struct Program {
 pub(super) struct Child {
     /// What the console calls it.
     pub(super) name: &'static str,
-    /// Its process.
     pub(super) pid: Pid,
     /// Whether the guest is of no use without it.
     pub(super) needed: bool,
 }
 
 impl Program {
-    /// PostgreSQL, without a port on the network.
-    pub(super) fn database(config: &Postgresql) -> Result<Program> {
-        let mut command = Command::new(config.bin.join("postgres"));
-        command
-            .arg("-D")
-            .arg(&config.data)
-            .arg("-k")
-            .arg(&config.socket_dir);
-        command.args(["-c", "listen_addresses="]);
+    /// The database, which ends last when memory runs out.
+    pub(super) fn database(server: &dyn Server) -> Result<Program, ChildError> {
         Ok(Program {
-            name: "PostgreSQL",
-            command,
-            user: Some(user(DATABASE_USER)?),
+            name: server.name(),
+            command: server.command(),
+            user: Some(user(server.user())?),
             processes_max: None,
             oom_score: OOM_OTHERS,
             needed: true,
@@ -66,15 +84,16 @@ impl Program {
         })
     }
 
-    /// The service.
-    pub(super) fn service(config: &Service) -> Result<Program> {
-        let (program, arguments) = config.command.split_first().context("no command")?;
+    /// The service, which may not use up the guest's processes and ends first when memory runs out.
+    pub(super) fn service(settings: &ServiceSettings) -> Result<Program, ChildError> {
+        let command = settings.command.split_first();
+        let (program, arguments) = command.ok_or(ChildError::NoCommand)?;
         let mut command = Command::new(program);
         command.args(arguments);
         Ok(Program {
             name: "the service",
             command,
-            user: Some(user(&config.user)?),
+            user: Some(user(&settings.user)?),
             processes_max: Some(SERVICE_PROCESSES_MAX),
             oom_score: OOM_SERVICE,
             needed: true,
@@ -83,8 +102,8 @@ impl Program {
     }
 
     /// The shim: this program in its other role.
-    pub(super) fn shim(path: &Path, config: &Config) -> Result<Program> {
-        let this = std::env::current_exe().context("cannot find this program's file")?;
+    pub(super) fn shim(path: &Path, config: &Config) -> Result<Program, ChildError> {
+        let this = std::env::current_exe().map_err(ChildError::OwnFile)?;
         let mut command = Command::new(this);
         command.arg("run").arg("--config").arg(path);
         Ok(Program {
@@ -121,7 +140,7 @@ impl Child {
     /// When it can't be started.
     // Not waited for here: the first process collects all that die.
     #[allow(clippy::zombie_processes)]
-    pub(super) fn start(mut program: Program) -> Result<Child> {
+    pub(super) fn start(mut program: Program) -> Result<Child, ChildError> {
         let command = &mut program.command;
         command.stdin(Stdio::null()).current_dir("/");
         command
@@ -151,16 +170,16 @@ impl Child {
                 });
             }
         }
-        let child = command.spawn().with_context(|| {
-            let file = Path::new(command.get_program());
-            format!("cannot start {} ({})", program.name, file.display())
-        })?;
+        let child = command
+            .spawn()
+            .map_err(|e| ChildError::Start(program.name, command.get_program().into(), e))?;
         let adjust = format!("/proc/{}/oom_score_adj", child.id());
         // A process replica on a confined machine may not protect itself; a guest always may.
-        if let Err(error) = super::write_if_there(&adjust, &program.oom_score.to_string()) {
+        if let Err(error) = write_if_there(&adjust, &program.oom_score.to_string()) {
             eprintln!(
-                "spare-init: {} is not protected when memory runs out: {error:#}",
-                program.name
+                "spare-init: {} is not protected when memory runs out: {}",
+                program.name,
+                with_causes(&error)
             );
         }
         // The kernel hands out no process number that does not fit.
@@ -183,7 +202,7 @@ impl Child {
 }
 
 fn inherited_as(port: &str) -> Option<(String, RawFd)> {
-    inherited(port).map(|fd| (port.to_owned(), fd))
+    inherited_socket(port).map(|fd| (port.to_owned(), fd))
 }
 
 /// Keeps the sockets that a process replica has in the place of ports from all programs but those that
@@ -191,12 +210,12 @@ fn inherited_as(port: &str) -> Option<(String, RawFd)> {
 ///
 /// # Errors
 /// When what the environment names is no descriptor.
-pub(super) fn keep_ports_private(config: &Config) -> Result<()> {
+pub(super) fn keep_ports_private(config: &Config) -> Result<(), ChildError> {
     let shim = config.channel.port.as_deref();
     for port in shim.into_iter().chain([DOOR_PORT]) {
-        if let Some(fd) = inherited(port) {
-            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
-                .with_context(|| format!("the port {port} is no descriptor"))?;
+        if let Some(fd) = inherited_socket(port) {
+            let kept = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+            kept.map_err(|e| ChildError::NoDescriptor(port.to_owned(), e))?;
         }
     }
     Ok(())
@@ -215,8 +234,9 @@ pub(super) fn describe(status: WaitStatus) -> String {
 ///
 /// # Errors
 /// When one can't be created, or a user does not exist.
-pub(super) fn make_folders(config: &Config) -> Result<()> {
-    make_folder(&config.postgresql.socket_dir, &user(DATABASE_USER)?)?;
+pub(super) fn make_folders(config: &Config) -> Result<(), ChildError> {
+    let server = &config.database;
+    make_folder(server.socket_dir(), &user(server.user())?)?;
     if let Address::Unix(socket) = &config.service.address {
         if let Some(folder) = socket.parent() {
             make_folder(folder, &user(&config.service.user)?)?;
@@ -225,15 +245,15 @@ pub(super) fn make_folders(config: &Config) -> Result<()> {
     Ok(())
 }
 
-fn make_folder(path: &Path, owner: &User) -> Result<()> {
+fn make_folder(path: &Path, owner: &User) -> Result<(), ChildError> {
     std::fs::create_dir_all(path)
         .and_then(|()| Ok(chown(path, Some(owner.uid), Some(owner.gid))?))
-        .with_context(|| format!("cannot create {}", path.display()))
+        .map_err(|e| ChildError::SocketFolder(path.to_owned(), e))
 }
 
-fn user(name: &str) -> Result<User> {
+fn user(name: &str) -> Result<User, ChildError> {
     User::from_name(name)
         .ok()
         .flatten()
-        .with_context(|| format!("there is no user {name} in /etc/passwd"))
+        .ok_or_else(|| ChildError::NoUser(name.to_owned()))
 }

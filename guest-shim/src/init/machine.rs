@@ -1,24 +1,57 @@
 //! What the machine needs before programs can run: file systems, the loopback interface, a name.
 
-use anyhow::{Context, Result};
+use crate::causes::with_causes;
+use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{mount, MsFlags};
 use nix::sys::reboot::{reboot, RebootMode};
 use nix::sys::socket::{socket, AddressFamily, SockFlag, SockType};
 use nix::sys::stat::{makedev, mknod, Mode, SFlag};
+use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The guest's host name: the same in all, as a service might show it.
 const HOST_NAME: &str = "spare-guest";
 /// The first PID namespace of every Linux kernel has this inode.
 const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
+/// Something that programs can't do without is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The folder for a file system's mount.
+    #[error("cannot create {0}")]
+    MountPoint(String, #[source] io::Error),
+    /// A file system (its type, its target).
+    #[error("cannot mount {0} on {1}")]
+    Mount(String, String, #[source] Errno),
+    /// A device file that every program may open.
+    #[error("cannot create {}", .0.display())]
+    Device(PathBuf, #[source] Errno),
+    /// The loopback interface, over which programs may reach each other.
+    #[error("cannot bring the loopback interface up")]
+    Loopback(#[source] Errno),
+    /// The machine's name.
+    #[error("cannot set the host name")]
+    HostName(#[source] Errno),
+    /// A setting of the kernel.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+/// A file of the kernel can't be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}")]
+pub struct WriteError {
+    path: String,
+    source: io::Error,
+}
+
 /// Prepares the machine.
 ///
 /// # Errors
 /// When something that programs can't do without is refused.
-pub(super) fn set_up() -> Result<()> {
+pub(super) fn set_up() -> Result<(), MachineError> {
     mount_on("proc", "/proc", "proc", "")?;
     let whole_machine = is_whole_machine();
     if whole_machine {
@@ -29,18 +62,18 @@ pub(super) fn set_up() -> Result<()> {
         make_devices()?;
     }
     if let Err(e) = mount_on("sysfs", "/sys", "sysfs", "") {
-        eprintln!("spare-init: going on without /sys: {e:#}");
+        eprintln!("spare-init: going on without /sys: {}", with_causes(&e));
     }
     mount_on("devpts", "/dev/pts", "devpts", "mode=0620,gid=5")?;
     mount_on("shm", "/dev/shm", "tmpfs", "mode=1777")?;
     mount_on("run", "/run", "tmpfs", "mode=0755")?;
     mount_on("tmp", "/tmp", "tmpfs", "mode=1777")?;
-    bring_loopback_up().context("cannot bring the loopback interface up")?;
+    bring_loopback_up().map_err(MachineError::Loopback)?;
     if whole_machine {
         // A process replica shares the host's name.
-        nix::unistd::sethostname(HOST_NAME).context("cannot set the host name")?;
+        nix::unistd::sethostname(HOST_NAME).map_err(MachineError::HostName)?;
         // A paused or full host must not fill the console with hung-task reports.
-        super::write_if_there("/proc/sys/kernel/hung_task_timeout_secs", "0")?;
+        write_if_there("/proc/sys/kernel/hung_task_timeout_secs", "0")?;
     }
     Ok(())
 }
@@ -59,17 +92,18 @@ pub(super) fn power_off() {
 }
 
 /// Mounts a file system, unless one is mounted there already.
-fn mount_on(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
+fn mount_on(source: &str, target: &str, kind: &str, options: &str) -> Result<(), MachineError> {
     if is_mounted(target) {
         return Ok(());
     }
-    std::fs::create_dir_all(target).with_context(|| format!("cannot create {target}"))?;
+    std::fs::create_dir_all(target)
+        .map_err(|source| MachineError::MountPoint(target.to_owned(), source))?;
     let flags = match target {
         "/dev" | "/dev/pts" => MsFlags::MS_NOSUID,
         _ => MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
     };
     mount(Some(source), target, Some(kind), flags, Some(options))
-        .with_context(|| format!("cannot mount {kind} on {target}"))
+        .map_err(|source| MachineError::Mount(kind.to_owned(), target.to_owned(), source))
 }
 
 fn is_mounted(target: &str) -> bool {
@@ -79,7 +113,7 @@ fn is_mounted(target: &str) -> bool {
         .any(|line| line.split(' ').nth(1) == Some(target))
 }
 
-fn make_devices() -> Result<()> {
+fn make_devices() -> Result<(), MachineError> {
     let devices = [
         ("null", 1, 3),
         ("zero", 1, 5),
@@ -104,12 +138,12 @@ fn make_devices() -> Result<()> {
                     nix::sys::stat::FchmodatFlags::FollowSymlink,
                 )
             })
-            .with_context(|| format!("cannot create {}", path.display()))?;
+            .map_err(|e| MachineError::Device(path, e))?;
     }
     Ok(())
 }
 
-fn bring_loopback_up() -> Result<()> {
+fn bring_loopback_up() -> Result<(), Errno> {
     let socket = socket(
         AddressFamily::Inet,
         SockType::Datagram,
@@ -124,6 +158,16 @@ fn bring_loopback_up() -> Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     // SAFETY: the kernel reads one `ifreq` at the given address, which lives until the call returns.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
-    nix::errno::Errno::result(result)?;
-    Ok(())
+    Errno::result(result).map(drop)
+}
+
+/// Writes to a file of the kernel, which may be missing.
+pub(super) fn write_if_there(path: &str, text: &str) -> Result<(), WriteError> {
+    match std::fs::write(path, text) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(|source| WriteError {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }

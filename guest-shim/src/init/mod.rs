@@ -1,4 +1,4 @@
-//! The first process of a guest: mounts, starts PostgreSQL, the service and the shim, and collects
+//! The first process of a guest: mounts, starts the database, the service and the shim, and collects
 //! what dies. It restarts nothing: a replica one of whose parts died has a doubtful position, so it
 //! is switched off, and its manager builds another.
 //!
@@ -10,8 +10,12 @@
 mod children;
 mod machine;
 
-use crate::config::Config;
-use anyhow::{Context, Result};
+pub use children::ChildError;
+pub use machine::{MachineError, WriteError};
+
+use crate::causes::with_causes;
+use crate::config::{Config, ConfigError};
+use crate::database::Server;
 use children::{Child, Program};
 use nix::sys::wait::{waitpid, WaitStatus};
 use std::path::Path;
@@ -26,15 +30,35 @@ const DATABASE_START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause between two looks whether it is up.
 const RETRY: Duration = Duration::from_millis(10);
 
+/// The guest can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// A file system, a device or an interface is missing.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Nobody knows what to start.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A program does not start.
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    /// The database of that name has ended, and how.
+    #[error("{0} ended while it started ({1})")]
+    DatabaseEnded(&'static str, String),
+    /// The database of that name does not serve connections in time.
+    #[error("{0} is not ready after {DATABASE_START_TIMEOUT:?}")]
+    DatabaseLate(&'static str),
+}
+
 /// Boots the guest and watches over it. Returns only if this process is not the first of its system.
 ///
 /// # Errors
 /// When the guest can't be started; as first process it is switched off then.
-pub fn run(config: &Path) -> Result<()> {
+pub fn run(config: &Path) -> Result<(), InitError> {
     let outcome = boot(config).map(|children| watch(&children));
     let reason = match &outcome {
         Ok(reason) => reason.clone(),
-        Err(e) => format!("{e:#}"),
+        Err(e) => with_causes(e),
     };
     eprintln!("spare-init: switching off: {reason}");
     if std::process::id() == 1 && machine::is_whole_machine() {
@@ -43,7 +67,7 @@ pub fn run(config: &Path) -> Result<()> {
     outcome.map(drop)
 }
 
-fn boot(path: &Path) -> Result<Vec<Child>> {
+fn boot(path: &Path) -> Result<Vec<Child>, InitError> {
     machine::set_up()?;
     let config = Config::read(path)?;
     children::keep_ports_private(&config)?;
@@ -52,35 +76,26 @@ fn boot(path: &Path) -> Result<Vec<Child>> {
         children.push(Child::start(Program::door(ATTACKER))?);
     }
     children::make_folders(&config)?;
-    let database = Child::start(Program::database(&config.postgresql)?)?;
-    await_database(&config.postgresql.data, &database)?;
+    let database = Child::start(Program::database(&*config.database)?)?;
+    await_database(&*config.database, &database)?;
     children.push(database);
     children.push(Child::start(Program::service(&config.service)?)?);
     children.push(Child::start(Program::shim(path, &config)?)?);
     Ok(children)
 }
 
-/// Waits until PostgreSQL has written into its lock file that it is ready.
-fn await_database(data: &Path, database: &Child) -> Result<()> {
-    let lock = data.join("postmaster.pid");
+fn await_database(server: &dyn Server, database: &Child) -> Result<(), InitError> {
     let start = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(&lock).unwrap_or_default();
-        if text
-            .lines()
-            .nth(7)
-            .is_some_and(|status| status.trim() == "ready")
-        {
-            return Ok(());
-        }
+    while !server.has_started() {
         if let Some(end) = database.ended() {
-            anyhow::bail!("PostgreSQL ended while it started ({end})");
+            return Err(InitError::DatabaseEnded(server.name(), end));
         }
         if start.elapsed() > DATABASE_START_TIMEOUT {
-            anyhow::bail!("PostgreSQL is not ready after {DATABASE_START_TIMEOUT:?}");
+            return Err(InitError::DatabaseLate(server.name()));
         }
         std::thread::sleep(RETRY);
     }
+    Ok(())
 }
 
 /// Collects dead processes until a needed one is among them; says which.
@@ -102,13 +117,5 @@ fn watch(children: &[Child]) -> String {
             return reason;
         }
         eprintln!("spare-init: {reason}");
-    }
-}
-
-/// Writes to a file of the kernel, which may be missing.
-fn write_if_there(path: &str, text: &str) -> Result<()> {
-    match std::fs::write(path, text) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        result => result.with_context(|| format!("cannot write {path}")),
     }
 }

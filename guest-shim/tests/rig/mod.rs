@@ -37,7 +37,7 @@ pub(crate) struct Cluster {
 pub(crate) fn cluster_or_skip(test: &str, name: &str) -> Option<Cluster> {
     let reason = if !Path::new(BIN).join("postgres").exists() {
         format!("{BIN}/postgres is missing (package postgresql-15)")
-    } else if !nix_is_root() {
+    } else if !is_root() {
         "root is needed to run PostgreSQL as its own user".to_owned()
     } else {
         return Some(Cluster::start(&format!("{test}-{name}")));
@@ -46,7 +46,7 @@ pub(crate) fn cluster_or_skip(test: &str, name: &str) -> Option<Cluster> {
     None
 }
 
-fn nix_is_root() -> bool {
+fn is_root() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     status.lines().any(|l| l.starts_with("Uid:\t0\t0"))
 }

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
-/// OID and number of columns of the table `public.t` of [`spare_shim::postgres::decoders::TABLES`].
+/// OID and number of columns of the table `public.t` of [`spare_shim::database::postgresql::decoders::TABLES`].
 const T: (u32, u16) = (7, 2);
 
 /// One value of a row: NULL, unchanged, or in binary format.

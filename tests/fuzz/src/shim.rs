@@ -6,7 +6,7 @@ use bytes::Bytes;
 use spare_protocol::update::{Update, Value};
 use spare_protocol::Hash;
 use spare_shim::config::Config;
-use spare_shim::postgres::decoders as postgres;
+use spare_shim::database::postgresql::decoders as postgres;
 use spare_shim::root::{leaves_to_bytes, parse_leaves};
 use std::collections::BTreeMap;
 

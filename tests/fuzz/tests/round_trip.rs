@@ -13,7 +13,7 @@ use spare_protocol::channel::{Decoded, Frame, FrameDecoder};
 use spare_protocol::group::{GroupMessage, PeerMessage};
 use spare_protocol::update::{RowOp, Update, Value};
 use spare_protocol::{decode, encode, DecodeError, Position};
-use spare_shim::postgres::decoders as postgres;
+use spare_shim::database::postgresql::decoders as postgres;
 use spare_shim::root::{leaves_to_bytes, parse_leaves, StateRoot};
 use spare_store::{AgreedState, LogReader, LogWriter};
 use std::collections::{BTreeMap, BTreeSet};

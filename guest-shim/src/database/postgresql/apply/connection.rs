@@ -1,12 +1,11 @@
-//! One connection that applies updates: what there is to do becomes statements, which travel together.
+//! One connection that applies updates: an update becomes statements, which are sent together.
 
-use super::in_order;
+use super::error::ApplyError;
+use super::in_order::in_order;
 use super::shares::{Piece, Share};
-use super::statements::{change_sql, cover, index, Statements};
-use super::Purpose;
-use crate::postgres::schema::{Column, Schema, Table};
-use crate::postgres::values::{Canonical, ColumnArray};
-use anyhow::{bail, Context, Result};
+use super::statements::{change_sql, cover, table_index, Statements};
+use crate::database::postgresql::schema::{Column, Schema, Table};
+use crate::database::postgresql::values::{Canonical, ColumnArray};
 use futures_util::FutureExt;
 use spare_protocol::update::{Key, Row, RowOp, SequenceState, TableUpdate, Update, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,40 +17,51 @@ use tokio_postgres::{Client, Statement};
 /// Sets of columns per table whose statements are kept.
 const COLUMN_SETS_MAX: usize = 64;
 
-/// A connection that applies updates, beside others.
+/// A connection that applies updates in the name of a replication origin.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct ApplyConnection {
     origin: &'static str,
     pub(super) client: Client,
     tables: Vec<Statements>,
     set_sequences: Statement,
 }
 
+/// What becomes of the transaction, and whether the change stream carries its changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::database::postgresql) enum Purpose {
+    /// Agreed updates: committed, not captured.
+    Agreed,
+    /// A trial whose changes are to be captured: committed. Made on every connection, so that all are warm.
+    Captured,
+    /// A trial that leaves no trace: rolled back. Made on every connection, too.
+    Trial,
+}
+
 /// What a transaction ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
-    /// Its commands, in the same journey.
-    With(Purpose),
-    /// It waits for the others.
+pub(super) enum TransactionEnd {
+    /// Commit or rollback, sent together with its statements.
+    Now(Purpose),
+    /// Nothing yet: it is committed with those of other connections.
     Later,
 }
 
 /// How rows are put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum PutMode {
     /// Inserted; what was there is deleted first where the update says so.
-    Trusting,
+    Insert,
     /// Whatever is there is deleted first: a row is there that should not be, or unique values move from
     /// one row to another.
-    Replacing,
+    Replace,
 }
 
-impl Lane {
+impl ApplyConnection {
     pub(super) async fn open(
         client: Client,
         origin: &'static str,
         schema: &Schema,
-    ) -> Result<Lane> {
+    ) -> Result<ApplyConnection, ApplyError> {
         // Keys are always looked up in their index, so the plan does not depend on statistics.
         client
             .batch_execute(&format!(
@@ -61,14 +71,11 @@ impl Lane {
                 enter_origin(origin)
             ))
             .await
-            .context(
-                "cannot set up the connection that applies updates; was the image prepared with \
-                 `spare-shim prepare`?",
-            )?;
+            .map_err(ApplyError::SetUp)?;
         let mut tables = Vec::with_capacity(schema.tables.len());
         for table in &schema.tables {
             let statements = Statements::prepare(&client, table).await;
-            tables.push(statements.with_context(|| format!("table {}", table.name))?);
+            tables.push(statements.map_err(in_table(table))?);
         }
         let set_sequences = client
             .prepare(
@@ -76,7 +83,7 @@ impl Lane {
                  FROM unnest($1::text[], $2::int8[], $3::bool[]) AS s(name, value, called)",
             )
             .await?;
-        Ok(Lane {
+        Ok(ApplyConnection {
             origin,
             client,
             tables,
@@ -84,10 +91,14 @@ impl Lane {
         })
     }
 
-    /// Prepares statements for columns that the update changes and that those there do not change.
-    pub(super) async fn prepare_changes(&mut self, schema: &Schema, update: &Update) -> Result<()> {
+    /// Prepares statements for columns that the update changes and no prepared statement does.
+    pub(super) async fn prepare_changes(
+        &mut self,
+        schema: &Schema,
+        update: &Update,
+    ) -> Result<(), ApplyError> {
         for update in &update.tables {
-            let index = index(schema, update)?;
+            let index = table_index(schema, update)?;
             let (table, statements) = (&schema.tables[index], &mut self.tables[index]);
             let sets: BTreeSet<Vec<u16>> = changes(&update.ops).map(columns_of).collect();
             // Small ones first: the large ones are often made of them.
@@ -116,16 +127,16 @@ impl Lane {
         let _ = self.client.batch_execute(flush).now_or_never();
     }
 
-    /// What there is to do, in its order.
+    /// The statements that apply a share, in their order: what is deleted makes room for what is put.
     pub(super) fn steps<'a>(
         &'a self,
         schema: &'a Schema,
         share: &Share<'a>,
-        way: Way,
-    ) -> Result<Vec<Step<'a>>> {
+        mode: PutMode,
+    ) -> Result<Vec<Step<'a>>, ApplyError> {
         let mut steps: Vec<Step> = Vec::new();
         for piece in &share.pieces {
-            self.deletions(schema, *piece, way, &mut steps)?;
+            self.deletions(schema, *piece, mode, &mut steps)?;
         }
         for piece in &share.pieces {
             self.changes(schema, *piece, &mut steps)?;
@@ -142,9 +153,9 @@ impl Lane {
         &'a self,
         schema: &'a Schema,
         piece: Piece<'a>,
-        way: Way,
+        mode: PutMode,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
         if piece.table.truncated {
             steps.push(Step::new(&statements.clear, vec![]));
@@ -152,7 +163,7 @@ impl Lane {
         let key = |op: &'a RowOp| -> Option<Vec<&'a Value>> {
             match op {
                 RowOp::Delete { key, .. } => Some(key.iter().collect()),
-                RowOp::Put { row, before } if before.is_some() || way == Way::Replacing => {
+                RowOp::Put { row, before } if before.is_some() || mode == PutMode::Replace => {
                     Some(table.key.iter().map(|&i| &row[usize::from(i)]).collect())
                 }
                 RowOp::Put { .. } | RowOp::Change { .. } => None,
@@ -171,13 +182,13 @@ impl Lane {
         schema: &'a Schema,
         piece: Piece<'a>,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
-        let mut by_set: BTreeMap<Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        let mut by_set: BTreeMap<Vec<u16>, Vec<RowChange>> = BTreeMap::new();
         for change in changes(piece.ops) {
             by_set.entry(columns_of(change)).or_default().push(change);
         }
-        let mut by_statement: BTreeMap<&Vec<u16>, Vec<Changed>> = BTreeMap::new();
+        let mut by_statement: BTreeMap<&Vec<u16>, Vec<RowChange>> = BTreeMap::new();
         for (set, rows) in by_set {
             for part in cover(&statements.changes, &set).0 {
                 by_statement.entry(part).or_default().extend(&rows);
@@ -205,7 +216,7 @@ impl Lane {
         schema: &'a Schema,
         piece: Piece<'a>,
         steps: &mut Vec<Step<'a>>,
-    ) -> Result<()> {
+    ) -> Result<(), ApplyError> {
         let (table, statements) = self.table(schema, piece.table)?;
         let row = |op: &'a RowOp| match op {
             RowOp::Put { row, .. } => Some(row),
@@ -223,7 +234,11 @@ impl Lane {
     }
 
     /// The update with all columns of the rows that it changes.
-    pub(super) async fn with_whole_rows(&self, schema: &Schema, update: &Update) -> Result<Update> {
+    pub(super) async fn with_whole_rows(
+        &self,
+        schema: &Schema,
+        update: &Update,
+    ) -> Result<Update, ApplyError> {
         let mut whole = update.clone();
         for update in &mut whole.tables {
             let keys: Vec<Vec<Value>> = changes(&update.ops).map(|c| c.key.to_vec()).collect();
@@ -236,16 +251,13 @@ impl Lane {
                 let RowOp::Change { key, before, .. } = &*op else {
                     continue;
                 };
-                let row = there
-                    .get(key)
-                    .context("a row that an agreed update changes is not there")?
-                    .clone();
+                let row = there.get(key).ok_or(ApplyError::NoRow)?.clone();
                 let was = RowOp::Put {
                     row,
                     before: Some(*before),
                 };
                 let now = was.followed_by(op.clone());
-                *op = now.context("a change that leaves nothing")?;
+                *op = now.ok_or(ApplyError::LeavesNothing)?;
             }
         }
         Ok(whole)
@@ -257,7 +269,7 @@ impl Lane {
         table: &Table,
         statements: &Statements,
         keys: &[Key],
-    ) -> Result<BTreeMap<Key, Row>> {
+    ) -> Result<BTreeMap<Key, Row>, ApplyError> {
         let keys: Vec<Vec<&Value>> = keys.iter().map(|key| key.iter().collect()).collect();
         let arrays = key_arrays(table, &keys);
         let parameters: Vec<&(dyn ToSql + Sync)> = arrays.iter().map(|a| a as _).collect();
@@ -266,7 +278,7 @@ impl Lane {
         for row in found {
             let values = (0..table.columns.len()).map(|i| row.try_get::<_, Canonical>(i));
             let values: Result<Row, _> = values.map(|value| value.map(|v| v.0)).collect();
-            let values = values.with_context(|| format!("table {}", table.name))?;
+            let values = values.map_err(in_table(table))?;
             rows.insert(table.key_of(&values), values);
         }
         Ok(rows)
@@ -276,23 +288,27 @@ impl Lane {
         &'a self,
         schema: &'a Schema,
         update: &TableUpdate,
-    ) -> Result<(&'a Table, &'a Statements)> {
-        let index = index(schema, update)?;
+    ) -> Result<(&'a Table, &'a Statements), ApplyError> {
+        let index = table_index(schema, update)?;
         Ok((&schema.tables[index], &self.tables[index]))
     }
 
     /// Sends all steps at once and waits for all results: whether each acted on as many rows as it
     /// should.
-    pub(super) async fn run(&self, steps: &[Step<'_>], end: End) -> Result<bool> {
+    pub(super) async fn run(
+        &self,
+        steps: &[Step<'_>],
+        end: TransactionEnd,
+    ) -> Result<bool, ApplyError> {
         type Sent<'f> = Pin<Box<dyn Future<Output = Result<bool, tokio_postgres::Error>> + 'f>>;
         let (begin, end) = match end {
-            End::With(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
-            End::With(Purpose::Captured) => (
+            TransactionEnd::Now(Purpose::Agreed) => ("BEGIN", Some("COMMIT".to_owned())),
+            TransactionEnd::Now(Purpose::Captured) => (
                 "SELECT pg_replication_origin_session_reset(); BEGIN",
                 Some(format!("COMMIT; {}", enter_origin(self.origin))),
             ),
-            End::With(Purpose::Trial) => ("BEGIN", Some("ROLLBACK".to_owned())),
-            End::Later => ("BEGIN", None),
+            TransactionEnd::Now(Purpose::Trial) => ("BEGIN", Some("ROLLBACK".to_owned())),
+            TransactionEnd::Later => ("BEGIN", None),
         };
         let batch = |sql| async move { self.client.batch_execute(sql).await.map(|()| true) };
         let mut sent: Vec<Sent<'_>> = vec![Box::pin(batch(begin))];
@@ -310,6 +326,13 @@ impl Lane {
         }
         let results: Result<Vec<bool>, _> = in_order(sent).await.into_iter().collect();
         Ok(results?.into_iter().all(|complete| complete))
+    }
+}
+
+fn in_table(table: &Table) -> impl FnOnce(tokio_postgres::Error) -> ApplyError + '_ {
+    |source| ApplyError::Table {
+        table: table.name.clone(),
+        source,
     }
 }
 
@@ -333,12 +356,12 @@ impl<'a> Step<'a> {
 
 /// What an update changes in one row.
 #[derive(Clone, Copy)]
-struct Changed<'a> {
+struct RowChange<'a> {
     key: &'a Key,
     values: &'a [(u16, Value)],
 }
 
-impl<'a> Changed<'a> {
+impl<'a> RowChange<'a> {
     fn value(&self, column: u16) -> Option<&'a Value> {
         let place = self.values.binary_search_by_key(&column, |(c, _)| *c);
         place.ok().map(|i| &self.values[i].1)
@@ -346,15 +369,15 @@ impl<'a> Changed<'a> {
 }
 
 /// All changes among the operations.
-fn changes(ops: &[RowOp]) -> impl Iterator<Item = Changed<'_>> {
+fn changes(ops: &[RowOp]) -> impl Iterator<Item = RowChange<'_>> {
     ops.iter().filter_map(|op| match op {
-        RowOp::Change { key, values, .. } => Some(Changed { key, values }),
+        RowOp::Change { key, values, .. } => Some(RowChange { key, values }),
         RowOp::Put { .. } | RowOp::Delete { .. } => None,
     })
 }
 
 /// The columns that a change changes.
-fn columns_of(change: Changed<'_>) -> Vec<u16> {
+fn columns_of(change: RowChange<'_>) -> Vec<u16> {
     change.values.iter().map(|(column, _)| *column).collect()
 }
 
@@ -379,7 +402,10 @@ struct SequenceArrays {
 }
 
 impl SequenceArrays {
-    fn new(schema: &Schema, sequences: &[(String, SequenceState)]) -> Result<SequenceArrays> {
+    fn new(
+        schema: &Schema,
+        sequences: &[(String, SequenceState)],
+    ) -> Result<SequenceArrays, ApplyError> {
         let mut arrays = SequenceArrays {
             names: vec![],
             values: vec![],
@@ -387,7 +413,7 @@ impl SequenceArrays {
         };
         for (name, state) in sequences {
             let Some(sequence) = schema.sequences.iter().find(|s| s.name == *name) else {
-                bail!("an update of sequence {name}, which does not exist");
+                return Err(ApplyError::NoSequence(name.clone()));
             };
             arrays.names.push(sequence.sql_name.clone());
             arrays.values.push(state.last_value);

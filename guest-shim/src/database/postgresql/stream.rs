@@ -5,12 +5,12 @@
 //! drops it by its replication origin. Anything else that is changed outside any request lands in the
 //! write set of the next one, where the vote will see it.
 
-use super::pgoutput::{parse, Datum, Message};
-use super::schema::Schema;
-use super::wire::Wire;
+use super::pgoutput::{parse, Datum, Message, ParseError};
+use super::schema::{Schema, SchemaError};
+use super::settings::Settings;
+use super::values::ValueError;
+use super::wire::{Wire, WireError};
 use super::write_set::{Change, WriteSet};
-use crate::config::Postgresql;
-use anyhow::{anyhow, bail, Context, Result};
 use bytes::{Buf, Bytes};
 use nix::libc;
 use spare_protocol::update::{Row, Value};
@@ -23,31 +23,69 @@ const CONFIRM_BYTES: u64 = 4 << 20;
 /// The largest write set; a frame of the channel carries less.
 const WRITE_SET_BYTES_MAX: usize = 64 << 20;
 
-/// What was read of the stream so far.
+/// The stream has ended, or carried what can't become a write set.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StreamError {
+    #[error("cannot read the change stream; was the image prepared with `spare-shim prepare`?")]
+    NotPrepared(#[source] WireError),
+    #[error("the change stream has ended")]
+    Ended(#[source] Option<Box<StreamError>>),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the change stream carried something unknown")]
+    Unknown,
+    #[error(transparent)]
+    Message(#[from] ParseError),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error("one request changed more than {WRITE_SET_BYTES_MAX} bytes of rows")]
+    WriteSetSize,
+    #[error("a change of table {0}, which was not described")]
+    NotDescribed(u32),
+    #[error(
+        "a change of table {0} came without its old row; it needs REPLICA IDENTITY FULL \
+         (`spare-shim prepare` sets it)"
+    )]
+    OldRowMissing(String),
+    #[error("a row of table {table} has {values} values")]
+    RowLength { table: String, values: usize },
+    #[error("column {column} of table {table}")]
+    Value {
+        column: String,
+        table: String,
+        source: ValueError,
+    },
+    #[error("a value of table {0} did not travel")]
+    ValueMissing(String),
+}
+
+/// The shim's end of the stream: what was read of it so far.
 #[derive(Debug)]
-pub(super) struct Changes {
+pub(super) struct ChangeStream {
     gatherer: Arc<Mutex<Gatherer>>,
-    /// Everything that was committed before this place in the log is gathered.
+    /// The LSN before which everything that was committed is gathered.
     reached: watch::Receiver<u64>,
 }
 
-impl Changes {
+impl ChangeStream {
     /// Begins to read the stream.
     ///
     /// # Errors
     /// When the slot or the publication is not there.
-    pub(super) async fn open(config: &Postgresql, schema: Arc<Schema>) -> Result<Changes> {
-        let mut wire = Wire::connect(&config.socket_dir, &config.database).await?;
+    pub(super) async fn open(
+        settings: &Settings,
+        schema: Arc<Schema>,
+    ) -> Result<ChangeStream, StreamError> {
+        let mut wire = Wire::connect(&settings.socket_dir, &settings.database).await?;
         let command = format!(
             // With messages, the commit that flushes the log is told as soon as it is decoded.
             "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names '{}', \
              messages 'true', binary 'true')",
-            super::schema::quoted(&config.slot),
-            super::schema::quoted(&config.publication).replace('\'', "''"),
+            super::schema::quoted(&settings.slot),
+            super::schema::quoted(&settings.publication).replace('\'', "''"),
         );
-        wire.start_copy(&command).await.context(
-            "cannot read the change stream; was the image prepared with `spare-shim prepare`?",
-        )?;
+        let started = wire.start_copy(&command).await;
+        started.map_err(StreamError::NotPrepared)?;
         if let Some(process) = wire.server_process() {
             yield_to_requests(process);
         }
@@ -60,26 +98,25 @@ impl Changes {
         };
         tokio::spawn(async move {
             if let Err(e) = stream.run(&sender).await {
-                lock(&stream.gatherer).failed = Some(format!("{e:#}"));
+                lock(&stream.gatherer).failed = Some(e);
             }
         });
-        Ok(Changes { gatherer, reached })
+        Ok(ChangeStream { gatherer, reached })
     }
 
-    /// Waits until everything that was committed before `place` is gathered, and takes it.
+    /// Waits until everything that was committed before `lsn` is gathered, and takes it.
     ///
     /// # Errors
     /// When the stream has ended.
-    pub(super) async fn take(&mut self, place: u64) -> Result<WriteSet> {
+    pub(super) async fn take(&mut self, lsn: u64) -> Result<WriteSet, StreamError> {
         let reached = self
             .reached
-            .wait_for(|reached| *reached >= place)
+            .wait_for(|reached| *reached >= lsn)
             .await
             .is_ok();
         let mut gatherer = lock(&self.gatherer);
         if !reached {
-            let why = gatherer.failed.take();
-            return Err(anyhow!(why.unwrap_or_default()).context("the change stream has ended"));
+            return Err(StreamError::Ended(gatherer.failed.take().map(Box::new)));
         }
         Ok(gatherer.take())
     }
@@ -109,15 +146,15 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(&mut self, reached: &watch::Sender<u64>) -> Result<()> {
+    async fn run(&mut self, reached: &watch::Sender<u64>) -> Result<(), StreamError> {
         loop {
-            match piece(self.wire.copy_data().await?)? {
-                Piece::Change(message) => {
+            match parse_copy_data(self.wire.copy_data().await?)? {
+                CopyData::XLogData(message) => {
                     if let Some(end) = lock(&self.gatherer).add(message)? {
                         reached.send_replace(end);
                     }
                 }
-                Piece::NothingMore { end, answer } => {
+                CopyData::Keepalive { end, answer } => {
                     reached.send_replace(end);
                     if answer {
                         self.confirm(end).await?;
@@ -132,7 +169,7 @@ impl Stream {
     }
 
     /// Tells the server how much of its log was processed.
-    async fn confirm(&mut self, end: u64) -> Result<()> {
+    async fn confirm(&mut self, end: u64) -> Result<(), WireError> {
         let mut status = Vec::with_capacity(34);
         status.push(b'r');
         status.extend(end.to_be_bytes()); // written
@@ -145,13 +182,13 @@ impl Stream {
     }
 }
 
-/// What the server sends as copied data.
+/// What the server sends as copied data, in the documentation's words.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(super) enum CopyData {
     /// A message of the plugin.
-    Change(Bytes),
+    XLogData(Bytes),
     /// Sent whenever the server has nothing more to send.
-    NothingMore {
+    Keepalive {
         /// How far its log goes.
         end: u64,
         /// Whether it wants to be told what was processed.
@@ -159,21 +196,21 @@ pub(super) enum Piece {
     },
 }
 
-/// Reads one piece of copied data.
+/// Reads a message that was sent as copied data.
 ///
 /// # Errors
 /// When it is of an unknown kind.
-pub(super) fn piece(mut data: Bytes) -> Result<Piece> {
+pub(super) fn parse_copy_data(mut data: Bytes) -> Result<CopyData, StreamError> {
     match data.first() {
         Some(b'w') if data.len() >= 25 => {
             data.advance(25); // tag, start and end in the log, time
-            Ok(Piece::Change(data))
+            Ok(CopyData::XLogData(data))
         }
-        Some(b'k') if data.len() >= 18 => Ok(Piece::NothingMore {
+        Some(b'k') if data.len() >= 18 => Ok(CopyData::Keepalive {
             end: data.slice(1..9).get_u64(),
             answer: data[17] != 0,
         }),
-        _ => bail!("the change stream carried something unknown"),
+        _ => Err(StreamError::Unknown),
     }
 }
 
@@ -186,7 +223,7 @@ pub(super) struct Gatherer {
     set: WriteSet,
     set_bytes: usize,
     /// Why the stream has ended.
-    failed: Option<String>,
+    failed: Option<StreamError>,
 }
 
 impl Gatherer {
@@ -206,9 +243,8 @@ impl Gatherer {
         std::mem::take(&mut self.set)
     }
 
-    /// Adds a message. The end of a transaction gives the place in the log up to which all is
-    /// gathered.
-    pub(super) fn add(&mut self, message: Bytes) -> Result<Option<u64>> {
+    /// Adds a message. The end of a transaction gives the LSN up to which all is gathered.
+    pub(super) fn add(&mut self, message: Bytes) -> Result<Option<u64>, StreamError> {
         let bytes = message.len();
         match parse(message)? {
             Message::Commit { end } => return Ok(Some(end)),
@@ -243,51 +279,51 @@ impl Gatherer {
         Ok(None)
     }
 
-    fn change(&mut self, bytes: usize, change: Change) -> Result<()> {
+    fn change(&mut self, bytes: usize, change: Change) -> Result<(), StreamError> {
         // A decimal number can be many times as long as text.
         self.set_bytes += bytes.max(change.text_bytes());
         if self.set_bytes > WRITE_SET_BYTES_MAX {
-            bail!("one request changed more than {WRITE_SET_BYTES_MAX} bytes of rows");
+            return Err(StreamError::WriteSetSize);
         }
         self.set.add(&self.schema, change);
         Ok(())
     }
 
-    fn table(&self, relation: u32) -> Result<usize> {
-        self.relations
-            .get(&relation)
-            .copied()
-            .with_context(|| format!("a change of table {relation}, which was not described"))
+    fn table(&self, relation: u32) -> Result<usize, StreamError> {
+        let index = self.relations.get(&relation).copied();
+        index.ok_or(StreamError::NotDescribed(relation))
     }
 
-    fn old_row(&self, table: usize, old: Option<Vec<Datum>>) -> Result<Row> {
+    fn old_row(&self, table: usize, old: Option<Vec<Datum>>) -> Result<Row, StreamError> {
         let Some(old) = old else {
-            bail!(
-                "a change of table {} came without its old row; it needs REPLICA IDENTITY FULL \
-                 (`spare-shim prepare` sets it)",
-                self.schema.tables[table].name
-            );
+            let name = self.schema.tables[table].name.clone();
+            return Err(StreamError::OldRowMissing(name));
         };
         self.row(table, old, None)
     }
 
     /// The canonical row; values that did not travel are taken from the old one.
-    fn row(&self, table: usize, row: Vec<Datum>, old: Option<&Row>) -> Result<Row> {
+    fn row(&self, table: usize, row: Vec<Datum>, old: Option<&Row>) -> Result<Row, StreamError> {
         let table = &self.schema.tables[table];
         if row.len() != table.columns.len() {
-            bail!("a row of table {} has {} values", table.name, row.len());
+            return Err(StreamError::RowLength {
+                table: table.name.clone(),
+                values: row.len(),
+            });
         }
         let mut values = Vec::with_capacity(row.len());
         for (i, (datum, column)) in row.into_iter().zip(&table.columns).enumerate() {
+            let invalid = |source| StreamError::Value {
+                column: column.name.clone(),
+                table: table.name.clone(),
+                source,
+            };
             values.push(match datum {
                 Datum::Null => Value::Null,
-                Datum::Binary(bytes) => column
-                    .kind
-                    .decode(&bytes)
-                    .with_context(|| format!("column {} of table {}", column.name, table.name))?,
+                Datum::Binary(bytes) => column.kind.decode(&bytes).map_err(invalid)?,
                 Datum::Unchanged => match old.and_then(|old| old.get(i)) {
                     Some(value) => value.clone(),
-                    None => bail!("a value of table {} did not travel", table.name),
+                    None => return Err(StreamError::ValueMissing(table.name.clone())),
                 },
             });
         }
@@ -298,8 +334,8 @@ impl Gatherer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::schema::{Column, Table};
-    use crate::postgres::values::Kind;
+    use crate::database::postgresql::schema::{Column, Table};
+    use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
     use spare_protocol::update::{RowOp, TableUpdate};
 

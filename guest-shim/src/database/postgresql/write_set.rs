@@ -172,8 +172,8 @@ fn change(table: &str, key: Key, before: &Row, now: Row) -> Option<RowOp> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::postgres::schema::{Column, Table};
-    use crate::postgres::values::Kind;
+    use crate::database::postgresql::schema::{Column, Table};
+    use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
     use spare_protocol::update::Update;
 

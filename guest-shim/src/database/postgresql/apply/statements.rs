@@ -1,8 +1,8 @@
 //! The statements of a table, and their text.
 
-use crate::postgres::schema::{quoted, Column, Schema, Table};
-use crate::postgres::values::Kind;
-use anyhow::{bail, Result};
+use super::error::ApplyError;
+use crate::database::postgresql::schema::{quoted, Column, Schema, Table};
+use crate::database::postgresql::values::Kind;
 use spare_protocol::update::TableUpdate;
 use std::collections::BTreeMap;
 use tokio_postgres::{Client, Statement};
@@ -22,7 +22,10 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    pub(super) async fn prepare(client: &Client, table: &Table) -> Result<Statements> {
+    pub(super) async fn prepare(
+        client: &Client,
+        table: &Table,
+    ) -> Result<Statements, tokio_postgres::Error> {
         Ok(Statements {
             insert: client.prepare(&insert_sql(table)).await?,
             delete: client.prepare(&delete_sql(table)).await?,
@@ -36,11 +39,11 @@ impl Statements {
 }
 
 /// The index of the update's table.
-pub(super) fn index(schema: &Schema, update: &TableUpdate) -> Result<usize> {
+pub(super) fn table_index(schema: &Schema, update: &TableUpdate) -> Result<usize, ApplyError> {
     match schema.find(&update.table) {
         Some(index) if schema.tables[index].matches(update) => Ok(index),
-        Some(_) => bail!("an update of table {} with other columns", update.table),
-        None => bail!("an update of table {}, which does not exist", update.table),
+        Some(_) => Err(ApplyError::OtherColumns(update.table.clone())),
+        None => Err(ApplyError::NoTable(update.table.clone())),
     }
 }
 

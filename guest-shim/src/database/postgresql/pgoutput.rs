@@ -9,7 +9,7 @@ use bytes::{Buf, Bytes};
 #[error("malformed change message: {0}")]
 pub(super) struct ParseError(&'static str);
 
-/// One message.
+/// A message, as far as a write set needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Message {
     /// A committed transaction ends.
@@ -23,7 +23,6 @@ pub(super) enum Message {
     Insert {
         /// OID of the table.
         relation: u32,
-        /// The row.
         new: Vec<Datum>,
     },
     /// A row was updated.
@@ -52,20 +51,19 @@ pub(super) enum Message {
     Other,
 }
 
-/// What the rows of a table look like.
+/// The shape of a table's rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Relation {
     /// OID of the table.
     pub(super) oid: u32,
-    /// Its schema.
+    /// The schema that it is in.
     pub(super) namespace: String,
-    /// Its name.
     pub(super) name: String,
     /// Name and type OID of each column.
     pub(super) columns: Vec<(String, u32)>,
 }
 
-/// One value of a row.
+/// A value of a row, as it was sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Datum {
     /// SQL NULL.
@@ -76,10 +74,10 @@ pub(super) enum Datum {
     Binary(Bytes),
 }
 
-/// Reads one message.
+/// Reads a message.
 ///
 /// # Errors
-/// When the bytes are none.
+/// When they are none.
 pub(super) fn parse(bytes: Bytes) -> Result<Message, ParseError> {
     let mut input = Input(bytes);
     match input.u8()? {

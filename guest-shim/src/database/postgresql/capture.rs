@@ -5,15 +5,16 @@
 //! flushed. The service's own commit is, unless the service asked for less; then a commit of the
 //! shim's flushes everything.
 
+use super::connection::{connect, ConnectError};
 use super::schema::{Schema, Sequence};
-use super::stream::Changes;
+use super::settings::Settings;
+use super::stream::{ChangeStream, StreamError};
 use super::write_set::WriteSet;
-use crate::config::Postgresql;
-use anyhow::{bail, Context, Result};
 use spare_protocol::update::{SequenceState, Update};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::error::Elapsed;
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row, Statement};
 
@@ -24,6 +25,25 @@ const FLUSHES_MAX: usize = 100;
 /// Writes a little and commits, which flushes everything written before.
 const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'spare.flush', '')";
 
+/// What the service changed is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CaptureError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Query(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("the change stream does not deliver")]
+    Late(#[source] Elapsed),
+    #[error("cannot ask for the end of the log")]
+    EndOfLog(#[source] tokio_postgres::Error),
+    #[error("the database's log grows without end")]
+    EndlessLog,
+    #[error("a table was emptied with TRUNCATE, which can't be undone")]
+    Truncated,
+}
+
 /// Where each sequence stands, by name.
 type Sequences = BTreeMap<String, SequenceState>;
 
@@ -32,7 +52,7 @@ type Sequences = BTreeMap<String, SequenceState>;
 pub(super) struct Capture {
     schema: Arc<Schema>,
     client: Client,
-    changes: Changes,
+    changes: ChangeStream,
     flush: Statement,
     read_sequences: Statement,
     probe: Probe,
@@ -57,9 +77,12 @@ impl Capture {
     ///
     /// # Errors
     /// When the database was not prepared for it.
-    pub(super) async fn open(config: &Postgresql, schema: Arc<Schema>) -> Result<Capture> {
-        let changes = Changes::open(config, schema.clone()).await?;
-        let client = super::connect(config).await?;
+    pub(super) async fn open(
+        settings: &Settings,
+        schema: Arc<Schema>,
+    ) -> Result<Capture, CaptureError> {
+        let changes = ChangeStream::open(settings, schema.clone()).await?;
+        let client = connect(settings).await?;
         client.batch_execute("SET synchronous_commit = on").await?;
         let read_sequences = client.prepare(&sequences_query(&schema)).await?;
         let sequences = read_all(&client, &read_sequences, &schema).await?;
@@ -78,7 +101,7 @@ impl Capture {
     ///
     /// # Errors
     /// When the database or the change stream fails.
-    pub(super) async fn collect(&mut self) -> Result<Update> {
+    pub(super) async fn collect(&mut self) -> Result<Update, CaptureError> {
         let (set, sequences) = self.gather().await?;
         Ok(Update {
             tables: set.finish(&self.schema),
@@ -90,12 +113,10 @@ impl Capture {
     ///
     /// # Errors
     /// When the service emptied a table; when the database or the change stream fails.
-    pub(super) async fn collect_undo(&mut self) -> Result<Update> {
+    pub(super) async fn collect_undo(&mut self) -> Result<Update, CaptureError> {
         let before = self.sequences.clone();
         let (set, moved) = self.gather().await?;
-        let tables = set
-            .undo(&self.schema)
-            .context("a table was emptied with TRUNCATE, which can't be undone")?;
+        let tables = set.undo(&self.schema).ok_or(CaptureError::Truncated)?;
         let restored = |(name, _)| before.get_key_value(&name).map(|(n, s)| (n.clone(), *s));
         Ok(Update {
             tables,
@@ -103,15 +124,15 @@ impl Capture {
         })
     }
 
-    async fn gather(&mut self) -> Result<(WriteSet, Vec<(String, SequenceState)>)> {
-        let (place, row) = self.flushed().await?;
+    async fn gather(&mut self) -> Result<(WriteSet, Vec<(String, SequenceState)>), CaptureError> {
+        let (lsn, row) = self.flushed().await?;
         let now = match self.probe.states(&self.schema, &self.sequences, &row) {
             Some(states) => states,
             None => self.scan_sequences().await?,
         };
-        let set = tokio::time::timeout(STREAM_TIMEOUT, self.changes.take(place))
+        let set = tokio::time::timeout(STREAM_TIMEOUT, self.changes.take(lsn))
             .await
-            .context("the change stream does not deliver")??;
+            .map_err(CaptureError::Late)??;
         let moved: Vec<(String, SequenceState)> = now
             .into_iter()
             .filter(|(name, state)| self.sequences.get(name) != Some(state))
@@ -124,7 +145,10 @@ impl Capture {
     ///
     /// # Errors
     /// When the database fails.
-    pub(super) async fn note_sequences(&mut self, moved: &[(String, SequenceState)]) -> Result<()> {
+    pub(super) async fn note_sequences(
+        &mut self,
+        moved: &[(String, SequenceState)],
+    ) -> Result<(), CaptureError> {
         for (name, state) in moved {
             self.sequences.insert(name.clone(), *state);
         }
@@ -143,30 +167,34 @@ impl Capture {
     ///
     /// # Errors
     /// When the database fails.
-    pub(super) async fn scan_sequences(&self) -> Result<Sequences> {
-        read_all(&self.client, &self.read_sequences, &self.schema).await
+    pub(super) async fn scan_sequences(&self) -> Result<Sequences, CaptureError> {
+        Ok(read_all(&self.client, &self.read_sequences, &self.schema).await?)
     }
 
     /// The end of the log, all of it flushed, and the answer of the query that told it.
-    async fn flushed(&self) -> Result<(u64, Row)> {
+    async fn flushed(&self) -> Result<(u64, Row), CaptureError> {
         for _ in 0..FLUSHES_MAX {
             let row = self
                 .client
                 .query_one(&self.probe.statement, &[])
                 .await
-                .context("cannot ask for the end of the log")?;
+                .map_err(CaptureError::EndOfLog)?;
             let (flushed, written): (PgLsn, PgLsn) = (row.get(0), row.get(1));
             if flushed >= written {
                 return Ok((flushed.into(), row));
             }
             self.client.query_one(&self.flush, &[]).await?;
         }
-        bail!("the database's log grows without end");
+        Err(CaptureError::EndlessLog)
     }
 }
 
 impl Probe {
-    async fn prepare(client: &Client, schema: &Schema, sequences: &Sequences) -> Result<Probe> {
+    async fn prepare(
+        client: &Client,
+        schema: &Schema,
+        sequences: &Sequences,
+    ) -> Result<Probe, tokio_postgres::Error> {
         let called = called(schema, sequences);
         let mut query = "SELECT pg_current_wal_flush_lsn(), pg_current_wal_insert_lsn()".to_owned();
         for (sequence, called) in schema.sequences.iter().zip(&called) {
@@ -220,11 +248,15 @@ fn sequences_query(schema: &Schema) -> String {
     query
 }
 
-async fn read_all(client: &Client, query: &Statement, schema: &Schema) -> Result<Sequences> {
+async fn read_all(
+    client: &Client,
+    query: &Statement,
+    schema: &Schema,
+) -> Result<Sequences, tokio_postgres::Error> {
     let mut states = Sequences::new();
     for row in client.query(query, &[]).await? {
-        let index = usize::try_from(row.get::<_, i32>(0))?;
-        if let Some(sequence) = schema.sequences.get(index) {
+        let index = usize::try_from(row.get::<_, i32>(0)).ok();
+        if let Some(sequence) = index.and_then(|index| schema.sequences.get(index)) {
             let state = SequenceState {
                 last_value: row.get(1),
                 called: row.get(2),

@@ -3,12 +3,11 @@
 
 use super::pgoutput::Relation;
 use super::values::Kind;
-use anyhow::{bail, Result};
 use spare_protocol::update::{Key, Row, TableUpdate};
 use std::collections::HashMap;
 use tokio_postgres::Client;
 
-/// What the shim knows about the database.
+/// What there is to replicate.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Schema {
     /// Tables, sorted by name.
@@ -17,7 +16,7 @@ pub(super) struct Schema {
     pub(super) sequences: Vec<Sequence>,
 }
 
-/// One table.
+/// A table, which has a primary key and only columns with a canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Table {
     /// Its OID in this database.
@@ -34,10 +33,9 @@ pub(super) struct Table {
     pub(super) identity_full: bool,
 }
 
-/// One column.
+/// A column whose values have a canonical form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Column {
-    /// Its name.
     pub(super) name: String,
     /// OID of its type.
     pub(super) type_oid: u32,
@@ -45,13 +43,42 @@ pub(super) struct Column {
     pub(super) kind: Kind,
 }
 
-/// One sequence.
+/// A sequence; its state is part of updates and of the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Sequence {
     /// Name with schema, as updates carry it.
     pub(super) name: String,
     /// Name with schema, quoted for SQL.
     pub(super) sql_name: String,
+}
+
+/// The database can't be replicated, or not read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SchemaError {
+    #[error(transparent)]
+    Query(#[from] tokio_postgres::Error),
+    #[error("table {table} is unlogged: its changes can't be captured; ALTER TABLE {sql_name} SET LOGGED")]
+    Unlogged { table: String, sql_name: String },
+    #[error("table {0} has no primary key; give it one: rows are told apart by it")]
+    NoPrimaryKey(String),
+    #[error("the primary key of table {0} contains a generated column")]
+    GeneratedKey(String),
+    #[error(
+        "column {column} of table {table} has type {type_name}, which has no canonical form; use a \
+         boolean, integer, floating-point, numeric, text, bytea, timestamp, date, time or uuid column"
+    )]
+    ColumnType {
+        column: String,
+        table: String,
+        type_name: String,
+    },
+    #[error("table {0} is not REPLICA IDENTITY FULL; `spare-shim prepare` sets it")]
+    OldRowsMissing(String),
+    #[error(
+        "table {0} was created or changed while the service ran; the schema is part of the image and \
+         changes with it"
+    )]
+    Changed(String),
 }
 
 const TABLES: &str = "
@@ -76,7 +103,7 @@ impl Schema {
     ///
     /// # Errors
     /// Names the first table that can't be replicated, and why.
-    pub(super) async fn read(client: &Client) -> Result<Schema> {
+    pub(super) async fn read(client: &Client) -> Result<Schema, SchemaError> {
         let mut columns = read_columns(client).await?;
         let keys = read_keys(client).await?;
         let mut schema = Schema::default();
@@ -91,10 +118,10 @@ impl Schema {
                 continue;
             }
             if persistence != "p" {
-                bail!(
-                    "table {name} is unlogged: its changes can't be captured; \
-                     ALTER TABLE {sql_name} SET LOGGED"
-                );
+                return Err(SchemaError::Unlogged {
+                    table: name,
+                    sql_name,
+                });
             }
             let columns = columns.remove(&oid).unwrap_or_default();
             let key = key_of(&name, &columns, keys.get(&oid))?;
@@ -113,6 +140,17 @@ impl Schema {
         Ok(schema)
     }
 
+    /// Checks that changes of every table carry the whole old row.
+    ///
+    /// # Errors
+    /// Names the first table whose changes don't.
+    pub(super) fn check_old_rows(&self) -> Result<(), SchemaError> {
+        match self.tables.iter().find(|table| !table.identity_full) {
+            Some(table) => Err(SchemaError::OldRowsMissing(table.name.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// The index of the table of that name.
     #[must_use]
     pub(super) fn find(&self, name: &str) -> Option<usize> {
@@ -125,7 +163,7 @@ impl Schema {
     ///
     /// # Errors
     /// When the table is not the one that was read at the start.
-    pub(super) fn resolve(&self, relation: &Relation) -> Result<usize> {
+    pub(super) fn resolve(&self, relation: &Relation) -> Result<usize, SchemaError> {
         let name = format!("{}.{}", relation.namespace, relation.name);
         let same = |table: &Table| {
             let columns = table.columns.iter().map(|c| (&c.name, c.type_oid));
@@ -133,16 +171,13 @@ impl Schema {
         };
         match self.tables.iter().position(|t| t.oid == relation.oid) {
             Some(index) if same(&self.tables[index]) => Ok(index),
-            _ => bail!(
-                "table {name} was created or changed while the service ran; the schema is part of \
-                 the image and changes with it"
-            ),
+            _ => Err(SchemaError::Changed(name)),
         }
     }
 }
 
 impl Table {
-    /// The key of one of its rows.
+    /// Of one of its rows, in the key's order.
     #[must_use]
     pub(super) fn key_of(&self, row: &Row) -> Key {
         self.key
@@ -151,13 +186,13 @@ impl Table {
             .collect()
     }
 
-    /// The names of its columns.
+    /// As updates list them.
     #[must_use]
     pub(super) fn column_names(&self) -> Vec<String> {
         self.columns.iter().map(|c| c.name.clone()).collect()
     }
 
-    /// Its key columns.
+    /// In the key's order.
     pub(super) fn key_columns(&self) -> impl Iterator<Item = &Column> {
         self.key.iter().map(|&i| &self.columns[usize::from(i)])
     }
@@ -177,7 +212,7 @@ struct RawColumn {
     type_name: String,
 }
 
-async fn read_columns(client: &Client) -> Result<HashMap<u32, Vec<RawColumn>>> {
+async fn read_columns(client: &Client) -> Result<HashMap<u32, Vec<RawColumn>>, SchemaError> {
     let mut columns: HashMap<u32, Vec<RawColumn>> = HashMap::new();
     for row in client.query(COLUMNS, &[]).await? {
         columns.entry(row.get(0)).or_default().push(RawColumn {
@@ -190,36 +225,36 @@ async fn read_columns(client: &Client) -> Result<HashMap<u32, Vec<RawColumn>>> {
     Ok(columns)
 }
 
-async fn read_keys(client: &Client) -> Result<HashMap<u32, Vec<i16>>> {
+async fn read_keys(client: &Client) -> Result<HashMap<u32, Vec<i16>>, SchemaError> {
     let rows = client.query(KEYS, &[]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-fn key_of(table: &str, columns: &[RawColumn], key: Option<&Vec<i16>>) -> Result<Vec<u16>> {
+fn key_of(
+    table: &str,
+    columns: &[RawColumn],
+    key: Option<&Vec<i16>>,
+) -> Result<Vec<u16>, SchemaError> {
     let Some(key) = key else {
-        bail!("table {table} has no primary key; give it one: rows are told apart by it");
+        return Err(SchemaError::NoPrimaryKey(table.to_owned()));
     };
     let index = |number: &i16| columns.iter().position(|c| c.number == *number);
     let key: Option<Vec<u16>> = key
         .iter()
         .map(|n| index(n).and_then(|i| u16::try_from(i).ok()))
         .collect();
-    match key {
-        Some(key) => Ok(key),
-        None => bail!("the primary key of table {table} contains a generated column"),
-    }
+    key.ok_or_else(|| SchemaError::GeneratedKey(table.to_owned()))
 }
 
-fn checked_columns(table: &str, columns: Vec<RawColumn>) -> Result<Vec<Column>> {
+fn checked_columns(table: &str, columns: Vec<RawColumn>) -> Result<Vec<Column>, SchemaError> {
     let mut checked = Vec::with_capacity(columns.len());
     for column in columns {
         let Some(kind) = Kind::from_oid(column.type_oid) else {
-            bail!(
-                "column {} of table {table} has type {}, which has no canonical form; use a boolean, \
-                 integer, floating-point, numeric, text, bytea, timestamp, date, time or uuid column",
-                column.name,
-                column.type_name
-            );
+            return Err(SchemaError::ColumnType {
+                column: column.name,
+                table: table.to_owned(),
+                type_name: column.type_name,
+            });
         };
         checked.push(Column {
             name: column.name,

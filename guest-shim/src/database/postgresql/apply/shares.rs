@@ -62,27 +62,29 @@ impl Share<'_> {
 
 /// The update in as many parts as are worth being applied beside each other, about equally costly: each has
 /// tables of its own, and of those that only got new rows a part.
-pub(super) fn shares(update: &Update, lanes: usize) -> Vec<Share<'_>> {
+pub(super) fn shares(update: &Update, connections: usize) -> Vec<Share<'_>> {
     let whole = Share::from(update);
-    if lanes < 2 || whole.cost() < SHARED_COST_MIN {
+    if connections < 2 || whole.cost() < SHARED_COST_MIN {
         return vec![whole];
     }
     let mut pieces = whole.pieces;
     pieces.sort_by_cached_key(|piece| (piece.is_divisible(), Reverse(piece.cost())));
-    let mut costs = vec![0; lanes];
+    let mut costs = vec![0; connections];
     let mut take = |cost: usize| {
-        let least = (0..lanes).min_by_key(|lane| costs[*lane]).unwrap_or(0);
+        let least = (0..connections)
+            .min_by_key(|connection| costs[*connection])
+            .unwrap_or(0);
         costs[least] += cost;
         least
     };
-    let mut shares: Vec<Share> = (0..lanes).map(|_| Share::default()).collect();
+    let mut shares: Vec<Share> = (0..connections).map(|_| Share::default()).collect();
     for Piece { table, ops } in pieces {
         let whole = Piece { table, ops };
         if !whole.is_divisible() {
             shares[take(whole.cost())].pieces.push(whole);
             continue;
         }
-        let mut rows = vec![0; lanes];
+        let mut rows = vec![0; connections];
         for ops in ops.chunks(CHUNK_ROWS) {
             rows[take(Piece { table, ops }.cost())] += ops.len();
         }
@@ -124,10 +126,10 @@ mod tests {
             tables: vec![table("bids", 40), table("items", 25), table("users", 10)],
             ..Update::default()
         };
-        let shared = |update: &Update, lanes: usize| -> Vec<Vec<(String, usize)>> {
+        let shared = |update: &Update, connections: usize| -> Vec<Vec<(String, usize)>> {
             let rows = |p: &Piece| (p.table.table.clone(), p.ops.len());
             let pieces = |s: &Share| s.pieces.iter().map(rows).collect();
-            shares(update, lanes).iter().map(pieces).collect()
+            shares(update, connections).iter().map(pieces).collect()
         };
         let part = |table: &str, rows: usize| (table.to_owned(), rows);
         let whole = vec![part("bids", 40), part("items", 25), part("users", 10)];

@@ -1,10 +1,11 @@
 //! As much of PostgreSQL's frontend/backend protocol as a replication connection needs: start, one
 //! simple query, copy in both directions. (`tokio-postgres` has no replication mode.)
 
-use super::SUPERUSER;
-use anyhow::{bail, Context, Result};
+use super::connection::SUPERUSER;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use std::path::Path;
+use std::io;
+use std::num::TryFromIntError;
+use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -16,6 +17,34 @@ const READ_BYTES_MIN: usize = 64 << 10;
 /// Version 3.0.
 const PROTOCOL: i32 = 196_608;
 
+/// The server is not there, refuses, or does not keep to the protocol.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WireError {
+    #[error("cannot connect to PostgreSQL at {}", socket.display())]
+    Connect { socket: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("PostgreSQL closed the replication connection")]
+    Closed,
+    #[error(
+        "PostgreSQL asks user {SUPERUSER} for a password; let it in by peer or trust over the Unix \
+         socket (pg_hba.conf: local all and local replication)"
+    )]
+    Password,
+    #[error("{0}")]
+    Server(String),
+    #[error("{text} (command: {command})")]
+    Refused { text: String, command: String },
+    #[error("PostgreSQL answered {command} with message {tag:?}")]
+    Answer { command: String, tag: u8 },
+    #[error("PostgreSQL ended the change stream with message {0:?}")]
+    StreamEnd(u8),
+    #[error("PostgreSQL sent a message of {0} bytes; at most {MESSAGE_BYTES_MAX} are read")]
+    Size(usize),
+    #[error("a message to PostgreSQL is too long")]
+    TooLong(#[from] TryFromIntError),
+}
+
 /// A connection in replication mode.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -24,9 +53,9 @@ pub(super) struct Wire {
     server_process: Option<u32>,
 }
 
-/// One message of the server.
+/// A message of the server: its tag and what follows its length.
 #[derive(Debug)]
-pub(super) struct Backend {
+pub(super) struct ServerMessage {
     pub(super) tag: u8,
     pub(super) body: Bytes,
 }
@@ -36,11 +65,12 @@ impl Wire {
     ///
     /// # Errors
     /// When the server is not there or refuses.
-    pub(super) async fn connect(socket_dir: &Path, database: &str) -> Result<Wire> {
+    pub(super) async fn connect(socket_dir: &Path, database: &str) -> Result<Wire, WireError> {
         let socket = socket_dir.join(".s.PGSQL.5432");
-        let stream = UnixStream::connect(&socket)
-            .await
-            .with_context(|| format!("cannot connect to PostgreSQL at {}", socket.display()))?;
+        let stream = match UnixStream::connect(&socket).await {
+            Ok(stream) => stream,
+            Err(source) => return Err(WireError::Connect { socket, source }),
+        };
         let mut wire = Wire {
             stream,
             buffer: BytesMut::new(),
@@ -60,10 +90,10 @@ impl Wire {
     ///
     /// # Errors
     /// When the server refuses it.
-    pub(super) async fn start_copy(&mut self, command: &str) -> Result<()> {
+    pub(super) async fn start_copy(&mut self, command: &str) -> Result<(), WireError> {
         let mut message = BytesMut::new();
         message.put_u8(b'Q');
-        message.put_u32(length_of(command.len() + 5)?);
+        message.put_u32(u32::try_from(command.len() + 5)?);
         message.put_slice(command.as_bytes());
         message.put_u8(0);
         self.stream.write_all(&message).await?;
@@ -72,8 +102,18 @@ impl Wire {
             match message.tag {
                 b'W' => return Ok(()),
                 b'N' | b'S' => {}
-                b'E' => bail!("{} (command: {command})", error_text(&message.body)),
-                tag => bail!("PostgreSQL answered {command} with message {tag:?}"),
+                b'E' => {
+                    return Err(WireError::Refused {
+                        text: error_text(&message.body),
+                        command: command.to_owned(),
+                    })
+                }
+                tag => {
+                    return Err(WireError::Answer {
+                        command: command.to_owned(),
+                        tag,
+                    })
+                }
             }
         }
     }
@@ -82,14 +122,14 @@ impl Wire {
     ///
     /// # Errors
     /// When the connection ends.
-    pub(super) async fn copy_data(&mut self) -> Result<Bytes> {
+    pub(super) async fn copy_data(&mut self) -> Result<Bytes, WireError> {
         loop {
             let message = self.message().await?;
             match message.tag {
                 b'd' => return Ok(message.body),
                 b'N' | b'S' => {}
-                b'E' => bail!("{}", error_text(&message.body)),
-                tag => bail!("PostgreSQL ended the change stream with message {tag:?}"),
+                b'E' => return Err(WireError::Server(error_text(&message.body))),
+                tag => return Err(WireError::StreamEnd(tag)),
             }
         }
     }
@@ -98,16 +138,16 @@ impl Wire {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub(super) async fn send_copy_data(&mut self, data: &[u8]) -> Result<()> {
+    pub(super) async fn send_copy_data(&mut self, data: &[u8]) -> Result<(), WireError> {
         let mut message = BytesMut::new();
         message.put_u8(b'd');
-        message.put_u32(length_of(data.len() + 4)?);
+        message.put_u32(u32::try_from(data.len() + 4)?);
         message.put_slice(data);
         self.stream.write_all(&message).await?;
         Ok(())
     }
 
-    async fn until_ready(&mut self) -> Result<()> {
+    async fn until_ready(&mut self) -> Result<(), WireError> {
         loop {
             let message = self.message().await?;
             match message.tag {
@@ -118,24 +158,21 @@ impl Wire {
                 }
                 b'R' => match message.body.as_ref() {
                     [0, 0, 0, 0] => {}
-                    _ => bail!(
-                        "PostgreSQL asks user {SUPERUSER} for a password; let it in by peer or \
-                         trust over the Unix socket (pg_hba.conf: local all and local replication)"
-                    ),
+                    _ => return Err(WireError::Password),
                 },
-                b'E' => bail!("{}", error_text(&message.body)),
+                b'E' => return Err(WireError::Server(error_text(&message.body))),
                 _ => {}
             }
         }
     }
 
-    async fn message(&mut self) -> Result<Backend> {
+    async fn message(&mut self) -> Result<ServerMessage, WireError> {
         loop {
             if let Some(message) = take_message(&mut self.buffer)? {
                 return Ok(message);
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("PostgreSQL closed the replication connection");
+                return Err(WireError::Closed);
             }
         }
     }
@@ -168,18 +205,14 @@ fn startup(database: &str) -> BytesMut {
     message
 }
 
-fn length_of(length: usize) -> Result<u32> {
-    u32::try_from(length).context("a message to PostgreSQL is too long")
-}
-
 /// Takes a complete message out of the buffer, if one is there.
-pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
+pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<ServerMessage>, WireError> {
     let Some(&[tag, a, b, c, d]) = buffer.first_chunk::<5>() else {
         return Ok(None);
     };
     let length = u32::from_be_bytes([a, b, c, d]) as usize;
     if !(4..=MESSAGE_BYTES_MAX).contains(&length) {
-        bail!("PostgreSQL sent a message of {length} bytes; at most {MESSAGE_BYTES_MAX} are read");
+        return Err(WireError::Size(length));
     }
     if buffer.len() < 1 + length {
         // As much again as has arrived, not what is claimed.
@@ -189,7 +222,7 @@ pub(super) fn take_message(buffer: &mut BytesMut) -> Result<Option<Backend>> {
     }
     let mut body = buffer.split_to(1 + length).freeze();
     body.advance(5);
-    Ok(Some(Backend { tag, body }))
+    Ok(Some(ServerMessage { tag, body }))
 }
 
 /// The fields of an error that a person wants: severity, message, hint.

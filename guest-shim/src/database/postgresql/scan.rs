@@ -1,8 +1,8 @@
 //! Reads whole tables: for the root of what the database really holds, and for trial rows.
 
 use super::schema::{Column, Schema, Table};
+use super::values::ValueError;
 use crate::root::StateRoot;
-use anyhow::{bail, Context, Result};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{pin_mut, TryStreamExt};
 use spare_protocol::update::{row_hash, Row, Value};
@@ -11,12 +11,32 @@ use tokio_postgres::Client;
 /// What a copy in binary format begins with.
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 
+/// A table can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ScanError {
+    #[error("cannot scan table {table}")]
+    Table {
+        table: String,
+        source: Box<ScanError>,
+    },
+    #[error(transparent)]
+    Query(#[from] tokio_postgres::Error),
+    #[error("not a copy in binary format")]
+    NotACopy,
+    #[error("the copy ended early")]
+    EndsEarly,
+    #[error("a row of {0} values")]
+    RowLength(i16),
+    #[error("column {column}")]
+    Value { column: String, source: ValueError },
+}
+
 /// The leaves of what the tables really hold, within one snapshot. Rows are read as a stream, so
 /// memory is bounded by the largest row.
 ///
 /// # Errors
 /// When the database fails.
-pub(super) async fn scan(client: &Client, schema: &Schema) -> Result<StateRoot> {
+pub(super) async fn scan(client: &Client, schema: &Schema) -> Result<StateRoot, ScanError> {
     client
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await?;
@@ -31,7 +51,10 @@ pub(super) async fn scan(client: &Client, schema: &Schema) -> Result<StateRoot> 
         };
         for_each_row(client, table, None, add)
             .await
-            .with_context(|| format!("cannot scan table {}", table.name))?;
+            .map_err(|e| ScanError::Table {
+                table: table.name.clone(),
+                source: Box::new(e),
+            })?;
     }
     client.batch_execute("COMMIT").await?;
     Ok(leaves)
@@ -41,7 +64,11 @@ pub(super) async fn scan(client: &Client, schema: &Schema) -> Result<StateRoot> 
 ///
 /// # Errors
 /// When the database fails.
-pub(super) async fn sample(client: &Client, table: &Table, count: u32) -> Result<Vec<Row>> {
+pub(super) async fn sample(
+    client: &Client,
+    table: &Table,
+    count: u32,
+) -> Result<Vec<Row>, ScanError> {
     let mut rows = Vec::new();
     for_each_row(client, table, Some(count), |row| rows.push(row)).await?;
     Ok(rows)
@@ -52,7 +79,7 @@ async fn for_each_row(
     table: &Table,
     limit: Option<u32>,
     mut with: impl FnMut(Row),
-) -> Result<()> {
+) -> Result<(), ScanError> {
     let columns: Vec<String> = table
         .columns
         .iter()
@@ -74,7 +101,7 @@ async fn for_each_row(
         }
     }
     if !rows.complete {
-        bail!("the copy ended early");
+        return Err(ScanError::EndsEarly);
     }
     Ok(())
 }
@@ -102,12 +129,12 @@ impl<'a> Rows<'a> {
     }
 
     /// The next whole row, if it has arrived.
-    pub(super) fn next(&mut self) -> Result<Option<Row>> {
+    pub(super) fn next(&mut self) -> Result<Option<Row>, ScanError> {
         // What follows the end is not part of the copy.
         if self.complete || (!self.headed && !self.skip_head()?) {
             return Ok(None);
         }
-        let Some(length) = self.row_bytes()? else {
+        let Some(length) = self.row_bytes() else {
             return Ok(None);
         };
         let mut bytes = self.buffer.split_to(length).freeze();
@@ -117,19 +144,19 @@ impl<'a> Rows<'a> {
             return Ok(None);
         }
         if usize::try_from(count) != Ok(self.columns.len()) {
-            bail!("a row of {count} values");
+            return Err(ScanError::RowLength(count));
         }
         let row = self.columns.iter().map(|column| value(column, &mut bytes));
-        Ok(Some(row.collect::<Result<Row>>()?))
+        row.collect::<Result<Row, ScanError>>().map(Some)
     }
 
     /// Signature, flags, length of an extension.
-    fn skip_head(&mut self) -> Result<bool> {
+    fn skip_head(&mut self) -> Result<bool, ScanError> {
         if self.buffer.len() < SIGNATURE.len() + 8 {
             return Ok(false);
         }
         if !self.buffer.starts_with(SIGNATURE) {
-            bail!("not a copy in binary format");
+            return Err(ScanError::NotACopy);
         }
         self.buffer.advance(SIGNATURE.len() + 8);
         self.headed = true;
@@ -137,41 +164,43 @@ impl<'a> Rows<'a> {
     }
 
     /// Bytes of the row at the front, if it is complete.
-    fn row_bytes(&self) -> Result<Option<usize>> {
+    fn row_bytes(&self) -> Option<usize> {
         let mut rest = &self.buffer[..];
         if rest.len() < 2 {
-            return Ok(None);
+            return None;
         }
         let count = rest.get_i16();
         for _ in 0..count.max(0) {
             if rest.len() < 4 {
-                return Ok(None);
+                return None;
             }
-            let length = usize::try_from(rest.get_i32().max(0))?;
+            // A negative length stands for NULL, which has no bytes.
+            let length = usize::try_from(rest.get_i32()).unwrap_or(0);
             if rest.len() < length {
-                return Ok(None);
+                return None;
             }
             rest.advance(length);
         }
-        Ok(Some(self.buffer.len() - rest.len()))
+        Some(self.buffer.len() - rest.len())
     }
 }
 
 /// Takes one value off a row whose bytes are complete.
-fn value(column: &Column, bytes: &mut Bytes) -> Result<Value> {
-    match usize::try_from(bytes.get_i32()) {
-        Ok(length) => column
-            .kind
-            .decode(&bytes.split_to(length))
-            .with_context(|| format!("column {}", column.name)),
-        Err(_) => Ok(Value::Null),
-    }
+fn value(column: &Column, bytes: &mut Bytes) -> Result<Value, ScanError> {
+    let Ok(length) = usize::try_from(bytes.get_i32()) else {
+        return Ok(Value::Null);
+    };
+    let value = column.kind.decode(&bytes.split_to(length));
+    value.map_err(|source| ScanError::Value {
+        column: column.name.clone(),
+        source,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::postgres::values::Kind;
+    use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
 
     fn columns() -> Vec<Column> {
@@ -185,7 +214,7 @@ mod tests {
             .collect()
     }
 
-    fn read(bytes: &[u8], cut: usize) -> Result<(Vec<Row>, bool)> {
+    fn read(bytes: &[u8], cut: usize) -> Result<(Vec<Row>, bool), ScanError> {
         let columns = columns();
         let mut rows = Rows::new(&columns);
         let mut found = Vec::new();

@@ -3,7 +3,7 @@
 use super::pgoutput;
 use super::scan::Rows;
 use super::schema::{Column, Schema, Table};
-use super::stream::{piece, Gatherer, Piece};
+use super::stream::{parse_copy_data, CopyData, Gatherer};
 use super::values::Kind;
 use super::wire::{error_text, take_message};
 use bytes::{Bytes, BytesMut};
@@ -85,7 +85,7 @@ fn gather(bytes: &[u8], piece_bytes: usize, gatherer: &mut Gatherer) -> Option<(
         while let Some(message) = take_message(&mut buffer).ok()? {
             match message.tag {
                 b'd' => {
-                    if let Piece::Change(message) = piece(message.body).ok()? {
+                    if let CopyData::XLogData(message) = parse_copy_data(message.body).ok()? {
                         gatherer.add(message).ok()?;
                     }
                 }

@@ -6,7 +6,7 @@ use tokio_postgres::types::{to_sql_checked, FromSql, IsNull, ToSql, Type};
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 const EPOCH_DAYS: i32 = 10_957;
-/// The same in microseconds.
+/// [`EPOCH_DAYS`] in microseconds.
 const EPOCH_US: i64 = EPOCH_DAYS as i64 * 86_400_000_000;
 
 /// The types of columns that have a canonical form.
@@ -44,11 +44,29 @@ pub(super) enum Kind {
 
 /// A value that has no canonical form, or bytes that are not of the column's type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct ValueError(String);
-
-fn error<T>(text: impl Into<String>) -> Result<T, ValueError> {
-    Err(ValueError(text.into()))
+pub(super) enum ValueError {
+    #[error("{bytes} bytes where the type has {wanted}")]
+    Length { bytes: usize, wanted: usize },
+    #[error("a text that is not UTF-8")]
+    NotUtf8,
+    #[error("a value of another type than {0:?}")]
+    OtherType(Kind),
+    #[error("{0} does not fit its column")]
+    TooWide(i64),
+    #[error("a point in time after the year 294246")]
+    AfterAllTime,
+    #[error("a point in time that PostgreSQL does not have")]
+    UnknownTime,
+    #[error("a date that has no canonical form")]
+    AfterAllDates,
+    #[error("a date that PostgreSQL does not have")]
+    UnknownDate,
+    #[error("a decimal number without its head")]
+    DecimalHead,
+    #[error("a decimal number with an unknown sign")]
+    DecimalSign,
+    #[error("a malformed decimal number")]
+    Decimal,
 }
 
 impl Kind {
@@ -115,7 +133,7 @@ impl Kind {
             Kind::Numeric => Value::Decimal(decimal(bytes)?),
             Kind::Text => match std::str::from_utf8(bytes) {
                 Ok(text) => Value::Text(text.to_owned()),
-                Err(_) => return error("a text that is not UTF-8"),
+                Err(_) => return Err(ValueError::NotUtf8),
             },
             Kind::Bytea => Value::Bytes(bytes.to_vec()),
             Kind::Timestamp | Kind::TimestampTz => {
@@ -150,20 +168,21 @@ impl Kind {
             (Kind::Date, Value::Date(v)) => out.put_i32(pg_date(*v)?),
             (Kind::Time, Value::Time(v)) => out.put_i64(*v),
             (Kind::Uuid, Value::Uuid(v)) => out.put_slice(v),
-            _ => return error(format!("a value of another type than {self:?}")),
+            _ => return Err(ValueError::OtherType(self)),
         }
         Ok(())
     }
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> Result<[u8; N], ValueError> {
-    bytes
-        .try_into()
-        .or_else(|_| error(format!("{} bytes where the type has {N}", bytes.len())))
+    bytes.try_into().map_err(|_| ValueError::Length {
+        bytes: bytes.len(),
+        wanted: N,
+    })
 }
 
 fn narrow<T: TryFrom<i64>>(value: i64) -> Result<T, ValueError> {
-    T::try_from(value).or_else(|_| error(format!("{value} does not fit its column")))
+    T::try_from(value).map_err(|_| ValueError::TooWide(value))
 }
 
 fn float(value: f64) -> Value {
@@ -178,7 +197,7 @@ fn timestamp(pg: i64) -> Result<i64, ValueError> {
     }
     match pg.checked_add(EPOCH_US) {
         Some(us) if us != i64::MAX => Ok(us),
-        _ => error("a point in time after the year 294246"),
+        _ => Err(ValueError::AfterAllTime),
     }
 }
 
@@ -188,7 +207,7 @@ fn pg_timestamp(us: i64) -> Result<i64, ValueError> {
     }
     match us.checked_sub(EPOCH_US) {
         Some(pg) if pg != i64::MIN => Ok(pg),
-        _ => error("a point in time that PostgreSQL does not have"),
+        _ => Err(ValueError::UnknownTime),
     }
 }
 
@@ -199,7 +218,7 @@ fn date(pg: i32) -> Result<i32, ValueError> {
     }
     match pg.checked_add(EPOCH_DAYS) {
         Some(days) if days != i32::MAX => Ok(days),
-        _ => error("a date that has no canonical form"),
+        _ => Err(ValueError::AfterAllDates),
     }
 }
 
@@ -209,7 +228,7 @@ fn pg_date(days: i32) -> Result<i32, ValueError> {
     }
     match days.checked_sub(EPOCH_DAYS) {
         Some(pg) if pg != i32::MIN => Ok(pg),
-        _ => error("a date that PostgreSQL does not have"),
+        _ => Err(ValueError::UnknownDate),
     }
 }
 
@@ -218,7 +237,7 @@ fn pg_date(days: i32) -> Result<i32, ValueError> {
 /// The binary format: number of digits, weight of the first, sign, scale, then digits to base 10000.
 fn decimal(bytes: &[u8]) -> Result<String, ValueError> {
     let Some((head, digits)) = bytes.split_at_checked(8) else {
-        return error("a decimal number without its head");
+        return Err(ValueError::DecimalHead);
     };
     let field = |i: usize| i16::from_be_bytes([head[i], head[i + 1]]);
     let (weight, sign, scale) = (i32::from(field(2)), field(4) as u16, field(6));
@@ -227,7 +246,7 @@ fn decimal(bytes: &[u8]) -> Result<String, ValueError> {
         0xC000 => return Ok("NaN".into()),
         0xD000 => return Ok("Infinity".into()),
         0xF000 => return Ok("-Infinity".into()),
-        _ => return error("a decimal number with an unknown sign"),
+        _ => return Err(ValueError::DecimalSign),
     }
     let digits: Vec<u16> = digits
         .chunks_exact(2)
@@ -235,7 +254,7 @@ fn decimal(bytes: &[u8]) -> Result<String, ValueError> {
         .collect();
     if usize::from(field(0) as u16) != digits.len() || scale < 0 || digits.iter().any(|d| *d > 9999)
     {
-        return error("a malformed decimal number");
+        return Err(ValueError::Decimal);
     }
     // The digit that stands for 10000^power.
     let digit = |power: i32| {
@@ -264,9 +283,8 @@ fn decimal(bytes: &[u8]) -> Result<String, ValueError> {
 /// One column of many rows, as an SQL array.
 #[derive(Debug)]
 pub(super) struct ColumnArray<'a> {
-    /// The column's kind.
     pub(super) kind: Kind,
-    /// Its value in each row.
+    /// One of each row, NULL too.
     pub(super) values: Vec<&'a Value>,
 }
 
