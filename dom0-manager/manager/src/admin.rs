@@ -3,10 +3,11 @@
 use crate::agent_link::AgentLink;
 use crate::config::Config;
 use crate::fencing::Fencing;
-use crate::gateway::{Answer, Clients};
+use crate::gateway::Clients;
+use crate::handle::{SeatHandle, Snapshot};
 use crate::journal::Journal;
 use crate::peers::Peers;
-use crate::seat::{SeatHandle, Snapshot};
+use crate::pending::Answer;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;

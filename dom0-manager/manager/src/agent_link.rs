@@ -1,8 +1,8 @@
 //! The connection to the host agent: opened again when the agent was restarted, and the seats are told
 //! what became of their replicas meanwhile.
 
+use crate::handle::SeatHandle;
 use crate::journal::Journal;
-use crate::seat::SeatHandle;
 use anyhow::Result;
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};

@@ -2,8 +2,9 @@
 //! nobody else.
 
 use crate::config::{Config, Gateway, Normalise, Requests};
-use crate::gateway::{self, Clients, Pending};
+use crate::gateway::{self, Clients};
 use crate::normalise::Normaliser;
+use crate::pending::Pending;
 use bytes::Bytes;
 use hyper::service::service_fn;
 use hyper::Response;

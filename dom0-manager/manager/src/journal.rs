@@ -5,6 +5,7 @@
 //! from the seat that `Journal` was told to listen to, or, for a replica's own affairs, from the
 //! replica's seat.
 
+use crate::clock::unix_us;
 use crate::evidence::{self, Archive};
 use crate::timeline::Timelines;
 use spare_core::{ConvictionBasis, Evidence, Notice};
@@ -16,7 +17,7 @@ use spare_protocol::group::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Events kept; older ones are in the daemon's log.
@@ -42,12 +43,6 @@ struct Inner {
     last_conviction: Option<Conviction>,
     timelines: Timelines,
     scrubs: BTreeMap<Position, Vec<(ReplicaId, Hash)>>,
-}
-
-/// Microseconds since the Unix epoch.
-pub(crate) fn unix_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
 impl Journal {

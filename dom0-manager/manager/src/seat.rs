@@ -2,22 +2,20 @@
 //! and everything the core wants done is started here, so nothing in the core locks (DESIGN §3.1).
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
-mod handle;
 mod log;
 mod memory;
 mod replicas;
 
-pub(crate) use handle::{Queues, SeatHandle, Snapshot};
-
 use crate::agent_link::AgentLink;
-use crate::clock;
+use crate::clock::{self, unix_us};
 use crate::drained;
-use crate::gateway::{Answer, Pending};
 use crate::guest::GuestChannel;
-use crate::journal::{unix_us, Journal};
+use crate::handle::{Queues, Snapshot};
+use crate::journal::Journal;
 use crate::kept::KeptList;
 use crate::normalise::Normaliser;
 use crate::peers::Peers;
+use crate::pending::{Answer, Pending};
 use crate::record::Recorder;
 use bytes::Bytes;
 use replicas::{calm, merged, prioritise};

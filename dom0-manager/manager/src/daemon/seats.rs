@@ -2,14 +2,15 @@
 //! of the group.
 
 use crate::agent_link::AgentLink;
+use crate::clock::unix_us;
 use crate::config::{Config, Durability, Engine};
 use crate::drained;
 use crate::guest::{self, GuestChannel};
-use crate::journal::unix_us;
+use crate::handle::{Queues, SeatHandle};
 use crate::kept::{self, KeptList};
 use crate::peers::Peers;
 use crate::record::Recorder;
-use crate::seat::{Memory, Queues, Seat, SeatHandle, Shared, Verify};
+use crate::seat::{Memory, Seat, Shared, Verify};
 use crate::stores::SeatStore;
 use anyhow::{Context, Result};
 use spare_agent_client as agent;

@@ -1,5 +1,5 @@
 //! Fencing: without quorum, this host's group goes on only when every host that is missing is known to be off
-//! (DESIGN §3.2): a fence agent turned it off and said so, or an operator says so.
+//! (docs/protocol.md#views): a fence agent turned it off and said so, or an operator says so.
 //!
 //! Only hosts that were lost are turned off, not those that are late at the start, and only by a member of the group
 //! that goes on then: half of all hosts, where nobody but a majority decides. Fewer are never to turn off those that

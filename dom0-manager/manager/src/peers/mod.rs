@@ -14,7 +14,7 @@ mod tls;
 mod tests;
 
 use crate::config::{Config, Host};
-use crate::seat::SeatHandle;
+use crate::handle::SeatHandle;
 use anyhow::{Context, Result};
 use link::{Accepting, Dialler, Link, LinkMessage, Listener};
 pub(crate) use snapshot::{Fetched, Source};

@@ -2,7 +2,7 @@
 //! get what is in it.
 
 use super::Seat;
-use crate::gateway::Answer;
+use crate::pending::Answer;
 use spare_core::DecidedRequest;
 use spare_group::GroupChannel;
 use spare_protocol::channel::Outcome;

@@ -1,9 +1,9 @@
 //! What the seat's store and the replicas' states on disk have to do with it: what became durable, snapshots,
 //! a disk that fails, and the comparison of states at a start.
 
-use super::handle::Query;
 use super::{Seat, Verify};
-use crate::journal::unix_us;
+use crate::clock::unix_us;
+use crate::handle::Query;
 use crate::record::Recorder;
 use bytes::Bytes;
 use spare_core::{Input, Notice};

@@ -6,7 +6,7 @@ use spare_protocol::{Position, SeatId};
 use tokio::sync::{mpsc, oneshot};
 
 /// A question to a seat.
-pub(super) enum Query {
+pub(crate) enum Query {
     Snapshot(oneshot::Sender<Snapshot>),
     /// A snapshot of what is agreed now, on disk.
     Stored(oneshot::Sender<Result<Position, String>>),
@@ -65,8 +65,8 @@ impl SeatHandle {
 /// The queues of one seat, before its task runs.
 pub(crate) struct Queues {
     pub(crate) handle: SeatHandle,
-    pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) queries: mpsc::Receiver<Query>,
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    pub(crate) queries: mpsc::Receiver<Query>,
 }
 
 impl Queues {
