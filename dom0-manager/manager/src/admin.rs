@@ -172,19 +172,15 @@ async fn status(State(door): State<Arc<Door>>) -> Response {
     }
 }
 
+/// Which events are asked for.
 #[derive(Deserialize)]
-struct Window {
+pub(crate) struct Window {
+    /// Those with greater numbers.
     #[serde(default)]
-    after: u64,
+    pub(crate) after: u64,
+    /// How long to wait for the first of them.
     #[serde(default)]
-    wait_ms: u64,
-}
-
-/// For [`crate::decoders`]: `after` and `wait_ms` of a query.
-pub(crate) fn window(query: &str) -> Option<(u64, u64)> {
-    let uri = format!("/v1/events?{query}").parse().ok()?;
-    let Query(window) = Query::<Window>::try_from_uri(&uri).ok()?;
-    Some((window.after, window.wait_ms))
+    pub(crate) wait_ms: u64,
 }
 
 async fn events(State(door): State<Arc<Door>>, Query(window): Query<Window>) -> Answered {

@@ -295,12 +295,8 @@ impl Config {
         spare_settings::read::<Config>(path)?.checked(path)
     }
 
-    /// Reads and checks `text`; `path` is for the messages.
-    pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, SettingsError> {
-        spare_settings::parse::<Config>(path, text)?.checked(path)
-    }
-
-    fn checked(self, path: &Path) -> Result<Config, SettingsError> {
+    /// The configuration, if it can be used; `path` is for the message if it cannot.
+    pub(crate) fn checked(self, path: &Path) -> Result<Config, SettingsError> {
         match self.check() {
             Ok(()) => Ok(self),
             Err(problem) => Err(SettingsError::value(path, problem)),

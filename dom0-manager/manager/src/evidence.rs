@@ -168,11 +168,6 @@ fn read(path: &Path) -> Option<Conviction> {
     serde_json::from_slice(&text).ok()
 }
 
-/// For [`crate::decoders`]: the texts of a request and of a reply.
-pub(crate) fn texts(bytes: &[u8], outcome: &Outcome) -> [Vec<u8>; 2] {
-    [request(bytes), reply(outcome)]
-}
-
 fn write(
     folder: &Path,
     replica: ReplicaId,
@@ -190,10 +185,13 @@ fn write(
         return Ok(());
     }
     std::fs::write(folder.join("votes.txt"), votes(replica, evidence))?;
-    std::fs::write(folder.join("request.txt"), request(&evidence.request))?;
+    std::fs::write(folder.join("request.txt"), request_text(&evidence.request))?;
     for (name, bytes) in [("agreed", &evidence.agreed), ("wrong", &evidence.wrong)] {
         if let Some((outcome, update)) = bytes {
-            std::fs::write(folder.join(format!("{name}-reply.txt")), reply(outcome))?;
+            std::fs::write(
+                folder.join(format!("{name}-reply.txt")),
+                reply_text(outcome),
+            )?;
             std::fs::write(folder.join(format!("{name}-update.bin")), update)?;
         }
     }
@@ -231,7 +229,8 @@ fn headers(text: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
     text.push(b'\n');
 }
 
-fn request(bytes: &[u8]) -> Vec<u8> {
+/// A request as it is written into its file: HTTP as text, or its bytes if it is none.
+pub(crate) fn request_text(bytes: &[u8]) -> Vec<u8> {
     let Ok(http) = spare_protocol::decode::<HttpRequest>(bytes) else {
         return bytes.to_vec();
     };
@@ -241,7 +240,8 @@ fn request(bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-fn reply(outcome: &Outcome) -> Vec<u8> {
+/// A reply as it is written into its file.
+pub(crate) fn reply_text(outcome: &Outcome) -> Vec<u8> {
     let Outcome::Reply(bytes) = outcome else {
         return b"a request of class read tried to write\n".to_vec();
     };

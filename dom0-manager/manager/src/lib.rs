@@ -6,6 +6,7 @@ mod agent_link;
 mod clock;
 mod config;
 mod daemon;
+#[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod drained;
 mod evidence;

@@ -5,8 +5,11 @@
 //! the one who accepted. Messages may get lost, the core asks again: a connection that is down, or that
 //! takes less than is sent, drops them.
 
-mod frame;
+mod connection;
+pub(crate) mod frame;
 mod link;
+mod listen;
+pub(crate) mod message;
 mod snapshot;
 mod tls;
 
@@ -16,7 +19,9 @@ mod tests;
 use crate::config::{Config, Host};
 use crate::handle::SeatHandle;
 use anyhow::{Context, Result};
-use link::{Accepting, Dialler, Link, LinkMessage, Listener};
+use link::{Dialler, Link};
+use listen::{Accepting, Listener};
+use message::LinkMessage;
 pub(crate) use snapshot::{Fetched, Source};
 use spare_core::Input;
 use spare_protocol::group::PeerMessage;
@@ -28,28 +33,6 @@ use tls::{Credentials, Purpose};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-/// For [`crate::decoders`]: which messages stand in a stream from another manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerStream {
-    /// Those for cores.
-    Link,
-    /// Questions about snapshots.
-    Questions,
-    /// Answers to such.
-    Answers,
-}
-
-/// For [`crate::decoders`]: the messages of a stream that arrives in pieces, encoded again, up to the first that
-/// is none; and whether there was none such.
-#[must_use]
-pub fn decoded(kind: PeerStream, stream: &[u8], piece_bytes: usize) -> (Vec<Vec<u8>>, bool) {
-    match kind {
-        PeerStream::Link => frame::decoded::<link::LinkMessage>(stream, piece_bytes),
-        PeerStream::Questions => frame::decoded::<snapshot::Ask>(stream, piece_bytes),
-        PeerStream::Answers => frame::decoded::<snapshot::Given>(stream, piece_bytes),
-    }
-}
 
 /// The ways to all seats but those that nothing is sent to.
 #[derive(Default)]

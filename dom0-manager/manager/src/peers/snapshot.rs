@@ -2,15 +2,15 @@
 //! manifest, then for the chunks that it has not got yet: what has arrived is not sent again after an
 //! interruption, and what two snapshots have in common is sent once.
 
+use super::connection::connect;
 use super::frame::{self, Frames};
-use super::link::connect;
+use super::message::{Answer, Question};
 use super::tls::{Credentials, Purpose};
 use crate::config::Host;
 use anyhow::{bail, Context, Result};
 use bytes::Bytes;
 use rustls::pki_types::ServerName;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use spare_protocol::Hash;
 use spare_store::{ChunkRef, Manifest, Pinned, Store};
 use std::collections::{BTreeMap, VecDeque};
@@ -25,25 +25,6 @@ const ASKED_MAX: usize = 4;
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often progress is told.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
-
-/// A question.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Ask {
-    /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
-    Manifest,
-    Chunk(Hash),
-}
-
-/// An answer, in the order of the questions.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Given {
-    Manifest(Bytes),
-    Chunk(Bytes),
-    /// There is no snapshot: the log begins with the first request.
-    None,
-    /// It cannot be given, in words.
-    Refused(String),
-}
 
 /// Reads messages from a stream.
 struct Incoming<R> {
@@ -81,7 +62,7 @@ pub(super) async fn give(
         frames: Frames::default(),
     };
     let mut pinned: Option<Pinned> = None;
-    while let Some(ask) = incoming.next::<Ask>().await? {
+    while let Some(ask) = incoming.next::<Question>().await? {
         let (store, held) = (Arc::clone(&store), pinned.take());
         let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
         let (given, held) = answering.await?;
@@ -96,25 +77,25 @@ pub(super) async fn give(
     Ok(())
 }
 
-fn answer(store: &Store, pinned: Option<Pinned>, ask: &Ask) -> (Given, Option<Pinned>) {
-    let refused = |why: &dyn std::fmt::Display| Given::Refused(why.to_string());
+fn answer(store: &Store, pinned: Option<Pinned>, ask: &Question) -> (Answer, Option<Pinned>) {
+    let refused = |why: &dyn std::fmt::Display| Answer::Refused(why.to_string());
     match (ask, pinned) {
-        (Ask::Manifest, _) => match store.pin() {
+        (Question::Manifest, _) => match store.pin() {
             Ok(Some(found)) => {
                 let bytes = Bytes::from(found.manifest().to_bytes());
-                (Given::Manifest(bytes), Some(found))
+                (Answer::Manifest(bytes), Some(found))
             }
-            Ok(None) => (Given::None, None),
+            Ok(None) => (Answer::None, None),
             Err(error) => (refused(&error), None),
         },
-        (Ask::Chunk(hash), Some(found)) => {
+        (Question::Chunk(hash), Some(found)) => {
             let given = match found.chunk(*hash) {
-                Ok(bytes) => Given::Chunk(bytes.into()),
+                Ok(bytes) => Answer::Chunk(bytes.into()),
                 Err(error) => refused(&error),
             };
             (given, Some(found))
         }
-        (Ask::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
+        (Question::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
     }
 }
 
@@ -170,14 +151,14 @@ async fn fetch(
         stream: reader,
         frames: Frames::default(),
     };
-    ask(&mut writer, &Ask::Manifest).await?;
+    ask(&mut writer, &Question::Manifest).await?;
     let manifest = match incoming.next().await?.context("it closed the connection")? {
-        Given::Manifest(bytes) => {
+        Answer::Manifest(bytes) => {
             Manifest::from_bytes(&bytes).context("its manifest is damaged")?
         }
-        Given::None => return Ok(None),
-        Given::Refused(why) => bail!("it cannot give its snapshot: {why}"),
-        Given::Chunk(_) => bail!("it answered another question"),
+        Answer::None => return Ok(None),
+        Answer::Refused(why) => bail!("it cannot give its snapshot: {why}"),
+        Answer::Chunk(_) => bail!("it answered another question"),
     };
     let mut missing = VecDeque::from(begin(folder, &manifest).await?);
     let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
@@ -192,12 +173,12 @@ async fn fetch(
     let mut asked: VecDeque<ChunkRef> = VecDeque::new();
     while !missing.is_empty() || !asked.is_empty() {
         while let (Some(next), true) = (missing.front().copied(), asked.len() < ASKED_MAX) {
-            ask(&mut writer, &Ask::Chunk(next.hash)).await?;
+            ask(&mut writer, &Question::Chunk(next.hash)).await?;
             missing.pop_front();
             asked.push_back(next);
         }
         let given = incoming.next().await?.context("it closed the connection")?;
-        let (Given::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
+        let (Answer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
             bail!("it cannot give a part of its snapshot");
         };
         arrived += bytes.len() as u64;
@@ -217,7 +198,7 @@ async fn fetch(
     }))
 }
 
-async fn ask(writer: &mut (impl AsyncWrite + Unpin), ask: &Ask) -> Result<()> {
+async fn ask(writer: &mut (impl AsyncWrite + Unpin), ask: &Question) -> Result<()> {
     writer.write_all(&frame::encode(ask)?).await?;
     Ok(writer.flush().await?)
 }

@@ -1,6 +1,6 @@
 //! Real sockets on loopback, and certificates made here.
 
-use super::link::connect;
+use super::connection::connect;
 use super::*;
 use crate::config;
 use bytes::Bytes;

@@ -106,7 +106,7 @@ mod tests {
              [store]\ndirectory = \"{}\"\n",
             directory.display()
         );
-        Config::parse(Path::new("spare.toml"), &text).expect("a configuration")
+        spare_settings::parse(Path::new("spare.toml"), &text).expect("a configuration")
     }
 
     fn opened(config: &Config) -> Stores {

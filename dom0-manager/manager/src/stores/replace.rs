@@ -241,7 +241,7 @@ mod tests {
              [store]\ndirectory = \"{}\"\n",
             directory.display()
         );
-        Config::parse(Path::new("spare.toml"), &text).expect("a configuration")
+        spare_settings::parse(Path::new("spare.toml"), &text).expect("a configuration")
     }
 
     fn view(members: &[u16]) -> PrimaryView {
