@@ -54,7 +54,7 @@ pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<H
 /// # Errors
 /// When there is a store, and when a manager runs.
 pub fn begin_anew(path: &Path) -> anyhow::Result<()> {
-    stores::begin_anew(&read(path)?)
+    Ok(stores::begin_anew(&read(path)?)?)
 }
 
 /// Runs the replica manager as the file says, until it is told to stop.
