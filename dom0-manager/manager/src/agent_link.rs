@@ -3,17 +3,18 @@
 
 use crate::handle::SeatHandle;
 use crate::journal::Journal;
-use anyhow::Result;
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
+use spare_protocol::channel::PORT_NAME;
 use spare_protocol::group::LossReason;
 use spare_protocol::ReplicaId;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -21,6 +22,30 @@ use tokio::time::Instant;
 const AWAY_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// The agent did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// It refuses, in its own words; or the call did not get through.
+    #[error("{}", agent::message(.0))]
+    Call(zbus::Error),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("the socket of a channel cannot be used: {0}")]
+    Socket(String),
+    #[error(
+        "the agent is away for more than {} s; start it (systemctl start spare-agent)",
+        AWAY_LIMIT.as_secs()
+    )]
+    Away,
+}
+
+impl AgentError {
+    /// There is no such replica: it may have been destroyed already.
+    pub(crate) fn is_unknown_replica(&self) -> bool {
+        matches!(self, AgentError::Call(error) if agent::is_unknown_replica(error))
+    }
+}
 
 /// The way to the agent.
 #[derive(Clone, Debug)]
@@ -35,8 +60,9 @@ pub(crate) struct AgentWatch {
 }
 
 /// Connects to the agent at `socket`.
-pub(crate) async fn connect(socket: &Path) -> Result<(AgentLink, AgentWatch)> {
-    let agent = agent::connect(socket).await?;
+pub(crate) async fn connect(socket: &Path) -> Result<(AgentLink, AgentWatch), AgentError> {
+    let connected = agent::connect(socket).await;
+    let agent = connected.map_err(|e| AgentError::Unreachable(format!("{e:#}")))?;
     let (sender, current) = watch::channel(Some(agent));
     let watch = AgentWatch {
         socket: socket.to_owned(),
@@ -56,7 +82,7 @@ impl AgentLink {
     pub(crate) async fn call<T, F>(
         &self,
         call: impl Fn(AgentProxy<'static>) -> F,
-    ) -> zbus::Result<T>
+    ) -> Result<T, AgentError>
     where
         F: Future<Output = zbus::Result<T>>,
     {
@@ -66,10 +92,7 @@ impl AgentLink {
             let found = tokio::time::timeout_at(until, current.wait_for(Option::is_some)).await;
             let agent = found.ok().and_then(|found| found.ok()?.clone());
             let Some(agent) = agent else {
-                return Err(zbus::Error::Failure(format!(
-                    "the agent is away for more than {} s; start it (systemctl start spare-agent)",
-                    AWAY_LIMIT.as_secs()
-                )));
+                return Err(AgentError::Away);
             };
             let connection = agent.inner().connection().clone();
             let result = tokio::select! {
@@ -77,11 +100,21 @@ impl AgentLink {
                 () = connection.closed() => Err(zbus::Error::Failure("the agent went away".into())),
             };
             if answered(&result) || Instant::now() >= until {
-                return result;
+                return result.map_err(AgentError::Call);
             }
             // Until whoever watches the connection has noticed it too.
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// The manager's end of a replica's channel.
+    pub(crate) async fn open_channel(&self, replica: ReplicaId) -> Result<UnixStream, AgentError> {
+        let name = replica.to_string();
+        let opened = self.call(|agent| {
+            let name = name.clone();
+            async move { agent.open_channel(&name, PORT_NAME).await }
+        });
+        agent::stream(opened.await?).map_err(|e| AgentError::Socket(format!("{e:#}")))
     }
 
     /// Calls the agent as it is: not at all if it is away.

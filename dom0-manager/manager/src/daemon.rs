@@ -20,7 +20,6 @@ use crate::seat::{Shared, SnapshotRule};
 use crate::stores;
 use anyhow::{Context, Result};
 use seats::{destroy_others, Start};
-use spare_agent_client as agent;
 use spare_protocol::admin::EventKind;
 use spare_protocol::Position;
 use spare_store::Store;
@@ -73,8 +72,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let admin_listener = bind_admin(&config.admin.socket)?;
     let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
     let host = agent.call(|agent| async move { agent.host().await }).await;
-    let host =
-        host.map_err(|e| anyhow::anyhow!("the agent does not answer: {}", agent::message(&e)))?;
+    let host = host.map_err(|e| anyhow::anyhow!("the agent does not answer: {e}"))?;
     if host.1 == "process" {
         tracing::warn!(
             "replicas are processes of host {}, not virtual machines: for development and measurements, \
@@ -84,13 +82,9 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     }
     let name = &config.service.image;
     let content = agent.call(|agent| async move { agent.image(name).await });
-    let content = content
-        .await
-        .map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
-    let image = stores::image_id(&content);
+    let image = stores::image_id(&content.await?);
     let replicas = agent.call(|agent| async move { agent.list().await }).await;
-    let replicas = replicas.map_err(|e| anyhow::anyhow!(agent::message(&e)))?;
-    let replicas = replicas.into_iter().map(|(name, _)| name).collect();
+    let replicas = replicas?.into_iter().map(|(name, _)| name).collect();
     let here = config.group.seats_here();
     let queues: Vec<Queues> = here.iter().copied().map(Queues::new).collect();
     let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();

@@ -1,113 +1,44 @@
 //! One seat: the task that owns its core. Everything reaches the core as an input through this task,
-//! and everything the core wants done is started here, so nothing in the core locks (DESIGN §3.1).
+//! and everything the core wants done is started here, so nothing in the core locks.
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
+mod disk;
+mod duty;
+mod load;
 mod log;
-mod memory;
 mod replicas;
+mod shared;
+mod verification;
+mod vm;
 
-use crate::agent_link::AgentLink;
+pub(crate) use disk::OpenFiles;
+pub(crate) use replicas::Attached;
+pub(crate) use shared::{Shared, SnapshotRule};
+pub(crate) use verification::Verification;
+
 use crate::clock::{self, unix_us};
-use crate::drained;
-use crate::guest::GuestChannel;
-use crate::handle::{Queues, Snapshot};
-use crate::journal::Journal;
-use crate::kept::KeptList;
-use crate::normalise::Normaliser;
+use crate::handle::{Query, Queues, Snapshot};
 use crate::peers::Peers;
-use crate::pending::{Answer, Pending};
-use crate::record::Recorder;
+use crate::pending::Answer;
 use bytes::Bytes;
-use replicas::{calm, merged, prioritise};
-use spare_core::{Core, Input, Micros, Notice, Now, Output, Refusal, Standing, ViewId};
+use disk::Disk;
+use duty::Duty;
+use replicas::Replicas;
+use spare_core::{Core, Input, Micros, Notice, Now, Output, Refusal, Standing};
 use spare_group::{Delivery, GroupChannel};
-use spare_protocol::admin::{EventKind, ReplicaState};
+use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
-use spare_protocol::group::{Envelope, GroupMessage, LossReason};
-use spare_protocol::{Hash, Position, ReplicaId, SeatId};
-use spare_store::{ConvictionNote, Event, ReplicaNote, Store};
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use spare_protocol::group::{Envelope, GroupMessage};
+use spare_protocol::{ReplicaId, SeatId};
+use spare_store::Event;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot, watch, Notify};
 
 /// Inputs handled before what was held back is flushed and other sources are looked at again.
 const BATCH_MAX: usize = 256;
-/// Bytes of records that are read at once from the own log.
-const LOG_BYTES_MAX: usize = 16 << 20;
-
 /// The core is told of a longer lease when it is longer by this.
 const LEASE_STEP: Micros = Micros(50_000);
-/// The niceness of an active's VM: behind everything in Dom0, which all replicas depend on.
-const ACTIVE_NICE: i32 = 5;
-
-/// What one seat shares with the rest of the daemon.
-#[derive(Clone)]
-pub(crate) struct Shared {
-    /// The seat that speaks for all on this host.
-    pub(crate) voice: SeatId,
-    /// Other seats are on other hosts.
-    pub(crate) several_hosts: bool,
-    pub(crate) image: String,
-    pub(crate) agent: AgentLink,
-    pub(crate) journal: Arc<Journal>,
-    pub(crate) normaliser: Arc<Normaliser>,
-    pub(crate) pending: Arc<Pending>,
-    pub(crate) serving: Arc<AtomicBool>,
-    /// The manager is about to end: `serving` stays off.
-    pub(crate) ending: Arc<AtomicBool>,
-    /// This host is a member of the group that can neither decide nor be outvoted: it goes on once the missing
-    /// hosts are off.
-    pub(crate) suspended: Arc<watch::Sender<bool>>,
-    /// Takes the reason why the manager cannot go on.
-    pub(crate) fatal: mpsc::UnboundedSender<String>,
-    pub(crate) snapshots: SnapshotRule,
-}
-
-/// When a snapshot is due.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SnapshotRule {
-    /// So many bytes of log since the last one …
-    pub(crate) bytes: u64,
-    /// … or so many records.
-    pub(crate) records: u64,
-}
-
-impl Shared {
-    /// No more requests are taken; those under way may still be answered.
-    pub(crate) fn close_gateway(&self) {
-        self.ending.store(true, Ordering::SeqCst);
-        self.serving.store(false, Ordering::SeqCst);
-    }
-}
-
-/// Whether replicas that were all built from what is on disk were compared before anybody is answered.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Verify {
-    Wanted,
-    Asked(Instant),
-    Done,
-}
-
-/// What the seat's task gets from the store and gives to it.
-pub(crate) struct Memory {
-    pub(crate) store: Arc<Store>,
-    pub(crate) progress: Arc<Notify>,
-    pub(crate) news: mpsc::UnboundedReceiver<Event>,
-    pub(crate) kept: KeptList,
-    /// What else is remembered of the seat is there.
-    pub(crate) folder: PathBuf,
-    pub(crate) recorder: Option<Recorder>,
-    /// The position of the newest snapshot, and what the log holds beyond.
-    pub(crate) snapshot: Position,
-    pub(crate) log_bytes: u64,
-    /// The newest view that is stored.
-    pub(crate) view: ViewId,
-    pub(crate) verify: Verify,
-}
 
 /// A seat's task.
 pub(crate) struct Seat<G> {
@@ -118,30 +49,10 @@ pub(crate) struct Seat<G> {
     group: G,
     queues: Queues,
     peers: Arc<Peers>,
-    /// Channels of new VMs, as they are opened.
-    opened: mpsc::Receiver<(ReplicaId, UnixStream)>,
-    opened_sender: mpsc::Sender<(ReplicaId, UnixStream)>,
-    channels: HashMap<ReplicaId, GuestChannel>,
-    memory: Memory,
-    /// Positions of replicas that ran before this manager, until they are brought up to date.
-    kept_at: HashMap<ReplicaId, Position>,
-    /// Replicas that are created once their generation is on disk.
-    to_create: Vec<ReplicaId>,
-    /// The core was told so far.
-    told_stored: Position,
-    told_view: ViewId,
-    safe: Position,
-    /// When the store is told of it at the latest.
-    safe_due: Option<Instant>,
-    /// What the log grew by since the last snapshot was asked for.
-    grown_bytes: u64,
-    asked_snapshot: Position,
-    /// The newest stable checkpoint.
-    stable: Option<(Position, Hash)>,
-    /// Who waits for a snapshot at a position.
-    awaited: Vec<(Position, oneshot::Sender<Result<Position, String>>)>,
-    /// The store has failed: nothing more is promised.
-    stepped_aside: bool,
+    replicas: Replicas,
+    disk: Disk,
+    verification: Verification,
+    /// Every seat had its active once: the gateway may serve.
     served: bool,
     /// Until when the core may act alone, as it was told last.
     lease: Option<Micros>,
@@ -149,41 +60,28 @@ pub(crate) struct Seat<G> {
 }
 
 impl<G: GroupChannel> Seat<G> {
-    /// `kept` are the replicas that ran before this manager, with the positions of their states.
+    /// `attached` are the replicas that ran before this manager.
     pub(crate) fn new(
         core: Core,
         group: G,
         queues: Queues,
         peers: Arc<Peers>,
-        memory: Memory,
-        kept: Vec<(ReplicaId, Position, GuestChannel)>,
+        (files, verification): (OpenFiles, Verification),
+        attached: Vec<Attached>,
         shared: Shared,
     ) -> Seat<G> {
-        let (opened_sender, opened) = mpsc::channel(16);
-        let kept_at = kept.iter().map(|(r, p, _)| (*r, *p)).collect();
-        let progress = memory.store.progress();
+        let me = queues.handle.seat;
+        let inputs = queues.handle.inputs.clone();
         Seat {
-            me: queues.handle.seat,
+            me,
             core,
             outputs: Vec::new(),
             group,
             queues,
             peers,
-            opened,
-            opened_sender,
-            channels: kept.into_iter().map(|(r, _, c)| (r, c)).collect(),
-            kept_at,
-            to_create: Vec::new(),
-            told_stored: Position(0),
-            told_view: memory.view,
-            safe: progress.safe,
-            safe_due: None,
-            grown_bytes: memory.log_bytes,
-            asked_snapshot: memory.snapshot,
-            stable: None,
-            awaited: Vec::new(),
-            stepped_aside: false,
-            memory,
+            replicas: Replicas::new(attached, inputs, shared.clone()),
+            disk: Disk::new(me, files, shared.clone()),
+            verification,
             served: false,
             lease: None,
             shared,
@@ -192,25 +90,26 @@ impl<G: GroupChannel> Seat<G> {
 
     /// Runs until the group is closed.
     pub(crate) async fn run(mut self) {
-        let progress = Arc::clone(&self.memory.progress);
+        let progress = self.disk.progress_notice();
         loop {
             let deadline = self.core.next_deadline();
+            let safe_due = self.disk.safe_due();
             tokio::select! {
                 delivery = self.group.receive() => match delivery {
                     Ok(delivery) => self.delivered(delivery),
                     Err(_) => return self.group_ended(),
                 },
                 Some(input) = self.queues.inputs.recv() => self.input(input),
-                Some((replica, stream)) = self.opened.recv() => self.opened(replica, stream),
+                Some((replica, stream)) = self.replicas.next_opened() => self.replicas.open(replica, stream),
                 Some(query) = self.queues.queries.recv() => self.query(query),
-                Some(event) = self.memory.news.recv() => self.news(event),
+                Some(event) = self.disk.next_event() => self.stored_event(event),
                 () = progress.notified() => self.progress(),
-                () = until(self.safe_due) => self.hand_over_safe(),
+                () = until(safe_due) => self.disk.hand_over_safe(),
                 () = clock::sleep_until(deadline) => self.step(Input::Tick),
             }
             self.drain();
             self.step(Input::Flush);
-            self.flush_record();
+            self.disk.flush_record();
             self.update_mode();
         }
     }
@@ -221,11 +120,7 @@ impl<G: GroupChannel> Seat<G> {
             self.shared.close_gateway();
             let why = self.group.closed_because();
             let why = why.unwrap_or_else(|| "its engine ended".to_owned());
-            // The daemon may be ending already.
-            let _ = self
-                .shared
-                .fatal
-                .send(format!("the group is closed: {why}"));
+            self.shared.fail(format!("the group is closed: {why}"));
         }
     }
 
@@ -266,7 +161,7 @@ impl<G: GroupChannel> Seat<G> {
                 .into_iter()
                 .filter(|s| self.core.can_spare(*s))
                 .collect(),
-            safe: self.memory.store.progress().safe,
+            safe: self.disk.progress().safe,
         }
     }
 
@@ -275,7 +170,7 @@ impl<G: GroupChannel> Seat<G> {
         if self.me != self.shared.voice {
             return;
         }
-        if !self.served && self.core.is_staffed() && self.is_verified() {
+        if !self.served && self.core.is_staffed() && self.verified() {
             self.served = true;
             let text = "every seat has its active replica: the gateway answers clients".to_owned();
             self.shared.journal.event(EventKind::Serving, None, text);
@@ -360,11 +255,36 @@ impl<G: GroupChannel> Seat<G> {
         self.step(input);
     }
 
-    fn opened(&mut self, replica: ReplicaId, stream: UnixStream) {
-        let normaliser = Arc::clone(&self.shared.normaliser);
-        let inputs = self.queues.handle.inputs.clone();
-        let channel = GuestChannel::open(replica, stream, normaliser, inputs);
-        self.channels.insert(replica, channel);
+    fn query(&mut self, query: Query) {
+        match query {
+            Query::Snapshot(asker) => drop(asker.send(self.snapshot())),
+            Query::Stored(asker) => self.disk.await_snapshot(asker),
+        }
+    }
+
+    fn stored_event(&mut self, event: Event) {
+        match event {
+            Event::Progress => self.progress(),
+            other => self.disk.happened(other),
+        }
+    }
+
+    /// Something became durable.
+    fn progress(&mut self) {
+        let progress = self.disk.progress();
+        if let Some(view) = self.disk.new_view(&progress) {
+            self.step(Input::ViewStored(view));
+        }
+        if let Some(position) = self.disk.new_stored(&progress) {
+            self.step(Input::Stored { position });
+        }
+        self.replicas.create_durable(progress.generation);
+    }
+
+    /// Whether the replicas' states were compared, if they have to be.
+    fn verified(&mut self) -> bool {
+        let inputs = &self.queues.handle.inputs;
+        self.verification.is_done(self.me, &self.shared, inputs)
     }
 
     /// Tells the core how long it may act alone, before it does.
@@ -405,44 +325,23 @@ impl<G: GroupChannel> Seat<G> {
             }
             Output::SendPeer { to, message } => self.peers.send(self.me, to, message),
             Output::SendLog { to, after } => {
-                self.send_log(to, after);
+                log::send_log(self.disk.store(), &self.peers, (self.me, to), after);
             }
-            Output::StoreView(view) => {
-                let done = self.memory.store.store_view(view);
-                self.keep(done);
-            }
-            Output::Truncate { after } => {
-                tracing::info!(
-                    "seat {}: the records above {after} are given up for the other managers'",
-                    self.me
-                );
-                let done = self.memory.store.truncate(after);
-                self.keep(done);
-                // What takes the place of these records is told again.
-                self.told_stored = self.told_stored.min(after);
-                if let Some(recorder) = &mut self.memory.recorder {
-                    recorder.truncate(after);
-                }
-            }
-            Output::Safe { position } => self.is_safe(position),
-            Output::Keep { replica, clean } => {
-                let done = self.memory.kept.keep(replica, clean);
-                self.keep(done);
-            }
+            Output::StoreView(view) => self.disk.store_view(view),
+            Output::Truncate { after } => self.disk.truncate(after),
+            Output::Safe { position } => self.disk.safe(position),
+            Output::Keep { replica, clean } => self.disk.keep(replica, clean),
             Output::Forget(replica) => self.forget(replica),
-            Output::StoreDrained(is_drained) => {
-                let done = drained::set(&self.memory.folder, is_drained);
-                self.keep(done);
-            }
+            Output::StoreDrained(is_drained) => self.disk.store_drained(is_drained),
             Output::Create(replica) => {
-                let done = self.memory.store.use_generation(replica.generation);
-                self.keep(done);
-                self.to_create.push(replica);
-                self.progress_soon();
+                self.replicas.create_later(replica);
+                self.disk.use_generation(replica.generation);
             }
-            Output::Load { replica, upto } => self.load(replica, upto),
+            Output::Load { replica, upto } => {
+                self.replicas.load(replica, upto, self.disk.store());
+            }
             Output::Execute { replica, request } => {
-                self.send(replica, ToGuest::Execute(request));
+                self.replicas.send(replica, ToGuest::Execute(request));
             }
             Output::Apply {
                 replica,
@@ -450,20 +349,24 @@ impl<G: GroupChannel> Seat<G> {
                 upto,
                 root,
             } => {
-                let updates = merged(updates, upto);
-                self.send(
-                    replica,
-                    ToGuest::Apply {
-                        updates,
-                        upto,
-                        root,
-                    },
-                );
+                let updates = replicas::merged(updates, upto);
+                let message = ToGuest::Apply {
+                    updates,
+                    upto,
+                    root,
+                };
+                self.replicas.send(replica, message);
             }
-            Output::Unpause(replica) => self.pause(replica, false),
-            Output::Pause(replica) => self.pause(replica, true),
-            Output::Quarantine(replica) => self.quarantine(replica),
-            Output::Destroy(replica) => self.destroy(replica),
+            Output::Unpause(replica) => self.replicas.unpause(replica),
+            Output::Pause(replica) => self.replicas.pause(replica),
+            Output::Quarantine(replica) => {
+                self.forget(replica);
+                self.replicas.quarantine(replica);
+            }
+            Output::Destroy(replica) => {
+                self.forget(replica);
+                self.replicas.destroy(replica);
+            }
             Output::Answer {
                 id,
                 position,
@@ -479,12 +382,15 @@ impl<G: GroupChannel> Seat<G> {
                 self.shared.pending.answer(id.number, answer);
                 self.shared.journal.answered(position);
             }
-            Output::AnswerAgain { id, position } => self.answer_again(id.number, position),
+            Output::AnswerAgain { id, position } => {
+                let pending = &self.shared.pending;
+                log::answer_again(self.disk.store(), pending, id.number, position);
+            }
             Output::Refuse { id, reason } => {
                 let answer = Answer::Refused(reason);
                 self.shared.pending.answer(id.number, answer);
             }
-            Output::Decided(decided) => self.decided(decided),
+            Output::Decided(decided) => self.disk.append(&decided),
             Output::Notice(notice) => self.notice(notice),
         }
     }
@@ -495,77 +401,31 @@ impl<G: GroupChannel> Seat<G> {
         before.is_none_or(in_time) || self.group.lease().map(clock::of).is_some_and(in_time)
     }
 
+    /// A later run of the manager does not take the replica up.
+    fn forget(&mut self, replica: ReplicaId) {
+        self.replicas.forget(replica);
+        self.disk.forget(replica);
+    }
+
     fn notice(&mut self, notice: Notice) {
-        let active = match notice {
-            Notice::Promoted { replica, .. } => Some(replica),
-            Notice::Replica {
-                replica,
-                to: Some(ReplicaState::Active),
-                ..
-            } => Some(replica),
-            _ => None,
-        };
-        if let Some(replica) = active {
-            if replica.seat == self.me {
-                let agent = self.shared.agent.clone();
-                tokio::spawn(async move { prioritise(&agent, replica, ACTIVE_NICE).await });
-            }
-        }
-        match &notice {
-            Notice::Standing {
-                from: Standing::CatchingUp,
-                to: Standing::Serving,
-            } => self.joined(),
-            Notice::Scrubbed { roots, .. } => self.compared(roots),
-            Notice::CheckpointStable { position, root } => self.stable = Some((*position, *root)),
-            Notice::Convicted {
-                replica, position, ..
-            } if replica.seat == self.me => self.note_conviction(*replica, *position, &notice),
-            Notice::HelpExecuted { replica, .. } => {
-                let (agent, replica) = (self.shared.agent.clone(), *replica);
-                tokio::spawn(async move { calm(&agent, replica).await });
-            }
-            _ => {}
+        if let Some(duty) = duty::of(self.me, &notice) {
+            self.fulfil(duty, &notice);
         }
         self.shared.journal.record(self.me, notice);
     }
 
-    /// Notes for later runs who was convicted, and where the evidence is.
-    fn note_conviction(&self, replica: ReplicaId, position: Position, notice: &Notice) {
-        let (reason, evidence) = self.shared.journal.conviction_note(notice);
-        let note = ReplicaNote {
-            generation: replica.generation,
-            clean: false,
-            in_service: false,
-            conviction: Some(ConvictionNote {
-                position,
-                at_us: unix_us(),
-                reason,
-                evidence,
-            }),
-        };
-        if let Err(error) = self.memory.store.note_replica(note) {
-            tracing::error!("the conviction of replica {replica} is not noted: {error}");
+    fn fulfil(&mut self, duty: Duty<'_>, notice: &Notice) {
+        match duty {
+            Duty::PrioritiseActive(replica) => self.replicas.prioritise_active(replica),
+            Duty::EndUrgency(replica) => self.replicas.end_urgency(replica),
+            Duty::NoteConviction(replica, position) => {
+                let note = self.shared.journal.conviction_note(notice);
+                self.disk.note_conviction(replica, position, note);
+            }
+            Duty::KeepRoot(position, root) => self.disk.stable(position, root),
+            Duty::CompareRoots(roots) => self.verification.compared(roots, &self.shared),
+            Duty::Joined => self.verification.joined(&self.shared),
         }
-    }
-
-    fn send(&mut self, replica: ReplicaId, message: ToGuest) {
-        let sent = self.channels.get(&replica).map(|c| c.send(message));
-        if !matches!(sent, Some(Ok(()))) {
-            self.report_failure(replica, LossReason::ChannelStalled);
-        }
-    }
-
-    fn report_failure(&self, replica: ReplicaId, reason: LossReason) {
-        self.later(Input::Failed { replica, reason });
-    }
-
-    /// Tells the core later, not in the middle of its outputs.
-    fn later(&self, input: Input) {
-        let inputs = self.queues.handle.inputs.clone();
-        tokio::spawn(async move {
-            let _ = inputs.send(input).await;
-        });
     }
 }
 

@@ -5,29 +5,25 @@ use crate::agent_link::AgentLink;
 use crate::clock::unix_us;
 use crate::config::{Config, Durability, Engine};
 use crate::drained;
-use crate::guest::{self, GuestChannel};
+use crate::guest;
 use crate::handle::{Queues, SeatHandle};
 use crate::kept::{self, KeptList};
 use crate::peers::Peers;
 use crate::record::Recorder;
-use crate::seat::{Memory, Seat, Shared, Verify};
+use crate::seat::{Attached, OpenFiles, Seat, Shared, Verification};
 use crate::stores::SeatStore;
 use anyhow::{Context, Result};
-use spare_agent_client as agent;
 use spare_core::{Core, KeptReplica, Resume};
 use spare_group::corosync::{self, Settings};
 use spare_group::guarded::{engine_ring, guarded, Guard};
 use spare_group::local::local_group;
 use spare_group::GroupChannel;
 use spare_protocol::admin::EventKind;
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::{ReplicaId, SeatId};
 use spare_store::Resumed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::task::JoinSet;
-
-/// A replica that was there before, attached to.
-type Attached = (ReplicaId, Position, GuestChannel);
 
 /// What the seats of this host are started with.
 pub(super) struct Start<'a> {
@@ -116,14 +112,14 @@ async fn start_seats<G: GroupChannel + 'static>(
         resume.drained = drained::is_drained(&store.folder)?;
         let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
         // Replicas that went on were compared at their last checkpoint; all others come from the disk.
-        let verify = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
-            true => Verify::Wanted,
-            false => Verify::Done,
+        let verification = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
+            true => Verification::Wanted,
+            false => Verification::Done,
         };
-        let memory = memory(shared, config, store, &list, (me, verify))?;
+        let disk = (open_files(shared, config, store, &list, me)?, verification);
         let core = Core::new(config.core(me), resume)?;
         let peers = Arc::clone(&peers);
-        let seat = Seat::new(core, group, queues, peers, memory, mine, shared.clone());
+        let seat = Seat::new(core, group, queues, peers, disk, mine, shared.clone());
         tasks.spawn(seat.run());
     }
     Ok(())
@@ -150,13 +146,13 @@ fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
     }
 }
 
-fn memory(
+fn open_files(
     shared: &Shared,
     config: &Config,
     opened: SeatStore,
     kept: &BTreeMap<ReplicaId, bool>,
-    (me, verify): (SeatId, Verify),
-) -> Result<Memory> {
+    me: SeatId,
+) -> Result<OpenFiles> {
     let SeatStore {
         store,
         resumed,
@@ -171,11 +167,10 @@ fn memory(
     let recorder = record
         .map(|path| Recorder::open(path, fresh, &store, resumed.safe))
         .transpose()?;
-    Ok(Memory {
+    Ok(OpenFiles {
         snapshot: resumed.snapshots.last().copied().unwrap_or_default(),
         log_bytes: store.disk_use().log,
         view: resumed.view.id,
-        verify,
         kept: list,
         folder,
         recorder,
@@ -191,10 +186,9 @@ async fn attach(
     seats: &[SeatHandle],
     known: &BTreeMap<ReplicaId, bool>,
 ) -> Result<Vec<Attached>> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
     let listed = shared.agent.call(|agent| async move { agent.list().await });
     let mut attempts = JoinSet::new();
-    for (name, state) in listed.await.map_err(explain)? {
+    for (name, state) in listed.await? {
         let Ok(replica) = name.parse::<ReplicaId>() else {
             continue;
         };
@@ -235,10 +229,9 @@ async fn attach(
 
 /// Destroys every VM of the service but these; all at once, since a group that begins anew waits for it.
 pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -> Result<()> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
     let listed = agent.call(|agent| async move { agent.list().await });
     let mut calls = JoinSet::new();
-    for (replica, _) in listed.await.map_err(explain)? {
+    for (replica, _) in listed.await? {
         if !kept.contains(&replica) {
             let agent = agent.clone();
             calls.spawn(async move {
@@ -251,7 +244,7 @@ pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -
     while let Some(done) = calls.join_next().await {
         match done? {
             // An agent that was restarted meanwhile had done it already.
-            Err(error) if !agent::is_unknown_replica(&error) => return Err(explain(error)),
+            Err(error) if !error.is_unknown_replica() => return Err(error.into()),
             _ => {}
         }
     }

@@ -1,13 +1,11 @@
 //! Two tasks for each guest's channel, one for each direction (`docs/channel.md`).
 
 use super::session::{Expected, Said, Session};
-use crate::agent_link::AgentLink;
+use crate::agent_link::{AgentError, AgentLink};
 use crate::normalise::Normaliser;
-use anyhow::{bail, Result};
 use bytes::Bytes;
-use spare_agent_client as agent;
 use spare_core::Input;
-use spare_protocol::channel::{Frame, ToGuest, CHANNEL_VERSION, PORT_NAME};
+use spare_protocol::channel::{Frame, ToGuest, CHANNEL_VERSION};
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,6 +115,15 @@ impl GuestChannel {
     }
 }
 
+/// A guest that ran before this manager cannot be taken up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AttachError {
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("it does not answer on its channel")]
+    Silent,
+}
+
 /// Attaches to a guest that ran before this manager: its channel, and the position of its state once it
 /// has done everything that it was asked to.
 pub(crate) async fn attach(
@@ -124,22 +131,17 @@ pub(crate) async fn attach(
     replica: ReplicaId,
     normaliser: &Arc<Normaliser>,
     inputs: &mpsc::Sender<Input>,
-) -> Result<(GuestChannel, Position)> {
+) -> Result<(GuestChannel, Position), AttachError> {
     let name = replica.to_string();
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
     // A guest that is paused notices nothing, and says nothing.
     let woken = agent.call(|agent| {
         let name = name.clone();
         async move { agent.unpause(&name).await }
     });
-    woken.await.map_err(explain)?;
+    woken.await?;
     tokio::time::sleep(NOTICE_DELAY).await;
     for limit in HELLO_LIMITS_S.map(Duration::from_secs) {
-        let stream = agent.call(|agent| {
-            let name = name.clone();
-            async move { agent.open_channel(&name, PORT_NAME).await }
-        });
-        let stream = agent::stream(stream.await.map_err(explain)?)?;
+        let stream = agent.open_channel(replica).await?;
         let (channel, position) =
             GuestChannel::open_again(replica, stream, Arc::clone(normaliser), inputs.clone());
         if let Ok(Ok(position)) = tokio::time::timeout(limit, position).await {
@@ -148,7 +150,7 @@ pub(crate) async fn attach(
         drop(channel);
         tokio::time::sleep(NOTICE_DELAY).await;
     }
-    bail!("it does not answer on its channel")
+    Err(AttachError::Silent)
 }
 
 struct Writer {

@@ -1,56 +1,98 @@
-//! What the seat does with its replicas through the agent: built, loaded, paused, put aside, destroyed.
+//! The replicas of a seat as its task has them: their channels, and what is under way with their VMs. What comes of it
+//! arrives as inputs of the core.
 
-use super::{Seat, Shared, LOG_BYTES_MAX};
-use crate::agent_link::AgentLink;
+use super::load;
+use super::shared::Shared;
+use super::vm::{self, ACTIVE_NICE};
+use crate::agent_link::AgentError;
 use crate::guest::GuestChannel;
-use anyhow::{bail, Context, Result};
 use bytes::Bytes;
-use spare_agent_client as agent;
 use spare_core::Input;
-use spare_group::GroupChannel;
 use spare_protocol::admin::EventKind;
-use spare_protocol::channel::{RootRequest, ToGuest, PORT_NAME};
+use spare_protocol::channel::ToGuest;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use spare_store::{AgreedState, Store};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
-/// Rows in one part of a first state.
-const LOAD_ROWS_MAX: usize = 2000;
-/// Records that are read at once to bring a replica up to date that ran before this manager.
-const CATCH_UP_RECORDS: usize = 4096;
-/// The longest update that fits into a frame of the guest channel, with room for its encoding.
-const UPDATE_BYTES_MAX: usize = 18 << 20;
-/// How long a new VM's channel may take to appear.
-const CHANNEL_TRIES: u32 = 100;
-const CHANNEL_RETRY: Duration = Duration::from_millis(100);
-/// The niceness of a passive's VM: when it runs, a client waits for it, or it is done soon.
-const PASSIVE_NICE: i32 = -10;
-/// The niceness of a VM that is being built: behind those that serve, but not so far that clients who are never idle keep
-/// the group short of replicas. It gets 0.64 of the time that an active gets.
-const BUILDING_NICE: i32 = 7;
-/// From a replica that could not be destroyed to the next attempt, at first and at most.
-const DESTROY_RETRY: Duration = Duration::from_secs(2);
-const DESTROY_RETRY_MAX: Duration = Duration::from_secs(60);
+/// Channels that were opened and not taken yet.
+const OPENED_MAX: usize = 16;
 
-impl<G: GroupChannel> Seat<G> {
-    pub(super) fn load(&mut self, replica: ReplicaId, upto: Position) {
-        let Some(queue) = self.channels.get(&replica).map(GuestChannel::queue) else {
-            return self.report_failure(replica, LossReason::ChannelStalled);
-        };
-        let inputs = self.queues.handle.inputs.clone();
-        let store = Arc::clone(&self.memory.store);
-        let from = self.kept_at.remove(&replica).unwrap_or_default();
+/// A replica that ran before this manager, attached to, and the position of its state.
+pub(crate) type Attached = (ReplicaId, Position, GuestChannel);
+
+/// The replicas of one seat.
+pub(super) struct Replicas {
+    shared: Shared,
+    inputs: mpsc::Sender<Input>,
+    channels: HashMap<ReplicaId, GuestChannel>,
+    /// Channels of new VMs, as they are opened.
+    opened: mpsc::Receiver<(ReplicaId, UnixStream)>,
+    opened_sender: mpsc::Sender<(ReplicaId, UnixStream)>,
+    /// Positions of replicas that ran before this manager, until they are brought up to date.
+    attached_at: HashMap<ReplicaId, Position>,
+    /// Those that are created once their generation is on disk.
+    to_create: Vec<ReplicaId>,
+}
+
+impl Replicas {
+    pub(super) fn new(
+        attached: Vec<Attached>,
+        inputs: mpsc::Sender<Input>,
+        shared: Shared,
+    ) -> Replicas {
+        let (opened_sender, opened) = mpsc::channel(OPENED_MAX);
+        Replicas {
+            shared,
+            inputs,
+            opened,
+            opened_sender,
+            attached_at: attached.iter().map(|(r, p, _)| (*r, *p)).collect(),
+            channels: attached.into_iter().map(|(r, _, c)| (r, c)).collect(),
+            to_create: Vec::new(),
+        }
+    }
+
+    /// The channel of a new VM.
+    pub(super) async fn next_opened(&mut self) -> Option<(ReplicaId, UnixStream)> {
+        self.opened.recv().await
+    }
+
+    /// Begins a session with a new VM.
+    pub(super) fn open(&mut self, replica: ReplicaId, stream: UnixStream) {
+        let normaliser = Arc::clone(&self.shared.normaliser);
+        let channel = GuestChannel::open(replica, stream, normaliser, self.inputs.clone());
+        self.channels.insert(replica, channel);
+    }
+
+    pub(super) fn send(&self, replica: ReplicaId, message: ToGuest) {
+        let sent = self.channels.get(&replica).map(|c| c.send(message));
+        if !matches!(sent, Some(Ok(()))) {
+            self.stalled(replica);
+        }
+    }
+
+    /// Tells the core later, not in the middle of its outputs.
+    fn stalled(&self, replica: ReplicaId) {
+        let inputs = self.inputs.clone();
+        let reason = LossReason::ChannelStalled;
         tokio::spawn(async move {
-            let messages = if from == Position(0) {
-                first_state(&store, upto).await
-            } else {
-                missed_updates(store, from, upto).await
-            };
-            match messages {
+            let _ = inputs.send(Input::Failed { replica, reason }).await;
+        });
+    }
+
+    /// Brings a replica to the state at `upto`.
+    pub(super) fn load(&mut self, replica: ReplicaId, upto: Position, store: &Arc<Store>) {
+        let Some(queue) = self.channels.get(&replica).map(GuestChannel::queue) else {
+            return self.stalled(replica);
+        };
+        let (inputs, store) = (self.inputs.clone(), Arc::clone(store));
+        let from = self.attached_at.remove(&replica).unwrap_or_default();
+        tokio::spawn(async move {
+            match load::messages(store, from, upto).await {
                 Ok(messages) => {
                     for message in messages {
                         if queue.send(message).await.is_err() {
@@ -59,7 +101,7 @@ impl<G: GroupChannel> Seat<G> {
                     }
                 }
                 Err(error) => {
-                    let text = format!("it cannot be brought to position {upto}: {error:#}");
+                    let text = format!("it cannot be brought to position {upto}: {error}");
                     let reason = LossReason::Broken(text);
                     let _ = inputs.send(Input::Failed { replica, reason }).await;
                 }
@@ -67,125 +109,100 @@ impl<G: GroupChannel> Seat<G> {
         });
     }
 
-    pub(super) fn create(&self, replica: ReplicaId) {
+    /// Has a replica created by [`Replicas::create_durable`].
+    pub(super) fn create_later(&mut self, replica: ReplicaId) {
+        self.to_create.push(replica);
+    }
+
+    /// Creates those that wait for a generation up to this one to be durable.
+    pub(super) fn create_durable(&mut self, generation: u32) {
+        let durable = |r: &ReplicaId| r.generation <= generation;
+        let (durable, waiting): (Vec<_>, _) = std::mem::take(&mut self.to_create)
+            .into_iter()
+            .partition(durable);
+        self.to_create = waiting;
+        durable.into_iter().for_each(|replica| self.create(replica));
+    }
+
+    fn create(&self, replica: ReplicaId) {
         let text = format!(
             "replica {replica} is being created from image {}",
             self.shared.image
         );
-        self.shared
-            .journal
-            .event(EventKind::Creating, Some(replica), text);
-        let shared = self.shared.clone();
+        let kind = EventKind::Creating;
+        self.shared.journal.event(kind, Some(replica), text);
+        let (shared, inputs) = (self.shared.clone(), self.inputs.clone());
         let opened = self.opened_sender.clone();
-        let inputs = self.queues.handle.inputs.clone();
         tokio::spawn(async move {
-            match create(&shared, replica).await {
+            match vm::create(&shared, replica).await {
                 Ok(stream) => {
                     let _ = opened.send((replica, stream)).await;
                 }
                 Err(error) => {
-                    let reason = LossReason::Hypervisor(format!("{error:#}"));
+                    let reason = LossReason::Hypervisor(error.to_string());
                     let _ = inputs.send(Input::Failed { replica, reason }).await;
                 }
             }
         });
     }
 
-    pub(super) fn pause(&self, replica: ReplicaId, pause: bool) {
-        let agent = self.shared.agent.clone();
-        let inputs = self.queues.handle.inputs.clone();
+    pub(super) fn pause(&self, replica: ReplicaId) {
+        let (agent, inputs) = (self.shared.agent.clone(), self.inputs.clone());
         tokio::spawn(async move {
-            let name = replica.to_string();
-            let done = agent.call(|agent| {
-                let name = name.clone();
-                async move {
-                    match pause {
-                        true => agent.pause(&name).await,
-                        false => agent.unpause(&name).await,
-                    }
-                }
-            });
-            let done = done.await;
-            if pause && done.is_ok() {
-                prioritise(&agent, replica, PASSIVE_NICE).await;
-            }
-            let input = match done {
-                Ok(()) if pause => Input::Paused(replica),
-                Ok(()) => Input::Unpaused(replica),
-                Err(error) => Input::Failed {
-                    replica,
-                    reason: LossReason::Hypervisor(agent::message(&error)),
-                },
-            };
-            let _ = inputs.send(input).await;
+            let done = vm::pause(&agent, replica).await;
+            let _ = inputs
+                .send(done_or_failed(done, Input::Paused(replica), replica))
+                .await;
         });
     }
 
-    /// The replica is out of service: a later run does not take it up.
+    pub(super) fn unpause(&self, replica: ReplicaId) {
+        let (agent, inputs) = (self.shared.agent.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let done = vm::unpause(&agent, replica).await;
+            let _ = inputs
+                .send(done_or_failed(done, Input::Unpaused(replica), replica))
+                .await;
+        });
+    }
+
+    /// The replica is active from now on.
+    pub(super) fn prioritise_active(&self, replica: ReplicaId) {
+        let agent = self.shared.agent.clone();
+        tokio::spawn(async move { vm::prioritise(&agent, replica, ACTIVE_NICE).await });
+    }
+
+    /// The replica has done what it was woken for.
+    pub(super) fn end_urgency(&self, replica: ReplicaId) {
+        let agent = self.shared.agent.clone();
+        tokio::spawn(async move { vm::end_urgency(&agent, replica).await });
+    }
+
+    /// The replica is out of service.
     pub(super) fn forget(&mut self, replica: ReplicaId) {
         self.channels.remove(&replica);
-        self.kept_at.remove(&replica);
+        self.attached_at.remove(&replica);
         self.to_create.retain(|waiting| *waiting != replica);
-        let done = self.memory.kept.forget(replica);
-        self.keep(done);
     }
 
-    pub(super) fn quarantine(&mut self, replica: ReplicaId) {
-        self.forget(replica);
+    pub(super) fn quarantine(&self, replica: ReplicaId) {
         let shared = self.shared.clone();
-        tokio::spawn(async move {
-            let done = shared.agent.call(|agent| {
-                let name = replica.to_string();
-                async move { agent.quarantine(&name).await }
-            });
-            match done.await {
-                Ok(folder) => {
-                    let text = format!(
-                        "replica {replica} is destroyed; its disk and memory are kept in {folder}"
-                    );
-                    shared
-                        .journal
-                        .event(EventKind::Quarantined, Some(replica), text);
-                }
-                Err(error) => {
-                    let text = format!(
-                        "replica {replica} could not be quarantined ({}); it is destroyed",
-                        agent::message(&error)
-                    );
-                    shared.journal.event(EventKind::Alarm, Some(replica), text);
-                    destroy(&shared, replica).await;
-                }
-            }
-        });
+        tokio::spawn(async move { vm::quarantine(&shared, replica).await });
     }
 
-    pub(super) fn destroy(&mut self, replica: ReplicaId) {
-        self.forget(replica);
+    pub(super) fn destroy(&self, replica: ReplicaId) {
         let shared = self.shared.clone();
-        tokio::spawn(async move { destroy(&shared, replica).await });
+        tokio::spawn(async move { vm::destroy(&shared, replica).await });
     }
 }
 
-pub(super) async fn prioritise(agent: &AgentLink, replica: ReplicaId, nice: i32) {
-    let done = agent.call(|agent| {
-        let name = replica.to_string();
-        async move { agent.prioritise(&name, nice).await }
-    });
-    // Without its priority a passive is slower, not wrong.
-    if let Err(error) = done.await {
-        tracing::debug!("replica {replica}: {}", agent::message(&error));
-    }
-}
-
-/// The replica has done what it was woken for: its vote is worth nothing while others cannot run.
-pub(super) async fn calm(agent: &AgentLink, replica: ReplicaId) {
-    let done = agent.call(|agent| {
-        let name = replica.to_string();
-        async move { agent.calm(&name).await }
-    });
-    // It ends by itself too.
-    if let Err(error) = done.await {
-        tracing::debug!("replica {replica}: {}", agent::message(&error));
+fn done_or_failed(done: Result<(), AgentError>, input: Input, replica: ReplicaId) -> Input {
+    match done {
+        Ok(()) => input,
+        Err(error) => {
+            let reason = LossReason::Hypervisor(error.to_string());
+            Input::Failed { replica, reason }
+        }
     }
 }
 
@@ -204,110 +221,5 @@ pub(super) fn merged(updates: Vec<(Position, Bytes)>, upto: Position) -> Vec<(Po
     } else {
         // More than f replicas are faulty, which `decided` has reported; the guest will say so too.
         updates
-    }
-}
-
-/// The agreed state at `upto`, for a replica in its pristine state.
-async fn first_state(store: &Store, upto: Position) -> Result<Vec<ToGuest>> {
-    let (sender, parts) = oneshot::channel();
-    store.load(upto, LOAD_ROWS_MAX, move |parts| drop(sender.send(parts)))?;
-    let parts = parts.await.context("the store has ended")??;
-    let last = parts.len().saturating_sub(1);
-    let messages = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, part)| ToGuest::Load {
-            part,
-            last: (i == last).then_some(upto),
-        });
-    Ok(messages.collect())
-}
-
-/// What was agreed on after `from`, up to `upto`, as one update.
-async fn missed_updates(store: Arc<Store>, from: Position, upto: Position) -> Result<Vec<ToGuest>> {
-    let read = move || -> Result<Bytes> {
-        let mut all = AgreedState::new();
-        let mut after = from;
-        while after < upto {
-            let records = store.records_after(after, CATCH_UP_RECORDS, LOG_BYTES_MAX)?;
-            let Some(last) = records.last().map(|r| r.position) else {
-                bail!("the log ends with {after}");
-            };
-            for record in records.iter().filter(|r| r.position <= upto) {
-                all.apply(record.position, &record.update)
-                    .with_context(|| format!("the update of request {}", record.position))?;
-            }
-            after = last;
-        }
-        Ok(Bytes::from(all.into_update().to_bytes()))
-    };
-    let update = tokio::task::spawn_blocking(read).await??;
-    if update.len() > UPDATE_BYTES_MAX {
-        bail!(
-            "what it missed has {} bytes; a new replica is quicker",
-            update.len()
-        );
-    }
-    Ok(vec![ToGuest::Apply {
-        updates: vec![(upto, update)],
-        upto,
-        root: RootRequest::No,
-    }])
-}
-
-async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream> {
-    let name = replica.to_string();
-    let created = shared.agent.call(|agent| {
-        let (name, image) = (name.clone(), shared.image.clone());
-        async move { agent.create(&name, &image).await }
-    });
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
-    created.await.map_err(explain)?;
-    prioritise(&shared.agent, replica, BUILDING_NICE).await;
-    let mut tries = 0;
-    loop {
-        let opened = shared.agent.call(|agent| {
-            let name = name.clone();
-            async move { agent.open_channel(&name, PORT_NAME).await }
-        });
-        match opened.await {
-            Ok(stream) => return agent::stream(stream),
-            // It was destroyed meanwhile: it comes back no more.
-            Err(error) if tries >= CHANNEL_TRIES || agent::is_unknown_replica(&error) => {
-                return Err(explain(error)).context("its channel cannot be opened");
-            }
-            Err(_) => tokio::time::sleep(CHANNEL_RETRY).await,
-        }
-        tries += 1;
-    }
-}
-
-/// Until it has succeeded: a VM that nobody knows of any more would keep its memory, and run on.
-async fn destroy(shared: &Shared, replica: ReplicaId) {
-    let mut pause = DESTROY_RETRY;
-    loop {
-        let done = shared.agent.call(|agent| {
-            let name = replica.to_string();
-            async move { agent.destroy(&name).await }
-        });
-        match done.await {
-            Err(error) if agent::is_unknown_replica(&error) => return,
-            Ok(()) => {
-                let text = format!("replica {replica} is destroyed");
-                let kind = EventKind::Destroyed;
-                return shared.journal.event(kind, Some(replica), text);
-            }
-            // Told once, not with every attempt.
-            Err(error) if pause == DESTROY_RETRY => {
-                let text = format!(
-                    "replica {replica} could not be destroyed ({}); it is tried again until it is",
-                    agent::message(&error)
-                );
-                shared.journal.event(EventKind::Alarm, Some(replica), text);
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(DESTROY_RETRY_MAX);
     }
 }
