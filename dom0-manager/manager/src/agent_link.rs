@@ -14,7 +14,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,6 +22,14 @@ use tokio::time::Instant;
 const AWAY_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// A stream of bytes in both directions, whatever carries it.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// The manager's end of a replica's channel. That it is a Unix socket only [`AgentLink::open_channel`] knows.
+pub(crate) type ChannelStream = Box<dyn ByteStream>;
 
 /// The agent did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -108,13 +116,19 @@ impl AgentLink {
     }
 
     /// The manager's end of a replica's channel.
-    pub(crate) async fn open_channel(&self, replica: ReplicaId) -> Result<UnixStream, AgentError> {
+    pub(crate) async fn open_channel(
+        &self,
+        replica: ReplicaId,
+    ) -> Result<ChannelStream, AgentError> {
         let name = replica.to_string();
         let opened = self.call(|agent| {
             let name = name.clone();
             async move { agent.open_channel(&name, PORT_NAME).await }
         });
-        agent::stream(opened.await?).map_err(|e| AgentError::Socket(format!("{e:#}")))
+        match agent::stream(opened.await?) {
+            Ok(socket) => Ok(Box::new(socket)),
+            Err(error) => Err(AgentError::Socket(format!("{error:#}"))),
+        }
     }
 
     /// Calls the agent as it is: not at all if it is away.

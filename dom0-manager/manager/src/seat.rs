@@ -349,7 +349,6 @@ impl<G: GroupChannel> Seat<G> {
                 upto,
                 root,
             } => {
-                let updates = replicas::merged(updates, upto);
                 let message = ToGuest::Apply {
                     updates,
                     upto,

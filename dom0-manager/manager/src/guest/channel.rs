@@ -1,5 +1,6 @@
-//! Two tasks for each guest's channel, one for each direction (`docs/channel.md`).
+//! Two tasks for each guest's channel, one for each direction (`docs/channel.md`), over any stream of bytes.
 
+use super::merge::merged;
 use super::session::{Expected, Said, Session};
 use crate::agent_link::{AgentError, AgentLink};
 use crate::normalise::Normaliser;
@@ -11,9 +12,7 @@ use spare_protocol::{Position, ReplicaId};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -49,7 +48,7 @@ impl GuestChannel {
     /// Opens a session with the guest behind `stream`; what it says arrives as inputs of its seat.
     pub(crate) fn open(
         replica: ReplicaId,
-        stream: UnixStream,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
         normaliser: Arc<Normaliser>,
         inputs: mpsc::Sender<Input>,
     ) -> GuestChannel {
@@ -60,7 +59,7 @@ impl GuestChannel {
     /// guest's position arrives.
     pub(crate) fn open_again(
         replica: ReplicaId,
-        stream: UnixStream,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
         normaliser: Arc<Normaliser>,
         inputs: mpsc::Sender<Input>,
     ) -> (GuestChannel, oneshot::Receiver<Position>) {
@@ -71,13 +70,13 @@ impl GuestChannel {
 
     fn start(
         replica: ReplicaId,
-        stream: UnixStream,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
         normaliser: Arc<Normaliser>,
         inputs: mpsc::Sender<Input>,
         position: Option<oneshot::Sender<Position>>,
     ) -> GuestChannel {
         let number = rand::random::<u32>().max(1);
-        let (read, write) = stream.into_split();
+        let (read, write) = tokio::io::split(stream);
         let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES_MAX);
         let silent = Arc::new(AtomicBool::new(position.is_some()));
         let expected = match position {
@@ -162,7 +161,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn run(self, mut stream: OwnedWriteHalf, mut waiting: mpsc::Receiver<ToGuest>) {
+    async fn run(self, mut stream: impl AsyncWrite + Unpin, mut waiting: mpsc::Receiver<ToGuest>) {
         let hello = ToGuest::Hello {
             version: CHANNEL_VERSION,
         };
@@ -170,6 +169,7 @@ impl Writer {
         let mut sequence = 0;
         while let Some(next) = message {
             sequence += 1;
+            let next = prepared(next).await;
             let frame = Frame {
                 session: self.session,
                 sequence,
@@ -188,6 +188,27 @@ impl Writer {
     }
 }
 
+/// The message as it is sent. Updates are merged on a thread for such work: it decodes and encodes all of them, and
+/// neither the core nor another guest is to wait for it.
+async fn prepared(message: ToGuest) -> ToGuest {
+    match message {
+        ToGuest::Apply {
+            updates,
+            upto,
+            root,
+        } if updates.len() > 1 => {
+            let unmerged = updates.clone();
+            let merging = tokio::task::spawn_blocking(move || merged(updates, upto));
+            ToGuest::Apply {
+                updates: merging.await.unwrap_or(unmerged),
+                upto,
+                root,
+            }
+        }
+        other => other,
+    }
+}
+
 struct Reader {
     replica: ReplicaId,
     session: Session,
@@ -199,7 +220,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self, mut stream: OwnedReadHalf) {
+    async fn run(mut self, mut stream: impl AsyncRead + Unpin) {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             let end = match stream.read(&mut buffer).await {
@@ -265,13 +286,16 @@ mod tests {
     use super::super::session::STALE_BYTES_MAX;
     use super::*;
     use crate::config::Normalise;
-    use spare_protocol::channel::{Decoded, FrameDecoder, FromGuest, Outcome};
+    use spare_protocol::channel::{Decoded, FrameDecoder, FromGuest, Outcome, RootRequest};
+    use spare_protocol::update::Update;
+    use tokio::io::DuplexStream;
 
     struct Guest {
-        stream: UnixStream,
+        stream: DuplexStream,
+        decoder: FrameDecoder,
         inputs: mpsc::Receiver<Input>,
         session: u32,
-        _channel: GuestChannel,
+        channel: GuestChannel,
     }
 
     const REPLICA: ReplicaId = ReplicaId {
@@ -280,24 +304,29 @@ mod tests {
     };
 
     async fn connected() -> Guest {
-        let (ours, mut stream) = UnixStream::pair().expect("socket pair");
+        let (ours, mut stream) = tokio::io::duplex(4096);
         let (inputs, received) = mpsc::channel(64);
         let normaliser = Arc::new(Normaliser::new(&Normalise::default()).expect("valid"));
         let channel = GuestChannel::open(REPLICA, ours, normaliser, inputs);
         let mut decoder = FrameDecoder::new();
-        let mut buffer = [0; 1024];
-        let hello = loop {
-            let length = stream.read(&mut buffer).await.expect("read");
-            decoder.push(&buffer[..length]);
-            if let Some(Decoded::Frame(frame)) = decoder.next() {
-                break frame;
-            }
-        };
+        let hello = next_frame(&mut stream, &mut decoder).await;
         Guest {
             stream,
+            decoder,
             inputs: received,
             session: hello.session,
-            _channel: channel,
+            channel,
+        }
+    }
+
+    async fn next_frame(stream: &mut DuplexStream, decoder: &mut FrameDecoder) -> Frame {
+        let mut buffer = [0; 1024];
+        loop {
+            if let Some(Decoded::Frame(frame)) = decoder.next() {
+                return frame;
+            }
+            let length = stream.read(&mut buffer).await.expect("read");
+            decoder.push(&buffer[..length]);
         }
     }
 
@@ -395,6 +424,27 @@ mod tests {
         assert!(matches!(inputs.recv().await, Some(Input::Violated { .. })));
         writer.abort();
         guest.session = 0;
+    }
+
+    #[tokio::test]
+    async fn updates_arrive_as_one_and_before_what_was_sent_after_them() {
+        let mut guest = connected().await;
+        let nothing = Bytes::from(Update::default().to_bytes());
+        let apply = |updates: Vec<u64>, upto| ToGuest::Apply {
+            updates: (updates.into_iter())
+                .map(|position| (Position(position), nothing.clone()))
+                .collect(),
+            upto: Position(upto),
+            root: RootRequest::No,
+        };
+        let sent = [apply(vec![1, 2, 3], 3), apply(vec![4], 4)];
+        for message in sent {
+            guest.channel.send(message).expect("it reads");
+        }
+        for expected in [apply(vec![3], 3), apply(vec![4], 4)] {
+            let frame = next_frame(&mut guest.stream, &mut guest.decoder).await;
+            assert_eq!(spare_protocol::decode(&frame.payload), Ok(expected));
+        }
     }
 
     #[tokio::test]

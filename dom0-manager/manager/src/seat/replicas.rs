@@ -4,18 +4,16 @@
 use super::load;
 use super::shared::Shared;
 use super::vm::{self, ACTIVE_NICE};
-use crate::agent_link::AgentError;
+use crate::agent_link::{AgentError, ChannelStream};
 use crate::guest::GuestChannel;
-use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
-use spare_store::{AgreedState, Store};
+use spare_store::Store;
 use std::collections::HashMap;
 use std::sync::Arc;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 /// Channels that were opened and not taken yet.
@@ -30,8 +28,8 @@ pub(super) struct Replicas {
     inputs: mpsc::Sender<Input>,
     channels: HashMap<ReplicaId, GuestChannel>,
     /// Channels of new VMs, as they are opened.
-    opened: mpsc::Receiver<(ReplicaId, UnixStream)>,
-    opened_sender: mpsc::Sender<(ReplicaId, UnixStream)>,
+    opened: mpsc::Receiver<(ReplicaId, ChannelStream)>,
+    opened_sender: mpsc::Sender<(ReplicaId, ChannelStream)>,
     /// Positions of replicas that ran before this manager, until they are brought up to date.
     attached_at: HashMap<ReplicaId, Position>,
     /// Those that are created once their generation is on disk.
@@ -57,12 +55,12 @@ impl Replicas {
     }
 
     /// The channel of a new VM.
-    pub(super) async fn next_opened(&mut self) -> Option<(ReplicaId, UnixStream)> {
+    pub(super) async fn next_opened(&mut self) -> Option<(ReplicaId, ChannelStream)> {
         self.opened.recv().await
     }
 
     /// Begins a session with a new VM.
-    pub(super) fn open(&mut self, replica: ReplicaId, stream: UnixStream) {
+    pub(super) fn open(&mut self, replica: ReplicaId, stream: ChannelStream) {
         let normaliser = Arc::clone(&self.shared.normaliser);
         let channel = GuestChannel::open(replica, stream, normaliser, self.inputs.clone());
         self.channels.insert(replica, channel);
@@ -203,23 +201,5 @@ fn done_or_failed(done: Result<(), AgentError>, input: Input, replica: ReplicaId
             let reason = LossReason::Hypervisor(error.to_string());
             Input::Failed { replica, reason }
         }
-    }
-}
-
-/// Several agreed updates as one with the effect of all: merging them here costs a hundredth of what
-/// it costs in a guest, and a passive that is woken has somebody waiting for it.
-pub(super) fn merged(updates: Vec<(Position, Bytes)>, upto: Position) -> Vec<(Position, Bytes)> {
-    if updates.len() < 2 {
-        return updates;
-    }
-    let mut all = AgreedState::new();
-    let canonical = updates
-        .iter()
-        .all(|(p, update)| all.apply(*p, update).is_ok());
-    if canonical {
-        vec![(upto, Bytes::from(all.into_update().to_bytes()))]
-    } else {
-        // More than f replicas are faulty, which `decided` has reported; the guest will say so too.
-        updates
     }
 }

@@ -2,11 +2,10 @@
 //! voting.
 
 use super::shared::Shared;
-use crate::agent_link::{AgentError, AgentLink};
+use crate::agent_link::{AgentError, AgentLink, ChannelStream};
 use spare_protocol::admin::EventKind;
 use spare_protocol::ReplicaId;
 use std::time::Duration;
-use tokio::net::UnixStream;
 
 /// How long a new VM's channel may take to appear.
 const CHANNEL_TRIES: u32 = 100;
@@ -32,7 +31,10 @@ pub(super) enum CreateError {
 }
 
 /// Creates a VM; returns the manager's end of its channel.
-pub(super) async fn create(shared: &Shared, replica: ReplicaId) -> Result<UnixStream, CreateError> {
+pub(super) async fn create(
+    shared: &Shared,
+    replica: ReplicaId,
+) -> Result<ChannelStream, CreateError> {
     let name = replica.to_string();
     let created = shared.agent.call(|agent| {
         let (name, image) = (name.clone(), shared.image.clone());
