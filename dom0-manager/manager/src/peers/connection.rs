@@ -1,6 +1,5 @@
 //! One connection to another manager: how it is dialled, and how its end is noticed.
 
-use anyhow::{bail, Context, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
@@ -9,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::TlsConnector;
 
 /// For a connection to be made, with its handshake.
@@ -21,6 +21,19 @@ const TRIES: u32 = 3;
 /// What the one who accepts sends first.
 pub(super) const GREETING: u8 = 1;
 
+/// Another manager cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("no answer within {} s", CONNECT_LIMIT.as_secs())]
+    Timeout,
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+    #[error("its certificate or the handshake is refused: {0}")]
+    Handshake(std::io::Error),
+    #[error("it refuses this host: see its log, its group.hosts and peers.authority: {0}")]
+    Refused(std::io::Error),
+}
+
 /// A connection to the host of this name at this address.
 ///
 /// # Errors
@@ -29,7 +42,7 @@ pub(super) async fn connect(
     address: SocketAddr,
     name: &ServerName<'static>,
     client: &Arc<ClientConfig>,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> Result<TlsStream<TcpStream>, ConnectError> {
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         watch(&stream)?;
@@ -38,21 +51,19 @@ pub(super) async fn connect(
         let mut stream = connector
             .connect(name.clone(), stream)
             .await
-            .context("its certificate or the handshake is refused")?;
+            .map_err(ConnectError::Handshake)?;
         // Only then it has seen this host's certificate.
-        let greeting = stream.read_u8().await;
-        greeting
-            .context("it refuses this host: see its log, its group.hosts and peers.authority")?;
+        stream.read_u8().await.map_err(ConnectError::Refused)?;
         Ok(stream)
     };
     match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
         Ok(done) => done,
-        Err(_) => bail!("no answer within {} s", CONNECT_LIMIT.as_secs()),
+        Err(_) => Err(ConnectError::Timeout),
     }
 }
 
 /// Has the operating system notice when the other host is gone.
-pub(super) fn watch(stream: &TcpStream) -> Result<()> {
+pub(super) fn watch(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     setsockopt(stream, sockopt::KeepAlive, &true)?;
     setsockopt(stream, sockopt::TcpKeepIdle, &TRY_AFTER_S)?;

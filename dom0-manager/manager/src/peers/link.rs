@@ -3,8 +3,7 @@
 use super::connection::connect;
 use super::frame;
 use super::message::LinkMessage;
-use anyhow::Result;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::ClientConfig;
 use spare_protocol::group::PeerMessage;
 use std::net::SocketAddr;
@@ -36,6 +35,19 @@ pub(super) struct Link {
 struct State {
     up: AtomicBool,
     waiting_bytes: AtomicUsize,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum LinkEnd {
+    #[error("the other manager closed it")]
+    Closed,
+    #[error("the other manager sent something on it")]
+    Answered,
+    #[error("this manager ends")]
+    Ending,
+    #[error(transparent)]
+    Failed(#[from] std::io::Error),
 }
 
 /// Keeps the connection to one host.
@@ -81,7 +93,7 @@ impl Dialler {
         address: SocketAddr,
         client: Arc<ClientConfig>,
         bulk_bytes_per_s: u64,
-    ) -> Result<(Dialler, Link)> {
+    ) -> Result<(Dialler, Link), InvalidDnsNameError> {
         let (urgent_sender, urgent) = mpsc::channel(WAITING_MAX);
         let (bulk_sender, bulk) = mpsc::channel(WAITING_BULK_MAX);
         let state = Arc::new(State::default());
@@ -117,10 +129,10 @@ impl Dialler {
                     let why = self.carry(stream).await;
                     self.state.up.store(false, Ordering::Relaxed);
                     self.discard();
-                    format!("the connection to host {} ended: {why:#}", self.name)
+                    format!("the connection to host {} ended: {why}", self.name)
                 }
                 Err(error) => format!(
-                    "cannot connect to host {} at {}: {error:#}",
+                    "cannot connect to host {} at {}: {error}",
                     self.name, self.address
                 ),
             };
@@ -148,7 +160,7 @@ impl Dialler {
 
     /// Sends what there is until the connection ends; returns why it did. What is sent to one that catches
     /// up goes after everything else, and no faster than it may.
-    async fn carry(&mut self, stream: impl AsyncRead + AsyncWrite) -> anyhow::Error {
+    async fn carry(&mut self, stream: impl AsyncRead + AsyncWrite) -> LinkEnd {
         let (mut reader, mut writer) = tokio::io::split(stream);
         let mut bulk_from = Instant::now();
         let mut nothing = [0u8; 1];
@@ -157,14 +169,14 @@ impl Dialler {
             let message = tokio::select! {
                 biased;
                 read = reader.read(&mut nothing) => return match read {
-                    Ok(0) => anyhow::anyhow!("the other manager closed it"),
-                    Ok(_) => anyhow::anyhow!("the other manager sent something on it"),
+                    Ok(0) => LinkEnd::Closed,
+                    Ok(_) => LinkEnd::Answered,
                     Err(error) => error.into(),
                 },
                 Some(message) = self.urgent.recv() => message,
                 Some(message) = self.bulk.recv(), if bulk_now => message,
                 () = tokio::time::sleep_until(bulk_from), if !bulk_now => continue,
-                else => return anyhow::anyhow!("this manager ends"),
+                else => return LinkEnd::Ending,
             };
             self.taken(&message);
             let frame = match frame::encode(&message) {

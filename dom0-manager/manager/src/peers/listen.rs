@@ -1,11 +1,10 @@
 //! Connections that other managers dial: what arrives on them, and what is given.
 
 use super::connection::{watch, CONNECT_LIMIT, GREETING};
-use super::frame::Frames;
+use super::frame::{FrameError, Frames};
 use super::message::LinkMessage;
-use super::snapshot;
-use super::tls::{whose, Credentials, Purpose};
-use anyhow::{Context, Result};
+use super::snapshot::{self, SnapshotError};
+use super::tls::{whose, Credentials, CredentialsError, Purpose, Stranger};
 use spare_core::Input;
 use spare_protocol::{Position, SeatId};
 use spare_store::Store;
@@ -25,6 +24,34 @@ const ACCEPTED_MAX: usize = 64;
 const SNAPSHOTS_MAX: usize = 2;
 /// From a connection that could not be accepted to the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a connection of another manager ended.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+    #[error("the handshake took too long")]
+    HandshakeTimeout,
+    #[error("its certificate or the handshake is refused: {0}")]
+    Handshake(std::io::Error),
+    #[error(transparent)]
+    Stranger(#[from] Stranger),
+    #[error("host {0}: it does not tell what it wants")]
+    NoPurpose(String),
+    #[error("host {host}: {cause}")]
+    Messages { host: String, cause: ReceiveError },
+    #[error("host {host}: {cause}")]
+    Snapshot { host: String, cause: SnapshotError },
+}
+
+/// Why no more messages are taken from another manager.
+#[derive(Debug, thiserror::Error)]
+enum ReceiveError {
+    #[error(transparent)]
+    Socket(#[from] std::io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
 
 /// What arrives, and what is given, on connections of others.
 pub(super) struct Accepting {
@@ -47,7 +74,10 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn new(listener: TcpListener, accepting: Accepting) -> Result<Listener> {
+    pub(super) fn new(
+        listener: TcpListener,
+        accepting: Accepting,
+    ) -> Result<Listener, CredentialsError> {
         Ok(Listener {
             listener,
             acceptor: TlsAcceptor::from(accepting.credentials.server()?),
@@ -83,7 +113,7 @@ impl Listener {
         let snapshots = Arc::clone(&self.snapshots);
         async move {
             if let Err(error) = accepting.serve(&acceptor, stream, &snapshots).await {
-                tracing::warn!("the connection from {address} ended: {error:#}");
+                tracing::warn!("the connection from {address} ended: {error}");
             }
         }
     }
@@ -95,34 +125,41 @@ impl Accepting {
         acceptor: &TlsAcceptor,
         stream: TcpStream,
         snapshots: &Semaphore,
-    ) -> Result<()> {
+    ) -> Result<(), ServeError> {
         watch(&stream)?;
         let handshake = acceptor.accept(stream);
         let mut stream = tokio::time::timeout(CONNECT_LIMIT, handshake)
             .await
-            .context("the handshake took too long")?
-            .context("its certificate or the handshake is refused")?;
+            .map_err(|_| ServeError::HandshakeTimeout)?
+            .map_err(ServeError::Handshake)?;
         let (_, connection) = stream.get_ref();
-        let (seat, name) = whose(connection.peer_certificates(), &self.hosts)
-            .map_err(|why| anyhow::anyhow!(why))?;
+        let (seat, host) = whose(connection.peer_certificates(), &self.hosts)?;
         let purpose = self.credentials.purpose(connection.alpn_protocol());
         stream.write_all(&[GREETING]).await?;
         stream.flush().await?;
-        let done = match purpose {
-            Some(Purpose::Messages) => self.receive(seat, stream).await,
-            Some(Purpose::Snapshot) => {
-                let _place = snapshots.acquire().await?;
-                tracing::info!("host {name} fetches the newest snapshot");
-                let store = Arc::clone(&self.store);
-                snapshot::give(stream, store, self.bulk_bytes_per_s).await
+        match purpose {
+            Some(Purpose::Messages) => {
+                let received = self.receive(seat, stream).await;
+                received.map_err(|cause| ServeError::Messages { host, cause })
             }
-            None => Err(anyhow::anyhow!("it does not tell what it wants")),
-        };
-        done.with_context(|| format!("host {name}"))
+            Some(Purpose::Snapshot) => {
+                // It is never closed.
+                let _place = snapshots.acquire().await;
+                tracing::info!("host {host} fetches the newest snapshot");
+                let store = Arc::clone(&self.store);
+                let given = snapshot::give(stream, store, self.bulk_bytes_per_s).await;
+                given.map_err(|cause| ServeError::Snapshot { host, cause })
+            }
+            None => Err(ServeError::NoPurpose(host)),
+        }
     }
 
     /// Hands on what arrives until the other one closes.
-    async fn receive(&self, from: SeatId, mut stream: impl AsyncRead + Unpin) -> Result<()> {
+    async fn receive(
+        &self,
+        from: SeatId,
+        mut stream: impl AsyncRead + Unpin,
+    ) -> Result<(), ReceiveError> {
         let mut frames = Frames::default();
         loop {
             let read = stream.read_buf(frames.room()).await;

@@ -18,18 +18,19 @@ mod tests;
 
 use crate::config::{Config, Host};
 use crate::handle::SeatHandle;
-use anyhow::{Context, Result};
 use link::{Dialler, Link};
 use listen::{Accepting, Listener};
 use message::LinkMessage;
+use rustls::pki_types::InvalidDnsNameError;
 pub(crate) use snapshot::{Fetched, Source};
 use spare_core::Input;
 use spare_protocol::group::PeerMessage;
 use spare_protocol::{Position, SeatId};
 use spare_store::Store;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use tls::{Credentials, Purpose};
+use tls::{Credentials, CredentialsError, Purpose};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -44,6 +45,23 @@ enum Way {
     /// In this process.
     Here(mpsc::Sender<Input>),
     Link(Link),
+}
+
+/// The other managers cannot be listened for, or not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(
+        "cannot listen on {address} for the other managers; set peers.listen, or this host's address in \
+         group.hosts, to an address of this host: {cause}"
+    )]
+    Listen {
+        address: SocketAddr,
+        cause: std::io::Error,
+    },
+    #[error("group.hosts: {0}")]
+    Name(#[from] InvalidDnsNameError),
 }
 
 /// The other hosts, before anything is sent.
@@ -97,18 +115,14 @@ impl Peers {
 
 impl Network {
     /// Reads the certificates and listens; none if all seats are on this host.
-    pub(crate) async fn open(config: &Config) -> Result<Option<Network>> {
+    pub(crate) async fn open(config: &Config) -> Result<Option<Network>, NetworkError> {
         let (Some(peers), Some(me)) = (&config.peers, config.group.this_host()) else {
             return Ok(None);
         };
         let credentials = Credentials::read(peers, &config.service.name, &me.name)?;
         let address = peers.listen.unwrap_or(me.address);
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "cannot listen on {address} for the other managers; set peers.listen, or this host's address in \
-                 group.hosts, to an address of this host"
-            )
-        })?;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|cause| NetworkError::Listen { address, cause })?;
         let all = config.group.hosts.iter();
         Ok(Some(Network {
             listener,
@@ -129,7 +143,11 @@ impl Network {
     }
 
     /// Connects.
-    pub(crate) fn start(self, local: LocalSeat, tasks: &mut JoinSet<()>) -> Result<Peers> {
+    pub(crate) fn start(
+        self,
+        local: LocalSeat,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Peers, NetworkError> {
         let client = self.credentials.client(Purpose::Messages)?;
         let mut peers = Peers::default();
         for host in &self.others {

@@ -2,14 +2,13 @@
 //! manifest, then for the chunks that it has not got yet: what has arrived is not sent again after an
 //! interruption, and what two snapshots have in common is sent once.
 
-use super::connection::connect;
-use super::frame::{self, Frames};
+use super::connection::{connect, ConnectError};
+use super::frame::{self, FrameError, Frames};
 use super::message::{Answer, Question};
-use super::tls::{Credentials, Purpose};
+use super::tls::{Credentials, CredentialsError, Purpose};
 use crate::config::Host;
-use anyhow::{bail, Context, Result};
 use bytes::Bytes;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde::de::DeserializeOwned;
 use spare_protocol::Hash;
 use spare_store::{ChunkRef, Manifest, Pinned, Store};
@@ -26,6 +25,42 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often progress is told.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
+/// A snapshot cannot be fetched, or not be given; what has arrived stays.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("its name cannot be that of a host: {0}")]
+    Name(InvalidDnsNameError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the connection failed: {0}")]
+    Connection(std::io::Error),
+    #[error("nothing arrived for {} s", SILENCE_MAX.as_secs())]
+    Silence,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("its manifest is damaged")]
+    Manifest,
+    #[error("it cannot give its snapshot: {0}")]
+    Refused(String),
+    #[error("it answered another question")]
+    OtherAnswer,
+    #[error("it cannot give a part of its snapshot")]
+    NoChunk,
+    #[error("a part of its snapshot is damaged")]
+    Chunk,
+    #[error("cannot write {path}: {cause}")]
+    Write {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
+    #[error("a thread for the disk failed: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+}
+
 /// Reads messages from a stream.
 struct Incoming<R> {
     stream: R,
@@ -34,7 +69,7 @@ struct Incoming<R> {
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     /// The next message; none at the end of the stream.
-    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SnapshotError> {
         loop {
             if let Some(message) = self.frames.message()? {
                 return Ok(Some(message));
@@ -43,8 +78,8 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             match tokio::time::timeout(SILENCE_MAX, read).await {
                 Ok(Ok(0)) => return Ok(None),
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => bail!("nothing arrived for {} s", SILENCE_MAX.as_secs()),
+                Ok(Err(error)) => return Err(SnapshotError::Connection(error)),
+                Err(_) => return Err(SnapshotError::Silence),
             }
         }
     }
@@ -55,7 +90,7 @@ pub(super) async fn give(
     stream: impl AsyncRead + AsyncWrite,
     store: Arc<Store>,
     bytes_per_s: u64,
-) -> Result<()> {
+) -> Result<(), SnapshotError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut incoming = Incoming {
         stream: reader,
@@ -70,8 +105,7 @@ pub(super) async fn give(
         let frame = frame::encode(&given)?;
         let nanos = (frame.len() as u64).saturating_mul(1_000_000_000) / bytes_per_s.max(1);
         let from = tokio::time::Instant::now();
-        writer.write_all(&frame).await?;
-        writer.flush().await?;
+        send(&mut writer, &frame).await?;
         tokio::time::sleep_until(from + Duration::from_nanos(nanos)).await;
     }
     Ok(())
@@ -133,8 +167,9 @@ impl Source {
     ///
     /// # Errors
     /// When it cannot be reached, or the connection ends: what has arrived stays.
-    pub(crate) async fn fetch(&self, folder: &Path) -> Result<Option<Fetched>> {
-        let name = ServerName::try_from(self.host.name.clone())?;
+    pub(crate) async fn fetch(&self, folder: &Path) -> Result<Option<Fetched>, SnapshotError> {
+        let name = ServerName::try_from(self.host.name.clone());
+        let name = name.map_err(SnapshotError::Name)?;
         let client = self.credentials.client(Purpose::Snapshot)?;
         let stream = connect(self.host.address, &name, &client).await?;
         fetch(stream, &self.host.name, folder).await
@@ -145,20 +180,18 @@ async fn fetch(
     stream: impl AsyncRead + AsyncWrite,
     from: &str,
     folder: &Path,
-) -> Result<Option<Fetched>> {
+) -> Result<Option<Fetched>, SnapshotError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut incoming = Incoming {
         stream: reader,
         frames: Frames::default(),
     };
     ask(&mut writer, &Question::Manifest).await?;
-    let manifest = match incoming.next().await?.context("it closed the connection")? {
-        Answer::Manifest(bytes) => {
-            Manifest::from_bytes(&bytes).context("its manifest is damaged")?
-        }
+    let manifest = match incoming.next().await?.ok_or(SnapshotError::Closed)? {
+        Answer::Manifest(bytes) => Manifest::from_bytes(&bytes).ok_or(SnapshotError::Manifest)?,
         Answer::None => return Ok(None),
-        Answer::Refused(why) => bail!("it cannot give its snapshot: {why}"),
-        Answer::Chunk(_) => bail!("it answered another question"),
+        Answer::Refused(why) => return Err(SnapshotError::Refused(why)),
+        Answer::Chunk(_) => return Err(SnapshotError::OtherAnswer),
     };
     let mut missing = VecDeque::from(begin(folder, &manifest).await?);
     let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
@@ -177,9 +210,9 @@ async fn fetch(
             missing.pop_front();
             asked.push_back(next);
         }
-        let given = incoming.next().await?.context("it closed the connection")?;
+        let given = incoming.next().await?.ok_or(SnapshotError::Closed)?;
         let (Answer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
-            bail!("it cannot give a part of its snapshot");
+            return Err(SnapshotError::NoChunk);
         };
         arrived += bytes.len() as u64;
         keep(folder, wanted, bytes).await?;
@@ -198,17 +231,27 @@ async fn fetch(
     }))
 }
 
-async fn ask(writer: &mut (impl AsyncWrite + Unpin), ask: &Question) -> Result<()> {
-    writer.write_all(&frame::encode(ask)?).await?;
-    Ok(writer.flush().await?)
+async fn ask(
+    writer: &mut (impl AsyncWrite + Unpin),
+    question: &Question,
+) -> Result<(), SnapshotError> {
+    send(writer, &frame::encode(question)?).await
+}
+
+async fn send(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), SnapshotError> {
+    let sent = async {
+        writer.write_all(frame).await?;
+        writer.flush().await
+    };
+    sent.await.map_err(SnapshotError::Connection)
 }
 
 /// Prepares the folder. Returns the chunks that are missing in it, each once; those that do not belong to the
 /// snapshot are removed.
-async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>> {
+async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>, SnapshotError> {
     let named = manifest.chunks().map(|c| (c.hash.to_string(), c));
     let mut wanted: BTreeMap<String, ChunkRef> = named.collect();
-    let folder = folder.to_owned();
+    let (folder, path) = (folder.to_owned(), folder.to_owned());
     let look = move || -> std::io::Result<Vec<ChunkRef>> {
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(&folder)? {
@@ -228,17 +271,18 @@ async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>> {
         }
         Ok(wanted.into_values().collect())
     };
-    Ok(tokio::task::spawn_blocking(look).await??)
+    let looked = tokio::task::spawn_blocking(look).await?;
+    looked.map_err(|cause| SnapshotError::Write { path, cause })
 }
 
 /// What is cut short by a crash has another hash, and is asked for again.
-async fn keep(folder: &Path, wanted: ChunkRef, bytes: Bytes) -> Result<()> {
+async fn keep(folder: &Path, wanted: ChunkRef, bytes: Bytes) -> Result<(), SnapshotError> {
     let path = folder.join(wanted.hash.to_string());
     let write = move || {
         if Hash::of(&bytes) != wanted.hash {
-            bail!("a part of its snapshot is damaged");
+            return Err(SnapshotError::Chunk);
         }
-        std::fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(&path, &bytes).map_err(|cause| SnapshotError::Write { path, cause })
     };
     tokio::task::spawn_blocking(write).await?
 }
