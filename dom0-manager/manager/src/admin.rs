@@ -2,9 +2,9 @@
 
 use crate::agent_link::AgentLink;
 use crate::config::Config;
-use crate::fencing::Fencing;
+use crate::fencing::{ConfirmError, Fencing};
 use crate::gateway::Clients;
-use crate::handle::{SeatHandle, Snapshot};
+use crate::handle::{SeatHandle, Snapshot, SnapshotError};
 use crate::journal::Journal;
 use crate::peers::Peers;
 use crate::pending::Answer;
@@ -97,9 +97,9 @@ impl Door {
         text.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn deployment(&self) -> Result<&Deployment, Refused> {
+    fn deployment(&self) -> Result<&Deployment, Unavailable> {
         let there = self.deployment.get();
-        there.ok_or_else(|| Refused(format!("the replica manager starts: {}", self.waiting())))
+        there.ok_or_else(|| Unavailable::Starting(self.waiting()))
     }
 
     /// Before anything else can be told.
@@ -135,16 +135,95 @@ impl Door {
     }
 }
 
-/// Why something cannot be done at present.
-struct Refused(String);
+/// Why nothing can be told at present: 503.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("the replica manager starts: {0}")]
+    Starting(String),
+    #[error("the replica manager is stopping")]
+    Stopping,
+    #[error("the replicas did not execute the scrub in time")]
+    ScrubTimeout,
+    #[error("not all replicas reported their roots in time")]
+    RootsTimeout,
+    #[error("there are no seats")]
+    NoSeats,
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("the snapshot took too long")]
+    SnapshotTimeout,
+}
 
-impl IntoResponse for Refused {
+impl IntoResponse for Unavailable {
     fn into_response(self) -> Response {
-        failure(&self.0)
+        (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
     }
 }
 
-type Answered = Result<Response, Refused>;
+/// Why something that an operator asks for is not done as things are: 409.
+#[derive(Debug, thiserror::Error)]
+enum Conflict {
+    #[error("all seats are on this host")]
+    OneHost,
+    #[error(transparent)]
+    Confirm(#[from] ConfirmError),
+    #[error("there is no host {0} in group.hosts")]
+    UnknownHost(String),
+    #[error("this host waits for no other: there is nothing to give up")]
+    WaitsForNobody,
+    #[error("this host waits for {others}, not for {host}")]
+    WaitsForOthers { others: String, host: String },
+    #[error("this host is not in the primary view: ask one that is")]
+    Apart,
+    #[error("host {0} is not in the primary view: it has no replicas")]
+    NotInView(String),
+    #[error(
+        "without host {host}, fewer than f + 1 = {needed} hosts would have replicas, and a faulty one would \
+         not be masked; add a host first, or wait until one that is missing is back"
+    )]
+    Needed { host: String, needed: u16 },
+    #[error("there are no seats")]
+    NoSeats,
+    #[error("the replica manager is stopping")]
+    Stopping,
+}
+
+impl IntoResponse for Conflict {
+    fn into_response(self) -> Response {
+        (StatusCode::CONFLICT, self.to_string()).into_response()
+    }
+}
+
+/// Why what an operator asks for is not done.
+enum Refused {
+    Unavailable(Unavailable),
+    Conflict(Conflict),
+}
+
+impl From<Unavailable> for Refused {
+    fn from(why: Unavailable) -> Refused {
+        Refused::Unavailable(why)
+    }
+}
+
+impl From<Conflict> for Refused {
+    fn from(why: Conflict) -> Refused {
+        Refused::Conflict(why)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        match self {
+            Refused::Unavailable(why) => why.into_response(),
+            Refused::Conflict(why) => why.into_response(),
+        }
+    }
+}
+
+type Done = Result<Json<serde_json::Value>, Refused>;
+
+type Answered = Result<Response, Unavailable>;
 
 /// The API's routes.
 pub(crate) fn router(door: Arc<Door>) -> Router {
@@ -162,14 +241,12 @@ pub(crate) fn router(door: Arc<Door>) -> Router {
         .with_state(door)
 }
 
-async fn status(State(door): State<Arc<Door>>) -> Response {
+async fn status(State(door): State<Arc<Door>>) -> Answered {
     let Ok(deployment) = door.deployment() else {
-        return Json(door.starting()).into_response();
+        return Ok(Json(door.starting()).into_response());
     };
-    match deployment.status().await {
-        Some(status) => Json(status).into_response(),
-        None => failure("the replica manager is stopping"),
-    }
+    let status = deployment.status().await.ok_or(Unavailable::Stopping)?;
+    Ok(Json(status).into_response())
 }
 
 /// Which events are asked for.
@@ -195,46 +272,40 @@ async fn faults(State(door): State<Arc<Door>>) -> Answered {
 }
 
 async fn scrub(State(door): State<Arc<Door>>) -> Answered {
-    Ok(scrubbed(door.deployment()?).await)
-}
-
-async fn scrubbed(deployment: &Deployment) -> Response {
+    let deployment = door.deployment()?;
     let answer = deployment.clients.submit(Class::Scrub, None, Bytes::new());
     let Some(Answer::Agreed(position, _)) = answer.await else {
-        return failure("the replicas did not execute the scrub in time");
+        return Err(Unavailable::ScrubTimeout);
     };
     let until = tokio::time::Instant::now() + SCRUB_LIMIT;
-    let Some(roots) = deployment.journal.scrubbed(position, until).await else {
-        return failure("not all replicas reported their roots in time");
-    };
+    let roots = deployment.journal.scrubbed(position, until).await;
+    let roots = roots.ok_or(Unavailable::RootsTimeout)?;
     let equal = roots.windows(2).all(|w| w[0].1 == w[1].1);
-    Json(ScrubReport {
+    let report = ScrubReport {
         position: position.0,
         roots: roots
             .iter()
             .map(|(r, h)| (r.to_string(), h.to_string()))
             .collect(),
         equal,
-    })
-    .into_response()
+    };
+    Ok(Json(report).into_response())
 }
 
 /// A snapshot of now, as a file.
 async fn backup(State(door): State<Arc<Door>>) -> Answered {
-    Ok(exported(door.deployment()?).await)
+    let deployment = door.deployment()?;
+    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
+        return Err(Unavailable::NoSeats);
+    };
+    let stored = tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await;
+    stored.map_err(|_| Unavailable::SnapshotTimeout)??;
+    Ok(exported(Arc::clone(store)))
 }
 
-async fn exported(deployment: &Deployment) -> Response {
-    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
-        return failure("there are no seats");
-    };
-    match tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => return failure(&format!("{error:#}")),
-        Err(_) => return failure("the snapshot took too long"),
-    }
+/// The newest snapshot of a store, as it is read.
+fn exported(store: Arc<Store>) -> Response {
     let (sender, receiver) = mpsc::channel(BACKUP_PIECES);
-    let store = Arc::clone(store);
     tokio::task::spawn_blocking(move || {
         let mut pieces = BufWriter::with_capacity(BACKUP_PIECE_BYTES, Pieces(sender.clone()));
         let exported = store.export_snapshot(&mut pieces);
@@ -277,46 +348,43 @@ struct Named {
 }
 
 /// An operator says that a host is off.
-async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = match &door.deployment()?.fencing {
-        Some(fencing) => fencing.confirm(&named.host),
-        None => Err("all seats are on this host".to_owned()),
-    };
-    Ok(done_or_conflict(done))
+async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
+    let deployment = door.deployment()?;
+    let fencing = deployment.fencing.as_ref().ok_or(Conflict::OneHost)?;
+    let confirmed = fencing.confirm(&named.host);
+    confirmed.map_err(Conflict::Confirm)?;
+    Ok(nothing())
 }
 
 /// An operator says that a host's disk is gone for good.
-async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.accept_loss(&named.host).await;
-    Ok(done_or_conflict(done))
+async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
+    let deployment = door.deployment()?;
+    deployment.accept_loss(&named.host).await?;
+    Ok(nothing())
 }
 
 /// A host is to have no replicas.
-async fn drain(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.drain(&named.host, true).await;
-    Ok(done_or_conflict(done))
+async fn drain(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
+    let deployment = door.deployment()?;
+    deployment.drain(&named.host, true).await?;
+    Ok(nothing())
 }
 
 /// A host that was drained is to have its share again.
-async fn fill(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.drain(&named.host, false).await;
-    Ok(done_or_conflict(done))
+async fn fill(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
+    let deployment = door.deployment()?;
+    deployment.drain(&named.host, false).await?;
+    Ok(nothing())
 }
 
-fn done_or_conflict(done: Result<(), String>) -> Response {
-    match done {
-        Ok(()) => Json(serde_json::json!({})).into_response(),
-        Err(why) => (StatusCode::CONFLICT, why).into_response(),
-    }
+/// It is done, and there is nothing to tell.
+fn nothing() -> Json<serde_json::Value> {
+    Json(serde_json::json!({}))
 }
 
 async fn stop(State(door): State<Arc<Door>>) -> Response {
     door.stop.notify_one();
-    Json(serde_json::json!({})).into_response()
-}
-
-fn failure(why: &str) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()).into_response()
+    nothing().into_response()
 }
 
 impl Deployment {
@@ -368,59 +436,59 @@ impl Deployment {
     }
 
     /// Nothing that only `host` had on disk is waited for any longer.
-    async fn accept_loss(&self, host: &str) -> Result<(), String> {
+    async fn accept_loss(&self, host: &str) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
         let awaits = self.snapshot().await?.awaits;
         if !awaits.contains(&seat) {
             return Err(match self.names(&awaits).as_str() {
-                "" => "this host waits for no other: there is nothing to give up".to_owned(),
-                others => format!("this host waits for {others}, not for {host}"),
+                "" => Conflict::WaitsForNobody,
+                others => Conflict::WaitsForOthers {
+                    others: others.to_owned(),
+                    host: host.to_owned(),
+                },
             });
         }
         self.input(Input::AcceptLoss { seats: vec![seat] }).await
     }
 
     /// Others take the places of a host's replicas, or it gets its share again. Returns before that is done.
-    async fn drain(&self, host: &str, drained: bool) -> Result<(), String> {
+    async fn drain(&self, host: &str, drained: bool) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
         let now = self.snapshot().await?;
         if now.standing != Standing::Serving {
-            return Err("this host is not in the primary view: ask one that is".to_owned());
+            return Err(Conflict::Apart);
         }
         if !now.view.contains(&seat) {
-            return Err(format!(
-                "host {host} is not in the primary view: it has no replicas"
-            ));
+            return Err(Conflict::NotInView(host.to_owned()));
         }
         if now.drained.contains(&seat) == drained {
             return Ok(());
         }
         if drained && !now.spared.contains(&seat) {
-            let needed = self.config.group.faults + 1;
-            return Err(format!(
-                "without host {host}, fewer than f + 1 = {needed} hosts would have replicas, and a faulty one would \
-                 not be masked; add a host first, or wait until one that is missing is back"
-            ));
+            return Err(Conflict::Needed {
+                host: host.to_owned(),
+                needed: self.config.group.faults + 1,
+            });
         }
         self.input(Input::Drain { seat, drained }).await
     }
 
-    fn seat_of(&self, host: &str) -> Result<SeatId, String> {
+    fn seat_of(&self, host: &str) -> Result<SeatId, Conflict> {
         let named = self.config.group.hosts.iter().find(|h| h.name == host);
-        let named = named.ok_or_else(|| format!("there is no host {host} in group.hosts"))?;
+        let named = named.ok_or_else(|| Conflict::UnknownHost(host.to_owned()))?;
         Ok(SeatId(named.seat))
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, String> {
-        let handle = self.seats.first().ok_or("there are no seats")?;
+    async fn snapshot(&self) -> Result<Snapshot, Conflict> {
+        let handle = self.seats.first().ok_or(Conflict::NoSeats)?;
         let snapshot = handle.snapshot().await;
-        snapshot.ok_or_else(|| "the replica manager is stopping".to_owned())
+        snapshot.ok_or(Conflict::Stopping)
     }
 
-    async fn input(&self, input: Input) -> Result<(), String> {
-        let handle = self.seats.first().ok_or("there are no seats")?;
+    async fn input(&self, input: Input) -> Result<(), Conflict> {
+        let handle = self.seats.first().ok_or(Conflict::NoSeats)?;
         let sent = handle.inputs.send(input).await;
-        sent.map_err(|_| "the replica manager is stopping".to_owned())
+        sent.map_err(|_| Conflict::Stopping)
     }
 
     /// The names of the hosts with these seats.

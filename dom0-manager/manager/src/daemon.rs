@@ -5,7 +5,10 @@
 //! destroys as well, at its end and at its start.
 
 mod catch_up;
+mod error;
 mod seats;
+
+pub(crate) use error::DaemonError;
 
 use crate::admin::{self, Deployment, Door};
 use crate::agent_link::{self, AgentLink};
@@ -18,7 +21,6 @@ use crate::normalise::Normaliser;
 use crate::peers::{LocalSeat, Network, Peers};
 use crate::seat::{Shared, SnapshotRule};
 use crate::stores;
-use anyhow::{Context, Result};
 use seats::{destroy_others, Start};
 use spare_protocol::admin::EventKind;
 use spare_protocol::Position;
@@ -62,7 +64,7 @@ pub enum Next {
 }
 
 /// Runs the replica manager until it is told to stop.
-pub(crate) async fn run(config: Config) -> Result<Next> {
+pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     // Whatever can be wrong with the surroundings is found out before the first VM is created.
     let normaliser = Arc::new(Normaliser::new(&config.normalise)?);
     warn_of_memory(&config);
@@ -72,7 +74,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let admin_listener = bind_admin(&config.admin.socket)?;
     let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
     let host = agent.call(|agent| async move { agent.host().await }).await;
-    let host = host.map_err(|e| anyhow::anyhow!("the agent does not answer: {e}"))?;
+    let host = host.map_err(DaemonError::SilentAgent)?;
     if host.1 == "process" {
         tracing::warn!(
             "replicas are processes of host {}, not virtual machines: for development and measurements, \
@@ -89,7 +91,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let queues: Vec<Queues> = here.iter().copied().map(Queues::new).collect();
     let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     let speaker = seats.iter().find(|s| s.seat == voice);
-    let speaker = speaker.context("no seat is on this host")?;
+    let speaker = speaker.ok_or(DaemonError::NoSeat)?;
     // Until the group serves clients get 503, and operators learn why.
     let clients = Arc::new(Clients {
         limits: config.gateway.clone(),
@@ -146,7 +148,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     let (behind, lags) = mpsc::unbounded_channel();
     let peers = match network {
         Some(network) => {
-            let store = stores.seats.first().context("this host has no store")?;
+            let store = stores.seats.first().ok_or(DaemonError::NoSeat)?;
             let local = LocalSeat {
                 inputs: speaker.inputs.clone(),
                 behind,
@@ -221,7 +223,7 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
     closing.await?;
     drop(stores.lock);
     match end {
-        End::Failed(why) => anyhow::bail!("{why}"),
+        End::Failed(why) => Err(DaemonError::Failed(why)),
         End::Signal(_) if durable => {
             tracing::info!("replicas stay as they are; the next run takes them up");
             Ok(Next::Nothing)
@@ -230,22 +232,30 @@ pub(crate) async fn run(config: Config) -> Result<Next> {
             stores::note_behind(&store_directory, after)?;
             Ok(Next::Again)
         }
-        _ => destroy_others(&agent, &BTreeSet::new())
-            .await
-            .map(|()| Next::Nothing)
-            .context("replicas cannot be removed"),
+        _ => {
+            destroy_all(&agent).await?;
+            Ok(Next::Nothing)
+        }
     }
 }
 
 /// An operator stops the service before it could begin.
-async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next> {
+async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next, DaemonError> {
     tracing::info!("stopping: an operator asked for it");
     tokio::time::sleep(FLUSH_DELAY).await;
     // Nothing more can be done about a socket that cannot be removed.
     let _ = std::fs::remove_file(admin_socket);
-    let destroyed = destroy_others(agent, &BTreeSet::new()).await;
-    destroyed.context("replicas cannot be removed")?;
+    destroy_all(agent).await?;
     Ok(Next::Nothing)
+}
+
+/// The service ends, and its replicas with it.
+async fn destroy_all(agent: &AgentLink) -> Result<(), DaemonError> {
+    let destroyed = destroy_others(agent, &BTreeSet::new()).await;
+    destroyed.map_err(|cause| DaemonError::Removal {
+        what: "replicas",
+        cause: Box::new(cause),
+    })
 }
 
 fn warn_of_memory(config: &Config) {
@@ -286,30 +296,21 @@ async fn drain(shared: &Shared, seats: &[SeatHandle]) {
     }
 }
 
-async fn bind_gateway(config: &Config) -> Result<TcpListener> {
+async fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
     let address = config.gateway.listen;
-    TcpListener::bind(address).await.with_context(|| {
-        format!(
-            "the gateway cannot listen on {address}; is another program using it (ss -ltnp)? \
-             Set gateway.listen to a free address"
-        )
-    })
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|cause| DaemonError::Gateway { address, cause })
 }
 
-fn bind_admin(socket: &Path) -> Result<UnixListener> {
+fn bind_admin(socket: &Path) -> Result<UnixListener, DaemonError> {
     if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        anyhow::bail!(
-            "another replica manager answers at {}; stop it, or set admin.socket to another path",
-            socket.display()
-        );
+        return Err(DaemonError::OtherManager(socket.to_owned()));
     }
     // Left behind by a manager that was killed: nobody answers there.
     let _ = std::fs::remove_file(socket);
-    UnixListener::bind(socket).with_context(|| {
-        format!(
-            "the admin API cannot listen at {}; does the folder exist, and may this user write to it? (admin.socket)",
-            socket.display()
-        )
+    UnixListener::bind(socket).map_err(|cause| DaemonError::Admin {
+        socket: socket.to_owned(),
+        cause,
     })
 }
 
@@ -343,10 +344,10 @@ async fn wait_for_end(
     mut failures: mpsc::UnboundedReceiver<String>,
     mut lagging: Lagging,
     tasks: &mut JoinSet<()>,
-) -> Result<End> {
+) -> Result<End, DaemonError> {
     use tokio::signal::unix::{signal, SignalKind};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(DaemonError::System)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(DaemonError::System)?;
     loop {
         tokio::select! {
             () = stop.notified() => return Ok(End::Stopped),

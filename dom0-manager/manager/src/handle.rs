@@ -1,15 +1,29 @@
 //! A seat as others have it: its queues, and what it tells about itself.
 
-use anyhow::{bail, Result};
 use spare_core::{Input, Standing};
 use spare_protocol::{Position, SeatId};
 use tokio::sync::{mpsc, oneshot};
+
+/// There is no snapshot of the agreed state.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error("nothing was agreed on yet: there is nothing to keep")]
+    Nothing,
+    /// In the store's words.
+    #[error("{0}")]
+    Store(String),
+    #[error("the replica manager is stopping")]
+    Ending,
+}
+
+/// Gets the position of a snapshot once it is on disk.
+pub(crate) type SnapshotAsker = oneshot::Sender<Result<Position, SnapshotError>>;
 
 /// A question to a seat.
 pub(crate) enum Query {
     Snapshot(oneshot::Sender<Snapshot>),
     /// A snapshot of what is agreed now, on disk.
-    Stored(oneshot::Sender<Result<Position, String>>),
+    Stored(SnapshotAsker),
 }
 
 /// What a seat tells about itself.
@@ -52,13 +66,11 @@ impl SeatHandle {
     }
 
     /// Has the agreed state of now written to disk as a snapshot; returns its position.
-    pub(crate) async fn store_snapshot(&self) -> Result<Position> {
+    pub(crate) async fn store_snapshot(&self) -> Result<Position, SnapshotError> {
         let (sender, receiver) = oneshot::channel();
-        self.queries.send(Query::Stored(sender)).await?;
-        match receiver.await? {
-            Ok(position) => Ok(position),
-            Err(why) => bail!(why),
-        }
+        let asked = self.queries.send(Query::Stored(sender)).await;
+        asked.map_err(|_| SnapshotError::Ending)?;
+        receiver.await.unwrap_or(Err(SnapshotError::Ending))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Opens the stores; where this host has one that is damaged, or too old to go on from, the newest snapshot of
 //! another host takes its place first.
 
+use super::error::DaemonError;
 use crate::admin::Door;
 use crate::config::Config;
 use crate::peers::{Fetched, Network, Source};
 use crate::stores::{self, Opened, Replacement, Stores};
-use anyhow::{Context, Result};
 use spare_protocol::{Hash, SeatId};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub(super) async fn open(
     (image, replicas): (Hash, Vec<String>),
     network: Option<&Network>,
     door: &Door,
-) -> Result<Stores> {
+) -> Result<Stores, DaemonError> {
     loop {
         let (opening, replicas) = (config.clone(), replicas.clone());
         let open = move || stores::open(&opening, image, &replicas);
@@ -31,7 +31,7 @@ pub(super) async fn open(
             "{}; this host begins with a snapshot of another one",
             replacement.why
         );
-        let network = network.context("there is no other host to ask for a snapshot")?;
+        let network = network.ok_or(DaemonError::NoOtherHost)?;
         let why = &replacement.why;
         door.waits_for(format!(
             "{why}; this host begins with a snapshot of another one"
@@ -56,7 +56,7 @@ async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> 
         for source in sources.iter().filter(fits) {
             match source.fetch(&folder).await {
                 Ok(fetched) => return fetched,
-                Err(error) => found.push(format!("host {}: {error:#}", source.name())),
+                Err(error) => found.push(format!("host {}: {error}", source.name())),
             }
         }
         // Told once, not with every attempt.

@@ -1,6 +1,7 @@
 //! Starts the seats of this host: with what is on disk, with the replicas of earlier runs, and with their ends
 //! of the group.
 
+use super::error::DaemonError;
 use crate::agent_link::AgentLink;
 use crate::clock::unix_us;
 use crate::config::{Config, Durability, Engine};
@@ -12,7 +13,6 @@ use crate::peers::Peers;
 use crate::record::Recorder;
 use crate::seat::{Attached, OpenFiles, Seat, Shared, Verification};
 use crate::stores::SeatStore;
-use anyhow::{Context, Result};
 use spare_core::{Core, KeptReplica, Resume};
 use spare_group::corosync::{self, Settings};
 use spare_group::guarded::{engine_ring, guarded, Guard};
@@ -37,7 +37,10 @@ pub(super) struct Start<'a> {
 
 /// Starts the seats of this host, with the engine that is configured. Returns what its group has to know of
 /// fencing, if there are other hosts.
-pub(super) async fn start(start: Start<'_>, tasks: &mut JoinSet<()>) -> Result<Option<Guard>> {
+pub(super) async fn start(
+    start: Start<'_>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<Guard>, DaemonError> {
     let size = start.config.group.faults + 1;
     match start.config.group.engine {
         Engine::Local => {
@@ -72,10 +75,10 @@ pub(super) async fn start(start: Start<'_>, tasks: &mut JoinSet<()>) -> Result<O
     }
 }
 
-fn settings(config: &Config) -> Result<Settings> {
+fn settings(config: &Config) -> Result<Settings, DaemonError> {
     let hosts = config.group.hosts.iter();
     let nodes = hosts.map(|h| (u32::from(h.seat) + 1, h.seat)).collect();
-    let me = config.group.this_host().context("group.host is missing")?;
+    let me = config.group.this_host().ok_or(DaemonError::NoSeat)?;
     let group = format!("spare-{}", config.service.name);
     Ok(Settings::new(me.seat, nodes, &group))
 }
@@ -83,9 +86,9 @@ fn settings(config: &Config) -> Result<Settings> {
 /// `join` gets the newest ring on disk, and returns the ends of the group.
 async fn start_seats<G: GroupChannel + 'static>(
     start: Start<'_>,
-    join: impl FnOnce(u64) -> Result<Vec<G>>,
+    join: impl FnOnce(u64) -> Result<Vec<G>, DaemonError>,
     tasks: &mut JoinSet<()>,
-) -> Result<()> {
+) -> Result<(), DaemonError> {
     let Start {
         config,
         stores,
@@ -109,7 +112,11 @@ async fn start_seats<G: GroupChannel + 'static>(
             clean: clean(replica),
         });
         let mut resume = resume(&store.resumed, kept.collect());
-        resume.drained = drained::is_drained(&store.folder)?;
+        resume.drained =
+            drained::is_drained(&store.folder).map_err(|cause| DaemonError::Folder {
+                folder: store.folder.clone(),
+                cause,
+            })?;
         let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
         // Replicas that went on were compared at their last checkpoint; all others come from the disk.
         let verification = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
@@ -152,7 +159,7 @@ fn open_files(
     opened: SeatStore,
     kept: &BTreeMap<ReplicaId, bool>,
     me: SeatId,
-) -> Result<OpenFiles> {
+) -> Result<OpenFiles, DaemonError> {
     let SeatStore {
         store,
         resumed,
@@ -160,8 +167,10 @@ fn open_files(
         progress,
         news,
     } = opened;
-    let list = KeptList::begin(&folder, kept)
-        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    let list = KeptList::begin(&folder, kept).map_err(|cause| DaemonError::Folder {
+        folder: folder.clone(),
+        cause,
+    })?;
     let record = config.store.record.as_ref().filter(|_| me == shared.voice);
     let fresh = config.store.durability == Durability::Memory;
     let recorder = record
@@ -185,7 +194,7 @@ async fn attach(
     shared: &Shared,
     seats: &[SeatHandle],
     known: &BTreeMap<ReplicaId, bool>,
-) -> Result<Vec<Attached>> {
+) -> Result<Vec<Attached>, DaemonError> {
     let listed = shared.agent.call(|agent| async move { agent.list().await });
     let mut attempts = JoinSet::new();
     for (name, state) in listed.await? {
@@ -214,21 +223,26 @@ async fn attach(
             }
             (replica, Err(error)) => {
                 let text = format!(
-                    "replica {replica} of an earlier run cannot be taken up ({error:#}); it is destroyed"
+                    "replica {replica} of an earlier run cannot be taken up ({error}); it is destroyed"
                 );
                 shared.journal.event(EventKind::Alarm, Some(replica), text);
             }
         }
     }
     let kept: BTreeSet<String> = attached.iter().map(|(r, ..)| r.to_string()).collect();
-    destroy_others(&shared.agent, &kept)
-        .await
-        .context("replicas of an earlier run cannot be removed")?;
+    let destroyed = destroy_others(&shared.agent, &kept).await;
+    destroyed.map_err(|cause| DaemonError::Removal {
+        what: "replicas of an earlier run",
+        cause: Box::new(cause),
+    })?;
     Ok(attached)
 }
 
 /// Destroys every VM of the service but these; all at once, since a group that begins anew waits for it.
-pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -> Result<()> {
+pub(super) async fn destroy_others(
+    agent: &AgentLink,
+    kept: &BTreeSet<String>,
+) -> Result<(), DaemonError> {
     let listed = agent.call(|agent| async move { agent.list().await });
     let mut calls = JoinSet::new();
     for (replica, _) in listed.await? {

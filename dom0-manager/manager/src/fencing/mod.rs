@@ -39,6 +39,17 @@ const STALL_MATTERS: Micros = Micros(10_000_000);
 /// From an attempt that failed to the next one.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// An operator's word that a host is off would mean nothing at present.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfirmError {
+    #[error("there is no host {0} in group.hosts")]
+    UnknownHost(String),
+    #[error("this host is in a group that goes on: nothing waits for this")]
+    Primary,
+    #[error("host {0} is not missing")]
+    NotMissing(String),
+}
+
 /// Makes sure that hosts are off.
 pub(crate) struct Fencing {
     guard: Guard,
@@ -184,17 +195,17 @@ impl Fencing {
     /// An operator has made sure that a host is off.
     ///
     /// # Errors
-    /// When that would mean nothing at present, in words.
-    pub(crate) fn confirm(&self, name: &str) -> Result<(), String> {
+    /// When that would mean nothing at present.
+    pub(crate) fn confirm(&self, name: &str) -> Result<(), ConfirmError> {
         let Some(host) = self.hosts.iter().find(|h| h.name == name) else {
-            return Err(format!("there is no host {name} in group.hosts"));
+            return Err(ConfirmError::UnknownHost(name.to_owned()));
         };
         let membership = self.guard.memberships().borrow().clone();
         if membership.primary {
-            return Err("this host is in a group that goes on: nothing waits for this".to_owned());
+            return Err(ConfirmError::Primary);
         }
         if !membership.missing.contains(&host.seat) {
-            return Err(format!("host {name} is not missing"));
+            return Err(ConfirmError::NotMissing(name.to_owned()));
         }
         let text = format!("an operator says that host {name} is off");
         self.event(EventKind::Fenced, text);

@@ -78,7 +78,8 @@ const WORKS: &str = "case $action in off) exit 0;; status) exit 2;; esac; exit 1
 #[tokio::test]
 async fn an_agent_is_told_on_its_input_and_asked_whether_it_is_so() {
     let script = Script::new("works", WORKS);
-    assert_eq!(script.agent(LIMIT).turn_off().await, Ok(()));
+    let done = script.agent(LIMIT).turn_off().await;
+    done.expect("it does both");
     assert_eq!(
         script.told(),
         "action=off\nport=h2\naction=status\nport=h2\n"
@@ -104,11 +105,13 @@ async fn an_agent_that_fails_lies_or_hangs_never_counts_as_success() {
     ] {
         let script = Script::new(name, body);
         let refused = script.agent(LIMIT).turn_off().await.expect_err(name);
+        let refused = refused.to_string();
         assert!(refused.contains(named), "{name}: {refused}");
     }
     let script = Script::new("hangs", "exec sleep 100");
     let refused = script.agent(Duration::from_millis(300)).turn_off().await;
-    assert!(refused.expect_err("hangs").contains("no answer"));
+    let refused = refused.expect_err("hangs").to_string();
+    assert!(refused.contains("no answer"));
     let missing = Agent {
         program: "/nonexistent/agent".to_owned(),
         ..script.agent(LIMIT)

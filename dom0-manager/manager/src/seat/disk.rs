@@ -4,6 +4,7 @@
 use super::shared::Shared;
 use crate::clock::unix_us;
 use crate::drained;
+use crate::handle::{SnapshotAsker, SnapshotError};
 use crate::kept::KeptList;
 use crate::record::Recorder;
 use spare_core::{DecidedRequest, ViewId};
@@ -16,7 +17,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, Notify};
+use tokio::sync::{mpsc, Notify};
 
 /// How long what is safe may wait for a record to be written with.
 const SAFE_DELAY: Duration = Duration::from_millis(50);
@@ -38,9 +39,6 @@ pub(crate) struct OpenFiles {
     /// The newest view that is stored.
     pub(crate) view: ViewId,
 }
-
-/// Gets the position of a snapshot once it is on disk, or why there is none.
-pub(super) type SnapshotAsker = oneshot::Sender<Result<Position, String>>;
 
 /// What is on disk for one seat.
 pub(super) struct Disk {
@@ -135,7 +133,7 @@ impl Disk {
             Event::Trouble(error) => {
                 let text = format!("the store of seat {}: {error}", self.me);
                 for (_, asker) in self.awaited.drain(..) {
-                    let _ = asker.send(Err(text.clone()));
+                    let _ = asker.send(Err(SnapshotError::Store(text.clone())));
                 }
                 self.shared.journal.event(EventKind::Alarm, None, text);
             }
@@ -292,8 +290,7 @@ impl Disk {
     pub(super) fn await_snapshot(&mut self, asker: SnapshotAsker) {
         let position = self.safe;
         if position == Position(0) {
-            let why = "nothing was agreed on yet: there is nothing to keep";
-            return drop(asker.send(Err(why.to_owned())));
+            return drop(asker.send(Err(SnapshotError::Nothing)));
         }
         self.awaited.push((position, asker));
         self.ask_snapshot(position);
