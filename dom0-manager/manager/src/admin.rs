@@ -4,7 +4,7 @@ use crate::agent_link::AgentLink;
 use crate::config::Config;
 use crate::fencing::{ConfirmError, Fencing};
 use crate::gateway::Clients;
-use crate::handle::{SeatHandle, Snapshot, SnapshotError};
+use crate::handle::{CoreStatus, DriverHandle, SnapshotError};
 use crate::journal::Journal;
 use crate::peers::Peers;
 use crate::pending::Answer;
@@ -45,7 +45,7 @@ const WAIT_MS_MAX: u64 = 60_000;
 pub(crate) struct Deployment {
     pub(crate) config: Config,
     /// Those on this host.
-    pub(crate) seats: Vec<SeatHandle>,
+    pub(crate) seats: Vec<DriverHandle>,
     pub(crate) peers: Arc<Peers>,
     /// None if all seats are here.
     pub(crate) fencing: Option<Arc<Fencing>>,
@@ -390,11 +390,11 @@ async fn stop(State(door): State<Arc<Door>>) -> Response {
 impl Deployment {
     async fn status(&self) -> Option<Status> {
         let mut seats = Vec::new();
-        let mut first: Option<Snapshot> = None;
+        let mut first: Option<CoreStatus> = None;
         for (handle, store) in self.seats.iter().zip(&self.stores) {
-            let snapshot = handle.snapshot().await?;
-            seats.push(self.seat(handle.seat, &snapshot, Some(store)).await);
-            first.get_or_insert(snapshot);
+            let core = handle.core_status().await?;
+            seats.push(self.seat(handle.seat, &core, Some(store)).await);
+            first.get_or_insert(core);
         }
         let first = first?;
         for seat in self.config.group.seats() {
@@ -438,7 +438,7 @@ impl Deployment {
     /// Nothing that only `host` had on disk is waited for any longer.
     async fn accept_loss(&self, host: &str) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
-        let awaits = self.snapshot().await?.awaits;
+        let awaits = self.core_status().await?.awaits;
         if !awaits.contains(&seat) {
             return Err(match self.names(&awaits).as_str() {
                 "" => Conflict::WaitsForNobody,
@@ -454,7 +454,7 @@ impl Deployment {
     /// Others take the places of a host's replicas, or it gets its share again. Returns before that is done.
     async fn drain(&self, host: &str, drained: bool) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
-        let now = self.snapshot().await?;
+        let now = self.core_status().await?;
         if now.standing != Standing::Serving {
             return Err(Conflict::Apart);
         }
@@ -479,10 +479,10 @@ impl Deployment {
         Ok(SeatId(named.seat))
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, Conflict> {
+    async fn core_status(&self) -> Result<CoreStatus, Conflict> {
         let handle = self.seats.first().ok_or(Conflict::NoSeats)?;
-        let snapshot = handle.snapshot().await;
-        snapshot.ok_or(Conflict::Stopping)
+        let status = handle.core_status().await;
+        status.ok_or(Conflict::Stopping)
     }
 
     async fn input(&self, input: Input) -> Result<(), Conflict> {
@@ -500,7 +500,7 @@ impl Deployment {
     }
 
     /// Why this host does not take part, in words.
-    fn waits_for(&self, first: &Snapshot) -> String {
+    fn waits_for(&self, first: &CoreStatus) -> String {
         let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
         match first.standing {
             Standing::Serving => String::new(),
@@ -519,11 +519,11 @@ impl Deployment {
     }
 
     /// This host, then the others.
-    async fn hosts(&self, snapshot: &Snapshot) -> Vec<HostStatus> {
+    async fn hosts(&self, core: &CoreStatus) -> Vec<HostStatus> {
         let group = &self.config.group;
         let this = group.this_host();
-        let member = |seat: u16| snapshot.view.contains(&SeatId(seat));
-        let drained = |seat: u16| snapshot.drained.contains(&SeatId(seat));
+        let member = |seat: u16| core.view.contains(&SeatId(seat));
+        let drained = |seat: u16| core.drained.contains(&SeatId(seat));
         let mut hosts = vec![HostStatus {
             name: self.host_name().to_owned(),
             accelerator: self.host.1.clone(),
@@ -560,11 +560,11 @@ impl Deployment {
     async fn seat(
         &self,
         seat: SeatId,
-        snapshot: &Snapshot,
+        core: &CoreStatus,
         store: Option<&Arc<Store>>,
     ) -> SeatStatus {
         let mut replicas = Vec::new();
-        for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
+        for view in core.replicas.iter().filter(|v| v.replica.seat == seat) {
             let usage = match view.state {
                 ReplicaState::Quarantined | ReplicaState::Lost | ReplicaState::Destroyed => None,
                 _ if store.is_none() => None,

@@ -1,7 +1,7 @@
 //! The connection to the host agent: opened again when the agent was restarted, and the seats are told
 //! what became of their replicas meanwhile.
 
-use crate::handle::SeatHandle;
+use crate::handle::DriverHandle;
 use crate::journal::Journal;
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};
@@ -147,7 +147,7 @@ impl AgentLink {
 
 impl AgentWatch {
     /// Tells the seats about VMs that stopped, until the task is ended.
-    pub(crate) async fn run(self, seats: Vec<SeatHandle>, journal: Arc<Journal>) {
+    pub(crate) async fn run(self, seats: Vec<DriverHandle>, journal: Arc<Journal>) {
         loop {
             let agent = self.current.borrow().clone();
             match agent {
@@ -171,7 +171,7 @@ impl AgentWatch {
 }
 
 /// Listens until the connection ends. Always reads on: a client that does not is cut off.
-async fn listen(agent: &AgentProxy<'static>, seats: &[SeatHandle]) {
+async fn listen(agent: &AgentProxy<'static>, seats: &[DriverHandle]) {
     let connection = agent.inner().connection().clone();
     let Ok(mut changes) = agent.receive_state_changed().await else {
         return;
@@ -197,7 +197,7 @@ async fn listen(agent: &AgentProxy<'static>, seats: &[SeatHandle]) {
     }
 }
 
-async fn changed(seats: &[SeatHandle], replica: &str, state: &str, reason: &str) {
+async fn changed(seats: &[DriverHandle], replica: &str, state: &str, reason: &str) {
     let Ok(replica) = replica.parse::<ReplicaId>() else {
         return;
     };

@@ -13,13 +13,13 @@ pub(crate) use error::DaemonError;
 use crate::admin::{self, Deployment, Door};
 use crate::agent_link::{self, AgentLink};
 use crate::config::{Config, Durability};
+use crate::driver::{Shared, SnapshotRule};
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
-use crate::handle::{Queues, SeatHandle};
+use crate::handle::{DriverHandle, Queues};
 use crate::journal::Journal;
 use crate::normalise::Normaliser;
 use crate::peers::{LocalSeat, Network, Peers};
-use crate::seat::{Shared, SnapshotRule};
 use crate::stores;
 use seats::{destroy_others, Start};
 use spare_protocol::admin::EventKind;
@@ -89,7 +89,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let replicas = replicas?.into_iter().map(|(name, _)| name).collect();
     let here = config.group.seats_here();
     let queues: Vec<Queues> = here.iter().copied().map(Queues::new).collect();
-    let seats: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
+    let seats: Vec<DriverHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     let speaker = seats.iter().find(|s| s.seat == voice);
     let speaker = speaker.ok_or(DaemonError::NoSeat)?;
     // Until the group serves clients get 503, and operators learn why.
@@ -276,7 +276,7 @@ fn warn_of_memory(config: &Config) {
 
 /// No more requests are taken; those under way are answered, and all seats learn that all have
 /// everything, so that the next run finds replicas that it can take up.
-async fn drain(shared: &Shared, seats: &[SeatHandle]) {
+async fn drain(shared: &Shared, seats: &[DriverHandle]) {
     shared.close_gateway();
     let begun = Instant::now();
     while shared.pending.count() > 0 && begun.elapsed() < DRAIN_LIMIT {
@@ -286,8 +286,8 @@ async fn drain(shared: &Shared, seats: &[SeatHandle]) {
     while begun.elapsed() < SETTLE_LIMIT {
         let mut settled = true;
         for seat in seats {
-            let snapshot = seat.snapshot().await;
-            settled &= snapshot.is_none_or(|s| s.safe == s.agreed && s.ordered == s.agreed);
+            let status = seat.core_status().await;
+            settled &= status.is_none_or(|s| s.safe == s.agreed && s.ordered == s.agreed);
         }
         if settled {
             return;

@@ -9,6 +9,7 @@ mod daemon;
 #[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod drained;
+mod driver;
 mod evidence;
 mod fencing;
 mod gateway;
@@ -20,7 +21,6 @@ mod normalise;
 mod peers;
 mod pending;
 mod record;
-mod seat;
 mod slow_disk;
 mod stores;
 mod timeline;

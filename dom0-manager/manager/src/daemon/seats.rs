@@ -6,12 +6,12 @@ use crate::agent_link::AgentLink;
 use crate::clock::unix_us;
 use crate::config::{Config, Durability, Engine};
 use crate::drained;
+use crate::driver::{Attached, Driver, OpenFiles, Shared, Verification};
 use crate::guest;
-use crate::handle::{Queues, SeatHandle};
+use crate::handle::{DriverHandle, Queues};
 use crate::kept::{self, KeptList};
 use crate::peers::Peers;
 use crate::record::Recorder;
-use crate::seat::{Attached, OpenFiles, Seat, Shared, Verification};
 use crate::stores::SeatStore;
 use spare_core::{Core, KeptReplica, Resume};
 use spare_group::corosync::{self, Settings};
@@ -96,7 +96,7 @@ async fn start_seats<G: GroupChannel + 'static>(
         peers,
         shared,
     } = start;
-    let handles: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
+    let handles: Vec<DriverHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     let known = known_replicas(config, &stores);
     let mut attached = attach(shared, &handles, &known).await?;
     let last = stores.iter().map(|s| s.resumed.view.id.ring).max();
@@ -126,8 +126,8 @@ async fn start_seats<G: GroupChannel + 'static>(
         let disk = (open_files(shared, config, store, &list, me)?, verification);
         let core = Core::new(config.core(me), resume)?;
         let peers = Arc::clone(&peers);
-        let seat = Seat::new(core, group, queues, peers, disk, mine, shared.clone());
-        tasks.spawn(seat.run());
+        let driver = Driver::new(core, group, queues, peers, disk, mine, shared.clone());
+        tasks.spawn(driver.run());
     }
     Ok(())
 }
@@ -192,7 +192,7 @@ fn open_files(
 /// Attaches to the replicas of earlier runs that are `known`; all others are destroyed.
 async fn attach(
     shared: &Shared,
-    seats: &[SeatHandle],
+    seats: &[DriverHandle],
     known: &BTreeMap<ReplicaId, bool>,
 ) -> Result<Vec<Attached>, DaemonError> {
     let listed = shared.agent.call(|agent| async move { agent.list().await });

@@ -17,7 +17,7 @@ mod tls;
 mod tests;
 
 use crate::config::{Config, Host};
-use crate::handle::SeatHandle;
+use crate::handle::DriverHandle;
 use link::{Dialler, Link};
 use listen::{Accepting, Listener};
 use message::LinkMessage;
@@ -75,7 +75,7 @@ pub(crate) struct Network {
 
 impl Peers {
     /// All seats are in this process.
-    pub(crate) fn here(seats: &[SeatHandle]) -> Peers {
+    pub(crate) fn here(seats: &[DriverHandle]) -> Peers {
         let ways = seats.iter().map(|s| (s.seat, Way::Here(s.inputs.clone())));
         Peers {
             ways: ways.collect(),

@@ -1,4 +1,4 @@
-//! One seat: the task that owns its core. Everything reaches the core as an input through this task,
+//! The driver of one seat: the task that owns the seat's core. Everything reaches the core as an input through this task,
 //! and everything the core wants done is started here, so nothing in the core locks.
 //! Calls to the agent run in tasks of their own: a hung hypervisor never stalls voting.
 
@@ -17,7 +17,7 @@ pub(crate) use shared::{Shared, SnapshotRule};
 pub(crate) use verification::Verification;
 
 use crate::clock::{self, unix_us};
-use crate::handle::{Query, Queues, Snapshot};
+use crate::handle::{CoreStatus, Query, Queues};
 use crate::peers::Peers;
 use crate::pending::Answer;
 use bytes::Bytes;
@@ -40,8 +40,8 @@ const BATCH_MAX: usize = 256;
 /// The core is told of a longer lease when it is longer by this.
 const LEASE_STEP: Micros = Micros(50_000);
 
-/// A seat's task.
-pub(crate) struct Seat<G> {
+/// The task that owns the core of one seat.
+pub(crate) struct Driver<G> {
     me: SeatId,
     core: Core,
     /// Empty; kept for its memory.
@@ -59,7 +59,7 @@ pub(crate) struct Seat<G> {
     shared: Shared,
 }
 
-impl<G: GroupChannel> Seat<G> {
+impl<G: GroupChannel> Driver<G> {
     /// `attached` are the replicas that ran before this manager.
     pub(crate) fn new(
         core: Core,
@@ -69,10 +69,10 @@ impl<G: GroupChannel> Seat<G> {
         (files, verification): (OpenFiles, Verification),
         attached: Vec<Attached>,
         shared: Shared,
-    ) -> Seat<G> {
+    ) -> Driver<G> {
         let me = queues.handle.seat;
         let inputs = queues.handle.inputs.clone();
-        Seat {
+        Driver {
             me,
             core,
             outputs: Vec::new(),
@@ -142,8 +142,8 @@ impl<G: GroupChannel> Seat<G> {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        Snapshot {
+    fn status(&self) -> CoreStatus {
+        CoreStatus {
             epoch: self.core.epoch(),
             ordered: self.core.ordered(),
             agreed: self.core.agreed(),
@@ -257,8 +257,8 @@ impl<G: GroupChannel> Seat<G> {
 
     fn query(&mut self, query: Query) {
         match query {
-            Query::Snapshot(asker) => drop(asker.send(self.snapshot())),
-            Query::Stored(asker) => self.disk.await_snapshot(asker),
+            Query::Status(asker) => drop(asker.send(self.status())),
+            Query::StoreSnapshot(asker) => self.disk.await_snapshot(asker),
         }
     }
 
@@ -312,12 +312,12 @@ impl<G: GroupChannel> Seat<G> {
         let mut outputs = std::mem::take(&mut self.outputs);
         self.core.step_into(now, input, &mut outputs);
         for output in outputs.drain(..) {
-            self.carry_out(output);
+            self.perform(output);
         }
         self.outputs = outputs;
     }
 
-    fn carry_out(&mut self, output: Output) {
+    fn perform(&mut self, output: Output) {
         match output {
             Output::Multicast(envelope) => {
                 // The group is closed only when the daemon ends.
