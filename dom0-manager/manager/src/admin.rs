@@ -2,10 +2,10 @@
 
 use crate::agent_link::AgentLink;
 use crate::config::Config;
+use crate::event_log::EventLog;
 use crate::fencing::{ConfirmError, Fencing};
 use crate::gateway::Clients;
 use crate::handle::{CoreStatus, DriverHandle, SnapshotError};
-use crate::journal::Journal;
 use crate::peers::Peers;
 use crate::pending::Answer;
 use axum::body::Body;
@@ -51,14 +51,14 @@ pub(crate) struct Deployment {
     pub(crate) fencing: Option<Arc<Fencing>>,
     /// Of the seats, in their order.
     pub(crate) stores: Vec<Arc<Store>>,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) event_log: Arc<EventLog>,
     pub(crate) clients: Arc<Clients>,
     pub(crate) agent: AgentLink,
     pub(crate) host: (String, String),
 }
 
 /// Where operators come in. Behind it there is nothing at first but what the manager waits for.
-pub(crate) struct Door {
+pub(crate) struct AdminApi {
     config: Config,
     host: (String, String),
     waits_for: Mutex<String>,
@@ -67,9 +67,9 @@ pub(crate) struct Door {
     pub(crate) stop: Notify,
 }
 
-impl Door {
-    pub(crate) fn new(config: Config, host: (String, String)) -> Door {
-        Door {
+impl AdminApi {
+    pub(crate) fn new(config: Config, host: (String, String)) -> AdminApi {
+        AdminApi {
             config,
             host,
             waits_for: Mutex::default(),
@@ -226,7 +226,7 @@ type Done = Result<Json<serde_json::Value>, Refused>;
 type Answered = Result<Response, Unavailable>;
 
 /// The API's routes.
-pub(crate) fn router(door: Arc<Door>) -> Router {
+pub(crate) fn router(api: Arc<AdminApi>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
@@ -238,12 +238,12 @@ pub(crate) fn router(door: Arc<Door>) -> Router {
         .route("/v1/host/drain", post(drain))
         .route("/v1/host/fill", post(fill))
         .route("/v1/stop", post(stop))
-        .with_state(door)
+        .with_state(api)
 }
 
-async fn status(State(door): State<Arc<Door>>) -> Answered {
-    let Ok(deployment) = door.deployment() else {
-        return Ok(Json(door.starting()).into_response());
+async fn status(State(api): State<Arc<AdminApi>>) -> Answered {
+    let Ok(deployment) = api.deployment() else {
+        return Ok(Json(api.starting()).into_response());
     };
     let status = deployment.status().await.ok_or(Unavailable::Stopping)?;
     Ok(Json(status).into_response())
@@ -260,25 +260,25 @@ pub(crate) struct Window {
     pub(crate) wait_ms: u64,
 }
 
-async fn events(State(door): State<Arc<Door>>, Query(window): Query<Window>) -> Answered {
+async fn events(State(api): State<Arc<AdminApi>>, Query(window): Query<Window>) -> Answered {
     let wait = Duration::from_millis(window.wait_ms.min(WAIT_MS_MAX));
     let until = tokio::time::Instant::now() + wait;
-    let journal = &door.deployment()?.journal;
-    Ok(Json(journal.events_after(window.after, until).await).into_response())
+    let event_log = &api.deployment()?.event_log;
+    Ok(Json(event_log.events_after(window.after, until).await).into_response())
 }
 
-async fn faults(State(door): State<Arc<Door>>) -> Answered {
-    Ok(Json(door.deployment()?.journal.faults()).into_response())
+async fn faults(State(api): State<Arc<AdminApi>>) -> Answered {
+    Ok(Json(api.deployment()?.event_log.faults()).into_response())
 }
 
-async fn scrub(State(door): State<Arc<Door>>) -> Answered {
-    let deployment = door.deployment()?;
+async fn scrub(State(api): State<Arc<AdminApi>>) -> Answered {
+    let deployment = api.deployment()?;
     let answer = deployment.clients.submit(Class::Scrub, None, Bytes::new());
     let Some(Answer::Agreed(position, _)) = answer.await else {
         return Err(Unavailable::ScrubTimeout);
     };
     let until = tokio::time::Instant::now() + SCRUB_LIMIT;
-    let roots = deployment.journal.scrubbed(position, until).await;
+    let roots = deployment.event_log.scrubbed(position, until).await;
     let roots = roots.ok_or(Unavailable::RootsTimeout)?;
     let equal = roots.windows(2).all(|w| w[0].1 == w[1].1);
     let report = ScrubReport {
@@ -293,8 +293,8 @@ async fn scrub(State(door): State<Arc<Door>>) -> Answered {
 }
 
 /// A snapshot of now, as a file.
-async fn backup(State(door): State<Arc<Door>>) -> Answered {
-    let deployment = door.deployment()?;
+async fn backup(State(api): State<Arc<AdminApi>>) -> Answered {
+    let deployment = api.deployment()?;
     let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
         return Err(Unavailable::NoSeats);
     };
@@ -348,8 +348,8 @@ struct Named {
 }
 
 /// An operator says that a host is off.
-async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
-    let deployment = door.deployment()?;
+async fn confirm_fence(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
     let fencing = deployment.fencing.as_ref().ok_or(Conflict::OneHost)?;
     let confirmed = fencing.confirm(&named.host);
     confirmed.map_err(Conflict::Confirm)?;
@@ -357,22 +357,22 @@ async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>
 }
 
 /// An operator says that a host's disk is gone for good.
-async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
-    let deployment = door.deployment()?;
+async fn accept_loss(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
     deployment.accept_loss(&named.host).await?;
     Ok(nothing())
 }
 
 /// A host is to have no replicas.
-async fn drain(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
-    let deployment = door.deployment()?;
+async fn drain(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
     deployment.drain(&named.host, true).await?;
     Ok(nothing())
 }
 
 /// A host that was drained is to have its share again.
-async fn fill(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Done {
-    let deployment = door.deployment()?;
+async fn fill(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
     deployment.drain(&named.host, false).await?;
     Ok(nothing())
 }
@@ -382,8 +382,8 @@ fn nothing() -> Json<serde_json::Value> {
     Json(serde_json::json!({}))
 }
 
-async fn stop(State(door): State<Arc<Door>>) -> Response {
-    door.stop.notify_one();
+async fn stop(State(api): State<Arc<AdminApi>>) -> Response {
+    api.stop.notify_one();
     nothing().into_response()
 }
 
@@ -407,7 +407,7 @@ impl Deployment {
             .clients
             .serving
             .load(std::sync::atomic::Ordering::Relaxed);
-        let counters = self.journal.counters();
+        let counters = self.event_log.counters();
         let apart = first.standing != Standing::Serving;
         let mode = match (serving, first.staffed || counters.requests > 0) {
             (true, _) => Mode::Serving,
@@ -431,7 +431,7 @@ impl Deployment {
             hosts: self.hosts(&first).await,
             seats,
             counters,
-            last_conviction: self.journal.last_conviction(),
+            last_conviction: self.event_log.last_conviction(),
         })
     }
 

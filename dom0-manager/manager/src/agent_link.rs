@@ -1,8 +1,8 @@
 //! The connection to the host agent: opened again when the agent was restarted, and the seats are told
 //! what became of their replicas meanwhile.
 
+use crate::event_log::EventLog;
 use crate::handle::DriverHandle;
-use crate::journal::Journal;
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};
 use spare_core::Input;
@@ -147,7 +147,7 @@ impl AgentLink {
 
 impl AgentWatch {
     /// Tells the seats about VMs that stopped, until the task is ended.
-    pub(crate) async fn run(self, seats: Vec<DriverHandle>, journal: Arc<Journal>) {
+    pub(crate) async fn run(self, seats: Vec<DriverHandle>, event_log: Arc<EventLog>) {
         loop {
             let agent = self.current.borrow().clone();
             match agent {
@@ -156,7 +156,7 @@ impl AgentWatch {
                     self.current.send_replace(None);
                     let text = "the agent closed its connection; until it is back, replicas can be neither woken \
                                 nor replaced";
-                    journal.event(EventKind::Alarm, None, text.to_owned());
+                    event_log.event(EventKind::Alarm, None, text.to_owned());
                 }
                 None => match agent::connect(&self.socket).await {
                     Ok(agent) => {

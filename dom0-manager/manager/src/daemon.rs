@@ -10,14 +10,14 @@ mod seats;
 
 pub(crate) use error::DaemonError;
 
-use crate::admin::{self, Deployment, Door};
+use crate::admin::{self, AdminApi, Deployment};
 use crate::agent_link::{self, AgentLink};
 use crate::config::{Config, Durability};
 use crate::driver::{Shared, SnapshotRule};
+use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
 use crate::handle::{DriverHandle, Queues};
-use crate::journal::Journal;
 use crate::normalise::Normaliser;
 use crate::peers::{LocalSeat, Network, Peers};
 use crate::stores;
@@ -102,25 +102,25 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         serving: Arc::default(),
         in_flight: Semaphore::new(config.gateway.requests_max),
     });
-    let door = Arc::new(Door::new(config.clone(), host.clone()));
+    let api = Arc::new(AdminApi::new(config.clone(), host.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(gateway::serve(listener, Arc::clone(&clients)));
-    let router = admin::router(Arc::clone(&door));
+    let router = admin::router(Arc::clone(&api));
     tasks.spawn(async move {
         if let Err(error) = axum::serve(admin_listener, router).await {
             tracing::error!("the admin API ended: {error}");
         }
     });
     let stores = tokio::select! {
-        stores = catch_up::open(&config, (image, replicas), network.as_ref(), &door) => stores?,
-        () = door.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
+        stores = catch_up::open(&config, (image, replicas), network.as_ref(), &api) => stores?,
+        () = api.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
     };
-    door.waits_for("it joins the group".to_owned());
+    api.waits_for("it joins the group".to_owned());
 
     let evidence = stores::evidence(&config, voice);
-    let journal = Arc::new(Journal::new(voice, here, evidence));
+    let event_log = Arc::new(EventLog::new(voice, here, evidence));
     for remark in stores.remarks {
-        journal.event(EventKind::Alarm, None, remark);
+        event_log.event(EventKind::Alarm, None, remark);
     }
     let numbers = stores.seats.iter().flat_map(|s| &s.resumed.numbers);
     clients
@@ -132,7 +132,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         several_hosts: network.is_some(),
         image: config.service.image.clone(),
         agent: agent.clone(),
-        journal: Arc::clone(&journal),
+        event_log: Arc::clone(&event_log),
         normaliser,
         pending: Arc::clone(&clients.pending),
         serving: Arc::clone(&clients.serving),
@@ -144,7 +144,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
             records: config.store.snapshot_requests,
         },
     };
-    tasks.spawn(watch.run(seats.clone(), Arc::clone(&journal)));
+    tasks.spawn(watch.run(seats.clone(), Arc::clone(&event_log)));
     let (behind, lags) = mpsc::unbounded_channel();
     let peers = match network {
         Some(network) => {
@@ -175,21 +175,21 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         let hosts = config.group.hosts.clone();
         let settings = config.fencing.as_ref();
         let suspended = shared.suspended.subscribe();
-        let journal = Arc::clone(&journal);
-        Arc::new(Fencing::new(guard, suspended, hosts, settings, journal))
+        let event_log = Arc::clone(&event_log);
+        Arc::new(Fencing::new(guard, suspended, hosts, settings, event_log))
     });
     if let Some(fencing) = &fencing {
         tasks.spawn(Arc::clone(fencing).run());
     }
     let admin_socket = config.admin.socket.clone();
     let store_directory = config.store.directory.clone();
-    door.open(Deployment {
+    api.open(Deployment {
         config,
         seats: seats.clone(),
         peers,
         fencing,
         stores: all_stores.clone(),
-        journal,
+        event_log,
         clients,
         agent: agent.clone(),
         host,
@@ -199,7 +199,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         told: lags,
         store: all_stores.first().filter(|_| durable).map(Arc::clone),
     };
-    let end = wait_for_end(&door.stop, failures, lagging, &mut tasks).await?;
+    let end = wait_for_end(&api.stop, failures, lagging, &mut tasks).await?;
     let why = match &end {
         End::Stopped => "an operator asked for it",
         End::Signal(name) => name,
@@ -215,7 +215,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     tokio::time::sleep(FLUSH_DELAY).await;
     tasks.shutdown().await;
     // It holds the stores.
-    drop(door);
+    drop(api);
     // Nothing more can be done about a socket that cannot be removed.
     let _ = std::fs::remove_file(admin_socket);
     // What is on its way to the disk gets there.

@@ -173,7 +173,7 @@ impl<G: GroupChannel> Driver<G> {
         if !self.served && self.core.is_staffed() && self.verified() {
             self.served = true;
             let text = "every seat has its active replica: the gateway answers clients".to_owned();
-            self.shared.journal.event(EventKind::Serving, None, text);
+            self.shared.event_log.event(EventKind::Serving, None, text);
         }
         let suspended = self.core.standing() == Standing::Suspended;
         let changes = |was: &mut bool| std::mem::replace(was, suspended) != suspended;
@@ -194,7 +194,7 @@ impl<G: GroupChannel> Driver<G> {
                 _ => "this host is not in the primary view any more: its clients get 503",
             };
             self.shared
-                .journal
+                .event_log
                 .event(EventKind::Alarm, None, text.to_owned());
         }
     }
@@ -236,7 +236,7 @@ impl<G: GroupChannel> Driver<G> {
         match message {
             GroupMessage::Requests(requests) if self.me == self.shared.voice => {
                 for request in requests {
-                    self.shared.journal.ordered(request.class);
+                    self.shared.event_log.ordered(request.class);
                 }
             }
             _ => {}
@@ -249,7 +249,7 @@ impl<G: GroupChannel> Driver<G> {
         } = &input
         {
             self.shared
-                .journal
+                .event_log
                 .arrived(*position, *replica, Instant::now());
         }
         self.step(input);
@@ -330,7 +330,7 @@ impl<G: GroupChannel> Driver<G> {
             Output::StoreView(view) => self.disk.store_view(view),
             Output::Truncate { after } => self.disk.truncate(after),
             Output::Safe { position } => self.disk.safe(position),
-            Output::Keep { replica, clean } => self.disk.keep(replica, clean),
+            Output::Keep { replica, clean } => self.disk.in_service(replica, clean),
             Output::Forget(replica) => self.forget(replica),
             Output::StoreDrained(is_drained) => self.disk.store_drained(is_drained),
             Output::Create(replica) => {
@@ -379,7 +379,7 @@ impl<G: GroupChannel> Driver<G> {
                 }
                 let answer = Answer::Agreed(position, outcome);
                 self.shared.pending.answer(id.number, answer);
-                self.shared.journal.answered(position);
+                self.shared.event_log.answered(position);
             }
             Output::AnswerAgain { id, position } => {
                 let pending = &self.shared.pending;
@@ -403,14 +403,14 @@ impl<G: GroupChannel> Driver<G> {
     /// A later run of the manager does not take the replica up.
     fn forget(&mut self, replica: ReplicaId) {
         self.replicas.forget(replica);
-        self.disk.forget(replica);
+        self.disk.out_of_service(replica);
     }
 
     fn notice(&mut self, notice: Notice) {
         if let Some(duty) = duty::of(self.me, &notice) {
             self.fulfil(duty, &notice);
         }
-        self.shared.journal.record(self.me, notice);
+        self.shared.event_log.record(self.me, notice);
     }
 
     fn fulfil(&mut self, duty: Duty<'_>, notice: &Notice) {
@@ -418,7 +418,7 @@ impl<G: GroupChannel> Driver<G> {
             Duty::PrioritiseActive(replica) => self.replicas.prioritise_active(replica),
             Duty::EndUrgency(replica) => self.replicas.end_urgency(replica),
             Duty::NoteConviction(replica, position) => {
-                let note = self.shared.journal.conviction_note(notice);
+                let note = self.shared.event_log.conviction_note(notice);
                 self.disk.note_conviction(replica, position, note);
             }
             Duty::KeepRoot(position, root) => self.disk.stable(position, root),

@@ -35,8 +35,8 @@ pub(crate) struct Archive {
 }
 
 /// A conviction's folder.
-struct Kept {
-    folder: PathBuf,
+struct ConvictionFolder {
+    path: PathBuf,
     at_us: i64,
     bytes: u64,
 }
@@ -88,24 +88,24 @@ impl Archive {
 
     /// Removes the oldest until what is left is within the bounds; `last` and the newest stay.
     fn trim(&self, last: &Path) -> std::io::Result<()> {
-        let mut all: Vec<Kept> = self.kept()?;
-        all.sort_by_key(|kept| kept.at_us);
+        let mut all: Vec<ConvictionFolder> = self.folders()?;
+        all.sort_by_key(|folder| folder.at_us);
         let newest = all.pop();
         let mut count = all.len() + usize::from(newest.is_some());
-        let mut bytes: u64 = all.iter().chain(&newest).map(|kept| kept.bytes).sum();
-        for kept in all.iter().filter(|kept| kept.folder != last) {
+        let mut bytes: u64 = all.iter().chain(&newest).map(|folder| folder.bytes).sum();
+        for folder in all.iter().filter(|folder| folder.path != last) {
             if count <= self.convictions_max && bytes <= self.bytes_max {
                 break;
             }
-            std::fs::remove_dir_all(&kept.folder)?;
+            std::fs::remove_dir_all(&folder.path)?;
             count -= 1;
-            bytes -= kept.bytes;
+            bytes -= folder.bytes;
         }
         Ok(())
     }
 
     /// The folders that this program made.
-    fn kept(&self) -> std::io::Result<Vec<Kept>> {
+    fn folders(&self) -> std::io::Result<Vec<ConvictionFolder>> {
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -115,10 +115,10 @@ impl Archive {
             }
             let folder = entry.path();
             let told = read(&folder.join(CONVICTION)).map(|conviction| conviction.at_us);
-            all.push(Kept {
+            all.push(ConvictionFolder {
                 at_us: told.map_or_else(|| changed_us(&entry), Ok)?,
                 bytes: bytes_in(&folder)?,
-                folder,
+                path: folder,
             });
         }
         Ok(all)

@@ -2,7 +2,7 @@
 //! another host takes its place first.
 
 use super::error::DaemonError;
-use crate::admin::Door;
+use crate::admin::AdminApi;
 use crate::config::Config;
 use crate::peers::{Fetched, Network, Source};
 use crate::stores::{self, Opened, Replacement, Stores};
@@ -13,12 +13,12 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Opens the stores of this host's seats, for replicas of `image`; the agent has those that are named. Waits for
-/// another host if it must; `door` hears of it.
+/// another host if it must; `api` hears of it.
 pub(super) async fn open(
     config: &Config,
     (image, replicas): (Hash, Vec<String>),
     network: Option<&Network>,
-    door: &Door,
+    api: &AdminApi,
 ) -> Result<Stores, DaemonError> {
     loop {
         let (opening, replicas) = (config.clone(), replicas.clone());
@@ -33,10 +33,10 @@ pub(super) async fn open(
         );
         let network = network.ok_or(DaemonError::NoOtherHost)?;
         let why = &replacement.why;
-        door.waits_for(format!(
+        api.waits_for(format!(
             "{why}; this host begins with a snapshot of another one"
         ));
-        let fetched = fetch(&replacement, network.sources(), door).await;
+        let fetched = fetch(&replacement, network.sources(), api).await;
         let put = move || replacement.put_in_place(fetched.as_ref());
         tokio::task::spawn_blocking(put).await??;
         tracing::info!("the snapshot is in its place");
@@ -44,7 +44,7 @@ pub(super) async fn open(
 }
 
 /// Asks one host after the other until one has given everything.
-async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> Option<Fetched> {
+async fn fetch(replacement: &Replacement, sources: Vec<Source>, api: &AdminApi) -> Option<Fetched> {
     let fits = |source: &&Source| match &replacement.sources {
         Some(seats) => seats.contains(&SeatId(source.seat())),
         None => true,
@@ -63,7 +63,7 @@ async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> 
         if found != told {
             let text = format!("waiting for a snapshot: {}", found.join("; "));
             tracing::warn!("{text}");
-            door.waits_for(format!("{}; {text}", replacement.why));
+            api.waits_for(format!("{}; {text}", replacement.why));
             told = found;
         }
         tokio::time::sleep(RETRY).await;

@@ -9,7 +9,7 @@ use crate::drained;
 use crate::driver::{Attached, Driver, OpenFiles, Shared, Verification};
 use crate::guest;
 use crate::handle::{DriverHandle, Queues};
-use crate::kept::{self, KeptList};
+use crate::in_service::{self, InServiceList};
 use crate::peers::Peers;
 use crate::record::Recorder;
 use crate::stores::SeatStore;
@@ -137,7 +137,10 @@ fn known_replicas(config: &Config, stores: &[SeatStore]) -> BTreeMap<ReplicaId, 
     if config.store.durability == Durability::Memory {
         return BTreeMap::new();
     }
-    stores.iter().flat_map(|s| kept::read(&s.folder)).collect()
+    stores
+        .iter()
+        .flat_map(|s| in_service::read(&s.folder))
+        .collect()
 }
 
 fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
@@ -167,7 +170,7 @@ fn open_files(
         progress,
         news,
     } = opened;
-    let list = KeptList::begin(&folder, kept).map_err(|cause| DaemonError::Folder {
+    let list = InServiceList::begin(&folder, kept).map_err(|cause| DaemonError::Folder {
         folder: folder.clone(),
         cause,
     })?;
@@ -180,7 +183,7 @@ fn open_files(
         snapshot: resumed.snapshots.last().copied().unwrap_or_default(),
         log_bytes: store.disk_use().log,
         view: resumed.view.id,
-        kept: list,
+        in_service: list,
         folder,
         recorder,
         store,
@@ -225,7 +228,9 @@ async fn attach(
                 let text = format!(
                     "replica {replica} of an earlier run cannot be taken up ({error}); it is destroyed"
                 );
-                shared.journal.event(EventKind::Alarm, Some(replica), text);
+                shared
+                    .event_log
+                    .event(EventKind::Alarm, Some(replica), text);
             }
         }
     }

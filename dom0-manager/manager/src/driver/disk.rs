@@ -5,7 +5,7 @@ use super::shared::Shared;
 use crate::clock::unix_us;
 use crate::drained;
 use crate::handle::{SnapshotAsker, SnapshotError};
-use crate::kept::KeptList;
+use crate::in_service::InServiceList;
 use crate::record::Recorder;
 use spare_core::{DecidedRequest, ViewId};
 use spare_protocol::admin::EventKind;
@@ -29,7 +29,7 @@ pub(crate) struct OpenFiles {
     pub(crate) store: Arc<Store>,
     pub(crate) progress: Arc<Notify>,
     pub(crate) news: mpsc::UnboundedReceiver<Event>,
-    pub(crate) kept: KeptList,
+    pub(crate) in_service: InServiceList,
     /// What else is remembered of the seat is there.
     pub(crate) folder: PathBuf,
     pub(crate) recorder: Option<Recorder>,
@@ -135,7 +135,7 @@ impl Disk {
                 for (_, asker) in self.awaited.drain(..) {
                     let _ = asker.send(Err(SnapshotError::Store(text.clone())));
                 }
-                self.shared.journal.event(EventKind::Alarm, None, text);
+                self.shared.event_log.event(EventKind::Alarm, None, text);
             }
             Event::Failed(error) => self.fail(&error),
         }
@@ -150,7 +150,7 @@ impl Disk {
         self.shared.pending.refuse_all();
         let text = format!("the store of seat {} failed: {error}", self.me);
         self.shared
-            .journal
+            .event_log
             .event(EventKind::Alarm, None, text.clone());
         self.shared.fail(text);
     }
@@ -198,14 +198,14 @@ impl Disk {
     }
 
     /// A replica is in service.
-    pub(super) fn keep(&mut self, replica: ReplicaId, clean: bool) {
-        let done = self.files.kept.keep(replica, clean);
+    pub(super) fn in_service(&mut self, replica: ReplicaId, clean: bool) {
+        let done = self.files.in_service.add(replica, clean);
         self.done_or_fail(done);
     }
 
     /// A replica is out of service: a later run does not take it up.
-    pub(super) fn forget(&mut self, replica: ReplicaId) {
-        let done = self.files.kept.forget(replica);
+    pub(super) fn out_of_service(&mut self, replica: ReplicaId) {
+        let done = self.files.in_service.remove(replica);
         self.done_or_fail(done);
     }
 
@@ -259,7 +259,7 @@ impl Disk {
         if let Some(Err(error)) = done {
             self.files.recorder = None;
             let text = format!("the ordered log ends here: {error}");
-            self.shared.journal.event(EventKind::Alarm, None, text);
+            self.shared.event_log.event(EventKind::Alarm, None, text);
         }
     }
 

@@ -128,7 +128,7 @@ impl Replicas {
             self.shared.image
         );
         let kind = EventKind::Creating;
-        self.shared.journal.event(kind, Some(replica), text);
+        self.shared.event_log.event(kind, Some(replica), text);
         let (shared, inputs) = (self.shared.clone(), self.inputs.clone());
         let opened = self.opened_sender.clone();
         tokio::spawn(async move {

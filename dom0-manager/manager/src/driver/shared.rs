@@ -1,7 +1,7 @@
 //! What the tasks of all seats of this host share with the rest of the daemon.
 
 use crate::agent_link::AgentLink;
-use crate::journal::Journal;
+use crate::event_log::EventLog;
 use crate::normalise::Normaliser;
 use crate::pending::Pending;
 use spare_protocol::SeatId;
@@ -18,7 +18,7 @@ pub(crate) struct Shared {
     pub(crate) several_hosts: bool,
     pub(crate) image: String,
     pub(crate) agent: AgentLink,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) event_log: Arc<EventLog>,
     pub(crate) normaliser: Arc<Normaliser>,
     pub(crate) pending: Arc<Pending>,
     pub(crate) serving: Arc<AtomicBool>,

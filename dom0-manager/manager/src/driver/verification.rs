@@ -42,7 +42,7 @@ impl Verification {
             Verification::Asked(_) => {
                 let text = "comparing the replicas' states takes long; it is asked for again";
                 shared
-                    .journal
+                    .event_log
                     .event(EventKind::Alarm, None, text.to_owned());
             }
             Verification::Wanted => {}
@@ -87,7 +87,7 @@ impl Verification {
             let text = "replicas that were built from what is on disk have different states; those in the \
                         minority are replaced, and all are compared again";
             shared
-                .journal
+                .event_log
                 .event(EventKind::Alarm, None, text.to_owned());
         }
     }

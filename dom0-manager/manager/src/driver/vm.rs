@@ -111,12 +111,14 @@ pub(super) async fn quarantine(shared: &Shared, replica: ReplicaId) {
             let text =
                 format!("replica {replica} is destroyed; its disk and memory are kept in {folder}");
             let kind = EventKind::Quarantined;
-            shared.journal.event(kind, Some(replica), text);
+            shared.event_log.event(kind, Some(replica), text);
         }
         Err(error) => {
             let text =
                 format!("replica {replica} could not be quarantined ({error}); it is destroyed");
-            shared.journal.event(EventKind::Alarm, Some(replica), text);
+            shared
+                .event_log
+                .event(EventKind::Alarm, Some(replica), text);
             destroy(shared, replica).await;
         }
     }
@@ -135,14 +137,16 @@ pub(super) async fn destroy(shared: &Shared, replica: ReplicaId) {
             Ok(()) => {
                 let text = format!("replica {replica} is destroyed");
                 let kind = EventKind::Destroyed;
-                return shared.journal.event(kind, Some(replica), text);
+                return shared.event_log.event(kind, Some(replica), text);
             }
             // Told once, not with every attempt.
             Err(error) if pause == DESTROY_RETRY => {
                 let text = format!(
                     "replica {replica} could not be destroyed ({error}); it is tried again until it is"
                 );
-                shared.journal.event(EventKind::Alarm, Some(replica), text);
+                shared
+                    .event_log
+                    .event(EventKind::Alarm, Some(replica), text);
             }
             Err(_) => {}
         }

@@ -12,7 +12,7 @@ mod tests;
 
 use crate::clock;
 use crate::config;
-use crate::journal::Journal;
+use crate::event_log::EventLog;
 use agent::Agent;
 use spare_core::Micros;
 use spare_group::guarded::{Guard, Membership};
@@ -58,7 +58,7 @@ pub(crate) struct Fencing {
     hosts: Vec<config::Host>,
     agents: BTreeMap<u16, Agent>,
     delay: Duration,
-    journal: Arc<Journal>,
+    event_log: Arc<EventLog>,
     /// When this host stood still last; microseconds since its boot.
     stood_still: AtomicU64,
 }
@@ -69,7 +69,7 @@ impl Fencing {
         suspended: watch::Receiver<bool>,
         hosts: Vec<config::Host>,
         settings: Option<&config::Fencing>,
-        journal: Arc<Journal>,
+        event_log: Arc<EventLog>,
     ) -> Fencing {
         let agents = settings.into_iter().flat_map(|settings| {
             hosts.iter().map(|host| {
@@ -89,7 +89,7 @@ impl Fencing {
             agents: agents.collect(),
             hosts,
             delay: Duration::from_millis(settings.map_or(0, |s| s.delay_ms)),
-            journal,
+            event_log,
             stood_still: AtomicU64::new(0),
         }
     }
@@ -227,6 +227,6 @@ impl Fencing {
     }
 
     fn event(&self, kind: EventKind, text: String) {
-        self.journal.event(kind, None, text);
+        self.event_log.event(kind, None, text);
     }
 }

@@ -149,7 +149,7 @@ struct Host {
     group: Guarded<Engine>,
     engine: mpsc::UnboundedSender<Delivery>,
     fencing: Arc<Fencing>,
-    journal: Arc<Journal>,
+    event_log: Arc<EventLog>,
     suspended: watch::Sender<bool>,
     _task: JoinSet<()>,
 }
@@ -163,7 +163,7 @@ impl Host {
         };
         let (group, guard) = guarded(engine, vec![0, 1]);
         let archive = Archive::new(PathBuf::new(), 1, 0);
-        let journal = Arc::new(Journal::new(SeatId(0), vec![SeatId(0)], archive));
+        let event_log = Arc::new(EventLog::new(SeatId(0), vec![SeatId(0)], archive));
         let host = |seat: u16| config::Host {
             name: format!("h{seat}"),
             seat,
@@ -171,7 +171,7 @@ impl Host {
         };
         let hosts = vec![host(0), host(1)];
         let (suspended, told) = watch::channel(true);
-        let fencing = Fencing::new(guard, told, hosts, settings, Arc::clone(&journal));
+        let fencing = Fencing::new(guard, told, hosts, settings, Arc::clone(&event_log));
         let fencing = Arc::new(fencing);
         let mut task = JoinSet::new();
         task.spawn(Arc::clone(&fencing).run());
@@ -179,7 +179,7 @@ impl Host {
             group,
             engine: sender,
             fencing,
-            journal,
+            event_log,
             suspended,
             _task: task,
         }
@@ -211,7 +211,7 @@ impl Host {
         let until = tokio::time::Instant::now() + Duration::from_secs(5);
         let mut after = 0;
         loop {
-            let events = self.journal.events_after(after, until).await;
+            let events = self.event_log.events_after(after, until).await;
             match events.last() {
                 Some(last) => after = last.number,
                 None => return false,

@@ -77,7 +77,7 @@ pub(super) fn has_lost_its_log(folder: &Path) -> bool {
     let log = std::fs::read_dir(folder.join("log"));
     let mut names = log.into_iter().flatten().flatten().map(|e| e.file_name());
     let any = names.any(|name| name.to_string_lossy().ends_with(".seg"));
-    !any && crate::kept::exists(folder)
+    !any && crate::in_service::exists(folder)
 }
 
 /// Stores are there now: the service is in use.

@@ -2,7 +2,7 @@
 //! how long each fault took to be dealt with.
 //!
 //! What every manager of the group notices alike arrives once from each local seat; it is recorded
-//! from the seat that `Journal` was told to listen to, or, for a replica's own affairs, from the
+//! from the seat that `EventLog` was told to listen to, or, for a replica's own affairs, from the
 //! replica's seat.
 
 use crate::clock::unix_us;
@@ -25,8 +25,8 @@ const EVENTS_MAX: usize = 10_000;
 /// Scrubs whose roots are kept until somebody asks for them.
 const SCRUBS_MAX: usize = 16;
 
-/// The journal of one deployment. Its lock is held for moments only.
-pub(crate) struct Journal {
+/// The event log of one manager. Its lock is held for moments only.
+pub(crate) struct EventLog {
     inner: Mutex<Inner>,
     changed: Notify,
     archive: Arc<Archive>,
@@ -45,15 +45,15 @@ struct Inner {
     scrubs: BTreeMap<Position, Vec<(ReplicaId, Hash)>>,
 }
 
-impl Journal {
-    /// A journal of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
+impl EventLog {
+    /// An event log of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
     /// with the last conviction that earlier runs left in `archive`.
-    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> Journal {
+    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> EventLog {
         let inner = Inner {
             last_conviction: archive.newest(),
             ..Inner::default()
         };
-        Journal {
+        EventLog {
             inner: Mutex::new(inner),
             changed: Notify::new(),
             archive: Arc::new(archive),
