@@ -41,23 +41,24 @@ const USAGE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest a client may ask to wait for events.
 const WAIT_MS_MAX: u64 = 60_000;
 
-/// What the API tells about and can do.
+/// The parts of the running manager, which the API tells about and hands requests to.
 pub(crate) struct Deployment {
     pub(crate) config: Config,
-    /// Those on this host.
+    /// The drivers of the seats on this host.
     pub(crate) seats: Vec<DriverHandle>,
     pub(crate) peers: Arc<Peers>,
     /// None if all seats are here.
     pub(crate) fencing: Option<Arc<Fencing>>,
-    /// Of the seats, in their order.
+    /// The stores of `seats`, in the same order.
     pub(crate) stores: Vec<Arc<Store>>,
     pub(crate) event_log: Arc<EventLog>,
     pub(crate) clients: Arc<Clients>,
     pub(crate) agent: AgentLink,
+    /// Name and accelerator of this host, as the agent tells them.
     pub(crate) host: (String, String),
 }
 
-/// Where operators come in. Behind it there is nothing at first but what the manager waits for.
+/// The state of the admin API. At first there is nothing behind it but what the manager waits for.
 pub(crate) struct AdminApi {
     config: Config,
     host: (String, String),
@@ -86,7 +87,7 @@ impl AdminApi {
             .unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// Everything is there.
+    /// The manager runs: from now on the API tells about `deployment`.
     pub(crate) fn open(&self, deployment: Deployment) {
         // Once only.
         let _ = self.deployment.set(deployment);
@@ -102,7 +103,7 @@ impl AdminApi {
         there.ok_or_else(|| Unavailable::Starting(self.waiting()))
     }
 
-    /// Before anything else can be told.
+    /// The status before there is a deployment.
     fn starting(&self) -> Status {
         let group = &self.config.group;
         let this = group.this_host().map(|h| h.name.clone());

@@ -55,13 +55,13 @@ impl AgentError {
     }
 }
 
-/// The way to the agent.
+/// Calls the agent, over whichever connection there is at present.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentLink {
     current: watch::Receiver<Option<AgentProxy<'static>>>,
 }
 
-/// Keeps the connection, and listens.
+/// Keeps the connection to the agent, and hands on what the agent signals.
 pub(crate) struct AgentWatch {
     socket: PathBuf,
     current: watch::Sender<Option<AgentProxy<'static>>>,

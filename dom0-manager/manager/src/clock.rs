@@ -12,7 +12,7 @@ pub(crate) fn now() -> Micros {
     of(time)
 }
 
-/// A time since the machine started.
+/// A time since the machine started, as the core is told it.
 pub(crate) fn of(since_start: Duration) -> Micros {
     Micros(u64::try_from(since_start.as_micros()).unwrap_or(u64::MAX))
 }

@@ -57,7 +57,7 @@ enum Problem {
     BodyBytes,
 }
 
-/// The replica manager's configuration.
+/// `spare.toml`, read and checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -81,11 +81,11 @@ pub(crate) struct Config {
     pub(crate) store: Store,
 }
 
-/// What is replicated.
+/// `[service]`: what is replicated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Service {
-    /// Its name.
+    /// In status, events and the group's name.
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
@@ -106,11 +106,11 @@ pub(crate) struct Gateway {
     pub(crate) header_timeout_ms: u64,
     /// For a client to send its body.
     pub(crate) body_timeout_ms: u64,
-    /// For the group to answer.
+    /// For the group to answer; then the client gets 503, and its request may still take effect.
     pub(crate) reply_timeout_ms: u64,
     /// How long an `Idempotency-Key` is remembered.
     pub(crate) key_lifetime_s: u64,
-    /// How many are remembered.
+    /// How many keys are remembered.
     pub(crate) keys_max: usize,
 }
 
@@ -175,23 +175,23 @@ impl Default for Normalise {
 pub(crate) struct BodyRule {
     /// The rule holds for bodies whose `Content-Type` begins with this.
     pub(crate) content_type: String,
-    /// A regular expression.
+    /// A regular expression, as the crate `regex` reads it.
     pub(crate) pattern: String,
     /// What stands in its place; `$1` is the first group.
     pub(crate) replacement: String,
 }
 
-/// The protocol's limits.
+/// `[replication]`: the protocol's limits. The core's configuration explains each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Replication {
-    /// k.
+    /// k: a paused passive is brought up to date when so many updates wait for it.
     pub(crate) updates_max: usize,
     /// How long bringing a passive up to date may take: k is less where it takes longer.
     pub(crate) activation_budget_ms: u64,
     /// Updates kept for a replica that falls behind.
     pub(crate) buffer_max: usize,
-    /// c.
+    /// c: roots are compared every so many writes.
     pub(crate) checkpoint_writes: u64,
     /// Timeouts are learnt from what is usual, between these bounds.
     pub(crate) vote_timeout_ms: u64,
@@ -282,7 +282,7 @@ impl Default for Agent {
     }
 }
 
-/// The admin API.
+/// `[admin]`: where the admin API listens.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
@@ -308,7 +308,7 @@ pub(crate) enum Durability {
 }
 
 impl Durability {
-    /// Its name in configuration and status.
+    /// As configuration files and `spare status` write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Durability::Disk => "disk",

@@ -38,16 +38,16 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch, Semaphore};
 use tokio::task::JoinSet;
 
-/// For answers on their way to clients.
+/// So long answers that are on their way to clients have, before their connections are closed.
 const FLUSH_DELAY: Duration = Duration::from_millis(200);
 
 /// What is to be done when the manager has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Nothing.
-    Nothing,
+    /// The process ends.
+    Exit,
     /// It begins anew, in a new process: with a snapshot of another host.
-    Again,
+    Restart,
 }
 
 /// Runs the replica manager until it is told to stop.
@@ -170,15 +170,15 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         End::Failed(why) => Err(DaemonError::Failed(why)),
         End::Signal(_) if durable => {
             tracing::info!("replicas stay as they are; the next run takes them up");
-            Ok(Next::Nothing)
+            Ok(Next::Exit)
         }
         End::Behind(after) => {
             stores::note_behind(&directory, after)?;
-            Ok(Next::Again)
+            Ok(Next::Restart)
         }
         _ => {
             destroy_all(&agent).await?;
-            Ok(Next::Nothing)
+            Ok(Next::Exit)
         }
     }
 }
@@ -227,7 +227,7 @@ async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next, D
     // Nothing more can be done about a socket that cannot be removed.
     let _ = std::fs::remove_file(admin_socket);
     destroy_all(agent).await?;
-    Ok(Next::Nothing)
+    Ok(Next::Exit)
 }
 
 /// The service ends, and its replicas with it.

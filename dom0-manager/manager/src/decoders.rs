@@ -181,11 +181,11 @@ fn shown(input: Input) -> Option<String> {
 /// Which messages stand in a stream from another manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerStream {
-    /// Those for cores.
+    /// Messages for the core of the one who accepted, and where logs begin.
     Link,
-    /// Questions about snapshots.
+    /// Questions of a host that fetches a snapshot.
     Questions,
-    /// Answers to such.
+    /// Chunks and manifests of snapshots.
     Answers,
 }
 

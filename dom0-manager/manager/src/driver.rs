@@ -394,7 +394,7 @@ impl<G: GroupChannel> Driver<G> {
         }
     }
 
-    /// Whether it is not too late to release a reply.
+    /// Whether a reply may leave that must not leave after `before`, unless this host still may act alone.
     fn may_release(&self, before: Option<Micros>) -> bool {
         let in_time = |before: Micros| clock::now() < before;
         before.is_none_or(in_time) || self.group.lease().map(clock::of).is_some_and(in_time)

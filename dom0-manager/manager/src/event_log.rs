@@ -31,7 +31,7 @@ pub(crate) struct EventLog {
     changed: Notify,
     archive: Arc<Archive>,
     voice: SeatId,
-    /// The seats on this host.
+    /// The seats of this host: each tells of its own replicas.
     here: Vec<SeatId>,
 }
 
@@ -372,7 +372,7 @@ impl Inner {
         }
     }
 
-    /// What all managers notice alike.
+    /// Records what all managers notice alike; once, from the voice of this host.
     fn record_shared(&mut self, notice: Notice) {
         match notice {
             Notice::Replica {

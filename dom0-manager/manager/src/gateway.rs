@@ -28,8 +28,9 @@ use tokio::sync::{mpsc, Semaphore};
 /// After how many seconds a client that got 503 should try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// What the gateway needs to know and to reach.
+/// The clients' side of the manager: what a client may do, and how its requests reach the group.
 pub(crate) struct Clients {
+    /// What one client may take, and how long it may take for it.
     pub(crate) limits: Gateway,
     pub(crate) rules: Requests,
     pub(crate) seat: SeatId,
@@ -37,6 +38,7 @@ pub(crate) struct Clients {
     pub(crate) inputs: mpsc::Sender<Input>,
     /// Whether requests are taken: f+1 replicas can vote.
     pub(crate) serving: Arc<AtomicBool>,
+    /// A permit for each request that may be under way (`gateway.requests_max`).
     pub(crate) in_flight: Semaphore,
 }
 
@@ -287,7 +289,7 @@ pub(crate) async fn serve(listener: TcpListener, clients: Arc<Clients>) {
     }
 }
 
-/// How a connection is read.
+/// HTTP/1.1 within the limits for one connection.
 pub(crate) fn http(limits: &Gateway) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder

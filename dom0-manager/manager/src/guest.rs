@@ -1,4 +1,5 @@
-//! The manager's end of the guests' channels.
+//! The manager's end of the guests' channels: `session` understands what a guest says, `channel` carries it, `merge`
+//! makes one update of many.
 
 mod channel;
 mod merge;

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::oneshot;
 
-/// What comes back for a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     /// The agreed outcome and its position; none if the request was aborted.
@@ -44,7 +43,7 @@ impl Pending {
         self.last.fetch_max(last, Ordering::Relaxed);
     }
 
-    /// How many wait for their answers.
+    /// How many requests wait for their answers.
     pub(crate) fn count(&self) -> usize {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.len()

@@ -34,7 +34,7 @@ pub(crate) enum RecordError {
     },
 }
 
-/// The ordered log of one seat.
+/// Writes the ordered log, behind the store.
 pub(crate) struct Recorder {
     log: LogWriter,
     /// Decided, and not safe.

@@ -38,23 +38,21 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Duration;
 
-/// The stores of all seats.
+/// The stores of all seats on this host, and the lock on their directory.
 pub(crate) struct Stores {
     pub(crate) seats: Vec<SeatStore>,
-    /// What was found and done, for the operator.
+    /// What was found and done; operators see it as alarms.
     pub(crate) remarks: Vec<String>,
     pub(crate) lock: Flock<File>,
 }
 
-/// What opening the stores came to.
 pub(crate) enum Opened {
-    /// They can be used.
     Ready(Stores),
     /// Another host's snapshot has to be fetched first.
     Replace(Box<Replacement>),
 }
 
-/// What is common to all stores.
+/// What all stores are opened with, and what is noticed meanwhile.
 struct Opening<'a> {
     config: &'a Config,
     directory: &'a Path,
@@ -193,7 +191,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// The store of the one seat on this host.
+    /// Opens the store of the one seat on this host, or tells that another host's snapshot must take its place.
     fn only_one(mut self, lock: Flock<File>, prior_use: &PriorUse) -> Result<Opened, StoresError> {
         let seat = self.config.group.voice();
         replace::finish(self.directory, seat)?;

@@ -68,7 +68,7 @@ pub(super) enum HostsProblem {
     NoBulk,
 }
 
-/// The group engines.
+/// What orders the group's messages (`group.engine`).
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -79,7 +79,7 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// Its name in configuration and status.
+    /// As configuration files and `spare status` write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Engine::Local => "local",
@@ -88,21 +88,21 @@ impl Engine {
     }
 }
 
-/// The group of replica managers.
+/// `[group]`: how many faults are masked, and which hosts there are.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Group {
     pub(crate) engine: Engine,
-    /// f.
+    /// f, the faulty replicas that are masked.
     pub(crate) faults: u16,
-    /// Which of the hosts this is.
+    /// The name of this host in `hosts`; none with engine `local`.
     pub(crate) host: Option<String>,
     /// All hosts; the same in every manager's file.
     #[serde(default)]
     pub(crate) hosts: Vec<Host>,
 }
 
-/// One host.
+/// A host of `group.hosts`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Host {
@@ -114,7 +114,7 @@ pub(crate) struct Host {
     pub(crate) address: SocketAddr,
 }
 
-/// The direct connections between managers.
+/// `[peers]`: the direct connections between managers, and the files for TLS.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peers {
@@ -122,11 +122,11 @@ pub(crate) struct Peers {
     pub(crate) listen: Option<SocketAddr>,
     /// This host's certificate, in PEM; intermediate ones may follow.
     pub(crate) certificate: PathBuf,
-    /// Its private key, in PEM.
+    /// The private key of `certificate`, in PEM.
     pub(crate) key: PathBuf,
     /// The certificate of the authority that all hosts' certificates are signed by, in PEM.
     pub(crate) authority: PathBuf,
-    /// What a host that catches up may be sent.
+    /// At most so much a second is sent to a host that catches up.
     #[serde(default = "bulk_mib_per_s")]
     pub(crate) bulk_mib_per_s: u32,
 }
@@ -135,22 +135,22 @@ fn bulk_mib_per_s() -> u32 {
     100
 }
 
-/// How lost hosts are turned off.
+/// `[fencing]`: how lost hosts are turned off.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fencing {
     /// A program with the interface of the package `fence-agents`.
     pub(crate) agent: String,
-    /// What it is told about every host.
+    /// Lines `key=value` that the agent is told about every host.
     #[serde(default)]
     pub(crate) parameters: BTreeMap<String, String>,
-    /// What it is told about one host besides.
+    /// … and about one host besides, by its name.
     #[serde(default)]
     pub(crate) hosts: BTreeMap<String, BTreeMap<String, String>>,
     /// This host waits so long before it turns another one off; each should wait differently.
     #[serde(default)]
     pub(crate) delay_ms: u64,
-    /// For the agent to do it.
+    /// The agent is killed if it takes longer.
     #[serde(default = "timeout_s")]
     pub(crate) timeout_s: u64,
 }
@@ -184,7 +184,7 @@ impl Fencing {
 }
 
 impl Group {
-    /// All seats.
+    /// The seats of the group, in ascending order.
     pub(crate) fn seats(&self) -> Vec<SeatId> {
         match self.engine {
             Engine::Local => (0..=self.faults).map(SeatId).collect(),

@@ -29,7 +29,7 @@ pub(super) enum End {
 }
 
 impl End {
-    /// For the log.
+    /// As the log tells it.
     pub(super) fn why(&self) -> &str {
         match self {
             End::Stopped => "an operator asked for it",
@@ -71,7 +71,7 @@ pub(super) async fn drain(shared: &Shared, seats: &[DriverHandle]) {
 pub(super) struct Lagging {
     /// Where other hosts' logs begin.
     pub(super) told: mpsc::UnboundedReceiver<Position>,
-    /// None if nothing of it would survive.
+    /// None with `store.durability = "memory"`, where a snapshot of another host would not survive a restart.
     pub(super) store: Option<Arc<Store>>,
 }
 

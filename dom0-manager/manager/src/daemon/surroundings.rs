@@ -23,8 +23,9 @@ pub(super) struct Surroundings {
     pub(super) watch: AgentWatch,
     /// Name and accelerator of the host.
     pub(super) host: (String, String),
+    /// The content id of the configured image.
     pub(super) image: Hash,
-    /// The replicas that the agent has.
+    /// The names of the replicas that the agent has, of this run or of earlier ones.
     pub(super) replicas: Vec<String>,
 }
 

@@ -24,13 +24,13 @@ const SAFE_DELAY: Duration = Duration::from_millis(50);
 /// What a record takes in the log beside its request, reply and update.
 const RECORD_BYTES: usize = 200;
 
-/// What the files of a seat are when its task begins.
+/// The files of a seat, opened for its driver.
 pub(crate) struct OpenFiles {
     pub(crate) store: Arc<Store>,
     pub(crate) progress: Arc<Notify>,
     pub(crate) news: mpsc::UnboundedReceiver<Event>,
     pub(crate) in_service: InServiceList,
-    /// What else is remembered of the seat is there.
+    /// The seat's folder: the file `drained` is there while the seat is.
     pub(crate) folder: PathBuf,
     pub(crate) recorder: Option<Recorder>,
     /// The position of the newest snapshot, and what the log holds beyond.
@@ -40,12 +40,12 @@ pub(crate) struct OpenFiles {
     pub(crate) view: ViewId,
 }
 
-/// What is on disk for one seat.
+/// The files of one seat, and how far the core and the store know of each other.
 pub(super) struct Disk {
     me: SeatId,
     shared: Shared,
     files: OpenFiles,
-    /// The core was told so far.
+    /// What the core was told is durable: the log up to here, and this view.
     told_stored: Position,
     told_view: ViewId,
     safe: Position,
@@ -54,7 +54,7 @@ pub(super) struct Disk {
     /// What the log grew by since the last snapshot was asked for.
     grown_bytes: u64,
     asked_snapshot: Position,
-    /// The newest stable checkpoint.
+    /// The newest stable checkpoint: its position and its root.
     stable: Option<(Position, Hash)>,
     /// Who waits for a snapshot at a position.
     awaited: Vec<(Position, SnapshotAsker)>,
@@ -89,7 +89,7 @@ impl Disk {
         Arc::clone(&self.files.progress)
     }
 
-    /// What else happens in the store.
+    /// The next event of the store; mostly those that are no progress.
     pub(super) async fn next_event(&mut self) -> Option<Event> {
         self.files.news.recv().await
     }
@@ -99,7 +99,6 @@ impl Disk {
         self.safe_due
     }
 
-    /// What is durable now.
     pub(super) fn progress(&self) -> Progress {
         self.files.store.progress()
     }

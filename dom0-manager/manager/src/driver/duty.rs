@@ -5,7 +5,7 @@ use spare_core::{Notice, Standing};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
-/// What one notice asks for.
+/// Something to be done.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Duty<'a> {
     /// The replica's VM runs with an active's priority from now on.

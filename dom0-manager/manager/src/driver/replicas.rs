@@ -54,7 +54,7 @@ impl Replicas {
         }
     }
 
-    /// The channel of a new VM.
+    /// Waits until the channel of a new VM is open.
     pub(super) async fn next_opened(&mut self) -> Option<(ReplicaId, ChannelStream)> {
         self.opened.recv().await
     }
@@ -164,13 +164,12 @@ impl Replicas {
         });
     }
 
-    /// The replica is active from now on.
+    /// The VM of a replica that is active from now on leaves the processor to Dom0.
     pub(super) fn prioritise_active(&self, replica: ReplicaId) {
         let agent = self.shared.agent.clone();
         tokio::spawn(async move { vm::prioritise(&agent, replica, ACTIVE_NICE).await });
     }
 
-    /// The replica has done what it was woken for.
     pub(super) fn end_urgency(&self, replica: ReplicaId) {
         let agent = self.shared.agent.clone();
         tokio::spawn(async move { vm::end_urgency(&agent, replica).await });

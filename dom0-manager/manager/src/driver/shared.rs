@@ -9,18 +9,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
-/// What one seat shares with the rest of the daemon.
+/// Handles to the rest of the daemon; each driver has a clone.
 #[derive(Clone)]
 pub(crate) struct Shared {
     /// The seat that speaks for all on this host.
     pub(crate) voice: SeatId,
     /// Other seats are on other hosts.
     pub(crate) several_hosts: bool,
+    /// The name of the image that replicas are created from, as the agent knows it.
     pub(crate) image: String,
     pub(crate) agent: AgentLink,
     pub(crate) event_log: Arc<EventLog>,
     pub(crate) normaliser: Arc<Normaliser>,
     pub(crate) pending: Arc<Pending>,
+    /// Whether the gateway takes requests.
     pub(crate) serving: Arc<AtomicBool>,
     /// The manager is about to end: `serving` stays off.
     pub(crate) ending: Arc<AtomicBool>,

@@ -20,7 +20,6 @@ use tokio::sync::mpsc;
 /// For a scrub at the start: it reads every replica's whole database.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 
-/// How far the comparison is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Verification {
     Wanted,

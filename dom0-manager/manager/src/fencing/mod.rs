@@ -27,7 +27,7 @@ use tokio::time::MissedTickBehavior;
 
 /// For the membership to settle.
 const SETTLING: Duration = Duration::from_millis(200);
-/// The same for a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
+/// For the membership to settle at a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
 /// went on without it.
 const SETTLING_AFTER_STALL: Duration = Duration::from_millis(1500);
 /// Standing still is noticed with this.

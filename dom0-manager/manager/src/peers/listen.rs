@@ -64,12 +64,12 @@ pub(super) struct Accepting {
     pub(super) bulk_bytes_per_s: u64,
 }
 
-/// Accepts connections of the other hosts.
+/// Accepts connections of the other managers, and serves each in a task.
 pub(super) struct Listener {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     accepting: Arc<Accepting>,
-    /// Snapshots that are given at once.
+    /// A permit for each snapshot that may be given at the same time.
     snapshots: Arc<Semaphore>,
 }
 

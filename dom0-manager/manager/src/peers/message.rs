@@ -9,14 +9,14 @@ use spare_protocol::{Hash, Position};
 /// What one manager tells another on their connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum LinkMessage {
-    /// For the core of the other one.
+    /// An input of the other manager's core.
     Peer(PeerMessage),
     /// The log that was asked for begins after this position only: what is before it is in a snapshot.
     LogBegins { after: Position },
 }
 
 impl LinkMessage {
-    /// About what it takes in memory.
+    /// The bytes that it takes in memory, about.
     pub(crate) fn bytes_about(&self) -> usize {
         const OF_HEAD: usize = 200;
         let of = |outcome: &Option<Outcome>| match outcome {
@@ -43,15 +43,16 @@ impl LinkMessage {
     }
 }
 
-/// What is asked about a snapshot.
+/// Asked by whoever fetches a snapshot.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Question {
     /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
     Manifest,
+    /// The chunk with this hash, of the snapshot whose manifest was given.
     Chunk(Hash),
 }
 
-/// What is answered, in the order of the questions.
+/// Answered in the order of the questions.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Manifest(Bytes),

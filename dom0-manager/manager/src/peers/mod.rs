@@ -64,11 +64,11 @@ pub(crate) enum NetworkError {
     Name(#[from] InvalidDnsNameError),
 }
 
-/// The other hosts, before anything is sent.
+/// What is there to reach the other hosts with, before anything is sent.
 pub(crate) struct Network {
     listener: TcpListener,
     credentials: Arc<Credentials>,
-    /// The other hosts.
+    /// All of `group.hosts` but this one.
     others: Vec<Host>,
     bulk_bytes_per_s: u64,
 }
@@ -142,7 +142,7 @@ impl Network {
         others.map(source).collect()
     }
 
-    /// Connects.
+    /// Begins to dial the others, and to serve them.
     pub(crate) fn start(
         self,
         local: LocalSeat,

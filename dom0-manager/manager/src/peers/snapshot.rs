@@ -147,7 +147,7 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// A chunk of it.
+    /// The bytes of a chunk, from the folder.
     pub(crate) fn chunk(&self, chunk: ChunkRef) -> std::io::Result<Vec<u8>> {
         std::fs::read(self.folder.join(chunk.hash.to_string()))
     }
@@ -158,7 +158,6 @@ impl Source {
         self.host.seat
     }
 
-    /// Its host's name.
     pub(crate) fn name(&self) -> &str {
         &self.host.name
     }

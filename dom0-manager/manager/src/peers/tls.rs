@@ -130,7 +130,7 @@ impl Credentials {
         })
     }
 
-    /// For connections to others.
+    /// How this host presents itself where it dials, and whom it accepts there.
     pub(crate) fn client(&self, purpose: Purpose) -> Result<Arc<ClientConfig>, CredentialsError> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&TLS13])
@@ -142,7 +142,7 @@ impl Credentials {
         Ok(Arc::new(config))
     }
 
-    /// For connections from others.
+    /// How this host presents itself where it is dialled, and whom it accepts there.
     pub(crate) fn server(&self) -> Result<Arc<ServerConfig>, CredentialsError> {
         let roots = Arc::clone(&self.roots);
         let verifier =
@@ -167,7 +167,7 @@ impl Credentials {
         &self.chain
     }
 
-    /// What the handshake agreed on.
+    /// The purpose whose protocol (ALPN) the handshake agreed on.
     pub(crate) fn purpose(&self, agreed: Option<&[u8]>) -> Option<Purpose> {
         [Purpose::Messages, Purpose::Snapshot]
             .into_iter()

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The folder of evidence in the store of the seat that speaks for all.
 pub(super) const EVIDENCE: &str = "evidence";
 
-/// The folder of a seat's store.
+/// `DIRECTORY/seat-N`, the store of a seat.
 pub(super) fn seat_folder(directory: &Path, seat: SeatId) -> PathBuf {
     directory.join(format!("seat-{seat}"))
 }

@@ -17,12 +17,12 @@ use std::path::Path;
 const USED: &str = "used";
 const ANEW: &str = "anew";
 
-/// What is known of earlier runs.
+/// The signs of earlier runs, as they are before stores are opened.
 #[derive(Debug, Default)]
 pub(super) struct PriorUse {
-    /// What tells that the service was in use.
+    /// In words, what shows that the service was in use; none if nothing does.
     sign: Option<String>,
-    /// An operator said that it begins anew.
+    /// An operator said that what the service had is lost (the file `anew`).
     anew: bool,
     /// The replicas that the agent has.
     replicas: Vec<ReplicaId>,

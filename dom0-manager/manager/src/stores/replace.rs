@@ -1,5 +1,5 @@
 //! A store that is replaced by a snapshot of another host: it is damaged, or the others' logs begin after its
-//! end.
+//! end. Each step leaves files from which the next start goes on.
 //!
 //! ```text
 //! DIRECTORY/behind           the others' logs begin after the end of this host's
@@ -31,7 +31,7 @@ pub(crate) struct Replacement {
     generation: u32,
     /// Who has everything that may have been acknowledged here; none: everybody else.
     pub(crate) sources: Option<Vec<SeatId>>,
-    /// For the operator.
+    /// Why the store is replaced, in words that an operator understands.
     pub(crate) why: String,
     _lock: Flock<File>,
 }
