@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::event_log::EventLog;
 use crate::fencing::{ConfirmError, Fencing};
 use crate::gateway::Clients;
-use crate::handle::{CoreStatus, DriverHandle, SnapshotError};
+use crate::handle::{CoreStatus, DriverHandle, NoSnapshot};
 use crate::peers::Peers;
 use crate::pending::Answer;
 use axum::body::Body;
@@ -150,7 +150,7 @@ enum Unavailable {
     #[error("there are no seats")]
     NoSeats,
     #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
+    Snapshot(#[from] NoSnapshot),
     #[error("the snapshot took too long")]
     SnapshotTimeout,
 }

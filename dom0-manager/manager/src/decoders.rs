@@ -8,7 +8,7 @@ use crate::gateway::{self, Clients};
 use crate::guest::session::{Expected, Said, Session};
 use crate::normalise::Normaliser;
 use crate::peers::frame::Frames;
-use crate::peers::message::{Answer, LinkMessage, Question};
+use crate::peers::message::{LinkMessage, SnapshotAnswer, SnapshotQuestion};
 use crate::pending::Pending;
 use axum::extract::Query;
 use bytes::Bytes;
@@ -195,8 +195,8 @@ pub enum PeerStream {
 pub fn peer_stream(kind: PeerStream, stream: &[u8], piece_bytes: usize) -> (Vec<Vec<u8>>, bool) {
     match kind {
         PeerStream::Link => messages::<LinkMessage>(stream, piece_bytes),
-        PeerStream::Questions => messages::<Question>(stream, piece_bytes),
-        PeerStream::Answers => messages::<Answer>(stream, piece_bytes),
+        PeerStream::Questions => messages::<SnapshotQuestion>(stream, piece_bytes),
+        PeerStream::Answers => messages::<SnapshotAnswer>(stream, piece_bytes),
     }
 }
 

@@ -329,8 +329,8 @@ impl<G: GroupChannel> Driver<G> {
             }
             Output::StoreView(view) => self.disk.store_view(view),
             Output::Truncate { after } => self.disk.truncate(after),
-            Output::Safe { position } => self.disk.safe(position),
-            Output::Keep { replica, clean } => self.disk.in_service(replica, clean),
+            Output::Safe { position } => self.disk.mark_safe(position),
+            Output::Keep { replica, clean } => self.disk.put_in_service(replica, clean),
             Output::Forget(replica) => self.forget(replica),
             Output::StoreDrained(is_drained) => self.disk.store_drained(is_drained),
             Output::Create(replica) => {
@@ -403,7 +403,7 @@ impl<G: GroupChannel> Driver<G> {
     /// A later run of the manager does not take the replica up.
     fn forget(&mut self, replica: ReplicaId) {
         self.replicas.forget(replica);
-        self.disk.out_of_service(replica);
+        self.disk.take_out_of_service(replica);
     }
 
     fn notice(&mut self, notice: Notice) {
@@ -421,7 +421,7 @@ impl<G: GroupChannel> Driver<G> {
                 let note = self.shared.event_log.conviction_note(notice);
                 self.disk.note_conviction(replica, position, note);
             }
-            Duty::KeepRoot(position, root) => self.disk.stable(position, root),
+            Duty::KeepRoot(position, root) => self.disk.keep_root(position, root),
             Duty::CompareRoots(roots) => self.verification.compared(roots, &self.shared),
             Duty::Joined => self.verification.joined(&self.shared),
         }

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// There is no snapshot of the agreed state.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum SnapshotError {
+pub(crate) enum NoSnapshot {
     #[error("nothing was agreed on yet: there is nothing to keep")]
     Nothing,
     /// In the store's words.
@@ -17,7 +17,7 @@ pub(crate) enum SnapshotError {
 }
 
 /// Gets the position of a snapshot once it is on disk.
-pub(crate) type SnapshotAsker = oneshot::Sender<Result<Position, SnapshotError>>;
+pub(crate) type SnapshotAsker = oneshot::Sender<Result<Position, NoSnapshot>>;
 
 /// A question to the driver.
 pub(crate) enum Query {
@@ -66,11 +66,11 @@ impl DriverHandle {
     }
 
     /// Has the agreed state of now written to disk as a snapshot; returns its position.
-    pub(crate) async fn store_snapshot(&self) -> Result<Position, SnapshotError> {
+    pub(crate) async fn store_snapshot(&self) -> Result<Position, NoSnapshot> {
         let (sender, receiver) = oneshot::channel();
         let asked = self.queries.send(Query::StoreSnapshot(sender)).await;
-        asked.map_err(|_| SnapshotError::Ending)?;
-        receiver.await.unwrap_or(Err(SnapshotError::Ending))
+        asked.map_err(|_| NoSnapshot::Ending)?;
+        receiver.await.unwrap_or(Err(NoSnapshot::Ending))
     }
 }
 

@@ -4,7 +4,7 @@
 use super::shared::Shared;
 use crate::clock::unix_us;
 use crate::drained;
-use crate::handle::{SnapshotAsker, SnapshotError};
+use crate::handle::{NoSnapshot, SnapshotAsker};
 use crate::in_service::InServiceList;
 use crate::record::Recorder;
 use spare_core::{DecidedRequest, ViewId};
@@ -132,7 +132,7 @@ impl Disk {
             Event::Trouble(error) => {
                 let text = format!("the store of seat {}: {error}", self.me);
                 for (_, asker) in self.awaited.drain(..) {
-                    let _ = asker.send(Err(SnapshotError::Store(text.clone())));
+                    let _ = asker.send(Err(NoSnapshot::Store(text.clone())));
                 }
                 self.shared.event_log.event(EventKind::Alarm, None, text);
             }
@@ -197,13 +197,13 @@ impl Disk {
     }
 
     /// A replica is in service.
-    pub(super) fn in_service(&mut self, replica: ReplicaId, clean: bool) {
+    pub(super) fn put_in_service(&mut self, replica: ReplicaId, clean: bool) {
         let done = self.files.in_service.add(replica, clean);
         self.done_or_fail(done);
     }
 
     /// A replica is out of service: a later run does not take it up.
-    pub(super) fn out_of_service(&mut self, replica: ReplicaId) {
+    pub(super) fn take_out_of_service(&mut self, replica: ReplicaId) {
         let done = self.files.in_service.remove(replica);
         self.done_or_fail(done);
     }
@@ -245,7 +245,7 @@ impl Disk {
     }
 
     /// A checkpoint is stable: a snapshot at its position is stored with this root.
-    pub(super) fn stable(&mut self, position: Position, root: Hash) {
+    pub(super) fn keep_root(&mut self, position: Position, root: Hash) {
         self.stable = Some((position, root));
     }
 
@@ -263,7 +263,7 @@ impl Disk {
     }
 
     /// Every member has the records up to here.
-    pub(super) fn safe(&mut self, position: Position) {
+    pub(super) fn mark_safe(&mut self, position: Position) {
         self.safe = self.safe.max(position);
         let due = || Instant::now() + SAFE_DELAY;
         self.safe_due.get_or_insert_with(due);
@@ -289,7 +289,7 @@ impl Disk {
     pub(super) fn await_snapshot(&mut self, asker: SnapshotAsker) {
         let position = self.safe;
         if position == Position(0) {
-            return drop(asker.send(Err(SnapshotError::Nothing)));
+            return drop(asker.send(Err(NoSnapshot::Nothing)));
         }
         self.awaited.push((position, asker));
         self.ask_snapshot(position);

@@ -52,7 +52,7 @@ fn ended(status: Option<i32>) -> String {
 }
 
 /// How a call ended: its exit status, and its words.
-type Answer = (Option<i32>, String);
+type CallEnd = (Option<i32>, String);
 
 impl Agent {
     /// Turns the host off, and makes sure that it is.
@@ -81,7 +81,7 @@ impl Agent {
     }
 
     /// Calls the agent, which is killed if it takes too long.
-    async fn call(&self, action: &'static str) -> Result<Answer, FenceError> {
+    async fn call(&self, action: &'static str) -> Result<CallEnd, FenceError> {
         let program = self.program.clone();
         match tokio::time::timeout(self.limit, self.run(action)).await {
             Ok(done) => done.map_err(|cause| FenceError::NotRun {
@@ -97,7 +97,7 @@ impl Agent {
         }
     }
 
-    async fn run(&self, action: &str) -> std::io::Result<Answer> {
+    async fn run(&self, action: &str) -> std::io::Result<CallEnd> {
         let mut child = Command::new(&self.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

@@ -45,7 +45,7 @@ impl LinkMessage {
 
 /// Asked by whoever fetches a snapshot.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Question {
+pub(crate) enum SnapshotQuestion {
     /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
     Manifest,
     /// The chunk with this hash, of the snapshot whose manifest was given.
@@ -54,7 +54,7 @@ pub(crate) enum Question {
 
 /// Answered in the order of the questions.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Answer {
+pub(crate) enum SnapshotAnswer {
     Manifest(Bytes),
     Chunk(Bytes),
     /// There is no snapshot: the log begins with the first request.

@@ -4,7 +4,7 @@
 
 use super::connection::{connect, ConnectError};
 use super::frame::{self, FrameError, Frames};
-use super::message::{Answer, Question};
+use super::message::{SnapshotAnswer, SnapshotQuestion};
 use super::tls::{Credentials, CredentialsError, Purpose};
 use crate::config::Host;
 use bytes::Bytes;
@@ -97,7 +97,7 @@ pub(super) async fn give(
         frames: Frames::default(),
     };
     let mut pinned: Option<Pinned> = None;
-    while let Some(ask) = incoming.next::<Question>().await? {
+    while let Some(ask) = incoming.next::<SnapshotQuestion>().await? {
         let (store, held) = (Arc::clone(&store), pinned.take());
         let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
         let (given, held) = answering.await?;
@@ -111,25 +111,29 @@ pub(super) async fn give(
     Ok(())
 }
 
-fn answer(store: &Store, pinned: Option<Pinned>, ask: &Question) -> (Answer, Option<Pinned>) {
-    let refused = |why: &dyn std::fmt::Display| Answer::Refused(why.to_string());
+fn answer(
+    store: &Store,
+    pinned: Option<Pinned>,
+    ask: &SnapshotQuestion,
+) -> (SnapshotAnswer, Option<Pinned>) {
+    let refused = |why: &dyn std::fmt::Display| SnapshotAnswer::Refused(why.to_string());
     match (ask, pinned) {
-        (Question::Manifest, _) => match store.pin() {
+        (SnapshotQuestion::Manifest, _) => match store.pin() {
             Ok(Some(found)) => {
                 let bytes = Bytes::from(found.manifest().to_bytes());
-                (Answer::Manifest(bytes), Some(found))
+                (SnapshotAnswer::Manifest(bytes), Some(found))
             }
-            Ok(None) => (Answer::None, None),
+            Ok(None) => (SnapshotAnswer::None, None),
             Err(error) => (refused(&error), None),
         },
-        (Question::Chunk(hash), Some(found)) => {
+        (SnapshotQuestion::Chunk(hash), Some(found)) => {
             let given = match found.chunk(*hash) {
-                Ok(bytes) => Answer::Chunk(bytes.into()),
+                Ok(bytes) => SnapshotAnswer::Chunk(bytes.into()),
                 Err(error) => refused(&error),
             };
             (given, Some(found))
         }
-        (Question::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
+        (SnapshotQuestion::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
     }
 }
 
@@ -185,12 +189,14 @@ async fn fetch(
         stream: reader,
         frames: Frames::default(),
     };
-    ask(&mut writer, &Question::Manifest).await?;
+    ask(&mut writer, &SnapshotQuestion::Manifest).await?;
     let manifest = match incoming.next().await?.ok_or(SnapshotError::Closed)? {
-        Answer::Manifest(bytes) => Manifest::from_bytes(&bytes).ok_or(SnapshotError::Manifest)?,
-        Answer::None => return Ok(None),
-        Answer::Refused(why) => return Err(SnapshotError::Refused(why)),
-        Answer::Chunk(_) => return Err(SnapshotError::OtherAnswer),
+        SnapshotAnswer::Manifest(bytes) => {
+            Manifest::from_bytes(&bytes).ok_or(SnapshotError::Manifest)?
+        }
+        SnapshotAnswer::None => return Ok(None),
+        SnapshotAnswer::Refused(why) => return Err(SnapshotError::Refused(why)),
+        SnapshotAnswer::Chunk(_) => return Err(SnapshotError::OtherAnswer),
     };
     let mut missing = VecDeque::from(begin(folder, &manifest).await?);
     let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
@@ -205,12 +211,12 @@ async fn fetch(
     let mut asked: VecDeque<ChunkRef> = VecDeque::new();
     while !missing.is_empty() || !asked.is_empty() {
         while let (Some(next), true) = (missing.front().copied(), asked.len() < ASKED_MAX) {
-            ask(&mut writer, &Question::Chunk(next.hash)).await?;
+            ask(&mut writer, &SnapshotQuestion::Chunk(next.hash)).await?;
             missing.pop_front();
             asked.push_back(next);
         }
         let given = incoming.next().await?.ok_or(SnapshotError::Closed)?;
-        let (Answer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
+        let (SnapshotAnswer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
             return Err(SnapshotError::NoChunk);
         };
         arrived += bytes.len() as u64;
@@ -232,7 +238,7 @@ async fn fetch(
 
 async fn ask(
     writer: &mut (impl AsyncWrite + Unpin),
-    question: &Question,
+    question: &SnapshotQuestion,
 ) -> Result<(), SnapshotError> {
     send(writer, &frame::encode(question)?).await
 }
