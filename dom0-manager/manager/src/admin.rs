@@ -2,11 +2,12 @@
 
 use crate::agent_link::AgentLink;
 use crate::config::Config;
-use crate::fencing::Fencing;
-use crate::gateway::{Answer, Clients};
-use crate::journal::Journal;
+use crate::event_log::EventLog;
+use crate::fencing::{ConfirmError, Fencing};
+use crate::gateway::Clients;
+use crate::handle::{CoreStatus, DriverHandle, NoSnapshot};
 use crate::peers::Peers;
-use crate::seat::{SeatHandle, Snapshot};
+use crate::pending::Answer;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
@@ -40,24 +41,25 @@ const USAGE_LIMIT: Duration = Duration::from_millis(500);
 /// The longest a client may ask to wait for events.
 const WAIT_MS_MAX: u64 = 60_000;
 
-/// What the API tells about and can do.
+/// The parts of the running manager, which the API tells about and hands requests to.
 pub(crate) struct Deployment {
     pub(crate) config: Config,
-    /// Those on this host.
-    pub(crate) seats: Vec<SeatHandle>,
+    /// The drivers of the seats on this host.
+    pub(crate) seats: Vec<DriverHandle>,
     pub(crate) peers: Arc<Peers>,
     /// None if all seats are here.
     pub(crate) fencing: Option<Arc<Fencing>>,
-    /// Of the seats, in their order.
+    /// The stores of `seats`, in the same order.
     pub(crate) stores: Vec<Arc<Store>>,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) event_log: Arc<EventLog>,
     pub(crate) clients: Arc<Clients>,
     pub(crate) agent: AgentLink,
+    /// Name and accelerator of this host, as the agent tells them.
     pub(crate) host: (String, String),
 }
 
-/// Where operators come in. Behind it there is nothing at first but what the manager waits for.
-pub(crate) struct Door {
+/// The state of the admin API. At first there is nothing behind it but what the manager waits for.
+pub(crate) struct AdminApi {
     config: Config,
     host: (String, String),
     waits_for: Mutex<String>,
@@ -66,9 +68,9 @@ pub(crate) struct Door {
     pub(crate) stop: Notify,
 }
 
-impl Door {
-    pub(crate) fn new(config: Config, host: (String, String)) -> Door {
-        Door {
+impl AdminApi {
+    pub(crate) fn new(config: Config, host: (String, String)) -> AdminApi {
+        AdminApi {
             config,
             host,
             waits_for: Mutex::default(),
@@ -85,7 +87,7 @@ impl Door {
             .unwrap_or_else(PoisonError::into_inner) = text;
     }
 
-    /// Everything is there.
+    /// The manager runs: from now on the API tells about `deployment`.
     pub(crate) fn open(&self, deployment: Deployment) {
         // Once only.
         let _ = self.deployment.set(deployment);
@@ -96,12 +98,12 @@ impl Door {
         text.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn deployment(&self) -> Result<&Deployment, Refused> {
+    fn deployment(&self) -> Result<&Deployment, Unavailable> {
         let there = self.deployment.get();
-        there.ok_or_else(|| Refused(format!("the replica manager starts: {}", self.waiting())))
+        there.ok_or_else(|| Unavailable::Starting(self.waiting()))
     }
 
-    /// Before anything else can be told.
+    /// The status before there is a deployment.
     fn starting(&self) -> Status {
         let group = &self.config.group;
         let this = group.this_host().map(|h| h.name.clone());
@@ -134,19 +136,98 @@ impl Door {
     }
 }
 
-/// Why something cannot be done at present.
-struct Refused(String);
+/// Why nothing can be told at present: 503.
+#[derive(Debug, thiserror::Error)]
+enum Unavailable {
+    #[error("the replica manager starts: {0}")]
+    Starting(String),
+    #[error("the replica manager is stopping")]
+    Stopping,
+    #[error("the replicas did not execute the scrub in time")]
+    ScrubTimeout,
+    #[error("not all replicas reported their roots in time")]
+    RootsTimeout,
+    #[error("there are no seats")]
+    NoSeats,
+    #[error(transparent)]
+    Snapshot(#[from] NoSnapshot),
+    #[error("the snapshot took too long")]
+    SnapshotTimeout,
+}
 
-impl IntoResponse for Refused {
+impl IntoResponse for Unavailable {
     fn into_response(self) -> Response {
-        failure(&self.0)
+        (StatusCode::SERVICE_UNAVAILABLE, self.to_string()).into_response()
     }
 }
 
-type Answered = Result<Response, Refused>;
+/// Why something that an operator asks for is not done as things are: 409.
+#[derive(Debug, thiserror::Error)]
+enum Conflict {
+    #[error("all seats are on this host")]
+    OneHost,
+    #[error(transparent)]
+    Confirm(#[from] ConfirmError),
+    #[error("there is no host {0} in group.hosts")]
+    UnknownHost(String),
+    #[error("this host waits for no other: there is nothing to give up")]
+    WaitsForNobody,
+    #[error("this host waits for {others}, not for {host}")]
+    WaitsForOthers { others: String, host: String },
+    #[error("this host is not in the primary view: ask one that is")]
+    Apart,
+    #[error("host {0} is not in the primary view: it has no replicas")]
+    NotInView(String),
+    #[error(
+        "without host {host}, fewer than f + 1 = {needed} hosts would have replicas, and a faulty one would \
+         not be masked; add a host first, or wait until one that is missing is back"
+    )]
+    Needed { host: String, needed: u16 },
+    #[error("there are no seats")]
+    NoSeats,
+    #[error("the replica manager is stopping")]
+    Stopping,
+}
+
+impl IntoResponse for Conflict {
+    fn into_response(self) -> Response {
+        (StatusCode::CONFLICT, self.to_string()).into_response()
+    }
+}
+
+/// Why what an operator asks for is not done.
+enum Refused {
+    Unavailable(Unavailable),
+    Conflict(Conflict),
+}
+
+impl From<Unavailable> for Refused {
+    fn from(why: Unavailable) -> Refused {
+        Refused::Unavailable(why)
+    }
+}
+
+impl From<Conflict> for Refused {
+    fn from(why: Conflict) -> Refused {
+        Refused::Conflict(why)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        match self {
+            Refused::Unavailable(why) => why.into_response(),
+            Refused::Conflict(why) => why.into_response(),
+        }
+    }
+}
+
+type Done = Result<Json<serde_json::Value>, Refused>;
+
+type Answered = Result<Response, Unavailable>;
 
 /// The API's routes.
-pub(crate) fn router(door: Arc<Door>) -> Router {
+pub(crate) fn router(api: Arc<AdminApi>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
@@ -158,86 +239,74 @@ pub(crate) fn router(door: Arc<Door>) -> Router {
         .route("/v1/host/drain", post(drain))
         .route("/v1/host/fill", post(fill))
         .route("/v1/stop", post(stop))
-        .with_state(door)
+        .with_state(api)
 }
 
-async fn status(State(door): State<Arc<Door>>) -> Response {
-    let Ok(deployment) = door.deployment() else {
-        return Json(door.starting()).into_response();
+async fn status(State(api): State<Arc<AdminApi>>) -> Answered {
+    let Ok(deployment) = api.deployment() else {
+        return Ok(Json(api.starting()).into_response());
     };
-    match deployment.status().await {
-        Some(status) => Json(status).into_response(),
-        None => failure("the replica manager is stopping"),
-    }
+    let status = deployment.status().await.ok_or(Unavailable::Stopping)?;
+    Ok(Json(status).into_response())
 }
 
+/// Which events are asked for.
 #[derive(Deserialize)]
-struct Window {
+pub(crate) struct Window {
+    /// Those with greater numbers.
     #[serde(default)]
-    after: u64,
+    pub(crate) after: u64,
+    /// How long to wait for the first of them.
     #[serde(default)]
-    wait_ms: u64,
+    pub(crate) wait_ms: u64,
 }
 
-/// For [`crate::decoders`]: `after` and `wait_ms` of a query.
-pub(crate) fn window(query: &str) -> Option<(u64, u64)> {
-    let uri = format!("/v1/events?{query}").parse().ok()?;
-    let Query(window) = Query::<Window>::try_from_uri(&uri).ok()?;
-    Some((window.after, window.wait_ms))
-}
-
-async fn events(State(door): State<Arc<Door>>, Query(window): Query<Window>) -> Answered {
+async fn events(State(api): State<Arc<AdminApi>>, Query(window): Query<Window>) -> Answered {
     let wait = Duration::from_millis(window.wait_ms.min(WAIT_MS_MAX));
     let until = tokio::time::Instant::now() + wait;
-    let journal = &door.deployment()?.journal;
-    Ok(Json(journal.events_after(window.after, until).await).into_response())
+    let event_log = &api.deployment()?.event_log;
+    Ok(Json(event_log.events_after(window.after, until).await).into_response())
 }
 
-async fn faults(State(door): State<Arc<Door>>) -> Answered {
-    Ok(Json(door.deployment()?.journal.faults()).into_response())
+async fn faults(State(api): State<Arc<AdminApi>>) -> Answered {
+    Ok(Json(api.deployment()?.event_log.faults()).into_response())
 }
 
-async fn scrub(State(door): State<Arc<Door>>) -> Answered {
-    Ok(scrubbed(door.deployment()?).await)
-}
-
-async fn scrubbed(deployment: &Deployment) -> Response {
+async fn scrub(State(api): State<Arc<AdminApi>>) -> Answered {
+    let deployment = api.deployment()?;
     let answer = deployment.clients.submit(Class::Scrub, None, Bytes::new());
     let Some(Answer::Agreed(position, _)) = answer.await else {
-        return failure("the replicas did not execute the scrub in time");
+        return Err(Unavailable::ScrubTimeout);
     };
     let until = tokio::time::Instant::now() + SCRUB_LIMIT;
-    let Some(roots) = deployment.journal.scrubbed(position, until).await else {
-        return failure("not all replicas reported their roots in time");
-    };
+    let roots = deployment.event_log.scrubbed(position, until).await;
+    let roots = roots.ok_or(Unavailable::RootsTimeout)?;
     let equal = roots.windows(2).all(|w| w[0].1 == w[1].1);
-    Json(ScrubReport {
+    let report = ScrubReport {
         position: position.0,
         roots: roots
             .iter()
             .map(|(r, h)| (r.to_string(), h.to_string()))
             .collect(),
         equal,
-    })
-    .into_response()
+    };
+    Ok(Json(report).into_response())
 }
 
 /// A snapshot of now, as a file.
-async fn backup(State(door): State<Arc<Door>>) -> Answered {
-    Ok(exported(door.deployment()?).await)
+async fn backup(State(api): State<Arc<AdminApi>>) -> Answered {
+    let deployment = api.deployment()?;
+    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
+        return Err(Unavailable::NoSeats);
+    };
+    let stored = tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await;
+    stored.map_err(|_| Unavailable::SnapshotTimeout)??;
+    Ok(exported(Arc::clone(store)))
 }
 
-async fn exported(deployment: &Deployment) -> Response {
-    let (Some(seat), Some(store)) = (deployment.seats.first(), deployment.stores.first()) else {
-        return failure("there are no seats");
-    };
-    match tokio::time::timeout(BACKUP_LIMIT, seat.store_snapshot()).await {
-        Ok(Ok(_)) => {}
-        Ok(Err(error)) => return failure(&format!("{error:#}")),
-        Err(_) => return failure("the snapshot took too long"),
-    }
+/// The newest snapshot of a store, as it is read.
+fn exported(store: Arc<Store>) -> Response {
     let (sender, receiver) = mpsc::channel(BACKUP_PIECES);
-    let store = Arc::clone(store);
     tokio::task::spawn_blocking(move || {
         let mut pieces = BufWriter::with_capacity(BACKUP_PIECE_BYTES, Pieces(sender.clone()));
         let exported = store.export_snapshot(&mut pieces);
@@ -280,56 +349,53 @@ struct Named {
 }
 
 /// An operator says that a host is off.
-async fn confirm_fence(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = match &door.deployment()?.fencing {
-        Some(fencing) => fencing.confirm(&named.host),
-        None => Err("all seats are on this host".to_owned()),
-    };
-    Ok(done_or_conflict(done))
+async fn confirm_fence(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
+    let fencing = deployment.fencing.as_ref().ok_or(Conflict::OneHost)?;
+    let confirmed = fencing.confirm(&named.host);
+    confirmed.map_err(Conflict::Confirm)?;
+    Ok(nothing())
 }
 
 /// An operator says that a host's disk is gone for good.
-async fn accept_loss(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.accept_loss(&named.host).await;
-    Ok(done_or_conflict(done))
+async fn accept_loss(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
+    deployment.accept_loss(&named.host).await?;
+    Ok(nothing())
 }
 
 /// A host is to have no replicas.
-async fn drain(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.drain(&named.host, true).await;
-    Ok(done_or_conflict(done))
+async fn drain(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
+    deployment.drain(&named.host, true).await?;
+    Ok(nothing())
 }
 
 /// A host that was drained is to have its share again.
-async fn fill(State(door): State<Arc<Door>>, Query(named): Query<Named>) -> Answered {
-    let done = door.deployment()?.drain(&named.host, false).await;
-    Ok(done_or_conflict(done))
+async fn fill(State(api): State<Arc<AdminApi>>, Query(named): Query<Named>) -> Done {
+    let deployment = api.deployment()?;
+    deployment.drain(&named.host, false).await?;
+    Ok(nothing())
 }
 
-fn done_or_conflict(done: Result<(), String>) -> Response {
-    match done {
-        Ok(()) => Json(serde_json::json!({})).into_response(),
-        Err(why) => (StatusCode::CONFLICT, why).into_response(),
-    }
+/// It is done, and there is nothing to tell.
+fn nothing() -> Json<serde_json::Value> {
+    Json(serde_json::json!({}))
 }
 
-async fn stop(State(door): State<Arc<Door>>) -> Response {
-    door.stop.notify_one();
-    Json(serde_json::json!({})).into_response()
-}
-
-fn failure(why: &str) -> Response {
-    (StatusCode::SERVICE_UNAVAILABLE, why.to_owned()).into_response()
+async fn stop(State(api): State<Arc<AdminApi>>) -> Response {
+    api.stop.notify_one();
+    nothing().into_response()
 }
 
 impl Deployment {
     async fn status(&self) -> Option<Status> {
         let mut seats = Vec::new();
-        let mut first: Option<Snapshot> = None;
+        let mut first: Option<CoreStatus> = None;
         for (handle, store) in self.seats.iter().zip(&self.stores) {
-            let snapshot = handle.snapshot().await?;
-            seats.push(self.seat(handle.seat, &snapshot, Some(store)).await);
-            first.get_or_insert(snapshot);
+            let core = handle.core_status().await?;
+            seats.push(self.seat(handle.seat, &core, Some(store)).await);
+            first.get_or_insert(core);
         }
         let first = first?;
         for seat in self.config.group.seats() {
@@ -342,7 +408,7 @@ impl Deployment {
             .clients
             .serving
             .load(std::sync::atomic::Ordering::Relaxed);
-        let counters = self.journal.counters();
+        let counters = self.event_log.counters();
         let apart = first.standing != Standing::Serving;
         let mode = match (serving, first.staffed || counters.requests > 0) {
             (true, _) => Mode::Serving,
@@ -366,64 +432,64 @@ impl Deployment {
             hosts: self.hosts(&first).await,
             seats,
             counters,
-            last_conviction: self.journal.last_conviction(),
+            last_conviction: self.event_log.last_conviction(),
         })
     }
 
     /// Nothing that only `host` had on disk is waited for any longer.
-    async fn accept_loss(&self, host: &str) -> Result<(), String> {
+    async fn accept_loss(&self, host: &str) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
-        let awaits = self.snapshot().await?.awaits;
+        let awaits = self.core_status().await?.awaits;
         if !awaits.contains(&seat) {
             return Err(match self.names(&awaits).as_str() {
-                "" => "this host waits for no other: there is nothing to give up".to_owned(),
-                others => format!("this host waits for {others}, not for {host}"),
+                "" => Conflict::WaitsForNobody,
+                others => Conflict::WaitsForOthers {
+                    others: others.to_owned(),
+                    host: host.to_owned(),
+                },
             });
         }
         self.input(Input::AcceptLoss { seats: vec![seat] }).await
     }
 
     /// Others take the places of a host's replicas, or it gets its share again. Returns before that is done.
-    async fn drain(&self, host: &str, drained: bool) -> Result<(), String> {
+    async fn drain(&self, host: &str, drained: bool) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
-        let now = self.snapshot().await?;
+        let now = self.core_status().await?;
         if now.standing != Standing::Serving {
-            return Err("this host is not in the primary view: ask one that is".to_owned());
+            return Err(Conflict::Apart);
         }
         if !now.view.contains(&seat) {
-            return Err(format!(
-                "host {host} is not in the primary view: it has no replicas"
-            ));
+            return Err(Conflict::NotInView(host.to_owned()));
         }
         if now.drained.contains(&seat) == drained {
             return Ok(());
         }
         if drained && !now.spared.contains(&seat) {
-            let needed = self.config.group.faults + 1;
-            return Err(format!(
-                "without host {host}, fewer than f + 1 = {needed} hosts would have replicas, and a faulty one would \
-                 not be masked; add a host first, or wait until one that is missing is back"
-            ));
+            return Err(Conflict::Needed {
+                host: host.to_owned(),
+                needed: self.config.group.faults + 1,
+            });
         }
         self.input(Input::Drain { seat, drained }).await
     }
 
-    fn seat_of(&self, host: &str) -> Result<SeatId, String> {
+    fn seat_of(&self, host: &str) -> Result<SeatId, Conflict> {
         let named = self.config.group.hosts.iter().find(|h| h.name == host);
-        let named = named.ok_or_else(|| format!("there is no host {host} in group.hosts"))?;
+        let named = named.ok_or_else(|| Conflict::UnknownHost(host.to_owned()))?;
         Ok(SeatId(named.seat))
     }
 
-    async fn snapshot(&self) -> Result<Snapshot, String> {
-        let handle = self.seats.first().ok_or("there are no seats")?;
-        let snapshot = handle.snapshot().await;
-        snapshot.ok_or_else(|| "the replica manager is stopping".to_owned())
+    async fn core_status(&self) -> Result<CoreStatus, Conflict> {
+        let handle = self.seats.first().ok_or(Conflict::NoSeats)?;
+        let status = handle.core_status().await;
+        status.ok_or(Conflict::Stopping)
     }
 
-    async fn input(&self, input: Input) -> Result<(), String> {
-        let handle = self.seats.first().ok_or("there are no seats")?;
+    async fn input(&self, input: Input) -> Result<(), Conflict> {
+        let handle = self.seats.first().ok_or(Conflict::NoSeats)?;
         let sent = handle.inputs.send(input).await;
-        sent.map_err(|_| "the replica manager is stopping".to_owned())
+        sent.map_err(|_| Conflict::Stopping)
     }
 
     /// The names of the hosts with these seats.
@@ -435,7 +501,7 @@ impl Deployment {
     }
 
     /// Why this host does not take part, in words.
-    fn waits_for(&self, first: &Snapshot) -> String {
+    fn waits_for(&self, first: &CoreStatus) -> String {
         let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
         match first.standing {
             Standing::Serving => String::new(),
@@ -454,11 +520,11 @@ impl Deployment {
     }
 
     /// This host, then the others.
-    async fn hosts(&self, snapshot: &Snapshot) -> Vec<HostStatus> {
+    async fn hosts(&self, core: &CoreStatus) -> Vec<HostStatus> {
         let group = &self.config.group;
         let this = group.this_host();
-        let member = |seat: u16| snapshot.view.contains(&SeatId(seat));
-        let drained = |seat: u16| snapshot.drained.contains(&SeatId(seat));
+        let member = |seat: u16| core.view.contains(&SeatId(seat));
+        let drained = |seat: u16| core.drained.contains(&SeatId(seat));
         let mut hosts = vec![HostStatus {
             name: self.host_name().to_owned(),
             accelerator: self.host.1.clone(),
@@ -495,11 +561,11 @@ impl Deployment {
     async fn seat(
         &self,
         seat: SeatId,
-        snapshot: &Snapshot,
+        core: &CoreStatus,
         store: Option<&Arc<Store>>,
     ) -> SeatStatus {
         let mut replicas = Vec::new();
-        for view in snapshot.replicas.iter().filter(|v| v.replica.seat == seat) {
+        for view in core.replicas.iter().filter(|v| v.replica.seat == seat) {
             let usage = match view.state {
                 ReplicaState::Quarantined | ReplicaState::Lost | ReplicaState::Destroyed => None,
                 _ if store.is_none() => None,

@@ -1,19 +1,20 @@
 //! The connection to the host agent: opened again when the agent was restarted, and the seats are told
 //! what became of their replicas meanwhile.
 
-use crate::journal::Journal;
-use crate::seat::SeatHandle;
-use anyhow::Result;
+use crate::event_log::EventLog;
+use crate::handle::DriverHandle;
 use futures_util::StreamExt;
 use spare_agent_client::{self as agent, AgentProxy};
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
+use spare_protocol::channel::PORT_NAME;
 use spare_protocol::group::LossReason;
 use spare_protocol::ReplicaId;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,21 +23,54 @@ const AWAY_LIMIT: Duration = Duration::from_secs(30);
 /// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// The way to the agent.
+/// A stream of bytes in both directions, whatever carries it.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
+
+/// The manager's end of a replica's channel. That it is a Unix socket only [`AgentLink::open_channel`] knows.
+pub(crate) type ChannelStream = Box<dyn ByteStream>;
+
+/// The agent did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    /// It refuses, in its own words; or the call did not get through.
+    #[error("{}", agent::message(.0))]
+    Call(zbus::Error),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("the socket of a channel cannot be used: {0}")]
+    Socket(String),
+    #[error(
+        "the agent is away for more than {} s; start it (systemctl start spare-agent)",
+        AWAY_LIMIT.as_secs()
+    )]
+    Away,
+}
+
+impl AgentError {
+    /// There is no such replica: it may have been destroyed already.
+    pub(crate) fn is_unknown_replica(&self) -> bool {
+        matches!(self, AgentError::Call(error) if agent::is_unknown_replica(error))
+    }
+}
+
+/// Calls the agent, over whichever connection there is at present.
 #[derive(Clone, Debug)]
 pub(crate) struct AgentLink {
     current: watch::Receiver<Option<AgentProxy<'static>>>,
 }
 
-/// Keeps the connection, and listens.
+/// Keeps the connection to the agent, and hands on what the agent signals.
 pub(crate) struct AgentWatch {
     socket: PathBuf,
     current: watch::Sender<Option<AgentProxy<'static>>>,
 }
 
 /// Connects to the agent at `socket`.
-pub(crate) async fn connect(socket: &Path) -> Result<(AgentLink, AgentWatch)> {
-    let agent = agent::connect(socket).await?;
+pub(crate) async fn connect(socket: &Path) -> Result<(AgentLink, AgentWatch), AgentError> {
+    let connected = agent::connect(socket).await;
+    let agent = connected.map_err(|e| AgentError::Unreachable(format!("{e:#}")))?;
     let (sender, current) = watch::channel(Some(agent));
     let watch = AgentWatch {
         socket: socket.to_owned(),
@@ -56,7 +90,7 @@ impl AgentLink {
     pub(crate) async fn call<T, F>(
         &self,
         call: impl Fn(AgentProxy<'static>) -> F,
-    ) -> zbus::Result<T>
+    ) -> Result<T, AgentError>
     where
         F: Future<Output = zbus::Result<T>>,
     {
@@ -66,10 +100,7 @@ impl AgentLink {
             let found = tokio::time::timeout_at(until, current.wait_for(Option::is_some)).await;
             let agent = found.ok().and_then(|found| found.ok()?.clone());
             let Some(agent) = agent else {
-                return Err(zbus::Error::Failure(format!(
-                    "the agent is away for more than {} s; start it (systemctl start spare-agent)",
-                    AWAY_LIMIT.as_secs()
-                )));
+                return Err(AgentError::Away);
             };
             let connection = agent.inner().connection().clone();
             let result = tokio::select! {
@@ -77,10 +108,26 @@ impl AgentLink {
                 () = connection.closed() => Err(zbus::Error::Failure("the agent went away".into())),
             };
             if answered(&result) || Instant::now() >= until {
-                return result;
+                return result.map_err(AgentError::Call);
             }
             // Until whoever watches the connection has noticed it too.
             tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// The manager's end of a replica's channel.
+    pub(crate) async fn open_channel(
+        &self,
+        replica: ReplicaId,
+    ) -> Result<ChannelStream, AgentError> {
+        let name = replica.to_string();
+        let opened = self.call(|agent| {
+            let name = name.clone();
+            async move { agent.open_channel(&name, PORT_NAME).await }
+        });
+        match agent::stream(opened.await?) {
+            Ok(socket) => Ok(Box::new(socket)),
+            Err(error) => Err(AgentError::Socket(format!("{error:#}"))),
         }
     }
 
@@ -100,7 +147,7 @@ impl AgentLink {
 
 impl AgentWatch {
     /// Tells the seats about VMs that stopped, until the task is ended.
-    pub(crate) async fn run(self, seats: Vec<SeatHandle>, journal: Arc<Journal>) {
+    pub(crate) async fn run(self, seats: Vec<DriverHandle>, event_log: Arc<EventLog>) {
         loop {
             let agent = self.current.borrow().clone();
             match agent {
@@ -109,7 +156,7 @@ impl AgentWatch {
                     self.current.send_replace(None);
                     let text = "the agent closed its connection; until it is back, replicas can be neither woken \
                                 nor replaced";
-                    journal.event(EventKind::Alarm, None, text.to_owned());
+                    event_log.event(EventKind::Alarm, None, text.to_owned());
                 }
                 None => match agent::connect(&self.socket).await {
                     Ok(agent) => {
@@ -124,7 +171,7 @@ impl AgentWatch {
 }
 
 /// Listens until the connection ends. Always reads on: a client that does not is cut off.
-async fn listen(agent: &AgentProxy<'static>, seats: &[SeatHandle]) {
+async fn listen(agent: &AgentProxy<'static>, seats: &[DriverHandle]) {
     let connection = agent.inner().connection().clone();
     let Ok(mut changes) = agent.receive_state_changed().await else {
         return;
@@ -150,7 +197,7 @@ async fn listen(agent: &AgentProxy<'static>, seats: &[SeatHandle]) {
     }
 }
 
-async fn changed(seats: &[SeatHandle], replica: &str, state: &str, reason: &str) {
+async fn changed(seats: &[DriverHandle], replica: &str, state: &str, reason: &str) {
     let Ok(replica) = replica.parse::<ReplicaId>() else {
         return;
     };

@@ -1,9 +1,9 @@
-//! The clock that the core is told: it never goes back, and goes on while the machine is suspended, as a lease
-//! needs it (DESIGN §4.2).
+//! The two clocks that the core is told. The monotonic one never goes back, and goes on while the machine is
+//! suspended, as a lease needs it (docs/protocol.md#views); the other one tells the date.
 
 use nix::time::{clock_gettime, ClockId};
 use spare_core::Micros;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The time since the machine started.
 pub(crate) fn now() -> Micros {
@@ -12,9 +12,15 @@ pub(crate) fn now() -> Micros {
     of(time)
 }
 
-/// A time since the machine started.
+/// A time since the machine started, as the core is told it.
 pub(crate) fn of(since_start: Duration) -> Micros {
     Micros(u64::try_from(since_start.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Microseconds since the Unix epoch.
+pub(crate) fn unix_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Waits until then; for ever, if there is no such time.

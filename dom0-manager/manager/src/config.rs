@@ -4,6 +4,8 @@ mod hosts;
 
 pub(crate) use hosts::{Engine, Fencing, Group, Host, Peers};
 
+use hosts::HostsProblem;
+
 use serde::Deserialize;
 use spare_core::Micros;
 use spare_protocol::SeatId;
@@ -23,7 +25,39 @@ const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 /// A sync that is slowed down more than this measures nothing.
 const SYNC_DELAY_MS_MAX: u64 = 1000;
 
-/// The replica manager's configuration.
+/// The greatest body of a request: it must fit into a frame of the guest channel with room for its encoding.
+const BODY_BYTES_MAX: usize = 16 << 20;
+/// hyper refuses a smaller read buffer.
+const HEADER_BYTES_MIN: usize = 8192;
+
+/// A value that cannot work, by the name of its key, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error(transparent)]
+    Hosts(#[from] HostsProblem),
+    #[error(transparent)]
+    Protocol(#[from] spare_core::ConfigError),
+    #[error(
+        "replication.delivery_timeout_ms: {delivery_ms} is less than vote_timeout_ms ({vote_ms}); silence of all \
+         must be waited for longer than the silence of one"
+    )]
+    DeliveryBeforeVote { delivery_ms: u64, vote_ms: u64 },
+    #[error("replication.{greatest} is less than {least}")]
+    Reversed {
+        least: &'static str,
+        greatest: &'static str,
+    },
+    #[error("{0} is 0; leave it out for its default")]
+    Zero(&'static str),
+    #[error("store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}")]
+    SyncDelay,
+    #[error("gateway.header_bytes_max must be at least {HEADER_BYTES_MIN}")]
+    HeaderBytes,
+    #[error("gateway.body_bytes_max must be at most {BODY_BYTES_MAX} (16 MiB)")]
+    BodyBytes,
+}
+
+/// `spare.toml`, read and checked.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
@@ -47,11 +81,11 @@ pub(crate) struct Config {
     pub(crate) store: Store,
 }
 
-/// What is replicated.
+/// `[service]`: what is replicated.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Service {
-    /// Its name.
+    /// In status, events and the group's name.
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
@@ -72,11 +106,11 @@ pub(crate) struct Gateway {
     pub(crate) header_timeout_ms: u64,
     /// For a client to send its body.
     pub(crate) body_timeout_ms: u64,
-    /// For the group to answer.
+    /// For the group to answer; then the client gets 503, and its request may still take effect.
     pub(crate) reply_timeout_ms: u64,
     /// How long an `Idempotency-Key` is remembered.
     pub(crate) key_lifetime_s: u64,
-    /// How many are remembered.
+    /// How many keys are remembered.
     pub(crate) keys_max: usize,
 }
 
@@ -141,23 +175,23 @@ impl Default for Normalise {
 pub(crate) struct BodyRule {
     /// The rule holds for bodies whose `Content-Type` begins with this.
     pub(crate) content_type: String,
-    /// A regular expression.
+    /// A regular expression, as the crate `regex` reads it.
     pub(crate) pattern: String,
     /// What stands in its place; `$1` is the first group.
     pub(crate) replacement: String,
 }
 
-/// The protocol's limits.
+/// `[replication]`: the protocol's limits. The core's configuration explains each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Replication {
-    /// k.
+    /// k: a paused passive is brought up to date when so many updates wait for it.
     pub(crate) updates_max: usize,
     /// How long bringing a passive up to date may take: k is less where it takes longer.
     pub(crate) activation_budget_ms: u64,
     /// Updates kept for a replica that falls behind.
     pub(crate) buffer_max: usize,
-    /// c.
+    /// c: roots are compared every so many writes.
     pub(crate) checkpoint_writes: u64,
     /// Timeouts are learnt from what is usual, between these bounds.
     pub(crate) vote_timeout_ms: u64,
@@ -204,7 +238,36 @@ impl Default for Replication {
     }
 }
 
-/// The agent.
+impl Replication {
+    fn check(&self) -> Result<(), Problem> {
+        if self.delivery_timeout_ms < self.vote_timeout_ms {
+            return Err(Problem::DeliveryBeforeVote {
+                delivery_ms: self.delivery_timeout_ms,
+                vote_ms: self.vote_timeout_ms,
+            });
+        }
+        let bounds = [
+            (
+                ("awake_min_ms", self.awake_min_ms),
+                ("awake_max_ms", self.awake_max_ms),
+            ),
+            (
+                ("vote_timeout_ms", self.vote_timeout_ms),
+                ("vote_timeout_max_ms", self.vote_timeout_max_ms),
+            ),
+            (
+                ("delivery_timeout_ms", self.delivery_timeout_ms),
+                ("delivery_timeout_max_ms", self.delivery_timeout_max_ms),
+            ),
+        ];
+        match bounds.iter().find(|(least, greatest)| greatest.1 < least.1) {
+            Some(((least, _), (greatest, _))) => Err(Problem::Reversed { least, greatest }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where the host's agent is reached.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Agent {
@@ -219,7 +282,7 @@ impl Default for Agent {
     }
 }
 
-/// The admin API.
+/// `[admin]`: where the admin API listens.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
@@ -245,7 +308,7 @@ pub(crate) enum Durability {
 }
 
 impl Durability {
-    /// Its name in configuration and status.
+    /// As configuration files and `spare status` write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Durability::Disk => "disk",
@@ -295,15 +358,11 @@ impl Config {
         spare_settings::read::<Config>(path)?.checked(path)
     }
 
-    /// Reads and checks `text`; `path` is for the messages.
-    pub(crate) fn parse(path: &Path, text: &str) -> Result<Config, SettingsError> {
-        spare_settings::parse::<Config>(path, text)?.checked(path)
-    }
-
-    fn checked(self, path: &Path) -> Result<Config, SettingsError> {
+    /// The configuration, if it can be used; `path` is for the message if it cannot.
+    pub(crate) fn checked(self, path: &Path) -> Result<Config, SettingsError> {
         match self.check() {
             Ok(()) => Ok(self),
-            Err(problem) => Err(SettingsError::value(path, problem)),
+            Err(problem) => Err(SettingsError::value(path, problem.to_string())),
         }
     }
 
@@ -349,44 +408,14 @@ impl Config {
         }
     }
 
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), Problem> {
         self.group.check(self.peers.as_ref())?;
         if let Some(fencing) = &self.fencing {
             fencing.check(&self.group)?;
         }
-        let r = &self.replication;
-        if r.delivery_timeout_ms < r.vote_timeout_ms {
-            return Err(format!(
-                "replication.delivery_timeout_ms: {} is less than vote_timeout_ms ({}); silence of all \
-                 must be waited for longer than the silence of one",
-                r.delivery_timeout_ms, r.vote_timeout_ms
-            ));
-        }
-        for (least, greatest, name) in [
-            (
-                r.awake_min_ms,
-                r.awake_max_ms,
-                "awake_max_ms is less than awake_min_ms",
-            ),
-            (
-                r.vote_timeout_ms,
-                r.vote_timeout_max_ms,
-                "vote_timeout_max_ms is less than vote_timeout_ms",
-            ),
-            (
-                r.delivery_timeout_ms,
-                r.delivery_timeout_max_ms,
-                "delivery_timeout_max_ms is less than delivery_timeout_ms",
-            ),
-        ] {
-            if greatest < least {
-                return Err(format!("replication.{name}"));
-            }
-        }
-        self.core(self.group.voice())
-            .check()
-            .map_err(|e| e.to_string())?;
-        let g = &self.gateway;
+        self.replication.check()?;
+        self.core(self.group.voice()).check()?;
+        let (g, r) = (&self.gateway, &self.replication);
         let zero = [
             ("gateway.requests_max", g.requests_max as u64),
             ("gateway.connections_max", g.connections_max as u64),
@@ -407,20 +436,16 @@ impl Config {
             ("store.evidence_mib_max", self.store.evidence_mib_max),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
-            return Err(format!("{name} is 0; leave it out for its default"));
+            return Err(Problem::Zero(name));
         }
         if self.store.sync_delay_ms > SYNC_DELAY_MS_MAX {
-            return Err(format!(
-                "store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}"
-            ));
+            return Err(Problem::SyncDelay);
         }
-        // hyper refuses a smaller read buffer.
-        if g.header_bytes_max < 8192 {
-            return Err("gateway.header_bytes_max must be at least 8192".into());
+        if g.header_bytes_max < HEADER_BYTES_MIN {
+            return Err(Problem::HeaderBytes);
         }
-        // A request must fit into a frame of the guest channel with room for its encoding.
-        if g.body_bytes_max > 16 << 20 {
-            return Err("gateway.body_bytes_max must be at most 16777216 (16 MiB)".into());
+        if g.body_bytes_max > BODY_BYTES_MAX {
+            return Err(Problem::BodyBytes);
         }
         Ok(())
     }
@@ -437,7 +462,7 @@ mod tests {
         let path = Path::new("spare.toml");
         let config: Config =
             spare_settings::parse(path, &format!("{SMALLEST}{more}")).map_err(|e| e.to_string())?;
-        config.check()
+        config.check().map_err(|e| e.to_string())
     }
 
     #[test]
@@ -451,7 +476,7 @@ mod tests {
         );
         let config: Config =
             spare_settings::parse(Path::new("spare.toml"), &text).map_err(|e| e.to_string())?;
-        config.check()
+        config.check().map_err(|e| e.to_string())
     }
 
     const PEERS: &str = "[peers]\ncertificate = \"c\"\nkey = \"k\"\nauthority = \"a\"\n";
@@ -548,7 +573,7 @@ mod tests {
         let text = include_str!("../spare.toml.example");
         let example: Config =
             spare_settings::parse(Path::new("spare.toml.example"), text).expect("valid");
-        assert_eq!(example.check(), Ok(()));
+        example.check().expect("it can be used");
         let smallest: Config = spare_settings::parse(Path::new("x"), SMALLEST).expect("valid");
         assert_eq!(
             format!("{:?}", example.replication),

@@ -1,39 +1,48 @@
-//! Every decoder of this crate as a function of the bytes that it reads. For `tests/fuzz`, and for
-//! nobody else.
+//! Every decoder of this crate as a function of the bytes that it reads. For `tests/fuzz`, which turns the feature
+//! `fuzzing` on, and for nobody else: nothing here is in the daemon.
 
+use crate::admin::Window;
 use crate::config::{Config, Gateway, Normalise, Requests};
-use crate::gateway::{self, Clients, Pending};
+use crate::evidence;
+use crate::gateway::{self, Clients};
+use crate::guest::session::{Expected, Said, Session};
 use crate::normalise::Normaliser;
+use crate::peers::frame::Frames;
+use crate::peers::message::{LinkMessage, SnapshotAnswer, SnapshotQuestion};
+use crate::pending::Pending;
+use axum::extract::Query;
 use bytes::Bytes;
 use hyper::service::service_fn;
 use hyper::Response;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+use spare_core::Input;
 use spare_protocol::channel::Outcome;
+use spare_protocol::group::LossReason;
 use spare_protocol::http::HttpRequest;
-use spare_protocol::{Position, SeatId};
+use spare_protocol::{Position, ReplicaId, SeatId};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, Semaphore};
 
-pub use crate::guest::understood;
-pub use crate::peers::decoded as peer_stream;
-pub use crate::peers::PeerStream;
-
 /// The configuration file: what is wrong with it, in words.
 ///
 /// # Errors
 /// When it cannot be used.
 pub fn config(text: &str) -> Result<(), String> {
-    let config = Config::parse(Path::new("spare.toml"), text).map_err(|e| e.to_string())?;
+    let path = Path::new("spare.toml");
+    let config = spare_settings::parse::<Config>(path, text).and_then(|c| c.checked(path));
+    let config = config.map_err(|e| e.to_string())?;
     let rules = Normaliser::new(&config.normalise).map_err(|e| e.to_string())?;
     drop(rules);
     Ok(())
 }
 
 /// The rules of `[normalise]`, ready to use.
-pub struct Rules(pub(crate) Arc<Normaliser>);
+pub struct Rules(Arc<Normaliser>);
 
 impl Rules {
     /// Reads the keys of `[normalise]`.
@@ -64,15 +73,18 @@ pub fn agreed_reply(reply: Bytes) -> (u16, usize) {
 /// Request and reply as they are written into a folder of evidence, and the request in one line.
 #[must_use]
 pub fn evidence(request: &[u8], reply: Bytes) -> (String, usize) {
-    let [request_bytes, reply_bytes] = crate::evidence::texts(request, &Outcome::Reply(reply));
-    let line = crate::evidence::request_line(request);
+    let request_bytes = evidence::request_text(request);
+    let reply_bytes = evidence::reply_text(&Outcome::Reply(reply));
+    let line = evidence::request_line(request);
     (line, request_bytes.len() + reply_bytes.len())
 }
 
 /// The query of `GET /v1/events`: `after` and `wait_ms`.
 #[must_use]
 pub fn events_query(query: &str) -> Option<(u64, u64)> {
-    crate::admin::window(query)
+    let uri = format!("/v1/events?{query}").parse().ok()?;
+    let Query(window) = Query::<Window>::try_from_uri(&uri).ok()?;
+    Some((window.after, window.wait_ms))
 }
 
 /// What a client sends on one connection: the requests that are taken, and all that is answered (200
@@ -124,4 +136,85 @@ pub fn client(
     let _ = runtime.block_on(connection);
     let taken = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
     (taken, answers)
+}
+
+/// What comes of the bytes of a guest in that session, which arrive in pieces of at most `piece_bytes` (1 or more):
+/// the texts that operators will see of it, and the rule that it broke, if it broke one.
+#[must_use]
+pub fn understood(
+    session: u32,
+    bytes: &[u8],
+    piece_bytes: usize,
+    rules: &Rules,
+) -> (Vec<String>, Option<String>) {
+    let replica = ReplicaId {
+        seat: SeatId(0),
+        generation: 1,
+    };
+    let mut session = Session::new(replica, session, Expected::New, Arc::clone(&rules.0));
+    let mut texts = Vec::new();
+    for piece in bytes.chunks(piece_bytes) {
+        session.push(piece);
+        loop {
+            match session.next() {
+                Ok(Some(Said::Input(input) | Said::Unfit(input))) => texts.extend(shown(input)),
+                Ok(Some(Said::Attached(_))) => {}
+                Ok(None) => break,
+                Err(violation) => return (texts, Some(violation.to_string())),
+            }
+        }
+    }
+    (texts, None)
+}
+
+/// What operators see of an input.
+fn shown(input: Input) -> Option<String> {
+    match input {
+        Input::Failed { reason, .. } => Some(match reason {
+            LossReason::Broken(text) | LossReason::VmStopped(text) => text,
+            other => format!("{other:?}"),
+        }),
+        _ => None,
+    }
+}
+
+/// Which messages stand in a stream from another manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerStream {
+    /// Messages for the core of the one who accepted, and where logs begin.
+    Link,
+    /// Questions of a host that fetches a snapshot.
+    Questions,
+    /// Chunks and manifests of snapshots.
+    Answers,
+}
+
+/// The messages of a stream that arrives in pieces, encoded again, up to the first that is none; and whether there was
+/// none such.
+#[must_use]
+pub fn peer_stream(kind: PeerStream, stream: &[u8], piece_bytes: usize) -> (Vec<Vec<u8>>, bool) {
+    match kind {
+        PeerStream::Link => messages::<LinkMessage>(stream, piece_bytes),
+        PeerStream::Questions => messages::<SnapshotQuestion>(stream, piece_bytes),
+        PeerStream::Answers => messages::<SnapshotAnswer>(stream, piece_bytes),
+    }
+}
+
+fn messages<T: DeserializeOwned + Serialize>(
+    stream: &[u8],
+    piece_bytes: usize,
+) -> (Vec<Vec<u8>>, bool) {
+    let mut frames = Frames::default();
+    let mut found = Vec::new();
+    for piece in stream.chunks(piece_bytes.max(1)) {
+        frames.room().extend_from_slice(piece);
+        loop {
+            match frames.message::<T>() {
+                Ok(Some(message)) => found.push(spare_protocol::encode(&message)),
+                Ok(None) => break,
+                Err(_) => return (found, false),
+            }
+        }
+    }
+    (found, true)
 }

@@ -1,6 +1,6 @@
 //! Evidence of a conviction, as files that an operator can read.
 
-use spare_core::Evidence;
+use spare_core::{ConvictionBasis, Evidence};
 use spare_protocol::admin::Conviction;
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{HttpReply, HttpRequest};
@@ -35,8 +35,8 @@ pub(crate) struct Archive {
 }
 
 /// A conviction's folder.
-struct Kept {
-    folder: PathBuf,
+struct ConvictionFolder {
+    path: PathBuf,
     at_us: i64,
     bytes: u64,
 }
@@ -88,24 +88,24 @@ impl Archive {
 
     /// Removes the oldest until what is left is within the bounds; `last` and the newest stay.
     fn trim(&self, last: &Path) -> std::io::Result<()> {
-        let mut all: Vec<Kept> = self.kept()?;
-        all.sort_by_key(|kept| kept.at_us);
+        let mut all: Vec<ConvictionFolder> = self.folders()?;
+        all.sort_by_key(|folder| folder.at_us);
         let newest = all.pop();
         let mut count = all.len() + usize::from(newest.is_some());
-        let mut bytes: u64 = all.iter().chain(&newest).map(|kept| kept.bytes).sum();
-        for kept in all.iter().filter(|kept| kept.folder != last) {
+        let mut bytes: u64 = all.iter().chain(&newest).map(|folder| folder.bytes).sum();
+        for folder in all.iter().filter(|folder| folder.path != last) {
             if count <= self.convictions_max && bytes <= self.bytes_max {
                 break;
             }
-            std::fs::remove_dir_all(&kept.folder)?;
+            std::fs::remove_dir_all(&folder.path)?;
             count -= 1;
-            bytes -= kept.bytes;
+            bytes -= folder.bytes;
         }
         Ok(())
     }
 
     /// The folders that this program made.
-    fn kept(&self) -> std::io::Result<Vec<Kept>> {
+    fn folders(&self) -> std::io::Result<Vec<ConvictionFolder>> {
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -115,10 +115,10 @@ impl Archive {
             }
             let folder = entry.path();
             let told = read(&folder.join(CONVICTION)).map(|conviction| conviction.at_us);
-            all.push(Kept {
+            all.push(ConvictionFolder {
                 at_us: told.map_or_else(|| changed_us(&entry), Ok)?,
                 bytes: bytes_in(&folder)?,
-                folder,
+                path: folder,
             });
         }
         Ok(all)
@@ -128,6 +128,16 @@ impl Archive {
 /// The name of a conviction's folder.
 pub(crate) fn folder_name(replica: ReplicaId, position: Position) -> String {
     format!("{replica}-at-{position}")
+}
+
+/// Why a replica was convicted, for the note that later runs find on disk.
+pub(crate) fn reason(basis: &ConvictionBasis) -> String {
+    match basis {
+        ConvictionBasis::Channel(how) => format!("channel: {how}"),
+        ConvictionBasis::Reply => "reply".to_owned(),
+        ConvictionBasis::Update => "update".to_owned(),
+        ConvictionBasis::Root { .. } => "root".to_owned(),
+    }
 }
 
 fn is_folder_name(name: &str) -> bool {
@@ -168,11 +178,6 @@ fn read(path: &Path) -> Option<Conviction> {
     serde_json::from_slice(&text).ok()
 }
 
-/// For [`crate::decoders`]: the texts of a request and of a reply.
-pub(crate) fn texts(bytes: &[u8], outcome: &Outcome) -> [Vec<u8>; 2] {
-    [request(bytes), reply(outcome)]
-}
-
 fn write(
     folder: &Path,
     replica: ReplicaId,
@@ -190,10 +195,13 @@ fn write(
         return Ok(());
     }
     std::fs::write(folder.join("votes.txt"), votes(replica, evidence))?;
-    std::fs::write(folder.join("request.txt"), request(&evidence.request))?;
+    std::fs::write(folder.join("request.txt"), request_text(&evidence.request))?;
     for (name, bytes) in [("agreed", &evidence.agreed), ("wrong", &evidence.wrong)] {
         if let Some((outcome, update)) = bytes {
-            std::fs::write(folder.join(format!("{name}-reply.txt")), reply(outcome))?;
+            std::fs::write(
+                folder.join(format!("{name}-reply.txt")),
+                reply_text(outcome),
+            )?;
             std::fs::write(folder.join(format!("{name}-update.bin")), update)?;
         }
     }
@@ -231,7 +239,8 @@ fn headers(text: &mut Vec<u8>, headers: &[(String, Vec<u8>)]) {
     text.push(b'\n');
 }
 
-fn request(bytes: &[u8]) -> Vec<u8> {
+/// A request as it is written into its file: HTTP as text, or its bytes if it is none.
+pub(crate) fn request_text(bytes: &[u8]) -> Vec<u8> {
     let Ok(http) = spare_protocol::decode::<HttpRequest>(bytes) else {
         return bytes.to_vec();
     };
@@ -241,7 +250,8 @@ fn request(bytes: &[u8]) -> Vec<u8> {
     text
 }
 
-fn reply(outcome: &Outcome) -> Vec<u8> {
+/// A reply as it is written into its file.
+pub(crate) fn reply_text(outcome: &Outcome) -> Vec<u8> {
     let Outcome::Reply(bytes) = outcome else {
         return b"a request of class read tried to write\n".to_vec();
     };

@@ -1,8 +1,9 @@
 //! The gateway: plain HTTP/1.1 with keep-alive for clients; each request goes into the order, and the
 //! agreed reply comes back.
 
+use crate::clock::unix_us;
 use crate::config::{Gateway, Requests};
-use crate::journal::unix_us;
+use crate::pending::{Answer, Pending};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -16,94 +17,20 @@ use spare_protocol::channel::Outcome;
 use spare_protocol::group::{Request as Ordered, RequestId};
 use spare_protocol::http::{is_connection_header, HttpReply, HttpRequest, HEADER_POSITION};
 use spare_protocol::{Class, Hash, Position, SeatId};
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, Semaphore};
+use tokio::sync::{mpsc, Semaphore};
 
 /// After how many seconds a client that got 503 should try again.
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
-/// What comes back for a request.
-#[derive(Clone, Debug)]
-pub(crate) enum Answer {
-    /// The agreed outcome and its position; none if the request was aborted.
-    Agreed(Position, Option<Outcome>),
-    /// The replicas have nothing to say.
-    Refused(Refusal),
-    /// It repeats a request whose answer is kept no longer.
-    Forgotten(Position),
-}
-
-/// Requests on their way through the group, by number.
-#[derive(Debug)]
-pub(crate) struct Pending {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Answer>>>,
-    last: AtomicU64,
-}
-
-impl Default for Pending {
-    /// Numbers begin with the time, so that they grow across restarts.
-    fn default() -> Self {
-        let now = u64::try_from(unix_us()).unwrap_or(0);
-        Pending {
-            waiting: Mutex::default(),
-            last: AtomicU64::new(now),
-        }
-    }
-}
-
-impl Pending {
-    /// Numbers go on above `last`, the greatest that is on disk, should the clock have been set back.
-    pub(crate) fn go_on_after(&self, last: u64) {
-        self.last.fetch_max(last, Ordering::Relaxed);
-    }
-
-    /// How many wait for their answers.
-    pub(crate) fn count(&self) -> usize {
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.len()
-    }
-
-    /// Tells everybody who waits that no answer will come.
-    pub(crate) fn refuse_all(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, sender) in waiting.drain() {
-            // A client that went away in the meantime gets nothing; that is no error.
-            let _ = sender.send(Answer::Refused(Refusal::Interrupted));
-        }
-    }
-
-    /// Gives a request its number and hands it on, one at a time: numbers arrive in order.
-    pub(crate) fn enter(&self, hand_on: impl FnOnce(u64)) -> (u64, oneshot::Receiver<Answer>) {
-        let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        waiting.insert(number, sender);
-        hand_on(number);
-        (number, receiver)
-    }
-
-    fn take(&self, number: u64) -> Option<oneshot::Sender<Answer>> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.remove(&number)
-    }
-
-    /// Hands an answer to whoever waits for it, if somebody still does.
-    pub(crate) fn answer(&self, number: u64, answer: Answer) {
-        if let Some(sender) = self.take(number) {
-            // A client that went away in the meantime gets nothing; that is no error.
-            let _ = sender.send(answer);
-        }
-    }
-}
-
-/// What the gateway needs to know and to reach.
+/// The clients' side of the manager: what a client may do, and how its requests reach the group.
 pub(crate) struct Clients {
+    /// What one client may take, and how long it may take for it.
     pub(crate) limits: Gateway,
     pub(crate) rules: Requests,
     pub(crate) seat: SeatId,
@@ -111,6 +38,7 @@ pub(crate) struct Clients {
     pub(crate) inputs: mpsc::Sender<Input>,
     /// Whether requests are taken: f+1 replicas can vote.
     pub(crate) serving: Arc<AtomicBool>,
+    /// A permit for each request that may be under way (`gateway.requests_max`).
     pub(crate) in_flight: Semaphore,
 }
 
@@ -245,7 +173,7 @@ impl Clients {
 }
 
 /// What a retry of this request has in common with it: the client's `Idempotency-Key`, within the
-/// scope of its credentials (DESIGN §4.11). A read needs none.
+/// scope of its credentials (docs/protocol.md#exactly-once). A read needs none.
 fn key(class: Class, http: &HttpRequest) -> Option<Hash> {
     if class == Class::Read {
         return None;
@@ -361,7 +289,7 @@ pub(crate) async fn serve(listener: TcpListener, clients: Arc<Clients>) {
     }
 }
 
-/// How a connection is read.
+/// HTTP/1.1 within the limits for one connection.
 pub(crate) fn http(limits: &Gateway) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder

@@ -6,33 +6,49 @@ mod agent_link;
 mod clock;
 mod config;
 mod daemon;
+#[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod drained;
+mod driver;
+mod event_log;
 mod evidence;
 mod fencing;
 mod gateway;
 mod guest;
-mod journal;
-mod kept;
+mod handle;
+mod in_service;
 mod normalise;
 mod peers;
+mod pending;
 mod record;
-mod seat;
 mod slow_disk;
 mod stores;
 mod timeline;
 
 pub use daemon::Next;
 
+use daemon::DaemonError;
 use spare_protocol::{Hash, Position};
 use std::path::Path;
+
+/// The replica manager cannot do what it was started for. Its text says what is wrong, with what, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ManagerError(Box<DaemonError>);
+
+impl From<DaemonError> for ManagerError {
+    fn from(error: DaemonError) -> ManagerError {
+        ManagerError(Box::new(error))
+    }
+}
 
 /// Reads and checks the configuration file.
 ///
 /// # Errors
 /// Names the file, the line and what to write instead.
-pub fn check(path: &Path) -> anyhow::Result<()> {
-    read(path).map(|_| ())
+pub fn check(path: &Path) -> Result<(), ManagerError> {
+    read(path)?;
+    Ok(())
 }
 
 /// Makes the store that the configuration file names from a backup. Returns its position, and the agreed
@@ -40,9 +56,9 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// When there is a store already, when a manager runs, or when the backup cannot be used.
-pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<Hash>)> {
+pub fn restore(path: &Path, backup: &Path) -> Result<(Position, Option<Hash>), ManagerError> {
     let config = read(path)?;
-    let manifest = stores::restore(&config, backup)?;
+    let manifest = stores::restore(&config, backup).map_err(DaemonError::Stores)?;
     Ok((manifest.position, manifest.root))
 }
 
@@ -50,24 +66,26 @@ pub fn restore(path: &Path, backup: &Path) -> anyhow::Result<(Position, Option<H
 ///
 /// # Errors
 /// When there is a store, and when a manager runs.
-pub fn begin_anew(path: &Path) -> anyhow::Result<()> {
-    stores::begin_anew(&read(path)?)
+pub fn begin_anew(path: &Path) -> Result<(), ManagerError> {
+    stores::begin_anew(&read(path)?).map_err(DaemonError::Stores)?;
+    Ok(())
 }
 
 /// Runs the replica manager as the file says, until it is told to stop.
 ///
 /// # Errors
 /// When the configuration or its surroundings are not in order, or the manager cannot go on.
-pub fn run(path: &Path) -> anyhow::Result<Next> {
+pub fn run(path: &Path) -> Result<Next, ManagerError> {
     let config = read(path)?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()?
-        .block_on(daemon::run(config))
+        .build()
+        .map_err(DaemonError::System)?;
+    Ok(runtime.block_on(daemon::run(config))?)
 }
 
-fn read(path: &Path) -> anyhow::Result<config::Config> {
+fn read(path: &Path) -> Result<config::Config, DaemonError> {
     let config = config::Config::read(path)?;
     normalise::Normaliser::new(&config.normalise)?;
     Ok(config)

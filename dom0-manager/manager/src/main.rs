@@ -71,9 +71,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return Ok(());
     }
     match spare_manager::run(&arguments.config)? {
-        Next::Nothing => Ok(()),
+        Next::Exit => Ok(()),
         // A new process has nothing of this one open.
-        Next::Again => {
+        Next::Restart => {
             let program = std::env::current_exe()?;
             let failed = Command::new(program)
                 .args(std::env::args_os().skip(1))

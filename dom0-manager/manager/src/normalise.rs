@@ -12,10 +12,10 @@ const BODY_BYTES_MAX: usize = 16 << 20;
 
 /// A rule that is not usable.
 #[derive(Debug, thiserror::Error)]
-#[error("normalise.body: the pattern {pattern:?} is no regular expression: {source}")]
+#[error("normalise.body: the pattern {pattern:?} is no regular expression: {cause}")]
 pub(crate) struct RuleError {
     pattern: String,
-    source: regex::Error,
+    cause: regex::Error,
 }
 
 /// A reply that is not HTTP.
@@ -45,9 +45,9 @@ impl Normaliser {
     pub(crate) fn new(rules: &Normalise) -> Result<Normaliser, RuleError> {
         let lower = |name: &String| name.to_ascii_lowercase();
         let body = rules.body.iter().map(|rule| {
-            let pattern = Regex::new(&rule.pattern).map_err(|source| RuleError {
+            let pattern = Regex::new(&rule.pattern).map_err(|cause| RuleError {
                 pattern: rule.pattern.clone(),
-                source,
+                cause,
             })?;
             Ok(BodyRule {
                 content_type: rule.content_type.to_ascii_lowercase(),

@@ -1,18 +1,40 @@
 //! The ordered log that `spare replay` reads (`store.record`): every request since the first. Only what is
 //! safe goes into it, so that it never has to go back.
 
-use anyhow::{bail, Context, Result};
 use spare_core::DecidedRequest;
 use spare_protocol::Position;
-use spare_store::{LogError, LogRecord, LogWriter, Store};
+use spare_store::{LogError, LogRecord, LogWriter, Store, StoreError};
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Records that are read from the store at once.
 const PORTION: usize = 1000;
 const PORTION_BYTES: usize = 16 << 20;
 
-/// The ordered log of one seat.
+/// The ordered log cannot be begun, or not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    #[error("the ordered log {path} (store.record) cannot be replaced: {cause}")]
+    Remove {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
+    #[error("the ordered log (store.record) cannot go on: {0}")]
+    Log(#[from] LogError),
+    #[error("the ordered log {path} (store.record) cannot go on: {cause}")]
+    Store { path: PathBuf, cause: StoreError },
+    #[error(
+        "the ordered log {path} (store.record) ends with {last}, the store with {stored}: they do not belong \
+         together. Remove the ordered log, or name another"
+    )]
+    OtherStore {
+        path: PathBuf,
+        last: Position,
+        stored: Position,
+    },
+}
+
+/// Writes the ordered log, behind the store.
 pub(crate) struct Recorder {
     log: LogWriter,
     /// Decided, and not safe.
@@ -34,37 +56,35 @@ fn recorded(decided: &DecidedRequest) -> LogRecord {
 impl Recorder {
     /// Goes on with the log at `path`, or begins it: what is safe in the store and missing in it is
     /// added. What is in the store beyond `safe` waits. With `anew` an earlier one is removed.
-    pub(crate) fn open(path: &Path, anew: bool, store: &Store, safe: Position) -> Result<Recorder> {
-        let explain = || {
-            format!(
-                "the ordered log {} (store.record) cannot go on",
-                path.display()
-            )
-        };
+    pub(crate) fn open(
+        path: &Path,
+        anew: bool,
+        store: &Store,
+        safe: Position,
+    ) -> Result<Recorder, RecordError> {
+        let own = || path.to_owned();
         if anew && path.exists() {
-            std::fs::remove_file(path).with_context(explain)?;
+            let removed = std::fs::remove_file(path);
+            removed.map_err(|cause| RecordError::Remove { path: own(), cause })?;
         }
         let (log, last) = match path.exists() {
-            true => LogWriter::resume(path).with_context(explain)?,
+            true => LogWriter::resume(path)?,
             false => (LogWriter::create(path)?, Position(0)),
         };
+        let stored = store.last();
+        if last > stored {
+            let path = own();
+            return Err(RecordError::OtherStore { path, last, stored });
+        }
         let mut recorder = Recorder {
             log,
             waiting: VecDeque::new(),
         };
-        if last > store.last() {
-            bail!(
-                "the ordered log {} (store.record) ends with {last}, the store with {}: they do not belong \
-                 together. Remove the ordered log, or name another",
-                path.display(),
-                store.last()
-            );
-        }
         let mut after = last;
         loop {
             let records = store
                 .records_after(after, PORTION, PORTION_BYTES)
-                .with_context(explain)?;
+                .map_err(|cause| RecordError::Store { path: own(), cause })?;
             let Some(newest) = records.last() else { break };
             after = newest.position;
             records.iter().for_each(|record| recorder.decided(record));

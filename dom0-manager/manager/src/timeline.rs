@@ -21,7 +21,7 @@ struct Open {
     executed: Option<Instant>,
 }
 
-/// How a woken replica got on.
+/// When a woken replica ran, and when it was up to date.
 #[derive(Clone, Copy, Debug)]
 struct Wake {
     unpaused: Instant,

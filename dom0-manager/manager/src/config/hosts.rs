@@ -12,7 +12,63 @@ const HOSTS_MAX: usize = 16;
 /// As many bytes as a label of a domain name has, which certificates hold.
 const HOST_NAME_BYTES_MAX: usize = 63;
 
-/// The group engines.
+/// More faulty replicas than anybody can have hosts for.
+const FAULTS_MAX: u16 = 8;
+/// The greatest number of a seat: names of replicas stay short, and Corosync's node numbers small.
+const SEAT_MAX: u16 = 255;
+
+/// Hosts that cannot be a group, by the name of the key, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HostsProblem {
+    #[error("[fencing] is for several hosts, and group.engine is \"local\"")]
+    FencingOfOneHost,
+    #[error("fencing.agent is empty, or fencing.timeout_s is 0")]
+    NoFenceAgent,
+    #[error("fencing.hosts.{0}: there is no such host in group.hosts")]
+    FencedStranger(String),
+    #[error("fencing: \"{0}\" cannot be told to an agent")]
+    FenceParameter(String),
+    #[error(
+        "group.faults: {faults} faulty replicas would need {} hosts' worth of replicas; write {FAULTS_MAX} or less",
+        u32::from(*faults) + 1
+    )]
+    TooManyFaults { faults: u16 },
+    #[error(
+        "{0} is for several hosts, and group.engine = \"local\" has all seats on this one; write \
+         engine = \"corosync\", or leave it out"
+    )]
+    ForSeveralHosts(&'static str),
+    #[error("group.hosts: {hosts} hosts cannot mask {faults} faulty replicas; f + 1 = {} are needed", faults + 1)]
+    TooFewHosts { hosts: usize, faults: u16 },
+    #[error("group.hosts: at most {HOSTS_MAX} hosts")]
+    TooManyHosts,
+    #[error(
+        "group.hosts: \"{0}\" cannot be the name of a host; take small letters, digits and hyphens, at \
+         most {HOST_NAME_BYTES_MAX}"
+    )]
+    Name(String),
+    #[error("group.hosts: two hosts are named \"{0}\"")]
+    NameTwice(String),
+    #[error("group.hosts: two hosts have seat {0}")]
+    SeatTwice(u16),
+    #[error("group.hosts: two hosts have address {0}")]
+    AddressTwice(SocketAddr),
+    #[error("group.hosts: seat {0} is above {SEAT_MAX}")]
+    Seat(u16),
+    #[error("group.host: the name of this host is missing")]
+    NoThisHost,
+    #[error("group.host: \"{name}\" is not one of group.hosts ({})", known.join(", "))]
+    ThisHostUnknown { name: String, known: Vec<String> },
+    #[error(
+        "[peers] is missing: managers of several hosts reach each other with certificates, which \
+         `spare init --hosts` makes"
+    )]
+    NoPeers,
+    #[error("peers.bulk_mib_per_s is 0; leave it out for its default")]
+    NoBulk,
+}
+
+/// What orders the group's messages (`group.engine`).
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Engine {
@@ -23,7 +79,7 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    /// Its name in configuration and status.
+    /// As configuration files and `spare status` write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Engine::Local => "local",
@@ -32,21 +88,21 @@ impl Engine {
     }
 }
 
-/// The group of replica managers.
+/// `[group]`: how many faults are masked, and which hosts there are.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Group {
     pub(crate) engine: Engine,
-    /// f.
+    /// f, the faulty replicas that are masked.
     pub(crate) faults: u16,
-    /// Which of the hosts this is.
+    /// The name of this host in `hosts`; none with engine `local`.
     pub(crate) host: Option<String>,
     /// All hosts; the same in every manager's file.
     #[serde(default)]
     pub(crate) hosts: Vec<Host>,
 }
 
-/// One host.
+/// A host of `group.hosts`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Host {
@@ -58,7 +114,7 @@ pub(crate) struct Host {
     pub(crate) address: SocketAddr,
 }
 
-/// The direct connections between managers.
+/// `[peers]`: the direct connections between managers, and the files for TLS.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Peers {
@@ -66,11 +122,11 @@ pub(crate) struct Peers {
     pub(crate) listen: Option<SocketAddr>,
     /// This host's certificate, in PEM; intermediate ones may follow.
     pub(crate) certificate: PathBuf,
-    /// Its private key, in PEM.
+    /// The private key of `certificate`, in PEM.
     pub(crate) key: PathBuf,
     /// The certificate of the authority that all hosts' certificates are signed by, in PEM.
     pub(crate) authority: PathBuf,
-    /// What a host that catches up may be sent.
+    /// At most so much a second is sent to a host that catches up.
     #[serde(default = "bulk_mib_per_s")]
     pub(crate) bulk_mib_per_s: u32,
 }
@@ -79,22 +135,22 @@ fn bulk_mib_per_s() -> u32 {
     100
 }
 
-/// How lost hosts are turned off.
+/// `[fencing]`: how lost hosts are turned off.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fencing {
     /// A program with the interface of the package `fence-agents`.
     pub(crate) agent: String,
-    /// What it is told about every host.
+    /// Lines `key=value` that the agent is told about every host.
     #[serde(default)]
     pub(crate) parameters: BTreeMap<String, String>,
-    /// What it is told about one host besides.
+    /// … and about one host besides, by its name.
     #[serde(default)]
     pub(crate) hosts: BTreeMap<String, BTreeMap<String, String>>,
     /// This host waits so long before it turns another one off; each should wait differently.
     #[serde(default)]
     pub(crate) delay_ms: u64,
-    /// For the agent to do it.
+    /// The agent is killed if it takes longer.
     #[serde(default = "timeout_s")]
     pub(crate) timeout_s: u64,
 }
@@ -104,33 +160,31 @@ fn timeout_s() -> u64 {
 }
 
 impl Fencing {
-    pub(super) fn check(&self, group: &Group) -> Result<(), String> {
+    pub(super) fn check(&self, group: &Group) -> Result<(), HostsProblem> {
         if group.engine == Engine::Local {
-            return Err("[fencing] is for several hosts, and group.engine is \"local\"".to_owned());
+            return Err(HostsProblem::FencingOfOneHost);
         }
         if self.agent.is_empty() || self.timeout_s == 0 {
-            return Err("fencing.agent is empty, or fencing.timeout_s is 0".to_owned());
+            return Err(HostsProblem::NoFenceAgent);
         }
-        for name in self.hosts.keys() {
-            if group.hosts.iter().all(|h| h.name != *name) {
-                return Err(format!(
-                    "fencing.hosts.{name}: there is no such host in group.hosts"
-                ));
-            }
+        let is_host = |name: &String| group.hosts.iter().any(|h| h.name == *name);
+        if let Some(stranger) = self.hosts.keys().find(|name| !is_host(name)) {
+            return Err(HostsProblem::FencedStranger(stranger.clone()));
         }
-        let told = self.hosts.values().chain([&self.parameters]).flatten();
-        for (key, value) in told {
+        let mut told = self.hosts.values().chain([&self.parameters]).flatten();
+        let unfit = told.find(|(key, value)| {
             let torn = key.contains(['\n', '=']) || value.contains('\n') || key.is_empty();
-            if torn || key == "action" {
-                return Err(format!("fencing: \"{key}\" cannot be told to an agent"));
-            }
+            torn || *key == "action"
+        });
+        match unfit {
+            Some((key, _)) => Err(HostsProblem::FenceParameter(key.clone())),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 impl Group {
-    /// All seats.
+    /// The seats of the group, in ascending order.
     pub(crate) fn seats(&self) -> Vec<SeatId> {
         match self.engine {
             Engine::Local => (0..=self.faults).map(SeatId).collect(),
@@ -168,13 +222,11 @@ impl Group {
         }
     }
 
-    pub(super) fn check(&self, peers: Option<&Peers>) -> Result<(), String> {
-        if self.faults > 8 {
-            return Err(format!(
-                "group.faults: {} faulty replicas would need {} hosts' worth of replicas; write 8 or less",
-                self.faults,
-                self.faults + 1
-            ));
+    pub(super) fn check(&self, peers: Option<&Peers>) -> Result<(), HostsProblem> {
+        if self.faults > FAULTS_MAX {
+            return Err(HostsProblem::TooManyFaults {
+                faults: self.faults,
+            });
         }
         match self.engine {
             Engine::Local => self.check_local(peers),
@@ -182,88 +234,68 @@ impl Group {
         }
     }
 
-    fn check_local(&self, peers: Option<&Peers>) -> Result<(), String> {
+    fn check_local(&self, peers: Option<&Peers>) -> Result<(), HostsProblem> {
         let unused = [
             ("group.host", self.host.is_some()),
             ("group.hosts", !self.hosts.is_empty()),
             ("[peers]", peers.is_some()),
         ];
         match unused.iter().find(|(_, there)| *there) {
-            Some((name, _)) => Err(format!(
-                "{name} is for several hosts, and group.engine = \"local\" has all seats on this one; write \
-                 engine = \"corosync\", or leave it out"
-            )),
+            Some((name, _)) => Err(HostsProblem::ForSeveralHosts(name)),
             None => Ok(()),
         }
     }
 
-    fn check_hosts(&self, peers: Option<&Peers>) -> Result<(), String> {
-        let needed = usize::from(self.faults) + 1;
-        if self.hosts.len() < needed {
-            return Err(format!(
-                "group.hosts: {} hosts cannot mask {} faulty replicas; f + 1 = {needed} are needed",
-                self.hosts.len(),
-                self.faults
-            ));
+    fn check_hosts(&self, peers: Option<&Peers>) -> Result<(), HostsProblem> {
+        let (hosts, faults) = (self.hosts.len(), self.faults);
+        if hosts < usize::from(faults) + 1 {
+            return Err(HostsProblem::TooFewHosts { hosts, faults });
         }
-        if self.hosts.len() > HOSTS_MAX {
-            return Err(format!("group.hosts: at most {HOSTS_MAX} hosts"));
+        if hosts > HOSTS_MAX {
+            return Err(HostsProblem::TooManyHosts);
         }
-        let mut seen = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for host in &self.hosts {
-            check_name(&host.name)?;
-            if !seen.0.insert(&host.name) {
-                return Err(format!(
-                    "group.hosts: two hosts are named \"{}\"",
-                    host.name
-                ));
-            }
-            if !seen.1.insert(host.seat) {
-                return Err(format!("group.hosts: two hosts have seat {}", host.seat));
-            }
-            if !seen.2.insert(host.address) {
-                return Err(format!(
-                    "group.hosts: two hosts have address {}",
-                    host.address
-                ));
-            }
-            if host.seat > 255 {
-                return Err(format!("group.hosts: seat {} is above 255", host.seat));
-            }
-        }
-        let Some(name) = &self.host else {
-            return Err("group.host: the name of this host is missing".to_owned());
+        self.check_each()?;
+        let Some(name) = self.host.clone() else {
+            return Err(HostsProblem::NoThisHost);
         };
         if self.this_host().is_none() {
-            let known: Vec<&str> = self.hosts.iter().map(|h| h.name.as_str()).collect();
-            return Err(format!(
-                "group.host: \"{name}\" is not one of group.hosts ({})",
-                known.join(", ")
-            ));
+            let known = self.hosts.iter().map(|h| h.name.clone()).collect();
+            return Err(HostsProblem::ThisHostUnknown { name, known });
         }
         match peers {
-            None => Err(
-                "[peers] is missing: managers of several hosts reach each other with certificates, which \
-                 `spare init --hosts` makes"
-                    .to_owned(),
-            ),
-            Some(peers) if peers.bulk_mib_per_s == 0 => {
-                Err("peers.bulk_mib_per_s is 0; leave it out for its default".to_owned())
-            }
+            None => Err(HostsProblem::NoPeers),
+            Some(peers) if peers.bulk_mib_per_s == 0 => Err(HostsProblem::NoBulk),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Name, seat and address of each host, which no other has.
+    fn check_each(&self) -> Result<(), HostsProblem> {
+        let mut seen = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for host in &self.hosts {
+            if !is_host_name(&host.name) {
+                return Err(HostsProblem::Name(host.name.clone()));
+            }
+            if !seen.0.insert(&host.name) {
+                return Err(HostsProblem::NameTwice(host.name.clone()));
+            }
+            if !seen.1.insert(host.seat) {
+                return Err(HostsProblem::SeatTwice(host.seat));
+            }
+            if !seen.2.insert(host.address) {
+                return Err(HostsProblem::AddressTwice(host.address));
+            }
+            if host.seat > SEAT_MAX {
+                return Err(HostsProblem::Seat(host.seat));
+            }
+        }
+        Ok(())
     }
 }
 
 /// Names stand in certificates, where they are names of domains.
-fn check_name(name: &str) -> Result<(), String> {
+fn is_host_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let edges = name.starts_with('-') || name.ends_with('-');
-    if name.is_empty() || name.len() > HOST_NAME_BYTES_MAX || !name.chars().all(fits) || edges {
-        return Err(format!(
-            "group.hosts: \"{name}\" cannot be the name of a host; take small letters, digits and hyphens, at \
-             most {HOST_NAME_BYTES_MAX}"
-        ));
-    }
-    Ok(())
+    !name.is_empty() && name.len() <= HOST_NAME_BYTES_MAX && name.chars().all(fits) && !edges
 }

@@ -1,11 +1,11 @@
 //! Opens the stores; where this host has one that is damaged, or too old to go on from, the newest snapshot of
 //! another host takes its place first.
 
-use crate::admin::Door;
+use super::error::DaemonError;
+use crate::admin::AdminApi;
 use crate::config::Config;
 use crate::peers::{Fetched, Network, Source};
 use crate::stores::{self, Opened, Replacement, Stores};
-use anyhow::{Context, Result};
 use spare_protocol::{Hash, SeatId};
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Opens the stores of this host's seats, for replicas of `image`; the agent has those that are named. Waits for
-/// another host if it must; `door` hears of it.
+/// another host if it must; `api` hears of it.
 pub(super) async fn open(
     config: &Config,
     (image, replicas): (Hash, Vec<String>),
     network: Option<&Network>,
-    door: &Door,
-) -> Result<Stores> {
+    api: &AdminApi,
+) -> Result<Stores, DaemonError> {
     loop {
         let (opening, replicas) = (config.clone(), replicas.clone());
         let open = move || stores::open(&opening, image, &replicas);
@@ -31,12 +31,12 @@ pub(super) async fn open(
             "{}; this host begins with a snapshot of another one",
             replacement.why
         );
-        let network = network.context("there is no other host to ask for a snapshot")?;
+        let network = network.ok_or(DaemonError::NoOtherHost)?;
         let why = &replacement.why;
-        door.waits_for(format!(
+        api.waits_for(format!(
             "{why}; this host begins with a snapshot of another one"
         ));
-        let fetched = fetch(&replacement, network.sources(), door).await;
+        let fetched = fetch(&replacement, network.sources(), api).await;
         let put = move || replacement.put_in_place(fetched.as_ref());
         tokio::task::spawn_blocking(put).await??;
         tracing::info!("the snapshot is in its place");
@@ -44,7 +44,7 @@ pub(super) async fn open(
 }
 
 /// Asks one host after the other until one has given everything.
-async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> Option<Fetched> {
+async fn fetch(replacement: &Replacement, sources: Vec<Source>, api: &AdminApi) -> Option<Fetched> {
     let fits = |source: &&Source| match &replacement.sources {
         Some(seats) => seats.contains(&SeatId(source.seat())),
         None => true,
@@ -56,14 +56,14 @@ async fn fetch(replacement: &Replacement, sources: Vec<Source>, door: &Door) -> 
         for source in sources.iter().filter(fits) {
             match source.fetch(&folder).await {
                 Ok(fetched) => return fetched,
-                Err(error) => found.push(format!("host {}: {error:#}", source.name())),
+                Err(error) => found.push(format!("host {}: {error}", source.name())),
             }
         }
         // Told once, not with every attempt.
         if found != told {
             let text = format!("waiting for a snapshot: {}", found.join("; "));
             tracing::warn!("{text}");
-            door.waits_for(format!("{}; {text}", replacement.why));
+            api.waits_for(format!("{}; {text}", replacement.why));
             told = found;
         }
         tokio::time::sleep(RETRY).await;

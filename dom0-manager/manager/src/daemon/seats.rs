@@ -1,32 +1,29 @@
 //! Starts the seats of this host: with what is on disk, with the replicas of earlier runs, and with their ends
 //! of the group.
 
+use super::error::DaemonError;
 use crate::agent_link::AgentLink;
+use crate::clock::unix_us;
 use crate::config::{Config, Durability, Engine};
 use crate::drained;
-use crate::guest::{self, GuestChannel};
-use crate::journal::unix_us;
-use crate::kept::{self, KeptList};
+use crate::driver::{Attached, Driver, OpenFiles, Shared, Verification};
+use crate::guest;
+use crate::handle::{DriverHandle, Queues};
+use crate::in_service::{self, InServiceList};
 use crate::peers::Peers;
 use crate::record::Recorder;
-use crate::seat::{Memory, Queues, Seat, SeatHandle, Shared, Verify};
 use crate::stores::SeatStore;
-use anyhow::{Context, Result};
-use spare_agent_client as agent;
 use spare_core::{Core, KeptReplica, Resume};
 use spare_group::corosync::{self, Settings};
 use spare_group::guarded::{engine_ring, guarded, Guard};
 use spare_group::local::local_group;
 use spare_group::GroupChannel;
 use spare_protocol::admin::EventKind;
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::{ReplicaId, SeatId};
 use spare_store::Resumed;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::task::JoinSet;
-
-/// A replica that was there before, attached to.
-type Attached = (ReplicaId, Position, GuestChannel);
 
 /// What the seats of this host are started with.
 pub(super) struct Start<'a> {
@@ -40,7 +37,10 @@ pub(super) struct Start<'a> {
 
 /// Starts the seats of this host, with the engine that is configured. Returns what its group has to know of
 /// fencing, if there are other hosts.
-pub(super) async fn start(start: Start<'_>, tasks: &mut JoinSet<()>) -> Result<Option<Guard>> {
+pub(super) async fn start(
+    start: Start<'_>,
+    tasks: &mut JoinSet<()>,
+) -> Result<Option<Guard>, DaemonError> {
     let size = start.config.group.faults + 1;
     match start.config.group.engine {
         Engine::Local => {
@@ -75,10 +75,10 @@ pub(super) async fn start(start: Start<'_>, tasks: &mut JoinSet<()>) -> Result<O
     }
 }
 
-fn settings(config: &Config) -> Result<Settings> {
+fn settings(config: &Config) -> Result<Settings, DaemonError> {
     let hosts = config.group.hosts.iter();
     let nodes = hosts.map(|h| (u32::from(h.seat) + 1, h.seat)).collect();
-    let me = config.group.this_host().context("group.host is missing")?;
+    let me = config.group.this_host().ok_or(DaemonError::NoSeat)?;
     let group = format!("spare-{}", config.service.name);
     Ok(Settings::new(me.seat, nodes, &group))
 }
@@ -86,9 +86,9 @@ fn settings(config: &Config) -> Result<Settings> {
 /// `join` gets the newest ring on disk, and returns the ends of the group.
 async fn start_seats<G: GroupChannel + 'static>(
     start: Start<'_>,
-    join: impl FnOnce(u64) -> Result<Vec<G>>,
+    join: impl FnOnce(u64) -> Result<Vec<G>, DaemonError>,
     tasks: &mut JoinSet<()>,
-) -> Result<()> {
+) -> Result<(), DaemonError> {
     let Start {
         config,
         stores,
@@ -96,7 +96,7 @@ async fn start_seats<G: GroupChannel + 'static>(
         peers,
         shared,
     } = start;
-    let handles: Vec<SeatHandle> = queues.iter().map(|q| q.handle.clone()).collect();
+    let handles: Vec<DriverHandle> = queues.iter().map(|q| q.handle.clone()).collect();
     let known = known_replicas(config, &stores);
     let mut attached = attach(shared, &handles, &known).await?;
     let last = stores.iter().map(|s| s.resumed.view.id.ring).max();
@@ -112,18 +112,22 @@ async fn start_seats<G: GroupChannel + 'static>(
             clean: clean(replica),
         });
         let mut resume = resume(&store.resumed, kept.collect());
-        resume.drained = drained::is_drained(&store.folder)?;
+        resume.drained =
+            drained::is_drained(&store.folder).map_err(|cause| DaemonError::Folder {
+                folder: store.folder.clone(),
+                cause,
+            })?;
         let list = mine.iter().map(|(r, ..)| (*r, clean(r))).collect();
         // Replicas that went on were compared at their last checkpoint; all others come from the disk.
-        let verify = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
-            true => Verify::Wanted,
-            false => Verify::Done,
+        let verification = match mine.is_empty() && resume.last.is_some() && me == shared.voice {
+            true => Verification::Wanted,
+            false => Verification::Done,
         };
-        let memory = memory(shared, config, store, &list, (me, verify))?;
+        let disk = (open_files(shared, config, store, &list, me)?, verification);
         let core = Core::new(config.core(me), resume)?;
         let peers = Arc::clone(&peers);
-        let seat = Seat::new(core, group, queues, peers, memory, mine, shared.clone());
-        tasks.spawn(seat.run());
+        let driver = Driver::new(core, group, queues, peers, disk, mine, shared.clone());
+        tasks.spawn(driver.run());
     }
     Ok(())
 }
@@ -133,7 +137,10 @@ fn known_replicas(config: &Config, stores: &[SeatStore]) -> BTreeMap<ReplicaId, 
     if config.store.durability == Durability::Memory {
         return BTreeMap::new();
     }
-    stores.iter().flat_map(|s| kept::read(&s.folder)).collect()
+    stores
+        .iter()
+        .flat_map(|s| in_service::read(&s.folder))
+        .collect()
 }
 
 fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
@@ -149,13 +156,13 @@ fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
     }
 }
 
-fn memory(
+fn open_files(
     shared: &Shared,
     config: &Config,
     opened: SeatStore,
     kept: &BTreeMap<ReplicaId, bool>,
-    (me, verify): (SeatId, Verify),
-) -> Result<Memory> {
+    me: SeatId,
+) -> Result<OpenFiles, DaemonError> {
     let SeatStore {
         store,
         resumed,
@@ -163,19 +170,20 @@ fn memory(
         progress,
         news,
     } = opened;
-    let list = KeptList::begin(&folder, kept)
-        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    let list = InServiceList::begin(&folder, kept).map_err(|cause| DaemonError::Folder {
+        folder: folder.clone(),
+        cause,
+    })?;
     let record = config.store.record.as_ref().filter(|_| me == shared.voice);
     let fresh = config.store.durability == Durability::Memory;
     let recorder = record
         .map(|path| Recorder::open(path, fresh, &store, resumed.safe))
         .transpose()?;
-    Ok(Memory {
+    Ok(OpenFiles {
         snapshot: resumed.snapshots.last().copied().unwrap_or_default(),
         log_bytes: store.disk_use().log,
         view: resumed.view.id,
-        verify,
-        kept: list,
+        in_service: list,
         folder,
         recorder,
         store,
@@ -187,13 +195,12 @@ fn memory(
 /// Attaches to the replicas of earlier runs that are `known`; all others are destroyed.
 async fn attach(
     shared: &Shared,
-    seats: &[SeatHandle],
+    seats: &[DriverHandle],
     known: &BTreeMap<ReplicaId, bool>,
-) -> Result<Vec<Attached>> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
+) -> Result<Vec<Attached>, DaemonError> {
     let listed = shared.agent.call(|agent| async move { agent.list().await });
     let mut attempts = JoinSet::new();
-    for (name, state) in listed.await.map_err(explain)? {
+    for (name, state) in listed.await? {
         let Ok(replica) = name.parse::<ReplicaId>() else {
             continue;
         };
@@ -219,25 +226,31 @@ async fn attach(
             }
             (replica, Err(error)) => {
                 let text = format!(
-                    "replica {replica} of an earlier run cannot be taken up ({error:#}); it is destroyed"
+                    "replica {replica} of an earlier run cannot be taken up ({error}); it is destroyed"
                 );
-                shared.journal.event(EventKind::Alarm, Some(replica), text);
+                shared
+                    .event_log
+                    .event(EventKind::Alarm, Some(replica), text);
             }
         }
     }
     let kept: BTreeSet<String> = attached.iter().map(|(r, ..)| r.to_string()).collect();
-    destroy_others(&shared.agent, &kept)
-        .await
-        .context("replicas of an earlier run cannot be removed")?;
+    let destroyed = destroy_others(&shared.agent, &kept).await;
+    destroyed.map_err(|cause| DaemonError::Removal {
+        what: "replicas of an earlier run",
+        cause: Box::new(cause),
+    })?;
     Ok(attached)
 }
 
 /// Destroys every VM of the service but these; all at once, since a group that begins anew waits for it.
-pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -> Result<()> {
-    let explain = |e: zbus::Error| anyhow::anyhow!(agent::message(&e));
+pub(super) async fn destroy_others(
+    agent: &AgentLink,
+    kept: &BTreeSet<String>,
+) -> Result<(), DaemonError> {
     let listed = agent.call(|agent| async move { agent.list().await });
     let mut calls = JoinSet::new();
-    for (replica, _) in listed.await.map_err(explain)? {
+    for (replica, _) in listed.await? {
         if !kept.contains(&replica) {
             let agent = agent.clone();
             calls.spawn(async move {
@@ -250,7 +263,7 @@ pub(super) async fn destroy_others(agent: &AgentLink, kept: &BTreeSet<String>) -
     while let Some(done) = calls.join_next().await {
         match done? {
             // An agent that was restarted meanwhile had done it already.
-            Err(error) if !agent::is_unknown_replica(&error) => return Err(explain(error)),
+            Err(error) if !error.is_unknown_replica() => return Err(error.into()),
             _ => {}
         }
     }

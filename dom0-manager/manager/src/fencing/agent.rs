@@ -20,49 +20,84 @@ pub(super) struct Agent {
     pub(super) limit: Duration,
 }
 
+/// The agent did not turn the host off, or nobody knows whether it did.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FenceError {
+    #[error("{program} (action={action}) {}: {words}", ended(*.status))]
+    Refused {
+        program: String,
+        action: &'static str,
+        /// None if it was killed.
+        status: Option<i32>,
+        words: String,
+    },
+    #[error("{0} says that it turned the host off, and then that it is on")]
+    StillOn(String),
+    #[error("{program} (action={action}): {cause}")]
+    NotRun {
+        program: String,
+        action: &'static str,
+        cause: std::io::Error,
+    },
+    #[error("{program} (action={action}): no answer within {limit_s} s (fencing.timeout_s)")]
+    Timeout {
+        program: String,
+        action: &'static str,
+        limit_s: u64,
+    },
+}
+
+fn ended(status: Option<i32>) -> String {
+    status.map_or("was killed".to_owned(), |s| format!("ended with {s}"))
+}
+
 /// How a call ended: its exit status, and its words.
-type Answer = (Option<i32>, String);
+type CallEnd = (Option<i32>, String);
 
 impl Agent {
     /// Turns the host off, and makes sure that it is.
     ///
     /// # Errors
-    /// In words, unless the agent says that it did it, and then that the host is off.
-    pub(super) async fn turn_off(&self) -> Result<(), String> {
+    /// Unless the agent says that it did it, and then that the host is off.
+    pub(super) async fn turn_off(&self) -> Result<(), FenceError> {
         match self.call("off").await? {
             (Some(0), _) => {}
-            (status, words) => return Err(self.failure("off", status, &words)),
+            (status, words) => return Err(self.refused("off", status, words)),
         }
         match self.call("status").await? {
             (Some(STATUS_OFF), _) => Ok(()),
-            (Some(0), _) => Err(format!(
-                "{} says that it turned the host off, and then that it is on",
-                self.program
-            )),
-            (status, words) => Err(self.failure("status", status, &words)),
+            (Some(0), _) => Err(FenceError::StillOn(self.program.clone())),
+            (status, words) => Err(self.refused("status", status, words)),
         }
     }
 
-    fn failure(&self, action: &str, status: Option<i32>, words: &str) -> String {
-        let status = status.map_or("was killed".to_owned(), |s| format!("ended with {s}"));
-        format!("{} (action={action}) {status}: {words}", self.program)
+    fn refused(&self, action: &'static str, status: Option<i32>, words: String) -> FenceError {
+        FenceError::Refused {
+            program: self.program.clone(),
+            action,
+            status,
+            words,
+        }
     }
 
     /// Calls the agent, which is killed if it takes too long.
-    async fn call(&self, action: &str) -> Result<Answer, String> {
-        let called = tokio::time::timeout(self.limit, self.run(action)).await;
-        let explain =
-            |e: &dyn std::fmt::Display| format!("{} (action={action}): {e}", self.program);
-        match called {
-            Ok(done) => done.map_err(|e| explain(&e)),
-            Err(_) => Err(explain(&format!(
-                "no answer within {} s (fencing.timeout_s)",
-                self.limit.as_secs()
-            ))),
+    async fn call(&self, action: &'static str) -> Result<CallEnd, FenceError> {
+        let program = self.program.clone();
+        match tokio::time::timeout(self.limit, self.run(action)).await {
+            Ok(done) => done.map_err(|cause| FenceError::NotRun {
+                program,
+                action,
+                cause,
+            }),
+            Err(_) => Err(FenceError::Timeout {
+                program,
+                action,
+                limit_s: self.limit.as_secs(),
+            }),
         }
     }
 
-    async fn run(&self, action: &str) -> std::io::Result<Answer> {
+    async fn run(&self, action: &str) -> std::io::Result<CallEnd> {
         let mut child = Command::new(&self.program)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())

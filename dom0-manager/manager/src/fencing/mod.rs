@@ -1,5 +1,5 @@
 //! Fencing: without quorum, this host's group goes on only when every host that is missing is known to be off
-//! (DESIGN §3.2): a fence agent turned it off and said so, or an operator says so.
+//! (docs/protocol.md#views): a fence agent turned it off and said so, or an operator says so.
 //!
 //! Only hosts that were lost are turned off, not those that are late at the start, and only by a member of the group
 //! that goes on then: half of all hosts, where nobody but a majority decides. Fewer are never to turn off those that
@@ -12,7 +12,7 @@ mod tests;
 
 use crate::clock;
 use crate::config;
-use crate::journal::Journal;
+use crate::event_log::EventLog;
 use agent::Agent;
 use spare_core::Micros;
 use spare_group::guarded::{Guard, Membership};
@@ -27,7 +27,7 @@ use tokio::time::MissedTickBehavior;
 
 /// For the membership to settle.
 const SETTLING: Duration = Duration::from_millis(200);
-/// The same for a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
+/// For the membership to settle at a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
 /// went on without it.
 const SETTLING_AFTER_STALL: Duration = Duration::from_millis(1500);
 /// Standing still is noticed with this.
@@ -39,6 +39,17 @@ const STALL_MATTERS: Micros = Micros(10_000_000);
 /// From an attempt that failed to the next one.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// An operator's word that a host is off would mean nothing at present.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfirmError {
+    #[error("there is no host {0} in group.hosts")]
+    UnknownHost(String),
+    #[error("this host is in a group that goes on: nothing waits for this")]
+    Primary,
+    #[error("host {0} is not missing")]
+    NotMissing(String),
+}
+
 /// Makes sure that hosts are off.
 pub(crate) struct Fencing {
     guard: Guard,
@@ -47,7 +58,7 @@ pub(crate) struct Fencing {
     hosts: Vec<config::Host>,
     agents: BTreeMap<u16, Agent>,
     delay: Duration,
-    journal: Arc<Journal>,
+    event_log: Arc<EventLog>,
     /// When this host stood still last; microseconds since its boot.
     stood_still: AtomicU64,
 }
@@ -58,7 +69,7 @@ impl Fencing {
         suspended: watch::Receiver<bool>,
         hosts: Vec<config::Host>,
         settings: Option<&config::Fencing>,
-        journal: Arc<Journal>,
+        event_log: Arc<EventLog>,
     ) -> Fencing {
         let agents = settings.into_iter().flat_map(|settings| {
             hosts.iter().map(|host| {
@@ -78,7 +89,7 @@ impl Fencing {
             agents: agents.collect(),
             hosts,
             delay: Duration::from_millis(settings.map_or(0, |s| s.delay_ms)),
-            journal,
+            event_log,
             stood_still: AtomicU64::new(0),
         }
     }
@@ -184,17 +195,17 @@ impl Fencing {
     /// An operator has made sure that a host is off.
     ///
     /// # Errors
-    /// When that would mean nothing at present, in words.
-    pub(crate) fn confirm(&self, name: &str) -> Result<(), String> {
+    /// When that would mean nothing at present.
+    pub(crate) fn confirm(&self, name: &str) -> Result<(), ConfirmError> {
         let Some(host) = self.hosts.iter().find(|h| h.name == name) else {
-            return Err(format!("there is no host {name} in group.hosts"));
+            return Err(ConfirmError::UnknownHost(name.to_owned()));
         };
         let membership = self.guard.memberships().borrow().clone();
         if membership.primary {
-            return Err("this host is in a group that goes on: nothing waits for this".to_owned());
+            return Err(ConfirmError::Primary);
         }
         if !membership.missing.contains(&host.seat) {
-            return Err(format!("host {name} is not missing"));
+            return Err(ConfirmError::NotMissing(name.to_owned()));
         }
         let text = format!("an operator says that host {name} is off");
         self.event(EventKind::Fenced, text);
@@ -216,6 +227,6 @@ impl Fencing {
     }
 
     fn event(&self, kind: EventKind, text: String) {
-        self.journal.event(kind, None, text);
+        self.event_log.event(kind, None, text);
     }
 }

@@ -78,7 +78,8 @@ const WORKS: &str = "case $action in off) exit 0;; status) exit 2;; esac; exit 1
 #[tokio::test]
 async fn an_agent_is_told_on_its_input_and_asked_whether_it_is_so() {
     let script = Script::new("works", WORKS);
-    assert_eq!(script.agent(LIMIT).turn_off().await, Ok(()));
+    let done = script.agent(LIMIT).turn_off().await;
+    done.expect("it does both");
     assert_eq!(
         script.told(),
         "action=off\nport=h2\naction=status\nport=h2\n"
@@ -104,11 +105,13 @@ async fn an_agent_that_fails_lies_or_hangs_never_counts_as_success() {
     ] {
         let script = Script::new(name, body);
         let refused = script.agent(LIMIT).turn_off().await.expect_err(name);
+        let refused = refused.to_string();
         assert!(refused.contains(named), "{name}: {refused}");
     }
     let script = Script::new("hangs", "exec sleep 100");
     let refused = script.agent(Duration::from_millis(300)).turn_off().await;
-    assert!(refused.expect_err("hangs").contains("no answer"));
+    let refused = refused.expect_err("hangs").to_string();
+    assert!(refused.contains("no answer"));
     let missing = Agent {
         program: "/nonexistent/agent".to_owned(),
         ..script.agent(LIMIT)
@@ -146,7 +149,7 @@ struct Host {
     group: Guarded<Engine>,
     engine: mpsc::UnboundedSender<Delivery>,
     fencing: Arc<Fencing>,
-    journal: Arc<Journal>,
+    event_log: Arc<EventLog>,
     suspended: watch::Sender<bool>,
     _task: JoinSet<()>,
 }
@@ -160,7 +163,7 @@ impl Host {
         };
         let (group, guard) = guarded(engine, vec![0, 1]);
         let archive = Archive::new(PathBuf::new(), 1, 0);
-        let journal = Arc::new(Journal::new(SeatId(0), vec![SeatId(0)], archive));
+        let event_log = Arc::new(EventLog::new(SeatId(0), vec![SeatId(0)], archive));
         let host = |seat: u16| config::Host {
             name: format!("h{seat}"),
             seat,
@@ -168,7 +171,7 @@ impl Host {
         };
         let hosts = vec![host(0), host(1)];
         let (suspended, told) = watch::channel(true);
-        let fencing = Fencing::new(guard, told, hosts, settings, Arc::clone(&journal));
+        let fencing = Fencing::new(guard, told, hosts, settings, Arc::clone(&event_log));
         let fencing = Arc::new(fencing);
         let mut task = JoinSet::new();
         task.spawn(Arc::clone(&fencing).run());
@@ -176,7 +179,7 @@ impl Host {
             group,
             engine: sender,
             fencing,
-            journal,
+            event_log,
             suspended,
             _task: task,
         }
@@ -208,7 +211,7 @@ impl Host {
         let until = tokio::time::Instant::now() + Duration::from_secs(5);
         let mut after = 0;
         loop {
-            let events = self.journal.events_after(after, until).await;
+            let events = self.event_log.events_after(after, until).await;
             match events.last() {
                 Some(last) => after = last.number,
                 None => return false,

@@ -92,26 +92,6 @@ impl Frames {
     }
 }
 
-/// For [`crate::decoders`]: see [`super::decoded`].
-pub(super) fn decoded<T: DeserializeOwned + Serialize>(
-    stream: &[u8],
-    piece_bytes: usize,
-) -> (Vec<Vec<u8>>, bool) {
-    let mut frames = Frames::default();
-    let mut found = Vec::new();
-    for piece in stream.chunks(piece_bytes.max(1)) {
-        frames.room().extend_from_slice(piece);
-        loop {
-            match frames.message::<T>() {
-                Ok(Some(message)) => found.push(spare_protocol::encode(&message)),
-                Ok(None) => break,
-                Err(_) => return (found, false),
-            }
-        }
-    }
-    (found, true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,8 +5,11 @@
 //! the one who accepted. Messages may get lost, the core asks again: a connection that is down, or that
 //! takes less than is sent, drops them.
 
-mod frame;
+mod connection;
+pub(crate) mod frame;
 mod link;
+mod listen;
+pub(crate) mod message;
 mod snapshot;
 mod tls;
 
@@ -14,42 +17,23 @@ mod tls;
 mod tests;
 
 use crate::config::{Config, Host};
-use crate::seat::SeatHandle;
-use anyhow::{Context, Result};
-use link::{Accepting, Dialler, Link, LinkMessage, Listener};
+use crate::handle::DriverHandle;
+use link::{Dialler, Link};
+use listen::{Accepting, Listener};
+use message::LinkMessage;
+use rustls::pki_types::InvalidDnsNameError;
 pub(crate) use snapshot::{Fetched, Source};
 use spare_core::Input;
 use spare_protocol::group::PeerMessage;
 use spare_protocol::{Position, SeatId};
 use spare_store::Store;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use tls::{Credentials, Purpose};
+use tls::{Credentials, CredentialsError, Purpose};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-/// For [`crate::decoders`]: which messages stand in a stream from another manager.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PeerStream {
-    /// Those for cores.
-    Link,
-    /// Questions about snapshots.
-    Questions,
-    /// Answers to such.
-    Answers,
-}
-
-/// For [`crate::decoders`]: the messages of a stream that arrives in pieces, encoded again, up to the first that
-/// is none; and whether there was none such.
-#[must_use]
-pub fn decoded(kind: PeerStream, stream: &[u8], piece_bytes: usize) -> (Vec<Vec<u8>>, bool) {
-    match kind {
-        PeerStream::Link => frame::decoded::<link::LinkMessage>(stream, piece_bytes),
-        PeerStream::Questions => frame::decoded::<snapshot::Ask>(stream, piece_bytes),
-        PeerStream::Answers => frame::decoded::<snapshot::Given>(stream, piece_bytes),
-    }
-}
 
 /// The ways to all seats but those that nothing is sent to.
 #[derive(Default)]
@@ -63,18 +47,35 @@ enum Way {
     Link(Link),
 }
 
-/// The other hosts, before anything is sent.
+/// The other managers cannot be listened for, or not be dialled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetworkError {
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(
+        "cannot listen on {address} for the other managers; set peers.listen, or this host's address in \
+         group.hosts, to an address of this host: {cause}"
+    )]
+    Listen {
+        address: SocketAddr,
+        cause: std::io::Error,
+    },
+    #[error("group.hosts: {0}")]
+    Name(#[from] InvalidDnsNameError),
+}
+
+/// What is there to reach the other hosts with, before anything is sent.
 pub(crate) struct Network {
     listener: TcpListener,
     credentials: Arc<Credentials>,
-    /// The other hosts.
+    /// All of `group.hosts` but this one.
     others: Vec<Host>,
     bulk_bytes_per_s: u64,
 }
 
 impl Peers {
     /// All seats are in this process.
-    pub(crate) fn here(seats: &[SeatHandle]) -> Peers {
+    pub(crate) fn here(seats: &[DriverHandle]) -> Peers {
         let ways = seats.iter().map(|s| (s.seat, Way::Here(s.inputs.clone())));
         Peers {
             ways: ways.collect(),
@@ -114,18 +115,14 @@ impl Peers {
 
 impl Network {
     /// Reads the certificates and listens; none if all seats are on this host.
-    pub(crate) async fn open(config: &Config) -> Result<Option<Network>> {
+    pub(crate) async fn open(config: &Config) -> Result<Option<Network>, NetworkError> {
         let (Some(peers), Some(me)) = (&config.peers, config.group.this_host()) else {
             return Ok(None);
         };
         let credentials = Credentials::read(peers, &config.service.name, &me.name)?;
         let address = peers.listen.unwrap_or(me.address);
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!(
-                "cannot listen on {address} for the other managers; set peers.listen, or this host's address in \
-                 group.hosts, to an address of this host"
-            )
-        })?;
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|cause| NetworkError::Listen { address, cause })?;
         let all = config.group.hosts.iter();
         Ok(Some(Network {
             listener,
@@ -145,8 +142,12 @@ impl Network {
         others.map(source).collect()
     }
 
-    /// Connects.
-    pub(crate) fn start(self, local: LocalSeat, tasks: &mut JoinSet<()>) -> Result<Peers> {
+    /// Begins to dial the others, and to serve them.
+    pub(crate) fn start(
+        self,
+        local: LocalSeat,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Peers, NetworkError> {
         let client = self.credentials.client(Purpose::Messages)?;
         let mut peers = Peers::default();
         for host in &self.others {

@@ -2,15 +2,14 @@
 //! manifest, then for the chunks that it has not got yet: what has arrived is not sent again after an
 //! interruption, and what two snapshots have in common is sent once.
 
-use super::frame::{self, Frames};
-use super::link::connect;
-use super::tls::{Credentials, Purpose};
+use super::connection::{connect, ConnectError};
+use super::frame::{self, FrameError, Frames};
+use super::message::{SnapshotAnswer, SnapshotQuestion};
+use super::tls::{Credentials, CredentialsError, Purpose};
 use crate::config::Host;
-use anyhow::{bail, Context, Result};
 use bytes::Bytes;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use spare_protocol::Hash;
 use spare_store::{ChunkRef, Manifest, Pinned, Store};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,23 +25,40 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How often progress is told.
 const TOLD_EVERY: Duration = Duration::from_secs(5);
 
-/// A question.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Ask {
-    /// What does the newest snapshot consist of? Its chunks stay until the connection ends.
+/// A snapshot cannot be fetched, or not be given; what has arrived stays.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("its name cannot be that of a host: {0}")]
+    Name(InvalidDnsNameError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the connection failed: {0}")]
+    Connection(std::io::Error),
+    #[error("nothing arrived for {} s", SILENCE_MAX.as_secs())]
+    Silence,
+    #[error("it closed the connection")]
+    Closed,
+    #[error("its manifest is damaged")]
     Manifest,
-    Chunk(Hash),
-}
-
-/// An answer, in the order of the questions.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Given {
-    Manifest(Bytes),
-    Chunk(Bytes),
-    /// There is no snapshot: the log begins with the first request.
-    None,
-    /// It cannot be given, in words.
+    #[error("it cannot give its snapshot: {0}")]
     Refused(String),
+    #[error("it answered another question")]
+    OtherAnswer,
+    #[error("it cannot give a part of its snapshot")]
+    NoChunk,
+    #[error("a part of its snapshot is damaged")]
+    Chunk,
+    #[error("cannot write {path}: {cause}")]
+    Write {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
+    #[error("a thread for the disk failed: {0}")]
+    Thread(#[from] tokio::task::JoinError),
 }
 
 /// Reads messages from a stream.
@@ -53,7 +69,7 @@ struct Incoming<R> {
 
 impl<R: AsyncRead + Unpin> Incoming<R> {
     /// The next message; none at the end of the stream.
-    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+    async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SnapshotError> {
         loop {
             if let Some(message) = self.frames.message()? {
                 return Ok(Some(message));
@@ -62,8 +78,8 @@ impl<R: AsyncRead + Unpin> Incoming<R> {
             match tokio::time::timeout(SILENCE_MAX, read).await {
                 Ok(Ok(0)) => return Ok(None),
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(error.into()),
-                Err(_) => bail!("nothing arrived for {} s", SILENCE_MAX.as_secs()),
+                Ok(Err(error)) => return Err(SnapshotError::Connection(error)),
+                Err(_) => return Err(SnapshotError::Silence),
             }
         }
     }
@@ -74,14 +90,14 @@ pub(super) async fn give(
     stream: impl AsyncRead + AsyncWrite,
     store: Arc<Store>,
     bytes_per_s: u64,
-) -> Result<()> {
+) -> Result<(), SnapshotError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut incoming = Incoming {
         stream: reader,
         frames: Frames::default(),
     };
     let mut pinned: Option<Pinned> = None;
-    while let Some(ask) = incoming.next::<Ask>().await? {
+    while let Some(ask) = incoming.next::<SnapshotQuestion>().await? {
         let (store, held) = (Arc::clone(&store), pinned.take());
         let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
         let (given, held) = answering.await?;
@@ -89,32 +105,35 @@ pub(super) async fn give(
         let frame = frame::encode(&given)?;
         let nanos = (frame.len() as u64).saturating_mul(1_000_000_000) / bytes_per_s.max(1);
         let from = tokio::time::Instant::now();
-        writer.write_all(&frame).await?;
-        writer.flush().await?;
+        send(&mut writer, &frame).await?;
         tokio::time::sleep_until(from + Duration::from_nanos(nanos)).await;
     }
     Ok(())
 }
 
-fn answer(store: &Store, pinned: Option<Pinned>, ask: &Ask) -> (Given, Option<Pinned>) {
-    let refused = |why: &dyn std::fmt::Display| Given::Refused(why.to_string());
+fn answer(
+    store: &Store,
+    pinned: Option<Pinned>,
+    ask: &SnapshotQuestion,
+) -> (SnapshotAnswer, Option<Pinned>) {
+    let refused = |why: &dyn std::fmt::Display| SnapshotAnswer::Refused(why.to_string());
     match (ask, pinned) {
-        (Ask::Manifest, _) => match store.pin() {
+        (SnapshotQuestion::Manifest, _) => match store.pin() {
             Ok(Some(found)) => {
                 let bytes = Bytes::from(found.manifest().to_bytes());
-                (Given::Manifest(bytes), Some(found))
+                (SnapshotAnswer::Manifest(bytes), Some(found))
             }
-            Ok(None) => (Given::None, None),
+            Ok(None) => (SnapshotAnswer::None, None),
             Err(error) => (refused(&error), None),
         },
-        (Ask::Chunk(hash), Some(found)) => {
+        (SnapshotQuestion::Chunk(hash), Some(found)) => {
             let given = match found.chunk(*hash) {
-                Ok(bytes) => Given::Chunk(bytes.into()),
+                Ok(bytes) => SnapshotAnswer::Chunk(bytes.into()),
                 Err(error) => refused(&error),
             };
             (given, Some(found))
         }
-        (Ask::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
+        (SnapshotQuestion::Chunk(_), None) => (refused(&"ask for the manifest first"), None),
     }
 }
 
@@ -132,7 +151,7 @@ pub(crate) struct Fetched {
 }
 
 impl Fetched {
-    /// A chunk of it.
+    /// The bytes of a chunk, from the folder.
     pub(crate) fn chunk(&self, chunk: ChunkRef) -> std::io::Result<Vec<u8>> {
         std::fs::read(self.folder.join(chunk.hash.to_string()))
     }
@@ -143,7 +162,6 @@ impl Source {
         self.host.seat
     }
 
-    /// Its host's name.
     pub(crate) fn name(&self) -> &str {
         &self.host.name
     }
@@ -152,8 +170,9 @@ impl Source {
     ///
     /// # Errors
     /// When it cannot be reached, or the connection ends: what has arrived stays.
-    pub(crate) async fn fetch(&self, folder: &Path) -> Result<Option<Fetched>> {
-        let name = ServerName::try_from(self.host.name.clone())?;
+    pub(crate) async fn fetch(&self, folder: &Path) -> Result<Option<Fetched>, SnapshotError> {
+        let name = ServerName::try_from(self.host.name.clone());
+        let name = name.map_err(SnapshotError::Name)?;
         let client = self.credentials.client(Purpose::Snapshot)?;
         let stream = connect(self.host.address, &name, &client).await?;
         fetch(stream, &self.host.name, folder).await
@@ -164,20 +183,20 @@ async fn fetch(
     stream: impl AsyncRead + AsyncWrite,
     from: &str,
     folder: &Path,
-) -> Result<Option<Fetched>> {
+) -> Result<Option<Fetched>, SnapshotError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut incoming = Incoming {
         stream: reader,
         frames: Frames::default(),
     };
-    ask(&mut writer, &Ask::Manifest).await?;
-    let manifest = match incoming.next().await?.context("it closed the connection")? {
-        Given::Manifest(bytes) => {
-            Manifest::from_bytes(&bytes).context("its manifest is damaged")?
+    ask(&mut writer, &SnapshotQuestion::Manifest).await?;
+    let manifest = match incoming.next().await?.ok_or(SnapshotError::Closed)? {
+        SnapshotAnswer::Manifest(bytes) => {
+            Manifest::from_bytes(&bytes).ok_or(SnapshotError::Manifest)?
         }
-        Given::None => return Ok(None),
-        Given::Refused(why) => bail!("it cannot give its snapshot: {why}"),
-        Given::Chunk(_) => bail!("it answered another question"),
+        SnapshotAnswer::None => return Ok(None),
+        SnapshotAnswer::Refused(why) => return Err(SnapshotError::Refused(why)),
+        SnapshotAnswer::Chunk(_) => return Err(SnapshotError::OtherAnswer),
     };
     let mut missing = VecDeque::from(begin(folder, &manifest).await?);
     let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
@@ -192,13 +211,13 @@ async fn fetch(
     let mut asked: VecDeque<ChunkRef> = VecDeque::new();
     while !missing.is_empty() || !asked.is_empty() {
         while let (Some(next), true) = (missing.front().copied(), asked.len() < ASKED_MAX) {
-            ask(&mut writer, &Ask::Chunk(next.hash)).await?;
+            ask(&mut writer, &SnapshotQuestion::Chunk(next.hash)).await?;
             missing.pop_front();
             asked.push_back(next);
         }
-        let given = incoming.next().await?.context("it closed the connection")?;
-        let (Given::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
-            bail!("it cannot give a part of its snapshot");
+        let given = incoming.next().await?.ok_or(SnapshotError::Closed)?;
+        let (SnapshotAnswer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
+            return Err(SnapshotError::NoChunk);
         };
         arrived += bytes.len() as u64;
         keep(folder, wanted, bytes).await?;
@@ -217,17 +236,27 @@ async fn fetch(
     }))
 }
 
-async fn ask(writer: &mut (impl AsyncWrite + Unpin), ask: &Ask) -> Result<()> {
-    writer.write_all(&frame::encode(ask)?).await?;
-    Ok(writer.flush().await?)
+async fn ask(
+    writer: &mut (impl AsyncWrite + Unpin),
+    question: &SnapshotQuestion,
+) -> Result<(), SnapshotError> {
+    send(writer, &frame::encode(question)?).await
+}
+
+async fn send(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), SnapshotError> {
+    let sent = async {
+        writer.write_all(frame).await?;
+        writer.flush().await
+    };
+    sent.await.map_err(SnapshotError::Connection)
 }
 
 /// Prepares the folder. Returns the chunks that are missing in it, each once; those that do not belong to the
 /// snapshot are removed.
-async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>> {
+async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>, SnapshotError> {
     let named = manifest.chunks().map(|c| (c.hash.to_string(), c));
     let mut wanted: BTreeMap<String, ChunkRef> = named.collect();
-    let folder = folder.to_owned();
+    let (folder, path) = (folder.to_owned(), folder.to_owned());
     let look = move || -> std::io::Result<Vec<ChunkRef>> {
         std::fs::create_dir_all(&folder)?;
         for entry in std::fs::read_dir(&folder)? {
@@ -247,17 +276,18 @@ async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>> {
         }
         Ok(wanted.into_values().collect())
     };
-    Ok(tokio::task::spawn_blocking(look).await??)
+    let looked = tokio::task::spawn_blocking(look).await?;
+    looked.map_err(|cause| SnapshotError::Write { path, cause })
 }
 
 /// What is cut short by a crash has another hash, and is asked for again.
-async fn keep(folder: &Path, wanted: ChunkRef, bytes: Bytes) -> Result<()> {
+async fn keep(folder: &Path, wanted: ChunkRef, bytes: Bytes) -> Result<(), SnapshotError> {
     let path = folder.join(wanted.hash.to_string());
     let write = move || {
         if Hash::of(&bytes) != wanted.hash {
-            bail!("a part of its snapshot is damaged");
+            return Err(SnapshotError::Chunk);
         }
-        std::fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(&path, &bytes).map_err(|cause| SnapshotError::Write { path, cause })
     };
     tokio::task::spawn_blocking(write).await?
 }

@@ -22,7 +22,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The list of one seat, open for changes.
 #[derive(Debug)]
-pub(crate) struct KeptList {
+pub(crate) struct InServiceList {
     file: File,
 }
 
@@ -44,25 +44,25 @@ fn boot_id() -> String {
 }
 
 fn parse(text: &str, boot: &str) -> BTreeMap<ReplicaId, bool> {
-    let mut kept = BTreeMap::new();
+    let mut found = BTreeMap::new();
     // A line without an end was not written before its change took place.
     let mut lines = text
         .split_inclusive('\n')
         .filter_map(|l| l.strip_suffix('\n'));
     if boot.is_empty() || lines.next() != Some(&head(boot)) {
-        return kept;
+        return found;
     }
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
         let replica = words.get(1).and_then(|name| name.parse::<ReplicaId>().ok());
         match (words.as_slice(), replica) {
-            (["+", _, "clean"], Some(replica)) => drop(kept.insert(replica, true)),
-            (["+", _, "used"], Some(replica)) => drop(kept.insert(replica, false)),
-            (["-", _], Some(replica)) => drop(kept.remove(&replica)),
+            (["+", _, "clean"], Some(replica)) => drop(found.insert(replica, true)),
+            (["+", _, "used"], Some(replica)) => drop(found.insert(replica, false)),
+            (["-", _], Some(replica)) => drop(found.remove(&replica)),
             _ => {}
         }
     }
-    kept
+    found
 }
 
 fn head(boot: &str) -> String {
@@ -73,25 +73,32 @@ fn line(replica: ReplicaId, clean: bool) -> String {
     format!("+ {replica} {}\n", if clean { "clean" } else { "used" })
 }
 
-impl KeptList {
+impl InServiceList {
     /// Begins the list in `folder` anew, with these replicas.
-    pub(crate) fn begin(folder: &Path, kept: &BTreeMap<ReplicaId, bool>) -> io::Result<KeptList> {
+    pub(crate) fn begin(
+        folder: &Path,
+        replicas: &BTreeMap<ReplicaId, bool>,
+    ) -> io::Result<InServiceList> {
         let mut text = head(&boot_id()) + "\n";
-        text.extend(kept.iter().map(|(replica, clean)| line(*replica, *clean)));
+        text.extend(
+            replicas
+                .iter()
+                .map(|(replica, clean)| line(*replica, *clean)),
+        );
         let new = folder.join("kept.new");
         std::fs::write(&new, text)?;
         std::fs::rename(&new, folder.join(NAME))?;
         let file = File::options().append(true).open(folder.join(NAME))?;
-        Ok(KeptList { file })
+        Ok(InServiceList { file })
     }
 
     /// A replica is in service.
-    pub(crate) fn keep(&mut self, replica: ReplicaId, clean: bool) -> io::Result<()> {
+    pub(crate) fn add(&mut self, replica: ReplicaId, clean: bool) -> io::Result<()> {
         self.file.write_all(line(replica, clean).as_bytes())
     }
 
     /// A replica is no longer.
-    pub(crate) fn forget(&mut self, replica: ReplicaId) -> io::Result<()> {
+    pub(crate) fn remove(&mut self, replica: ReplicaId) -> io::Result<()> {
         self.file.write_all(format!("- {replica}\n").as_bytes())
     }
 }
@@ -112,15 +119,15 @@ mod tests {
     fn the_list_names_what_is_in_service_and_what_executed() {
         let folder = std::env::temp_dir().join(format!("spare-kept-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("create");
-        let mut list = KeptList::begin(&folder, &BTreeMap::new()).expect("begin");
-        list.keep(replica(1), true).expect("keep");
-        list.keep(replica(2), true).expect("keep");
-        list.keep(replica(3), true).expect("keep");
-        list.keep(replica(1), false).expect("keep");
-        list.forget(replica(2)).expect("forget");
+        let mut list = InServiceList::begin(&folder, &BTreeMap::new()).expect("begin");
+        list.add(replica(1), true).expect("add");
+        list.add(replica(2), true).expect("add");
+        list.add(replica(3), true).expect("add");
+        list.add(replica(1), false).expect("add");
+        list.remove(replica(2)).expect("remove");
         let expected = BTreeMap::from([(replica(1), false), (replica(3), true)]);
         assert_eq!(read(&folder), expected);
-        let begun = KeptList::begin(&folder, &expected).expect("begin");
+        let begun = InServiceList::begin(&folder, &expected).expect("begin");
         drop(begun);
         assert_eq!(read(&folder), expected);
         std::fs::remove_dir_all(folder).expect("remove");

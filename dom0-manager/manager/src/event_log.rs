@@ -2,9 +2,10 @@
 //! how long each fault took to be dealt with.
 //!
 //! What every manager of the group notices alike arrives once from each local seat; it is recorded
-//! from the seat that `Journal` was told to listen to, or, for a replica's own affairs, from the
+//! from the seat that `EventLog` was told to listen to, or, for a replica's own affairs, from the
 //! replica's seat.
 
+use crate::clock::unix_us;
 use crate::evidence::{self, Archive};
 use crate::timeline::Timelines;
 use spare_core::{ConvictionBasis, Evidence, Notice};
@@ -16,7 +17,7 @@ use spare_protocol::group::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Events kept; older ones are in the daemon's log.
@@ -24,13 +25,13 @@ const EVENTS_MAX: usize = 10_000;
 /// Scrubs whose roots are kept until somebody asks for them.
 const SCRUBS_MAX: usize = 16;
 
-/// The journal of one deployment. Its lock is held for moments only.
-pub(crate) struct Journal {
+/// The event log of one manager. Its lock is held for moments only.
+pub(crate) struct EventLog {
     inner: Mutex<Inner>,
     changed: Notify,
     archive: Arc<Archive>,
     voice: SeatId,
-    /// The seats on this host.
+    /// The seats of this host: each tells of its own replicas.
     here: Vec<SeatId>,
 }
 
@@ -44,21 +45,15 @@ struct Inner {
     scrubs: BTreeMap<Position, Vec<(ReplicaId, Hash)>>,
 }
 
-/// Microseconds since the Unix epoch.
-pub(crate) fn unix_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
-}
-
-impl Journal {
-    /// A journal of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
+impl EventLog {
+    /// An event log of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
     /// with the last conviction that earlier runs left in `archive`.
-    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> Journal {
+    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> EventLog {
         let inner = Inner {
             last_conviction: archive.newest(),
             ..Inner::default()
         };
-        Journal {
+        EventLog {
             inner: Mutex::new(inner),
             changed: Notify::new(),
             archive: Arc::new(archive),
@@ -162,27 +157,6 @@ impl Journal {
             self.lock().record(seat, self.voice, notice);
         }
         self.changed.notify_waiters();
-    }
-
-    /// For the store: why a replica was convicted, and the folder of the evidence, if there is any.
-    pub(crate) fn conviction_note(&self, notice: &Notice) -> (String, Option<String>) {
-        let Notice::Convicted {
-            replica,
-            position,
-            basis,
-            evidence,
-        } = notice
-        else {
-            return Default::default();
-        };
-        let why = match basis {
-            ConvictionBasis::Channel(how) => format!("channel: {how}"),
-            ConvictionBasis::Reply => "reply".to_owned(),
-            ConvictionBasis::Update => "update".to_owned(),
-            ConvictionBasis::Root { .. } => "root".to_owned(),
-        };
-        let folder = evidence::folder_name(*replica, *position);
-        (why, (!evidence.votes.is_empty()).then_some(folder))
     }
 
     /// A conviction is told by the convicted replica's own seat, which alone has the wrong bytes, or, if that is
@@ -377,7 +351,7 @@ impl Inner {
         }
     }
 
-    /// What all managers notice alike.
+    /// Records what all managers notice alike; once, from the voice of this host.
     fn record_shared(&mut self, notice: Notice) {
         match notice {
             Notice::Replica {

@@ -1,20 +1,34 @@
-//! A seat as others have it: its queues, and what it tells about itself.
+//! The driver of a seat as others have it: its queues, and what it tells about the core.
 
-use anyhow::{bail, Result};
 use spare_core::{Input, Standing};
 use spare_protocol::{Position, SeatId};
 use tokio::sync::{mpsc, oneshot};
 
-/// A question to a seat.
-pub(super) enum Query {
-    Snapshot(oneshot::Sender<Snapshot>),
-    /// A snapshot of what is agreed now, on disk.
-    Stored(oneshot::Sender<Result<Position, String>>),
+/// There is no snapshot of the agreed state.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum NoSnapshot {
+    #[error("nothing was agreed on yet: there is nothing to keep")]
+    Nothing,
+    /// In the store's words.
+    #[error("{0}")]
+    Store(String),
+    #[error("the replica manager is stopping")]
+    Ending,
 }
 
-/// What a seat tells about itself.
+/// Gets the position of a snapshot once it is on disk.
+pub(crate) type SnapshotAsker = oneshot::Sender<Result<Position, NoSnapshot>>;
+
+/// A question to the driver.
+pub(crate) enum Query {
+    Status(oneshot::Sender<CoreStatus>),
+    /// A snapshot of what is agreed now, on disk.
+    StoreSnapshot(SnapshotAsker),
+}
+
+/// What the driver of a seat tells about its core.
 #[derive(Clone, Debug)]
-pub(crate) struct Snapshot {
+pub(crate) struct CoreStatus {
     pub(crate) epoch: u64,
     pub(crate) ordered: Position,
     pub(crate) agreed: Position,
@@ -37,36 +51,34 @@ pub(crate) struct Snapshot {
 
 /// The ends of a seat's queues that others hold.
 #[derive(Clone)]
-pub(crate) struct SeatHandle {
+pub(crate) struct DriverHandle {
     pub(crate) seat: SeatId,
     pub(crate) inputs: mpsc::Sender<Input>,
     queries: mpsc::Sender<Query>,
 }
 
-impl SeatHandle {
-    /// What the seat tells about itself; `None` when its task has ended.
-    pub(crate) async fn snapshot(&self) -> Option<Snapshot> {
+impl DriverHandle {
+    /// How the core is; `None` when its task has ended.
+    pub(crate) async fn core_status(&self) -> Option<CoreStatus> {
         let (sender, receiver) = oneshot::channel();
-        self.queries.send(Query::Snapshot(sender)).await.ok()?;
+        self.queries.send(Query::Status(sender)).await.ok()?;
         receiver.await.ok()
     }
 
     /// Has the agreed state of now written to disk as a snapshot; returns its position.
-    pub(crate) async fn store_snapshot(&self) -> Result<Position> {
+    pub(crate) async fn store_snapshot(&self) -> Result<Position, NoSnapshot> {
         let (sender, receiver) = oneshot::channel();
-        self.queries.send(Query::Stored(sender)).await?;
-        match receiver.await? {
-            Ok(position) => Ok(position),
-            Err(why) => bail!(why),
-        }
+        let asked = self.queries.send(Query::StoreSnapshot(sender)).await;
+        asked.map_err(|_| NoSnapshot::Ending)?;
+        receiver.await.unwrap_or(Err(NoSnapshot::Ending))
     }
 }
 
 /// The queues of one seat, before its task runs.
 pub(crate) struct Queues {
-    pub(crate) handle: SeatHandle,
-    pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) queries: mpsc::Receiver<Query>,
+    pub(crate) handle: DriverHandle,
+    pub(crate) inputs: mpsc::Receiver<Input>,
+    pub(crate) queries: mpsc::Receiver<Query>,
 }
 
 impl Queues {
@@ -74,7 +86,7 @@ impl Queues {
         let (inputs, received) = mpsc::channel(4096);
         let (queries, asked) = mpsc::channel(16);
         Queues {
-            handle: SeatHandle {
+            handle: DriverHandle {
                 seat,
                 inputs,
                 queries,
