@@ -73,11 +73,8 @@ pub enum AcceleratorChoice {
 pub struct Timeouts {
     /// Pause, unpause, open a channel, list, usage, priority.
     call_ms: u64,
-    /// Create.
     create_ms: u64,
-    /// Destroy.
     destroy_ms: u64,
-    /// Quarantine.
     quarantine_ms: u64,
     /// Trying out KVM, once a boot of the host.
     probe_ms: u64,
@@ -106,12 +103,12 @@ impl Timeouts {
     pub fn create(&self) -> Duration {
         Duration::from_millis(self.create_ms) + self.probe()
     }
-    /// For destroying.
+    /// For ending a guest and removing its files.
     #[must_use]
     pub fn destroy(&self) -> Duration {
         Duration::from_millis(self.destroy_ms)
     }
-    /// For quarantining.
+    /// For keeping a guest's memory and disk, and ending it.
     #[must_use]
     pub fn quarantine(&self) -> Duration {
         Duration::from_millis(self.quarantine_ms)
@@ -133,12 +130,12 @@ pub struct Config {
     service: String,
     /// The only user, beside root, who may connect.
     pub manager_user: String,
-    /// What replicas run on.
+    /// Virtual machines or processes.
     #[serde(default)]
     pub hypervisor: HypervisorChoice,
     /// libvirt's connection URI.
     uri: Option<String>,
-    /// The folder of images.
+    /// The folder with a folder for each image.
     pub images: PathBuf,
     /// The folder for disks, sockets, console logs and the quarantine.
     pub state_dir: PathBuf,

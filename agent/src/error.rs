@@ -22,7 +22,7 @@ pub enum Error {
         "replica {0} is not running: its virtual machine has stopped; destroy or quarantine it"
     )]
     NotRunning(ReplicaId),
-    /// No such image.
+    /// The folder of images has no such image, or a part of it is missing.
     #[error(
         "image \"{name}\" is not in {}: it has no {missing}; build it with: vm-images/build {name}",
         folder.display()
@@ -30,7 +30,7 @@ pub enum Error {
     NoSuchImage {
         /// The image that was asked for.
         name: String,
-        /// The folder of images.
+        /// Where it was looked for.
         folder: PathBuf,
         /// The file that is not there.
         missing: &'static str,
@@ -38,9 +38,9 @@ pub enum Error {
     /// The image is there and can't be used.
     #[error("image \"{name}\" can't be used: {why}")]
     BadImage {
-        /// The image.
+        /// The name of the image.
         name: String,
-        /// What is wrong with it.
+        /// What is wrong with it, and what to do.
         why: String,
     },
     /// The guest has no such port, or this configuration does not give it away.
@@ -49,9 +49,9 @@ pub enum Error {
     /// The hypervisor did not answer in time. The operation may still take effect.
     #[error("{what} took longer than {} ms and may still take effect; see the hypervisor's log", deadline.as_millis())]
     Timeout {
-        /// The operation.
+        /// The operation, in words: "pause".
         what: &'static str,
-        /// How long it was given.
+        /// How long it was waited for.
         deadline: Duration,
     },
     /// Too many operations wait for this replica, or too many replicas have operations waiting.
@@ -65,7 +65,7 @@ pub enum Error {
         /// What the connection attempt said.
         why: String,
     },
-    /// Anything else.
+    /// What the system, libvirt or a program refused.
     #[error(transparent)]
     Failed(Failure),
 }
@@ -76,7 +76,7 @@ pub enum Error {
 pub struct Failure {
     /// What was tried, on what.
     pub what: String,
-    /// What was said about it.
+    /// What it said.
     pub why: String,
 }
 

@@ -100,7 +100,7 @@ impl StateDir {
         self.root.join("quarantine")
     }
 
-    /// A guest's disk.
+    /// Where a guest's writes go: a layer over its image's disk. While it exists, the replica does.
     #[must_use]
     pub fn disk(&self, replica: ReplicaId) -> PathBuf {
         self.root.join(format!("disks/{replica}.qcow2"))
@@ -124,7 +124,7 @@ impl StateDir {
         ["log", "old"].map(|end| self.root.join(format!("console/{replica}.{end}")))
     }
 
-    /// A guest's ports.
+    /// The ports that a guest has, the shim's first.
     #[must_use]
     pub fn ports(&self, replica: ReplicaId) -> Vec<Port> {
         let port = |name, end| Port {

@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 /// The state of a replica's virtual machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its processor runs.
+    /// It uses processor time, if it has something to do.
     Running,
     /// It exists and uses no processor time.
     Paused,

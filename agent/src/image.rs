@@ -26,7 +26,7 @@ const PROCESSORS_MAX: u32 = 64;
 /// An image's tree of files, for process replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tree {
-    /// The tree as an archive.
+    /// `root.tar`.
     pub archive: PathBuf,
     /// A name that only images with the same content have.
     pub content: String,
@@ -63,7 +63,6 @@ impl Tree {
     }
 }
 
-/// The folder of an image.
 struct Files<'a> {
     name: &'a str,
     images: &'a Path,

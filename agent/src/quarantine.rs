@@ -114,7 +114,7 @@ impl Quarantine {
 }
 
 impl Cell {
-    /// A file of this folder.
+    /// The path of a file that is still to be made in this folder.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.partial.join(name)
     }

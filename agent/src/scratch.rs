@@ -14,7 +14,6 @@ impl Scratch {
         Scratch(path)
     }
 
-    /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }

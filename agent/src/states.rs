@@ -26,7 +26,6 @@ struct Known {
 }
 
 impl States {
-    /// Nothing is known.
     pub(crate) fn new() -> States {
         States {
             known: Mutex::default(),

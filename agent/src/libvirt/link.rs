@@ -33,7 +33,7 @@ pub(crate) enum DomainEvent {
 /// Is told each event with its domain's name. It must not block: libvirt's event thread calls it.
 pub(crate) type Listener = Arc<dyn Fn(&str, DomainEvent) + Send + Sync>;
 
-/// The connection.
+/// The way to the one connection; it is opened when somebody asks for it.
 pub(crate) struct Link {
     uri: String,
     listener: Listener,

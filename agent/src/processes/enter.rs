@@ -79,7 +79,7 @@ impl StartError {
     }
 }
 
-/// An overlay's parts.
+/// The folders of an overlay, as mount(8) names them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Overlay {
     pub(super) lower: PathBuf,

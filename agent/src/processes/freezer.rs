@@ -46,7 +46,6 @@ impl Freezer {
         all.find(works).unwrap_or(Freezer::Signals)
     }
 
-    /// What the log calls it.
     pub(super) fn describe(&self) -> String {
         match self {
             Freezer::Unified(folder) => format!("cgroup v2 below {}", folder.display()),
@@ -201,7 +200,7 @@ impl Freezer {
         }
     }
 
-    /// The replica's processes.
+    /// The numbers of the replica's processes, the first one's descendants where there is no cgroup.
     pub(super) fn processes(&self, name: &str, init: &Init) -> BTreeSet<u32> {
         let listed = self
             .group(name)

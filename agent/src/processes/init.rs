@@ -57,7 +57,6 @@ impl Init {
         (init.began == began && !init.has_ended()).then_some(init)
     }
 
-    /// Its number.
     pub(super) fn pid(&self) -> u32 {
         self.pid
     }
@@ -67,7 +66,7 @@ impl Init {
         pids::wait(&self.process, PollTimeout::ZERO).unwrap_or(true)
     }
 
-    /// Waits for its end.
+    /// Blocks until it has ended, and collects it if it is a child of this process.
     pub(super) fn wait(&self) {
         // There is no reason why this should fail; whoever waits in vain learns nothing, harms nothing.
         if let Err(e) = pids::wait(&self.process, PollTimeout::NONE) {
@@ -83,7 +82,7 @@ impl Init {
         }
     }
 
-    /// Kills it.
+    /// Sends SIGKILL; that it has ended already is no error.
     pub(super) fn kill(&self) -> Result<()> {
         // SAFETY: no pointer but the null one, which stands for "as kill(2) does it".
         let sent = unsafe {

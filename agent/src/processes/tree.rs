@@ -27,7 +27,7 @@ pub(super) const TREES: &str = "roots";
 const SPARE_TREES: usize = 1;
 const UNFINISHED: &str = "unfinished";
 
-/// Unpacked trees.
+/// The unpacked trees of images: each is unpacked once, and removed some time after nobody uses it.
 #[derive(Debug)]
 pub(super) struct Trees {
     folder: PathBuf,

@@ -3,9 +3,9 @@
 /// QEMU's accelerator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accelerator {
-    /// The processor.
+    /// The processor, through `/dev/kvm`.
     Kvm,
-    /// QEMU's translator.
+    /// QEMU's translator: slower, and it works everywhere.
     Tcg,
 }
 

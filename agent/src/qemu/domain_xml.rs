@@ -43,6 +43,20 @@ impl Guest<'_> {
     }
 
     fn write(&self, xml: &mut String) {
+        self.push_machine(xml);
+        self.push_boot(xml);
+        // A guest that stops for whatever reason stays stopped: it is replaced, never restarted.
+        xml.push_str(concat!(
+            "  <clock offset='utc'/>\n",
+            "  <on_poweroff>destroy</on_poweroff>\n",
+            "  <on_reboot>destroy</on_reboot>\n",
+            "  <on_crash>destroy</on_crash>\n",
+        ));
+        self.push_devices(xml);
+        xml.push_str("</domain>\n");
+    }
+
+    fn push_machine(&self, xml: &mut String) {
         let (kind, processor, features) = match self.accelerator {
             Accelerator::Kvm => (
                 "kvm",
@@ -55,7 +69,6 @@ impl Guest<'_> {
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),
             ),
         };
-        let image = self.image;
         push(xml, format_args!("<domain type='{kind}'>\n"));
         push(
             xml,
@@ -63,29 +76,32 @@ impl Guest<'_> {
         );
         push(
             xml,
-            format_args!("  <memory unit='MiB'>{}</memory>\n", image.memory_mib),
+            format_args!("  <memory unit='MiB'>{}</memory>\n", self.image.memory_mib),
         );
         // All of it at the start: a passive that is woken would wait for the host to clear each page.
         xml.push_str("  <memoryBacking><allocation mode='immediate'/></memoryBacking>\n");
         push(
             xml,
-            format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", image.processors),
+            format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", self.image.processors),
         );
         push(
             xml,
             format_args!("  <features><acpi/>{features}</features>\n"),
         );
+    }
+
+    fn push_boot(&self, xml: &mut String) {
         push(
             xml,
             format_args!("  <os>\n    <type arch='x86_64' machine='q35'>hvm</type>\n"),
         );
         push(
             xml,
-            format_args!("    <kernel>{}</kernel>\n", EscapedPath(&image.kernel)),
+            format_args!("    <kernel>{}</kernel>\n", EscapedPath(&self.image.kernel)),
         );
         push(
             xml,
-            format_args!("    <initrd>{}</initrd>\n", EscapedPath(&image.initrd)),
+            format_args!("    <initrd>{}</initrd>\n", EscapedPath(&self.image.initrd)),
         );
         push(
             xml,
@@ -94,12 +110,10 @@ impl Guest<'_> {
                 Escaped(self.cmdline)
             ),
         );
-        // A guest that stops for whatever reason stays stopped: it is replaced, never restarted.
+    }
+
+    fn push_devices(&self, xml: &mut String) {
         xml.push_str(concat!(
-            "  <clock offset='utc'/>\n",
-            "  <on_poweroff>destroy</on_poweroff>\n",
-            "  <on_reboot>destroy</on_reboot>\n",
-            "  <on_crash>destroy</on_crash>\n",
             "  <devices>\n",
             "    <controller type='usb' model='none'/>\n",
             "    <memballoon model='none'/>\n",
@@ -108,7 +122,7 @@ impl Guest<'_> {
             "    <panic model='isa'/>\n",
         ));
         if let Some(overlay) = self.overlay {
-            push_disk(xml, overlay, &image.root);
+            push_disk(xml, overlay, &self.image.root);
         }
         push(
             xml,
@@ -118,7 +132,7 @@ impl Guest<'_> {
             ),
         );
         self.push_ports(xml);
-        xml.push_str("  </devices>\n</domain>\n");
+        xml.push_str("  </devices>\n");
     }
 
     fn push_ports(&self, xml: &mut String) {

@@ -124,7 +124,7 @@ impl Qemu {
         Ok(())
     }
 
-    /// The service's domains.
+    /// What libvirt lists of the service: stopped guests are not in it for long.
     fn domains(&self) -> Result<BTreeMap<ReplicaId, State>> {
         let listed = self
             .link

@@ -24,7 +24,7 @@ const CMDLINE: &str = "console=ttyS0 loglevel=7 panic=-1";
 /// Console output kept while looking for [`BOOTED`]; a kernel says far less before that.
 const CONSOLE_BYTES_MAX: u64 = 1 << 20;
 
-/// What the attempt needs.
+/// An attempt to boot a kernel under KVM.
 pub(super) struct Probe<'a> {
     /// The name of the domain that tries KVM.
     pub(super) domain: &'a str,
@@ -152,7 +152,6 @@ pub(crate) fn answer_for(text: &str, key: &str) -> Option<Accelerator> {
     }
 }
 
-/// Notes the answer.
 fn remember(file: &Path, key: &str, answer: Accelerator) -> Result<()> {
     std::fs::write(file, format!("{key} {}\n", answer.name()))
         .map_err(|e| Error::failed(format!("cannot write {}", file.display()), e))

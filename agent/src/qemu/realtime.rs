@@ -21,7 +21,7 @@ const TRUSTED: i32 = 3;
 #[derive(Clone, Debug)]
 pub(crate) struct Realtime {
     span: Duration,
-    /// Until when.
+    /// When each of them, by its number, becomes ordinary again.
     ends: Arc<Mutex<BTreeMap<u32, Instant>>>,
 }
 

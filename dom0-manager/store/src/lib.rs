@@ -9,6 +9,7 @@ mod blocks;
 pub mod decoders;
 pub mod disk;
 mod error;
+mod format;
 mod options;
 pub mod ordered_log;
 mod replica_notes;
@@ -21,6 +22,7 @@ mod wal;
 
 pub use agreed_state::AgreedState;
 pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
+pub use format::FORMAT_VERSION;
 pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
 pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use replica_notes::{ConvictionNote, ReplicaNote};
@@ -30,4 +32,4 @@ pub use snapshot::{
 };
 pub use snapshotter::LoadReply;
 pub use store::{DiskUse, Pinned, Resumed, Store};
-pub use wal::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
+pub use wal::{SeatState, RECORD_BYTES_MAX};

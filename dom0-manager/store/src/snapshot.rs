@@ -10,13 +10,15 @@
 
 use crate::agreed_state::CHUNK_BYTES_MAX;
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::wal::FORMAT_VERSION;
+use crate::format::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position};
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"SPARESNP";
 /// The longest manifest: a state of a tebibyte in chunks of the usual size.
@@ -119,6 +121,12 @@ impl Manifest {
     pub fn reply_bytes(&self) -> u64 {
         self.replies.iter().map(|r| u64::from(r.chunk.bytes)).sum()
     }
+}
+
+/// The chunks that these snapshots consist of.
+pub(crate) fn chunk_hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
+    let chunks = manifests.iter().flat_map(|m| m.chunks());
+    chunks.map(|c| c.hash).collect()
 }
 
 /// The damage of the snapshot at `position`, whose manifest in the file at `path` does not verify.

@@ -15,7 +15,7 @@ use spare_protocol::group::{DecidedRequest, RequestId};
 use spare_protocol::http::essence;
 use spare_protocol::update::Update;
 use spare_protocol::{DecodeError, Hash, Position, SeatId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -457,7 +457,7 @@ impl Task {
         let mut open = Vec::new();
         // The last chunk goes on, if it is short.
         if let Some(last) = chunks.pop_if(|c| (c.chunk.bytes as usize) < REPLY_CHUNK_BYTES / 2) {
-            open = read_replies(&portion.reader, last.chunk.hash)?;
+            open = portion.reader.replies(last.chunk.hash)?;
         }
         let mut bytes = 0;
         for (position, time_us) in fresh {
@@ -526,20 +526,6 @@ fn retained_reply(record: DecidedRequest) -> Option<RetainedReply> {
     })
 }
 
-pub(crate) fn read_replies(
-    reader: &TablesReader,
-    chunk: Hash,
-) -> Result<Vec<RetainedReply>, StoreError> {
-    let bytes = reader.chunk(chunk)?;
-    spare_protocol::decode(&bytes).map_err(|error| {
-        StoreError::Damaged(Damage {
-            path: "snapshot".into(),
-            part: DamagedPart::Chunk(chunk),
-            what: error.to_string(),
-        })
-    })
-}
-
 fn write_replies(
     portion: &mut Portion<'_>,
     replies: Vec<RetainedReply>,
@@ -558,10 +544,4 @@ fn write_replies(
         newest_us,
         chunk,
     }))
-}
-
-/// The chunks that these snapshots consist of.
-pub(crate) fn hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
-    let chunks = manifests.iter().flat_map(|m| m.chunks());
-    chunks.map(|c| c.hash).collect()
 }

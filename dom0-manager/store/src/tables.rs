@@ -9,7 +9,8 @@
 use crate::blocks::{leniently, Blocks};
 use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
-use crate::wal::FORMAT_VERSION;
+use crate::format::FORMAT_VERSION;
+use crate::snapshot::RetainedReply;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
     TableDefinition, WriteTransaction,
@@ -366,6 +367,18 @@ impl TablesReader {
             Err(StoreError::Damaged(d)) => Err(damaged(&d.what)),
             Err(other) => Err(other),
         }
+    }
+
+    /// The replies in a chunk.
+    pub(crate) fn replies(&self, chunk: Hash) -> Result<Vec<RetainedReply>, StoreError> {
+        let bytes = self.chunk(chunk)?;
+        spare_protocol::decode(&bytes).map_err(|error| {
+            StoreError::Damaged(Damage {
+                path: "snapshot".into(),
+                part: DamagedPart::Chunk(chunk),
+                what: error.to_string(),
+            })
+        })
     }
 
     pub(crate) fn has_chunk(&self, hash: Hash) -> bool {

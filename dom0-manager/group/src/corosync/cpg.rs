@@ -100,7 +100,7 @@ impl Cpg {
         Ok(Cpg { handle })
     }
 
-    /// The number of this node.
+    /// Corosync's number of this host (`nodeid`).
     pub(super) fn node(&self) -> rust_corosync::Result<u32> {
         patiently(|| cpg::local_get(&self.handle)).map(u32::from)
     }

@@ -78,7 +78,7 @@ impl Reports {
         quorum::fd_get(&self.handle)
     }
 
-    /// The reports that are there.
+    /// The reports that came since; none if nothing changed.
     pub(super) fn take(&self) -> rust_corosync::Result<Vec<Quorum>> {
         loop {
             match quorum::dispatch(&self.handle, DispatchFlags::OneNonblocking) {

@@ -64,7 +64,6 @@ pub(super) enum NoPacket {
     Malformed,
 }
 
-/// The beginning of a batch.
 pub(super) fn begin_batch(buffer: &mut Vec<u8>, view: u64, number: u64) {
     begin(buffer, KIND_BATCH, view, number);
 }

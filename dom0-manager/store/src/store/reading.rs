@@ -3,7 +3,6 @@
 use super::handle::Store;
 use crate::error::StoreError;
 use crate::snapshot::RetainedReply;
-use crate::snapshotter::read_replies;
 use crate::wal::decode_record;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::http::essence;
@@ -88,7 +87,7 @@ impl Store {
         let Some(chunk) = chunk else {
             return Ok(None);
         };
-        let replies = read_replies(&self.tables.reader()?, chunk.chunk.hash)?;
+        let replies = self.tables.reader()?.replies(chunk.chunk.hash)?;
         Ok(replies.into_iter().find(|r| r.position == position))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::handle::Store;
 use crate::error::{Damage, Refusal, StoreError};
-use crate::snapshotter::hashes;
+use crate::snapshot::chunk_hashes;
 use bytes::Bytes;
 use spare_protocol::group::DecidedRequest;
 use spare_protocol::{Hash, Position};
@@ -17,7 +17,7 @@ impl Store {
         let mut damage = self.reader.damage();
         let manifests = self.snapshots();
         let reader = self.tables.reader()?;
-        for hash in hashes(&manifests) {
+        for hash in chunk_hashes(&manifests) {
             match reader.chunk(hash) {
                 Ok(_) => {}
                 Err(StoreError::Damaged(found)) => damage.push(found),
@@ -59,7 +59,7 @@ impl Store {
     /// When no snapshot has such a chunk, or the disk refuses.
     pub fn repair_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let hash = Hash::of(bytes);
-        if !hashes(&self.snapshots()).contains(&hash) {
+        if !chunk_hashes(&self.snapshots()).contains(&hash) {
             return Err(Refusal::NoSuchChunk(hash).into());
         }
         self.tables.put_chunk(hash, bytes)

@@ -3,7 +3,6 @@
 use crate::error::{Damage, StoreError};
 use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
-use crate::snapshotter::read_replies;
 use crate::tables::Tables;
 use crate::wal::{decode_record, Reader, RecordIn};
 use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
@@ -49,7 +48,7 @@ impl Resumed {
         }
         let reader = tables.reader()?;
         for chunk in &newest.replies {
-            match read_replies(&reader, chunk.chunk.hash) {
+            match reader.replies(chunk.chunk.hash) {
                 Ok(replies) => {
                     let keys = replies
                         .iter()

@@ -24,5 +24,5 @@ mod writer;
 pub(crate) use log::Wal;
 pub(crate) use reader::Reader;
 pub(crate) use record::{decode_record, RecordIn};
-pub use segment::{SeatState, FORMAT_VERSION, RECORD_BYTES_MAX};
+pub use segment::{SeatState, RECORD_BYTES_MAX};
 pub(crate) use writer::Writer;

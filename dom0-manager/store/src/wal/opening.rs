@@ -4,11 +4,12 @@ use super::index::{lock, Index, Lost, OpenSegment, Slot};
 use super::log::{Wal, SEGMENT_BYTES_MAX};
 use super::segment::{
     read_segment_head, segment_name, segment_number, BatchHead, FoundBatch, Piece, Pieces,
-    SeatState, SegmentHead, BATCH_BYTES_MAX, FORMAT_VERSION, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
+    SeatState, SegmentHead, BATCH_BYTES_MAX, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES,
 };
 use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{io_at, StoreError};
+use crate::format::FORMAT_VERSION;
 use spare_protocol::Position;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

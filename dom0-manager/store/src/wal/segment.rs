@@ -16,12 +16,11 @@
 //! Lengths and checksums of records stand apart from the records, under a checksum of their own: a
 //! flipped bit in a record costs that record alone.
 
+use crate::format::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::group::PrimaryView;
 use spare_protocol::Position;
 
-/// Version of the log's and the snapshots' format.
-pub const FORMAT_VERSION: u32 = 1;
 /// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 /// Records in one batch.

@@ -12,7 +12,6 @@ use crate::disk::DiskFile;
 use serde::{Deserialize, Serialize};
 use spare_protocol::Position;
 
-/// The file's name.
 pub(super) const SYNCED: &str = "synced";
 /// The longest content of `synced`: a view of all seats there can be.
 const SYNCED_BYTES_MAX: u64 = 512 << 10;
@@ -37,7 +36,6 @@ impl Synced {
         }
     }
 
-    /// The file's content.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let payload = spare_protocol::encode(self);
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);

@@ -96,24 +96,33 @@ impl Queue {
         batch
     }
 
-    /// The record of `position`, if it is not in the index yet: `Some(None)` if it is nowhere.
-    #[allow(clippy::option_option)]
-    fn pending(&self, position: Position) -> Option<Option<Bytes>> {
+    /// Where the record of `position` is to be had.
+    fn find(&self, position: Position) -> Place {
         if position > self.end {
-            return Some(None);
+            return Place::Nowhere;
         }
         let waits = self.records.front().is_some_and(|(p, _)| *p <= position);
         let being_written = self.writing.records.first();
         let being_written = being_written.is_some_and(|(p, _)| *p <= position);
         let found = |(p, bytes): &(Position, Bytes)| (*p == position).then(|| bytes.clone());
-        if waits {
-            return Some(self.records.iter().find_map(found));
-        }
-        if being_written {
-            return Some(self.writing.records.iter().find_map(found));
-        }
-        None
+        let payload = if waits {
+            self.records.iter().find_map(found)
+        } else if being_written {
+            self.writing.records.iter().find_map(found)
+        } else {
+            return Place::Index;
+        };
+        payload.map_or(Place::Nowhere, Place::Queue)
     }
+}
+
+/// Where a record is to be had.
+enum Place {
+    /// It waits, or is being written.
+    Queue(Bytes),
+    /// The index knows it, if anybody does.
+    Index,
+    Nowhere,
 }
 
 struct Shared {
@@ -288,9 +297,10 @@ impl Writer {
 
     /// The record of `position`, durable or not.
     pub(crate) fn payload(&self, position: Position) -> Result<Option<Bytes>, StoreError> {
-        match self.shared.lock().pending(position) {
-            Some(found) => Ok(found),
-            None => self.reader.payload(position),
+        match self.shared.lock().find(position) {
+            Place::Queue(payload) => Ok(Some(payload)),
+            Place::Index => self.reader.payload(position),
+            Place::Nowhere => Ok(None),
         }
     }
 
@@ -300,9 +310,11 @@ impl Writer {
         first: Position,
         last: Position,
     ) -> Result<Vec<(Position, Bytes)>, StoreError> {
-        let pending = self.shared.lock().pending(first);
-        if let Some(found) = pending {
-            return Ok(found.map(|payload| (first, payload)).into_iter().collect());
+        let place = self.shared.lock().find(first);
+        match place {
+            Place::Queue(payload) => return Ok(vec![(first, payload)]),
+            Place::Nowhere => return Ok(Vec::new()),
+            Place::Index => {}
         }
         let mut last = last;
         {
