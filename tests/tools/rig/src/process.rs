@@ -16,8 +16,8 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 #[must_use]
 pub fn checkout() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // tests/rig lies two folders below the checkout's.
-    manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
+    // tests/tools/rig lies three folders below the checkout's.
+    manifest.ancestors().nth(3).unwrap_or(manifest).to_owned()
 }
 
 /// The folder with the programs that were built together with this one.
