@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The guests' image.
 pub(crate) const IMAGE: &str = "auction-tiny-test";
-/// Where hosts see the programs and the images.
+/// Where hosts see the programs, as the units have it, and the images.
 pub(crate) const PROGRAMS: &str = "/opt/spare/bin";
 pub(crate) const IMAGES: &str = "/opt/spare/images";
 /// A manager's store.
@@ -36,13 +36,8 @@ pub(crate) struct Service<'a> {
     runtime: tokio::runtime::Runtime,
 }
 
-const AGENT_UNIT: &str = "[Unit]\nAfter=libvirtd.service\nStartLimitIntervalSec=0\n\n[Service]\n\
-    ExecStart=/opt/spare/bin/spare-agent --config /etc/spare/agent.toml\nKillMode=process\nDelegate=yes\nNice=-10\nRestart=always\nRestartSec=500ms\n\n\
-    [Install]\nWantedBy=multi-user.target\n";
-
-const MANAGER_UNIT: &str = "[Unit]\nAfter=corosync.service spare-agent.service\nStartLimitIntervalSec=0\n\n\
-    [Service]\nUser=spare\nExecStart=/opt/spare/bin/spare-manager --config /etc/spare/spare.toml\nNice=-10\n\
-    Restart=always\nRestartSec=500ms\n\n[Install]\nWantedBy=multi-user.target\n";
+const AGENT_UNIT: &str = include_str!("../../../packaging/systemd/spare-agent.service");
+const MANAGER_UNIT: &str = include_str!("../../../packaging/systemd/spare-manager.service");
 
 impl<'a> Service<'a> {
     /// Installs and starts it on every host where it is not yet.
