@@ -1,15 +1,16 @@
 //! The command line of `spare`: its subcommands, each from its arguments to what it prints.
 
-use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
 use crate::backup;
 use crate::bench::{self, BenchOptions, Monitor};
 use crate::hosts::HostCommand;
 use crate::init::{self, InitOptions};
-use crate::replay::{self, ReplayOptions};
-use crate::status;
+use crate::manager::Manager;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+use spare_client::admin::{Admin, EVENTS_WAIT_MS};
+use spare_client::render;
+use spare_replay::ReplayOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -137,20 +138,6 @@ enum Fence {
     },
 }
 
-/// Which replica manager.
-#[derive(clap::Args)]
-pub(crate) struct Manager {
-    /// The manager's admin socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
-    admin: PathBuf,
-}
-
-impl Manager {
-    pub(crate) fn connect(&self) -> Admin {
-        Admin::new(&self.admin)
-    }
-}
-
 /// Runs the subcommand that this process was called with.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -189,7 +176,7 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
         }
         Command::Status { manager, json } => {
             let status = manager.connect().status().await?;
-            show(json, &status, || status::render_status(&status))?;
+            show(json, &status, || render::status(&status))?;
             Ok(true)
         }
         Command::Events {
@@ -200,7 +187,7 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
         } => events(&manager.connect(), follow, after, json).await,
         Command::Scrub { manager, json } => {
             let report = manager.connect().scrub().await?;
-            show(json, &report, || status::render_scrub(&report))?;
+            show(json, &report, || render::scrub(&report))?;
             Ok(report.equal)
         }
         Command::Backup { manager, file } => {
@@ -246,7 +233,7 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             Ok(!report.gave_up && (!strict || report.is_clean()))
         }
         Command::Replay { options, json } => {
-            let report = replay::run(options).await?;
+            let report = spare_replay::run(options).await?;
             print(&report.render())?;
             write_report(json.as_deref(), &report)?;
             Ok(report.differences == 0)
@@ -262,7 +249,7 @@ async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> anyh
             if json {
                 print(&(serde_json::to_string(event)? + "\n"))?;
             } else {
-                print(&(status::render_event(event) + "\n"))?;
+                print(&(render::event(event) + "\n"))?;
             }
         }
         // Numbers only ever grow, so this ends when there are no more.

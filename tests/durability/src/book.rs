@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Context, Result};
 use futures_util::future::try_join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spare_cli::http::{form_encode, Address, Connection, HttpError, Reply, Request};
+use spare_client::http::{form_encode, Address, Connection, HttpError, Reply, Request};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

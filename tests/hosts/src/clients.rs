@@ -8,7 +8,7 @@ use nix::sched::{setns, CloneFlags};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
-use spare_cli::http::{form_encode, Address, Connection, Reply, Request};
+use spare_client::http::{form_encode, Address, Connection, Reply, Request};
 use spare_lab::names::CLIENT;
 use std::collections::BTreeMap;
 use std::fs::File;

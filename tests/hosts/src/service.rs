@@ -3,7 +3,7 @@
 
 use crate::suite::within;
 use anyhow::{ensure, Context, Result};
-use spare_cli::admin::Admin;
+use spare_client::admin::Admin;
 use spare_lab::names::DATA_IN_HOST;
 use spare_lab::{fence, Host, Lab, Power};
 use spare_protocol::admin::{Mode, ReplicaState, ScrubReport, Status};
@@ -150,7 +150,7 @@ impl<'a> Service<'a> {
     /// What everybody says, for messages.
     pub(crate) fn described(&self) -> String {
         let one = |name: String| match self.status(&name) {
-            Ok(status) => format!("{name}:\n{}", spare_cli::status::render_status(&status)),
+            Ok(status) => format!("{name}:\n{}", spare_client::render::status(&status)),
             Err(error) => format!("{name}: {error:#}\n"),
         };
         self.lab.voters().map(one).collect()

@@ -3,7 +3,7 @@
 
 use super::page::Page;
 use super::transitions::Interaction;
-use crate::http::{form_encode, Reply, Request};
+use spare_client::http::{form_encode, Reply, Request};
 
 /// How many categories there are, numbered from 1.
 pub(crate) const CATEGORIES: u64 = 20;

@@ -8,10 +8,10 @@ use super::page::Page;
 use super::run::Run;
 use super::statistics::Outcome;
 use super::transitions::{History, Interaction, Step};
-use crate::http::{Connection, Reply};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::Rng;
+use spare_client::http::{Connection, Reply};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -5,9 +5,9 @@ use super::auction::{judge, PageRequest, Verdict};
 use super::knowledge::{Knowledge, OwnBid, OwnBids};
 use super::page::Page;
 use super::transitions::Interaction;
-use crate::http::Reply;
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderValue};
+use spare_client::http::Reply;
 use std::time::Instant;
 
 /// How many rows a page has; `None` if it is none of the auction's. Every check that a client makes of

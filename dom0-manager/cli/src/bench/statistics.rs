@@ -1,8 +1,8 @@
 //! What a run counted, and the report on it.
 
 use super::transitions::Interaction;
-use crate::status::Table;
 use serde::{Deserialize, Serialize};
+use spare_client::table::Table;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! A whole lab: up, down, and what is wrong with its links.
 
 use crate::cgroup::Groups;
+use crate::command;
 use crate::fence;
 use crate::host::{Host, Power};
 use crate::names::{self, Places, CLIENT, TOOLS_IN_HOST, WITNESS};
@@ -9,7 +10,6 @@ use crate::root;
 use crate::rules::{Fault, Rules, Ways};
 use crate::state::{self, lock, FenceMode, Setup, Shared};
 use anyhow::{bail, ensure, Context, Result};
-use spare_cli::init::{self, plan::WitnessTls, InitOptions};
 use std::fs::Permissions;
 use std::os::unix::fs::{chown, symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,12 @@ const FENCE_GROUP: &str = "fence";
 const DELAY_GROUP: &str = "delay";
 /// This program, which outlives the one that called it.
 const PROGRAM: &str = "spare-lab";
-/// The folder that `spare init` writes.
+/// The operator's command, which writes the configuration of the hosts.
+const OPERATORS_PROGRAM: &str = "spare";
+/// The folder that `spare init` writes, and in it those that are for no host.
 const CONFIGURATION: &str = "init";
+const WITNESS_FOLDER: &str = "witness";
+const AUTHORITY_FOLDER: &str = "authority";
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A lab to set up.
@@ -144,7 +148,7 @@ impl Lab {
         self.setup.write(&self.places)?;
         self.make_tools()?;
         let configuration = self.places.state().join(CONFIGURATION);
-        init::run(&self.init_options(options, &configuration)?)?;
+        self.init(options, &configuration)?;
         network::create(&self.places)?;
         for host in self.booted() {
             self.make_disk(&host, &configuration)
@@ -227,29 +231,31 @@ impl Lab {
     fn make_tools(&self) -> Result<()> {
         let tools = self.places.tools();
         make_folder(&tools)?;
-        std::fs::copy(program()?, tools.join(PROGRAM)).context("cannot copy spare-lab")?;
+        std::fs::copy(program(PROGRAM)?, tools.join(PROGRAM)).context("cannot copy spare-lab")?;
         Ok(())
     }
 
-    fn init_options(&self, options: &Options, directory: &Path) -> Result<InitOptions> {
+    /// Has `spare init` write what the hosts need.
+    fn init(&self, options: &Options, directory: &Path) -> Result<()> {
         let pair = |name: String| Ok(format!("{name}={}", names::address(&name)?));
-        Ok(InitOptions {
-            hosts: names::hosts(options.hosts)
-                .map(pair)
-                .collect::<Result<_>>()?,
-            existing: None,
-            faults: options.faults,
-            witness: match options.witness {
-                true => Some(names::address(WITNESS)?.to_string()),
-                false => None,
-            },
-            witness_tls: WitnessTls::Required,
-            fencing: !options.witness,
-            cluster: options.lab.clone(),
-            token_ms: options.token_ms,
-            peer_port: 7400,
-            directory: directory.to_owned(),
-        })
+        let hosts: Vec<String> = names::hosts(options.hosts)
+            .map(pair)
+            .collect::<Result<_>>()?;
+        let mut words = vec!["init".to_owned(), "--hosts".to_owned(), hosts.join(",")];
+        match options.witness {
+            true => words.extend(["--witness".to_owned(), names::address(WITNESS)?.to_string()]),
+            false => words.push("--fencing".to_owned()),
+        }
+        for (option, value) in [
+            ("--faults", options.faults.to_string()),
+            ("--cluster", options.lab.clone()),
+            ("--token-ms", options.token_ms.to_string()),
+            ("--directory", directory.display().to_string()),
+        ] {
+            words.extend([option.to_owned(), value]);
+        }
+        let program = program(OPERATORS_PROGRAM)?;
+        command::run(&program.to_string_lossy(), &words).map(drop)
     }
 
     /// The hosts with a vote.
@@ -272,7 +278,7 @@ impl Lab {
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         let folder = self.places.state().join(CONFIGURATION);
-        folder.join(init::plan::AUTHORITY_FOLDER)
+        folder.join(AUTHORITY_FOLDER)
     }
 
     /// Whether a witness decides between halves.
@@ -365,7 +371,7 @@ impl Lab {
     }
 
     fn make_witness(&self, etc: &Path, configuration: &Path) -> Result<()> {
-        let written = configuration.join(init::plan::WITNESS_FOLDER);
+        let written = configuration.join(WITNESS_FOLDER);
         let options = etc.join("default");
         make_folder(&options)?;
         std::fs::copy(
@@ -507,15 +513,17 @@ impl Lab {
     }
 }
 
-/// The program `spare-lab` itself: this one, or the one that was built with it.
-fn program() -> Result<PathBuf> {
+/// A program: this one, or one that was built with it.
+fn program(name: &str) -> Result<PathBuf> {
     let me = std::env::current_exe()?;
-    let beside = me.ancestors().skip(1).map(|folder| folder.join(PROGRAM));
+    let beside = me.ancestors().skip(1).map(|folder| folder.join(name));
     let found = std::iter::once(me.clone())
-        .filter(|me| me.file_name().is_some_and(|name| name == PROGRAM))
+        .filter(|me| me.file_name().is_some_and(|own| own == name))
         .chain(beside)
         .find(|p| p.is_file());
-    found.with_context(|| format!("{PROGRAM} was not built: cargo build --release -p spare-lab"))
+    found.with_context(|| {
+        format!("{name} was not built: cargo build --release -p spare-lab -p spare-cli")
+    })
 }
 
 /// Makes a folder that everybody may look into, and those above it: hosts see it as theirs.

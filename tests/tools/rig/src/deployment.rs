@@ -3,7 +3,7 @@
 use crate::process::{self, binaries, checkout, run_script, Daemon};
 use anyhow::{bail, ensure, Context, Result};
 use spare_agent_client::AgentProxy;
-use spare_cli::admin::Admin;
+use spare_client::admin::Admin;
 use spare_protocol::admin::{Mode, ReplicaState, Status};
 use std::fmt::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -222,7 +222,7 @@ impl Deployment {
                 Ok(status) if done(&status) => return Ok(status),
                 status if start.elapsed() > limit => {
                     let last = match status {
-                        Ok(status) => spare_cli::status::render_status(&status),
+                        Ok(status) => spare_client::render::status(&status),
                         Err(error) => error.to_string(),
                     };
                     bail!(

@@ -8,8 +8,8 @@ use anyhow::{bail, Context, Result};
 use clap::Parser;
 use report::Report;
 use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
-use spare_cli::replay::{self, ReplayOptions};
 use spare_protocol::admin::EventKind;
+use spare_replay::ReplayOptions;
 use spare_rig::{Deployment, Door, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -113,7 +113,7 @@ async fn demo(arguments: &Arguments) -> Result<()> {
         .collect();
     let faults = deployment.admin().faults().await?;
     teller.faults(&faults);
-    teller.text(&spare_cli::status::render_status(&status));
+    teller.text(&spare_client::render::status(&status));
 
     let scrub = deployment.admin().scrub().await?;
     teller.step(&tell::scrub(&scrub));
@@ -158,7 +158,7 @@ async fn newest_event(deployment: &Deployment) -> Result<u64> {
 
 /// Executes everything again on one trusted replica and compares every page that a client received.
 async fn oracle(deployment: &Deployment, teller: &mut Teller) -> Result<u64> {
-    let report = replay::run(ReplayOptions {
+    let report = spare_replay::run(ReplayOptions {
         log: deployment.ordered_log(),
         pages: ["before.pages", "after.pages"]
             .map(|name| deployment.folder().join(name))

@@ -6,8 +6,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use serde::Deserialize;
-use spare_protocol::admin::{Event, FaultTimeline, ScrubReport, Status};
+use spare_protocol::admin::{
+    self as calls, Call, Event, FaultTimeline, Nothing, ScrubReport, Status,
+};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -63,12 +64,8 @@ pub enum AdminError {
     },
 }
 
-/// Of the words with which a manager refuses.
+/// How much of a manager's words is shown when it refuses.
 const REFUSAL_BYTES_MAX: usize = 4096;
-
-/// `{}`, the answer of calls that have nothing to say.
-#[derive(Deserialize)]
-struct Nothing {}
 
 /// A client of one manager.
 pub struct Admin {
@@ -84,12 +81,20 @@ impl Admin {
         }
     }
 
+    /// Makes a call without parameters that the manager answers with what it has at hand.
+    ///
+    /// # Errors
+    /// When the manager cannot be reached, refuses, or answers something else.
+    pub async fn ask<A: DeserializeOwned>(&self, call: Call<A>) -> Result<A, AdminError> {
+        self.call(call, &[], ANSWER_TIMEOUT).await
+    }
+
     /// The state of the deployment.
     ///
     /// # Errors
     /// When the manager cannot be reached or answers something else.
     pub async fn status(&self) -> Result<Status, AdminError> {
-        self.call("GET", "/v1/status", ANSWER_TIMEOUT).await
+        self.ask(calls::STATUS).await
     }
 
     /// The events numbered above `after`. If there is none yet, waits for the first for at most
@@ -98,9 +103,10 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached or answers something else.
     pub async fn events(&self, after: u64, wait_ms: u64) -> Result<Vec<Event>, AdminError> {
-        let path = format!("/v1/events?after={after}&wait_ms={wait_ms}");
+        let (after, wait) = (after.to_string(), wait_ms.to_string());
+        let query = [("after", after.as_str()), ("wait_ms", &wait)];
         let timeout = ANSWER_TIMEOUT + Duration::from_millis(wait_ms);
-        self.call("GET", &path, timeout).await
+        self.call(calls::EVENTS, &query, timeout).await
     }
 
     /// How every fault since the start was dealt with.
@@ -108,7 +114,7 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached or answers something else.
     pub async fn faults(&self) -> Result<Vec<FaultTimeline>, AdminError> {
-        self.call("GET", "/v1/faults", ANSWER_TIMEOUT).await
+        self.ask(calls::FAULTS).await
     }
 
     /// Orders a scrub and waits for its outcome.
@@ -116,7 +122,7 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached, refuses, or answers something else.
     pub async fn scrub(&self) -> Result<ScrubReport, AdminError> {
-        self.call("POST", "/v1/scrub", WORK_TIMEOUT).await
+        self.call(calls::SCRUB, &[], WORK_TIMEOUT).await
     }
 
     /// Tells the manager that a lost host is off.
@@ -124,9 +130,7 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached, or when that means nothing at present.
     pub async fn confirm_fence(&self, host: &str) -> Result<(), AdminError> {
-        let path = format!("/v1/fence/confirm?{}", form_encode(&[("host", host)]));
-        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
-        Ok(())
+        self.about_host(calls::FENCE_CONFIRM, host).await
     }
 
     /// Tells the manager that a host's disk is gone for good.
@@ -134,9 +138,7 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached, or does not wait for that host.
     pub async fn accept_loss(&self, host: &str) -> Result<(), AdminError> {
-        let path = format!("/v1/loss/accept?{}", form_encode(&[("host", host)]));
-        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
-        Ok(())
+        self.about_host(calls::LOSS_ACCEPT, host).await
     }
 
     /// Has other hosts take the places of a host's replicas, or gives it its share again. Returns before that is
@@ -145,9 +147,15 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached, or when too few hosts would have replicas.
     pub async fn drain(&self, host: &str, drained: bool) -> Result<(), AdminError> {
-        let what = if drained { "drain" } else { "fill" };
-        let path = format!("/v1/host/{what}?{}", form_encode(&[("host", host)]));
-        let Nothing {} = self.call("POST", &path, ANSWER_TIMEOUT).await?;
+        let call = match drained {
+            true => calls::HOST_DRAIN,
+            false => calls::HOST_FILL,
+        };
+        self.about_host(call, host).await
+    }
+
+    async fn about_host(&self, call: Call<Nothing>, host: &str) -> Result<(), AdminError> {
+        let Nothing {} = self.call(call, &[("host", host)], ANSWER_TIMEOUT).await?;
         Ok(())
     }
 
@@ -156,7 +164,7 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached or refuses.
     pub async fn stop(&self) -> Result<(), AdminError> {
-        let Nothing {} = self.call("POST", "/v1/stop", WORK_TIMEOUT).await?;
+        let Nothing {} = self.call(calls::STOP, &[], WORK_TIMEOUT).await?;
         Ok(())
     }
 
@@ -166,7 +174,6 @@ impl Admin {
     /// # Errors
     /// When the manager cannot be reached or refuses, and when `out` refuses.
     pub async fn backup(&self, out: &mut impl std::io::Write) -> Result<(), AdminError> {
-        const CALL: &str = "POST /v1/backup";
         let address = Address::Unix(self.socket.clone());
         let broken = |reason: String| {
             AdminError::Http(HttpError::Broken {
@@ -185,7 +192,7 @@ impl Admin {
             .await
             .map_err(|e| broken(e.to_string()))?;
         let driver = tokio::spawn(connection);
-        let request = hyper::Request::post("/v1/backup")
+        let request = hyper::Request::post(calls::BACKUP.path)
             .header("host", "localhost")
             .body(Empty::<Bytes>::new())
             .map_err(|e| broken(e.to_string()))?;
@@ -211,27 +218,31 @@ impl Admin {
             return Ok(());
         }
         Err(AdminError::Refused {
-            call: CALL.to_owned(),
+            call: format!("{} {}", calls::BACKUP.method, calls::BACKUP.path),
             status,
             text: String::from_utf8_lossy(&refusal).trim().to_owned(),
         })
     }
 
-    async fn call<T: DeserializeOwned>(
+    async fn call<A: DeserializeOwned>(
         &self,
-        method: &'static str,
-        path: &str,
+        call: Call<A>,
+        query: &[(&str, &str)],
         timeout: Duration,
-    ) -> Result<T, AdminError> {
+    ) -> Result<A, AdminError> {
+        let target = match query {
+            [] => call.path.to_owned(),
+            query => format!("{}?{}", call.path, form_encode(query)),
+        };
         let request = Request {
-            method,
-            target: path.to_owned(),
+            method: call.method,
+            target,
             headers: vec![],
             body: String::new(),
         };
         let mut connection = Connection::new(Address::Unix(self.socket.clone()), timeout);
         let reply = connection.send(&request).await.map_err(|e| self.name(e))?;
-        answer(format!("{method} {path}"), &reply)
+        answer(format!("{} {}", request.method, request.target), &reply)
     }
 
     /// Says what an error means for an operator.

@@ -10,7 +10,6 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
 use std::fmt;
-use std::io::Cursor;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
@@ -290,7 +289,8 @@ impl Connection {
     }
 }
 
-/// For [`crate::decoders`]: the reply that a server's bytes hold.
+/// The reply that a server's bytes hold, if they are one.
+#[cfg(feature = "fuzzing")]
 pub(crate) async fn reply_in(bytes: Vec<u8>) -> Option<Reply> {
     let mut connection = Connection::new(Address::Unix(PathBuf::new()), Duration::ZERO);
     let request = connection.encode(&Request {
@@ -299,7 +299,7 @@ pub(crate) async fn reply_in(bytes: Vec<u8>) -> Option<Reply> {
         headers: vec![],
         body: String::new(),
     });
-    let stream = tokio::io::join(Cursor::new(bytes), tokio::io::sink());
+    let stream = tokio::io::join(std::io::Cursor::new(bytes), tokio::io::sink());
     let (sender, driver) = connection.handshake(TokioIo::new(stream)).await.ok()?;
     let mut open = Open { sender, driver };
     let response = open.sender.try_send_request(request.ok()?).await.ok()?;

@@ -1,7 +1,7 @@
 //! Holds what clients received and what was agreed on against what a trusted replica answered.
 
-use super::replica::Executed;
-use crate::pages::RecordedPage;
+use crate::replica::Executed;
+use spare_client::pages::RecordedPage;
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{HttpReply, HttpRequest};
 use spare_protocol::{Class, Hash};

@@ -1,58 +1,12 @@
 //! Status, events and scrub reports as text: what an operator reads at three in the morning.
 
+use crate::table::{plain, Table};
 use crate::time::date_and_time;
 use serde::Serialize;
 use spare_protocol::admin::{
     Conviction, Event, HostStatus, Mode, ReplicaStatus, ScrubReport, SeatStatus, Status,
 };
 use std::fmt::Write;
-
-/// Characters of a cell that are shown; the longest that is right is a hash.
-const CELL_CHARS_MAX: usize = 100;
-
-/// Text from elsewhere without anything that a terminal would obey: a guest's or a client's words may
-/// be in it.
-fn plain(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
-/// A table with left-aligned columns; the last one is not padded.
-#[derive(Default)]
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    pub(crate) fn new(head: &[&str]) -> Table {
-        let mut table = Table::default();
-        table.row(head.iter().map(ToString::to_string).collect());
-        table
-    }
-
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
-        let shown = |cell: &String| plain(cell).chars().take(CELL_CHARS_MAX).collect();
-        self.rows.push(cells.iter().map(shown).collect());
-    }
-
-    pub(crate) fn render(&self, indent: usize) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |c: usize| {
-            let cells = self.rows.iter().filter_map(|r| r.get(c));
-            cells.map(|t| t.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        let mut out = String::new();
-        for row in &self.rows {
-            let mut line = " ".repeat(indent);
-            for (cell, width) in row.iter().zip(&widths) {
-                let _ = write!(line, "{cell:width$}  ");
-            }
-            out.push_str(line.trim_end());
-            out.push('\n');
-        }
-        out
-    }
-}
 
 /// The name of a state, mode, kind or reason as it stands in JSON.
 fn name<T: Serialize>(value: &T) -> String {
@@ -64,7 +18,7 @@ fn name<T: Serialize>(value: &T) -> String {
 
 /// The whole state of a deployment.
 #[must_use]
-pub fn render_status(status: &Status) -> String {
+pub fn status(status: &Status) -> String {
     let mut out = head(status);
     out.push_str("\nhosts\n");
     out.push_str(&hosts(&status.hosts).render(2));
@@ -76,7 +30,7 @@ pub fn render_status(status: &Status) -> String {
     out.push_str(&counters(status).render(2));
     out.push('\n');
     match &status.last_conviction {
-        Some(conviction) => out.push_str(&render_conviction(conviction)),
+        Some(conviction) => out.push_str(&describe_conviction(conviction)),
         None => out.push_str("last conviction: none\n"),
     }
     out
@@ -269,7 +223,7 @@ fn counters(status: &Status) -> Table {
     table
 }
 
-fn render_conviction(conviction: &Conviction) -> String {
+fn describe_conviction(conviction: &Conviction) -> String {
     let wrong = match name(&conviction.reason).as_str() {
         "channel" => "it broke the rules of its channel".to_owned(),
         other => format!("wrong {other}"),
@@ -321,7 +275,7 @@ fn short(hash: &str) -> String {
 
 /// One event in one line.
 #[must_use]
-pub fn render_event(event: &Event) -> String {
+pub fn event(event: &Event) -> String {
     format!(
         "{}  #{:<5} {:17} {}",
         date_and_time(event.at_us),
@@ -333,7 +287,7 @@ pub fn render_event(event: &Event) -> String {
 
 /// The outcome of a scrub.
 #[must_use]
-pub fn render_scrub(report: &ScrubReport) -> String {
+pub fn scrub(report: &ScrubReport) -> String {
     let mut table = Table::new(&["REPLICA", "ROOT"]);
     for (replica, root) in &report.roots {
         table.row(vec![replica.clone(), root.clone()]);
@@ -351,7 +305,7 @@ pub fn render_scrub(report: &ScrubReport) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use spare_protocol::admin::{
         ConvictionReason, Counters, DiskStatus, EventKind, ReplicaState, VoteStatus,
@@ -378,7 +332,7 @@ pub(crate) mod tests {
         }
     }
 
-    pub(crate) fn status() -> Status {
+    fn deployment() -> Status {
         Status {
             service: "auction".into(),
             mode: Mode::DetectOnly,
@@ -437,7 +391,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_a_guest_or_a_client_said_cannot_command_the_terminal() {
-        let mut status = status();
+        let mut status = deployment();
         status.hosts[0].name = "\u{1b}[2J".repeat(70_000);
         let event = Event {
             number: 1,
@@ -447,7 +401,7 @@ pub(crate) mod tests {
             replica: None,
             text: "0.1 said: \u{1b}]0;x\u{7}\n1970-01-01 all is well".into(),
         };
-        let shown = [render_status(&status), render_event(&event)];
+        let shown = [super::status(&status), super::event(&event)];
         assert!(shown.iter().all(|text| !text.contains(['\u{1b}', '\u{7}'])));
         assert_eq!(shown[1].lines().count(), 1);
         assert!(shown[0].len() < 10_000);
@@ -455,7 +409,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_status_shows_mode_hosts_replicas_and_buffered_updates() {
-        let text = render_status(&status());
+        let text = super::status(&deployment());
         for expected in [
             "DETECT ONLY",
             "3 under way",
@@ -473,7 +427,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_last_conviction_shows_who_voted_what_and_where_the_evidence_is() {
-        let text = render_status(&status());
+        let text = super::status(&deployment());
         let wrong: Vec<_> = text.lines().filter(|l| l.contains("WRONG")).collect();
         assert_eq!(wrong.len(), 1, "{text}");
         assert!(
@@ -499,7 +453,7 @@ pub(crate) mod tests {
             replica: None,
             text: "the root at 100 was agreed on".into(),
         };
-        let line = render_event(&event);
+        let line = super::event(&event);
         assert!(line.starts_with("1970-01-01 00:00:01.250  #7"), "{line}");
         assert!(
             line.contains("checkpoint-stable") && line.ends_with("was agreed on"),
@@ -514,7 +468,7 @@ pub(crate) mod tests {
             roots: vec![("0.1".into(), "aa".into()), ("0.2".into(), "bb".into())],
             equal: false,
         };
-        let text = render_scrub(&report);
+        let text = super::scrub(&report);
         assert!(
             text.contains("NOT EQUAL") && text.contains("0.2      bb"),
             "{text}"

@@ -1,4 +1,4 @@
-//! `spare replay`, the oracle: executes an ordered log on one fresh, trusted replica and compares.
+//! The oracle (`spare replay`): executes an ordered log on one fresh, trusted replica and compares.
 //!
 //! The clients of a test notice a wrong page only where they knew what to expect. The replay knows
 //! everything: it executes every decided request, with its agreed time and seed, in order, on a
@@ -6,22 +6,24 @@
 //! hash of every update.
 
 mod compare;
+#[cfg(feature = "fuzzing")]
+pub mod decoders;
+mod error;
 mod replica;
 
-use crate::pages::{Pages, PagesError, RecordedPage};
-use bytes::Bytes;
+pub use error::{ReplayError, RUNNER_VARIABLE};
+
 use compare::{logged_request, page_difference, update_difference};
 use replica::{Channel, Executed, Replica};
 use serde::{Deserialize, Serialize};
+use spare_client::pages::{Pages, PagesError};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::{Class, Position};
-use spare_store::{LogError, LogReader, LogRecord};
+use spare_store::{LogReader, LogRecord};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// Names the script that starts a process replica, if `--runner` does not.
-pub const RUNNER_VARIABLE: &str = "SPARE_PROCESS_REPLICA";
 /// Where an installed script is.
 const RUNNER_INSTALLED: &str = "/usr/lib/spare/run-process-replica";
 /// Where a checkout has it.
@@ -30,15 +32,6 @@ const RUNNER_IN_CHECKOUT: &str = "vm-images/run-process-replica";
 const EXAMPLES_MAX: usize = 10;
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
-
-/// For [`crate::decoders`]: how a page differs from a replica's reply.
-pub(crate) fn difference(record: &LogRecord, page: &RecordedPage, reply: Bytes) -> Option<String> {
-    let executed = Executed {
-        outcome: Outcome::Reply(reply),
-        update: Bytes::new(),
-    };
-    page_difference(record, page, &executed)
-}
 
 /// What to replay.
 #[derive(Clone, Debug, clap::Args)]
@@ -63,45 +56,6 @@ pub struct ReplayOptions {
     /// Show no progress on standard error
     #[arg(long)]
     pub quiet: bool,
-}
-
-/// The replay could not be done.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// The log cannot be read.
-    #[error("--log: {0}")]
-    Log(#[from] LogError),
-    /// The log lacks requests in the middle.
-    #[error("--log: request {found} follows where {expected} was expected; a log has every request from 1 on")]
-    Gap {
-        /// What should have come.
-        expected: Position,
-        /// What came.
-        found: Position,
-    },
-    /// The pages cannot be read.
-    #[error("--pages: {0}")]
-    Pages(#[from] PagesError),
-    /// There is no such image.
-    #[error("--image: {0} is not an image's folder (no image.toml in it); build one with vm-images/build")]
-    NoImage(PathBuf),
-    /// There is no script.
-    #[error("no run-process-replica found; name it with --runner PATH or {RUNNER_VARIABLE}")]
-    NoRunner,
-    /// The replica does not start.
-    #[error("no replica could be started with {runner}: {what}")]
-    Start {
-        /// The script.
-        runner: PathBuf,
-        /// Why.
-        what: String,
-    },
-    /// The replica failed.
-    #[error("the trusted replica failed: {0}")]
-    Replica(String),
-    /// The replica is not fresh.
-    #[error("the replica's state contains requests up to {0} already; it must be fresh")]
-    NotFresh(Position),
 }
 
 /// The outcome of `spare replay`.
@@ -297,8 +251,8 @@ fn compare(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pages::{PagesWriter, RecordedPage};
     use bytes::Bytes;
+    use spare_client::pages::{PagesWriter, RecordedPage};
     use spare_protocol::channel::{
         Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION,
     };

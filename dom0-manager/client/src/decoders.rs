@@ -1,25 +1,21 @@
 //! Every decoder of this crate that is not public otherwise, as a function of the bytes that it reads.
 //! For `tests/fuzz`, and for nobody else.
 
-use crate::pages::RecordedPage;
-use crate::{admin, http, replay, status};
+use crate::{admin, http, render};
 use bytes::Bytes;
 use serde_json::Error;
 use spare_protocol::admin::{Event, FaultTimeline, ScrubReport, Status};
-use spare_store::LogRecord;
-
-pub use crate::bench::auction_page;
 
 /// The manager's answer to one call of its admin API.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// To `GET /v1/status`.
+    /// To [`spare_protocol::admin::STATUS`].
     Status(Box<Status>),
-    /// To `GET /v1/events`.
+    /// To [`spare_protocol::admin::EVENTS`].
     Events(Vec<Event>),
-    /// To `GET /v1/faults`.
+    /// To [`spare_protocol::admin::FAULTS`].
     Faults(Vec<FaultTimeline>),
-    /// To `POST /v1/scrub`.
+    /// To [`spare_protocol::admin::SCRUB`].
     Scrub(ScrubReport),
 }
 
@@ -56,13 +52,13 @@ impl Answer {
     #[must_use]
     pub fn render(&self) -> String {
         match self {
-            Answer::Status(status) => status::render_status(status),
+            Answer::Status(status) => render::status(status),
             Answer::Events(events) => {
-                let lines = events.iter().map(status::render_event);
+                let lines = events.iter().map(render::event);
                 lines.collect::<Vec<_>>().join("\n")
             }
             Answer::Faults(_) => String::new(),
-            Answer::Scrub(report) => status::render_scrub(report),
+            Answer::Scrub(report) => render::scrub(report),
         }
     }
 }
@@ -74,10 +70,4 @@ pub fn server_reply(bytes: &[u8]) -> Option<(u16, Bytes)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().ok()?;
     let reply = runtime.block_on(http::reply_in(bytes.to_vec()))?;
     Some((reply.status, reply.body))
-}
-
-/// How a recorded page differs from a replica's reply to a logged request, in words.
-#[must_use]
-pub fn difference(record: &LogRecord, page: &RecordedPage, reply: Bytes) -> Option<String> {
-    replay::difference(record, page, reply)
 }

@@ -1,7 +1,7 @@
 //! One fresh, trusted replica as an ordinary process: started by a script, spoken to like a manager
 //! speaks to a guest, one request at a time.
 
-use super::ReplayError;
+use crate::error::ReplayError;
 use bytes::Bytes;
 use spare_protocol::channel::{
     Decoded, Execute, Frame, FrameDecoder, FromGuest, Outcome, ToGuest, CHANNEL_VERSION,
