@@ -1,13 +1,13 @@
 //! The command line of `spare`: its subcommands, each from its arguments to what it prints.
 
 use crate::backup;
-use crate::bench::{self, BenchOptions, Monitor};
 use crate::hosts::HostCommand;
 use crate::init::{self, InitOptions};
 use crate::manager::Manager;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
+use spare_auction_clients::{BenchOptions, Monitor};
 use spare_client::admin::{Admin, EVENTS_WAIT_MS};
 use spare_client::render;
 use spare_replay::ReplayOptions;
@@ -227,7 +227,7 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
             json,
             strict,
         } => {
-            let report = bench::run(options, Arc::new(Monitor::default())).await?;
+            let report = spare_auction_clients::run(options, Arc::new(Monitor::default())).await?;
             print(&report.render())?;
             write_report(json.as_deref(), &report)?;
             Ok(!report.gave_up && (!strict || report.is_clean()))

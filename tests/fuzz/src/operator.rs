@@ -96,13 +96,14 @@ pub fn replay_difference(bytes: &[u8]) {
 pub fn auction_page(bytes: &[u8]) {
     let body = Bytes::copy_from_slice(bytes);
     within(PAGE, bytes.len(), || {
-        spare_cli::bench::auction_page(200, body)
+        spare_auction_clients::decoders::auction_page(200, body)
     });
     let main = b"<title>x \xc2\xb7 Auction</title><main data-page=\"AboutMe\" ".as_slice();
     let whole = [main, bytes, b"</html>"].concat();
     for status in [200, 409] {
         // Whether it is a page does not matter here, only that it is read.
-        let _ = spare_cli::bench::auction_page(status, Bytes::copy_from_slice(&whole));
+        let _ =
+            spare_auction_clients::decoders::auction_page(status, Bytes::copy_from_slice(&whole));
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
+use spare_auction_clients::{BenchOptions, BenchReport, Monitor};
 use spare_client::http::{form_encode, Address, Connection, Reply, Request};
 use spare_lab::names::CLIENT;
 use std::collections::BTreeMap;
@@ -132,7 +132,7 @@ impl Load {
         let mix = clients.mix.then(|| {
             let monitor = Arc::new(Monitor::default());
             let (options, theirs) = (mix_options(&gateways), Arc::clone(&monitor));
-            let run = move || Ok(runtime()?.block_on(bench::run(options, theirs))?);
+            let run = move || Ok(runtime()?.block_on(spare_auction_clients::run(options, theirs))?);
             (monitor, in_network(network.clone(), run))
         });
         let stop = StopOnDrop {

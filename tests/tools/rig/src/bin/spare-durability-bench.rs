@@ -4,7 +4,7 @@
 use anyhow::{ensure, Context, Result};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
+use spare_auction_clients::{BenchOptions, BenchReport, Monitor};
 use spare_rig::{Deployment, Hypervisor, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -153,10 +153,10 @@ async fn measure(arguments: &Arguments, store: &[String], seed: u64) -> Result<B
         timeout: 120,
         ..BenchOptions::default()
     };
-    bench::run(load.clone(), Arc::new(Monitor::default())).await?;
+    spare_auction_clients::run(load.clone(), Arc::new(Monitor::default())).await?;
     load.requests = Some(arguments.requests);
     load.seed = seed;
-    let report = bench::run(load, Arc::new(Monitor::default())).await?;
+    let report = spare_auction_clients::run(load, Arc::new(Monitor::default())).await?;
     deployment.stop();
     ensure!(
         report.is_clean(),

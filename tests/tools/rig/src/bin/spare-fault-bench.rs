@@ -9,7 +9,7 @@
 use anyhow::{ensure, Context, Result};
 use clap::Parser;
 use serde::Serialize;
-use spare_cli::bench::{self, BenchOptions, Monitor};
+use spare_auction_clients::{BenchOptions, Monitor};
 use spare_protocol::admin::{FaultTimeline, ReplicaState, Status};
 use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
@@ -114,7 +114,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
         timeout: 120,
         ..BenchOptions::default()
     };
-    let loading = tokio::spawn(bench::run(load, Arc::clone(&monitor)));
+    let loading = tokio::spawn(spare_auction_clients::run(load, Arc::clone(&monitor)));
     let mut load = Load {
         monitor,
         since: Some(Instant::now()),

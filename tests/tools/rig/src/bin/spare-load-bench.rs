@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
+use spare_auction_clients::{BenchOptions, BenchReport, Monitor};
 use spare_rig::{Deployment, Hypervisor, Options};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -97,7 +97,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
             timeout: 120,
             ..BenchOptions::default()
         };
-        let report = bench::run(load, Arc::new(Monitor::default())).await?;
+        let report = spare_auction_clients::run(load, Arc::new(Monitor::default())).await?;
         eprintln!(
             "  round {}: {:.0} requests/s, {} errors, {} wrong pages",
             round + 1,

@@ -1,0 +1,33 @@
+//! Why a run cannot begin or go on.
+
+use spare_client::http::HttpError;
+use spare_client::pages::PagesError;
+
+/// The run could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The URL is none.
+    #[error("--url or --also: {0}")]
+    Url(String),
+    /// The gateway does not answer.
+    #[error("the gateway {url} does not answer: {source}\nIs the service up? See `spare status`.")]
+    Unreachable {
+        /// The gateway.
+        url: String,
+        /// Why.
+        source: HttpError,
+    },
+    /// Something answers, but not the auction.
+    #[error(
+        "{url} does not answer like the auction: {what}\nIs the service up? See `spare status`."
+    )]
+    NotTheAuction {
+        /// The gateway.
+        url: String,
+        /// What is wrong with the home page.
+        what: String,
+    },
+    /// The record of pages cannot be written.
+    #[error("--record: {0}")]
+    Record(#[from] PagesError),
+}
