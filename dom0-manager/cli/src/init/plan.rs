@@ -6,41 +6,41 @@ use std::net::{IpAddr, SocketAddr};
 use thiserror::Error;
 
 /// Hosts of one group. Corosync itself is good for more; f is at most 8.
-pub const HOSTS_MAX: usize = 16;
+pub(crate) const HOSTS_MAX: usize = 16;
 /// Links between two hosts: Corosync's limit.
-pub const LINKS_MAX: usize = 8;
+pub(crate) const LINKS_MAX: usize = 8;
 /// A host's name is a label of the domain name system, as it stands in a certificate.
 const NAME_BYTES_MAX: usize = 63;
 
 /// The folder with what the witness needs.
-pub const WITNESS_FOLDER: &str = "witness";
+pub(crate) const WITNESS_FOLDER: &str = "witness";
 /// The folder with what signs certificates.
-pub const AUTHORITY_FOLDER: &str = "authority";
+pub(crate) const AUTHORITY_FOLDER: &str = "authority";
 const RESERVED: [&str; 2] = [WITNESS_FOLDER, AUTHORITY_FOLDER];
 
 /// A host.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its name, unique in the group.
-    pub name: String,
+    pub(crate) name: String,
     /// The seat there; its node number in Corosync is one more.
-    pub seat: u16,
+    pub(crate) seat: u16,
     /// Its address on each link; the managers' direct connections use the first.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// The third machine that decides between two halves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Witness {
+pub(crate) struct Witness {
     /// How the hosts reach it: an address or a name.
-    pub address: String,
+    pub(crate) address: String,
     /// Whether hosts insist on TLS towards it.
-    pub tls: WitnessTls,
+    pub(crate) tls: WitnessTls,
 }
 
 /// TLS between hosts and witness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum WitnessTls {
+pub(crate) enum WitnessTls {
     /// Mutual authentication; certificates are written for witness and hosts.
     Required,
     /// None: anybody in reach of the witness can take part in its decision.
@@ -58,24 +58,24 @@ impl fmt::Display for WitnessTls {
 
 /// A group of hosts to write the configuration for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The cluster's name, which hosts, witness and Corosync's messages share.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// The hosts, in the order of their seats.
-    pub hosts: Vec<Host>,
+    pub(crate) hosts: Vec<Host>,
     /// f.
-    pub faults: u16,
+    pub(crate) faults: u16,
     /// The witness, if there is one.
-    pub witness: Option<Witness>,
+    pub(crate) witness: Option<Witness>,
     /// Whether a lost host is fenced before another goes on.
-    pub fencing: bool,
+    pub(crate) fencing: bool,
     /// The port of the managers' direct connections.
-    pub peer_port: u16,
+    pub(crate) peer_port: u16,
 }
 
 /// Why there is no such group.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum PlanError {
+pub(crate) enum PlanError {
     /// No `=`.
     #[error("--hosts: {0:?} is not NAME=ADDRESS")]
     NotAPair(String),
@@ -207,7 +207,7 @@ fn lone_hint(hosts: usize) -> &'static str {
 ///
 /// # Errors
 /// When it is not that.
-pub fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
+pub(crate) fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
     let pair = word.split_once('=');
     let (name, addresses) = pair.ok_or_else(|| PlanError::NotAPair(word.to_owned()))?;
     if !is_host_name(name) {
@@ -231,7 +231,9 @@ pub fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
 ///
 /// # Errors
 /// When one of them is none.
-pub fn parse_hosts<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Vec<Host>, PlanError> {
+pub(crate) fn parse_hosts<'a>(
+    words: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Host>, PlanError> {
     let seats = 0..=u16::MAX;
     let hosts = seats.zip(words);
     hosts.map(|(seat, word)| parse_host(seat, word)).collect()
@@ -239,7 +241,7 @@ pub fn parse_hosts<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Vec<H
 
 /// Whether a host may be called so: one label, in small letters.
 #[must_use]
-pub fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_BYTES_MAX
         && name
@@ -266,7 +268,7 @@ fn can_be_reached(address: &IpAddr) -> bool {
 ///
 /// # Errors
 /// Names the first at which they cannot.
-pub fn check_addresses_of(host: &Host) -> Result<(), PlanError> {
+pub(crate) fn check_addresses_of(host: &Host) -> Result<(), PlanError> {
     match host.addresses.iter().find(|a| !can_be_reached(a)) {
         Some(address) => Err(PlanError::Unreachable {
             host: host.name.clone(),
@@ -281,7 +283,7 @@ impl Plan {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(&self) -> Result<(), PlanError> {
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
         if !is_host_name(&self.cluster) {
             return Err(PlanError::Cluster(self.cluster.clone()));
         }
@@ -398,13 +400,13 @@ impl Plan {
 
     /// Where the manager on `host` listens for the others.
     #[must_use]
-    pub fn peer_address(&self, host: &Host) -> SocketAddr {
+    pub(crate) fn peer_address(&self, host: &Host) -> SocketAddr {
         SocketAddr::new(host.addresses[0], self.peer_port)
     }
 
     /// What an operator must know about when these hosts go on alone.
     #[must_use]
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.witness.is_none() && !self.fencing {
             notes.push(format!(
