@@ -1,7 +1,7 @@
 //! SPARE on the lab's hosts: on each an agent and a replica manager, as systemd units, with what `spare init`
 //! wrote for it.
 
-use crate::suite::within;
+use crate::wait::within;
 use anyhow::{ensure, Context, Result};
 use spare_client::admin::Admin;
 use spare_lab::names::DATA_IN_HOST;

@@ -1,18 +1,10 @@
-//! Fencing in the lab: a device that really cuts a virtual host's power, and the agent with which hosts ask it,
-//! in the standard interface of fence agents (`fence-agents`): `key=value` lines on standard input, or options.
-//!
-//! The device is a process outside of all hosts, reached through a socket that they see: cutting links does
-//! not cut it off, as with a power switch on a network of its own. It does one thing after the other, and
-//! does what it was asked for also when who asked is dead by then.
+//! The agent with which hosts ask the lab's fence device, in the standard interface of fence agents
+//! (`fence-agents`): `key=value` lines on standard input, or options.
 
-use crate::lab::Lab;
 use crate::names::TOOLS_IN_HOST;
-use crate::state::FenceMode;
 use anyhow::{bail, Context, Result};
-use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,9 +18,6 @@ const SUCCEEDED: i32 = 0;
 const FAILED: i32 = 1;
 /// Exit code of `status`: the host is off.
 const IS_OFF: i32 = 2;
-
-/// The longest that a word to the device may be.
-const REQUEST_BYTES_MAX: u64 = 256;
 
 /// What the agent describes itself with.
 const METADATA: &str = r#"<?xml version="1.0" ?>
@@ -52,7 +41,7 @@ const METADATA: &str = r#"<?xml version="1.0" ?>
 
 /// What an agent is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+pub(crate) enum Action {
     On,
     Off,
     Reboot,
@@ -62,7 +51,7 @@ enum Action {
 }
 
 impl Action {
-    fn parse(word: &str) -> Option<Action> {
+    pub(crate) fn parse(word: &str) -> Option<Action> {
         match word.to_ascii_lowercase().as_str() {
             "on" => Some(Action::On),
             "off" => Some(Action::Off),
@@ -195,66 +184,6 @@ fn agent_on(arguments: &[String], input: &mut dyn BufRead, socket: &Path) -> Res
 pub(crate) fn switch_off(host: &str, socket: &Path) -> Result<()> {
     let lines = format!("action=off\nplug={host}\n");
     agent_on(&[], &mut lines.as_bytes(), socket).map(drop)
-}
-
-/// The device: serves until it is killed.
-///
-/// # Errors
-/// When its socket cannot be made.
-pub fn serve(lab: &Lab, socket: &Path) -> Result<()> {
-    let listener = UnixListener::bind(socket).context("cannot make the device's socket")?;
-    // Whoever is on a host may ask, as with a device that has no password: managers do not run as root.
-    std::fs::set_permissions(socket, Permissions::from_mode(0o666))?;
-    for connection in listener.incoming() {
-        let mut connection = connection?;
-        let answer =
-            answer(lab, &connection).unwrap_or_else(|e| format!("{e:#}").replace('\n', " "));
-        println!("answered: {answer}");
-        // Who asked may be dead by now.
-        let _ = writeln!(connection, "{answer}");
-    }
-    Ok(())
-}
-
-fn answer(lab: &Lab, connection: &UnixStream) -> Result<String> {
-    use std::io::Read;
-    connection.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut line = String::new();
-    BufReader::new(connection.take(REQUEST_BYTES_MAX)).read_line(&mut line)?;
-    let (word, host) = line.trim().split_once(' ').context("not ACTION HOST")?;
-    let action = Action::parse(word).context("no such action")?;
-    println!("asked for: {word} {host}");
-    match lab.fence_mode() {
-        FenceMode::Works => {}
-        FenceMode::Fails => bail!("this device was told to fail"),
-        FenceMode::Hangs => loop {
-            std::thread::sleep(Duration::from_millis(100));
-            if lab.fence_mode() != FenceMode::Hangs {
-                bail!("this device hung");
-            }
-        },
-    }
-    carry_out(lab, action, host)
-}
-
-fn carry_out(lab: &Lab, action: Action, host: &str) -> Result<String> {
-    use crate::host::Power;
-    let ok = || "ok".to_owned();
-    if action == Action::Monitor {
-        return Ok(ok());
-    }
-    let host = lab.host(host)?;
-    match action {
-        Action::Status if host.power() == Power::Off => return Ok("off".to_owned()),
-        Action::On if host.power() == Power::Off => host.power_on()?,
-        Action::Off => host.crash()?,
-        Action::Reboot => {
-            host.crash()?;
-            host.power_on()?;
-        }
-        Action::Status | Action::On | Action::Monitor | Action::Metadata => {}
-    }
-    Ok(ok())
 }
 
 #[cfg(test)]

@@ -407,7 +407,7 @@ impl Lab {
         command.args(["--lab", self.places.lab(), "fence-device"]);
         network::spawn(command, &self.places, "fence.log")?;
         let begun = Instant::now();
-        while !tools.join(fence::SOCKET).exists() {
+        while !self.device_socket().exists() {
             if begun.elapsed() > DEVICE_LIMIT {
                 let log = std::fs::read_to_string(self.places.state().join("fence.log"));
                 bail!(
@@ -420,12 +420,9 @@ impl Lab {
         Ok(())
     }
 
-    /// The fence device: serves until it is killed.
-    ///
-    /// # Errors
-    /// When it cannot.
-    pub fn serve_device(&self) -> Result<()> {
-        fence::serve(self, &self.places.tools().join(fence::SOCKET))
+    /// Where the fence device is asked, on this machine.
+    pub(crate) fn device_socket(&self) -> PathBuf {
+        self.places.tools().join(fence::SOCKET)
     }
 
     /// Asks the fence device to switch a host off, as the agent does.
@@ -434,7 +431,7 @@ impl Lab {
     /// When the device fails.
     pub fn fence(&self, host: &str) -> Result<()> {
         let name = self.host(host)?.name().to_owned();
-        fence::switch_off(&name, &self.places.tools().join(fence::SOCKET))
+        fence::switch_off(&name, &self.device_socket())
     }
 
     /// What the fence device does.

@@ -15,6 +15,7 @@
 mod cgroup;
 mod command;
 mod delay;
+pub mod device;
 pub mod fence;
 mod host;
 mod lab;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use spare_lab::rules::{Fault, Ways};
-use spare_lab::{fence, names, run_delay, FenceMode, Lab, Options, Shared, Status};
+use spare_lab::{device, fence, names, run_delay, FenceMode, Lab, Options, Shared, Status};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -199,7 +199,7 @@ fn in_lab(lab: &Lab, command: Command) -> Result<i32> {
         Command::Heal { from, to } => lab.heal(from.as_deref().zip(to.as_deref()))?,
         Command::Fence { host } => lab.fence(&host)?,
         Command::FenceMode { mode } => lab.set_fence_mode(mode)?,
-        Command::FenceDevice => lab.serve_device()?,
+        Command::FenceDevice => device::serve(lab)?,
         // Those that need no lab.
         Command::Up { .. }
         | Command::Down { .. }

@@ -3,10 +3,11 @@
 use futures_util::future::{join, join3};
 use tokio_postgres::Row;
 
-use super::{comment_table, item_link, item_table, log_in, login_form, page};
 use crate::database::Session;
 use crate::html::{Html, Page};
 use crate::money::Money;
+use crate::pages::login::{log_in, login_form};
+use crate::pages::parts::{comment_table, item_link, item_table, page};
 use crate::queries::Query;
 use crate::refusal::Refusal;
 use crate::request::Request;

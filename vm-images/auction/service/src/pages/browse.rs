@@ -3,9 +3,9 @@
 use futures_util::future::{join, join3};
 use tokio_postgres::Row;
 
-use super::{item_table, name_of, page};
 use crate::database::Session;
 use crate::html::{Html, Page};
+use crate::pages::parts::{item_table, name_of, page};
 use crate::queries::{Query, ITEMS_PER_PAGE};
 use crate::refusal::Refusal;
 use crate::request::Request;

@@ -2,14 +2,13 @@
 
 use futures_util::future::join;
 
-use super::bid::QUANTITY_MAX;
-use super::item::Item;
-use super::{
-    begin_form, end_form, field, hidden, hidden_login, item_link, log_in, login_form, page,
-};
 use crate::database::Session;
 use crate::html::Page;
 use crate::money::Money;
+use crate::pages::bid::QUANTITY_MAX;
+use crate::pages::item::Item;
+use crate::pages::login::{hidden_login, log_in, login_form};
+use crate::pages::parts::{begin_form, end_form, field, hidden, item_link, page};
 use crate::queries::Query;
 use crate::refusal::Refusal;
 use crate::request::Request;

@@ -2,12 +2,11 @@
 
 use futures_util::future::{join, join3};
 
-use super::item::Item;
-use super::{
-    begin_form, end_form, field, hidden, hidden_login, log_in, login_form, page, user_link,
-};
 use crate::database::Session;
 use crate::html::Page;
+use crate::pages::item::Item;
+use crate::pages::login::{hidden_login, log_in, login_form};
+use crate::pages::parts::{begin_form, end_form, field, hidden, name_of, page, user_link};
 use crate::queries::Query;
 use crate::refusal::Refusal;
 use crate::request::{Request, TEXT_CHARS_MAX};
@@ -20,7 +19,7 @@ pub(super) async fn login(request: &Request, session: &Session<'_>) -> Result<Pa
     let (item, to) = (request.parameters.id("item")?, request.parameters.id("to")?);
     let (item, nickname) = join(
         Item::find(session, "item", item),
-        super::name_of(session, Query::User, "to", to),
+        name_of(session, Query::User, "to", to),
     )
     .await;
     let (item, nickname) = (item?, nickname?);
@@ -40,7 +39,7 @@ pub(super) async fn form(request: &Request, session: &Session<'_>) -> Result<Pag
     let (member, item, nickname) = join3(
         log_in(&request.parameters, session),
         Item::find(session, "item", item),
-        super::name_of(session, Query::User, "to", to),
+        name_of(session, Query::User, "to", to),
     )
     .await;
     let (member, item, nickname) = (member?, item?, nickname?);
@@ -79,7 +78,7 @@ pub(super) async fn store(request: &Request, session: &Session<'_>) -> Result<Pa
         )
         .await?;
     let Some(row) = row else {
-        super::name_of(session, Query::User, "to", to).await?;
+        name_of(session, Query::User, "to", to).await?;
         return Err(Refusal::unknown("item", item));
     };
     let (id, nickname, rating): (i64, &str, i64) =

@@ -3,10 +3,10 @@
 use futures_util::future::join;
 use tokio_postgres::Row;
 
-use super::{page, user_link};
 use crate::database::Session;
 use crate::html::Page;
 use crate::money::Money;
+use crate::pages::parts::{item_link, page, user_link};
 use crate::queries::{Query, BID_STEP_CENTS};
 use crate::refusal::Refusal;
 use crate::request::Request;
@@ -184,7 +184,7 @@ pub(super) async fn bids(request: &Request, session: &Session<'_>) -> Result<Pag
     page.attribute("data-shown", rows.len());
     let body = &mut page.body;
     body.raw("<p>");
-    super::item_link(body, item.id, &item.name);
+    item_link(body, item.id, &item.name);
     body.raw("</p>\n<table><tr><th>Bidder</th><th>Bid</th><th>Quantity</th><th>Date</th></tr>\n");
     for row in &rows {
         let (bid, user, nickname): (i64, i64, &str) =

@@ -1,8 +1,8 @@
 //! New users.
 
-use super::{begin_form, end_form, field, page, user_link};
 use crate::database::Session;
 use crate::html::Page;
+use crate::pages::parts::{begin_form, end_form, field, name_of, page, user_link};
 use crate::password;
 use crate::queries::Query;
 use crate::refusal::Refusal;
@@ -55,7 +55,7 @@ pub(super) async fn store(request: &Request, session: &Session<'_>) -> Result<Pa
         )
         .await?;
     let Some(row) = row else {
-        super::name_of(session, Query::Region, "region", region).await?;
+        name_of(session, Query::Region, "region", region).await?;
         let message = format!("The nickname \"{nickname}\" is taken. Choose another one.");
         return Err(Refusal::new(409, "nickname-taken", message));
     };

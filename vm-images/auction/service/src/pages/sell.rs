@@ -2,14 +2,13 @@
 
 use futures_util::future::join;
 
-use super::bid::QUANTITY_MAX;
-use super::{
-    begin_form, browse, end_form, field, hidden, hidden_login, item_link, log_in, login_form,
-    name_of, page,
-};
 use crate::database::Session;
 use crate::html::Page;
 use crate::money::Money;
+use crate::pages::bid::QUANTITY_MAX;
+use crate::pages::browse;
+use crate::pages::login::{hidden_login, log_in, login_form};
+use crate::pages::parts::{begin_form, end_form, field, hidden, item_link, name_of, page};
 use crate::queries::Query;
 use crate::refusal::Refusal;
 use crate::request::{Request, LINE_CHARS_MAX, TEXT_CHARS_MAX};

@@ -2,9 +2,9 @@
 
 use futures_util::future::join;
 
-use super::{comment_table, page};
 use crate::database::Session;
 use crate::html::Page;
+use crate::pages::parts::{comment_table, page};
 use crate::queries::Query;
 use crate::refusal::Refusal;
 use crate::request::Request;
