@@ -31,16 +31,14 @@ impl Address {
     /// The address in a URL `http://host[:port][/]`.
     ///
     /// # Errors
-    /// What is wrong with the URL, in words.
-    pub fn from_url(url: &str) -> Result<Address, String> {
-        let rest = url.strip_prefix("http://").ok_or_else(|| {
-            format!("\"{url}\" is not a URL of plain HTTP; write http://HOST:PORT")
-        })?;
+    /// When it is another kind of URL, or none.
+    pub fn from_url(url: &str) -> Result<Address, UrlError> {
+        let rest = url
+            .strip_prefix("http://")
+            .ok_or_else(|| UrlError::NotHttp(url.to_owned()))?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
         if authority.is_empty() || authority.contains(['/', '?', '#', '@']) {
-            return Err(format!(
-                "\"{url}\" is more or less than a host and a port; write http://HOST:PORT"
-            ));
+            return Err(UrlError::NotAnAuthority(url.to_owned()));
         }
         let has_port = authority
             .rsplit_once(':')
@@ -67,6 +65,17 @@ impl fmt::Display for Address {
             Address::Unix(path) => path.display().fmt(f),
         }
     }
+}
+
+/// Why a URL is no gateway's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// Another scheme, or none.
+    #[error("\"{0}\" is not a URL of plain HTTP; write http://HOST:PORT")]
+    NotHttp(String),
+    /// A path, a query or a user, or no host.
+    #[error("\"{0}\" is more or less than a host and a port; write http://HOST:PORT")]
+    NotAnAuthority(String),
 }
 
 /// What to send.

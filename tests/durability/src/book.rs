@@ -75,7 +75,7 @@ pub(crate) enum Got {
 }
 
 pub(crate) fn connection(gateway: &str) -> Result<Connection> {
-    let address = Address::from_url(gateway).map_err(anyhow::Error::msg)?;
+    let address = Address::from_url(gateway)?;
     Ok(Connection::new(address, LIMIT))
 }
 

@@ -266,7 +266,7 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
 
 fn connections(gateways: &[String]) -> Result<Vec<Connection>> {
     let connection = |url: &String| {
-        let address = Address::from_url(url).map_err(anyhow::Error::msg)?;
+        let address = Address::from_url(url)?;
         Ok(Connection::new(address, ATTEMPT_LIMIT))
     };
     gateways.iter().map(connection).collect()

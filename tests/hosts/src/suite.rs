@@ -2,7 +2,7 @@
 
 use crate::service::{Service, IMAGE, IMAGES, PROGRAMS};
 use crate::wait::within;
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
 use spare_lab::{names, Host, Lab, Options, Power, Shared};

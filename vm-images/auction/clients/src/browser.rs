@@ -1,7 +1,7 @@
 //! What a client has in its browser and in its head, and the requests that follow from it: each for a page about
 //! what it has chosen, with what the right page must then say.
 
-use crate::page::Page;
+use crate::page::{Page, WrongPage};
 use crate::request::{PageRequest, Size};
 use rand::seq::IndexedRandom;
 use rand::Rng;
@@ -45,7 +45,7 @@ impl Item {
     ///
     /// # Errors
     /// What is missing on the page.
-    pub(crate) fn seen(page: &Page<'_>) -> Result<Item, String> {
+    pub(crate) fn seen(page: &Page<'_>) -> Result<Item, WrongPage> {
         Ok(Item {
             id: page.main.number("data-item")?,
             seller: Some(page.main.number("data-seller")?),

@@ -2,7 +2,7 @@
 
 use crate::browser::{cents, Browser, Item};
 use crate::knowledge::{OwnBid, OwnBids};
-use crate::page::Page;
+use crate::page::{Page, WrongPage};
 use crate::request::PageRequest;
 use crate::run::Run;
 use crate::statistics::Outcome;
@@ -272,7 +272,7 @@ impl Client {
         let outcome = match self.examine(&asked, &arrived, asked_at) {
             Ok((outcome, None)) => outcome,
             Ok((outcome, Some(missing))) => self.confirm(outcome, missing).await,
-            Err(what) => Outcome::Wrong(what),
+            Err(what) => Outcome::Wrong(what.to_string()),
         };
         self.run
             .count(self.number, &asked, arrived.latency, outcome);
@@ -323,7 +323,7 @@ impl Client {
         asked: &PageRequest,
         arrived: &Arrived,
         asked_at: Instant,
-    ) -> Result<(Outcome, Option<OwnBid>), String> {
+    ) -> Result<(Outcome, Option<OwnBid>), WrongPage> {
         match judge(asked, &arrived.reply)? {
             Verdict::Right(page) => {
                 self.run.with_knowledge(|k| k.check(&page, asked_at))?;
@@ -369,7 +369,7 @@ impl Client {
         ))
     }
 
-    fn learn(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), String> {
+    fn learn(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), WrongPage> {
         match asked.interaction {
             Interaction::RegisterUser => {
                 self.browser
@@ -404,7 +404,7 @@ impl Client {
         Ok(())
     }
 
-    fn learn_own_bid(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), String> {
+    fn learn_own_bid(&mut self, asked: &PageRequest, page: &Page<'_>) -> Result<(), WrongPage> {
         let amount = asked
             .parameters
             .iter()
@@ -413,9 +413,9 @@ impl Client {
             .ok_or("the bid that was sent is not an amount")?;
         let max_bid = page.main.number("data-max-bid")?;
         if max_bid != amount {
-            return Err(format!(
+            return Err(WrongPage(format!(
                 "the highest bid is {max_bid} after a bid of {amount}"
-            ));
+            )));
         }
         let item = self.browser.item.id;
         self.own.add(OwnBid {

@@ -1,6 +1,6 @@
 //! Why a run cannot begin or go on.
 
-use spare_client::http::HttpError;
+use spare_client::http::{HttpError, UrlError};
 use spare_client::pages::PagesError;
 
 /// The run could not begin or go on.
@@ -8,7 +8,7 @@ use spare_client::pages::PagesError;
 pub enum BenchError {
     /// The URL is none.
     #[error("--url or --also: {0}")]
-    Url(String),
+    Url(#[from] UrlError),
     /// The gateway does not answer.
     #[error("the gateway {url} does not answer: {source}\nIs the service up? See `spare status`.")]
     Unreachable {

@@ -4,7 +4,7 @@
 //! its page must show at least what that page showed; and a client's own bids must be in what it
 //! asks for afterwards.
 
-use crate::page::{Attributes, Page};
+use crate::page::{Attributes, Page, WrongPage};
 use spare_auction_interactions::{Interaction, LIST_ROWS_MAX};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -33,7 +33,7 @@ impl Knowledge {
     ///
     /// # Errors
     /// Which item went backwards.
-    pub(crate) fn check(&mut self, page: &Page<'_>, asked_at: Instant) -> Result<(), String> {
+    pub(crate) fn check(&mut self, page: &Page<'_>, asked_at: Instant) -> Result<(), WrongPage> {
         let rows = page.rows_about("data-item").map(|row| &row.attributes);
         for attributes in std::iter::once(&page.main).chain(rows) {
             let has_bids = attributes.get("data-bids").is_some();
@@ -50,17 +50,17 @@ impl Knowledge {
         Ok(())
     }
 
-    fn check_item(&mut self, of: &Attributes<'_>, asked_at: Instant) -> Result<(), String> {
+    fn check_item(&mut self, of: &Attributes<'_>, asked_at: Instant) -> Result<(), WrongPage> {
         let item = of.number("data-item")?;
         let (bids, max_bid) = (of.number("data-bids")?, of.number("data-max-bid")?);
         let at = Instant::now();
         let seen = self.items.entry(item).or_insert(Seen { bids, max_bid, at });
         let went_back = bids < seen.bids || max_bid < seen.max_bid;
         if went_back && seen.at < asked_at {
-            return Err(format!(
+            return Err(WrongPage(format!(
                 "item {item} has {bids} bids up to {max_bid}, but had {} up to {} in a page received before",
                 seen.bids, seen.max_bid
-            ));
+            )));
         }
         if bids > seen.bids || max_bid > seen.max_bid {
             *seen = Seen {
@@ -144,7 +144,7 @@ impl OwnBids {
         &self,
         interaction: Interaction,
         page: &Page<'_>,
-    ) -> Result<Option<OwnBid>, String> {
+    ) -> Result<Option<OwnBid>, WrongPage> {
         match interaction {
             Interaction::ViewBidHistory => self.check_history(page).map(|()| None),
             Interaction::AboutMe => self.missing_in_about_me(page),
@@ -157,7 +157,7 @@ impl OwnBids {
         self.bids.retain(|bid| bid.item != item);
     }
 
-    fn check_history(&self, page: &Page<'_>) -> Result<(), String> {
+    fn check_history(&self, page: &Page<'_>) -> Result<(), WrongPage> {
         let item = page.main.number("data-item")?;
         let shown: Vec<u64> = page.ids("data-bid").collect();
         let all_shown = shown.len() < LIST_ROWS_MAX;
@@ -170,11 +170,13 @@ impl OwnBids {
                     let user = row.attributes.number("data-user")?;
                     let amount = row.attributes.number("data-amount")?;
                     if (user, amount) != (own.user, own.amount) {
-                        return Err(format!("{own:?} is shown as of user {user} with {amount}"));
+                        return Err(WrongPage(format!(
+                            "{own:?} is shown as of user {user} with {amount}"
+                        )));
                     }
                 }
                 None if all_shown || shown.iter().any(|&bid| bid < own.bid) => {
-                    return Err(format!("{own:?} is missing in the bid history"));
+                    return Err(WrongPage(format!("{own:?} is missing in the bid history")));
                 }
                 None => {}
             }
@@ -182,7 +184,7 @@ impl OwnBids {
         Ok(())
     }
 
-    fn missing_in_about_me(&self, page: &Page<'_>) -> Result<Option<OwnBid>, String> {
+    fn missing_in_about_me(&self, page: &Page<'_>) -> Result<Option<OwnBid>, WrongPage> {
         let user = page.main.number("data-user")?;
         if page.main.number("data-bidding")? >= LIST_ROWS_MAX as u64 {
             return Ok(None);
@@ -205,7 +207,7 @@ mod tests {
         )
     }
 
-    fn check(knowledge: &mut Knowledge, page: &str, asked_at: Instant) -> Result<(), String> {
+    fn check(knowledge: &mut Knowledge, page: &str, asked_at: Instant) -> Result<(), WrongPage> {
         knowledge.check(&Page::parse(page).expect("a page"), asked_at)
     }
 
@@ -215,7 +217,7 @@ mod tests {
         check(&mut knowledge, &item(2, 500), Instant::now()).expect("first");
         check(&mut knowledge, &item(3, 600), Instant::now()).expect("more");
         let error = check(&mut knowledge, &item(2, 500), Instant::now()).expect_err("less");
-        assert!(error.contains("item 3"), "{error}");
+        assert!(error.0.contains("item 3"), "{error}");
         assert_eq!(knowledge.minimum(3), Some(700));
     }
 
@@ -242,7 +244,7 @@ mod tests {
         format!("<main data-page=\"ViewBidHistory\" data-item=\"3\">{rows}")
     }
 
-    fn check_own(interaction: Interaction, page: &str) -> Result<Option<OwnBid>, String> {
+    fn check_own(interaction: Interaction, page: &str) -> Result<Option<OwnBid>, WrongPage> {
         let mut own = OwnBids::default();
         own.add(OWN);
         own.check(interaction, &Page::parse(page).expect("a page"))

@@ -22,8 +22,9 @@ use std::time::Instant;
 /// goes wrong later is in the report.
 pub async fn run(options: BenchOptions, monitor: Arc<Monitor>) -> Result<BenchReport, BenchError> {
     let urls = std::iter::once(&options.url).chain(&options.also);
-    let addresses: Result<Vec<Address>, String> = urls.map(|u| Address::from_url(u)).collect();
-    let addresses = addresses.map_err(BenchError::Url)?;
+    let addresses = urls
+        .map(|url| Address::from_url(url))
+        .collect::<Result<Vec<_>, _>>()?;
     let run = Arc::new(Run::new(options, monitor)?);
     let mut rng = SmallRng::seed_from_u64(run.options.seed);
     let timeout = run.timeout_of_attempts();
@@ -74,10 +75,10 @@ async fn probe(
         Ok(Verdict::Right(page)) => match page.main.number("data-users") {
             Ok(users) if users >= run.options.size.users() => return Ok(()),
             Ok(users) => format!("it has {users} users; another --size may be right"),
-            Err(what) => what,
+            Err(what) => what.to_string(),
         },
         Ok(Verdict::Refused { reason, .. }) => format!("it refuses its home page: {reason}"),
-        Err(what) => what,
+        Err(what) => what.to_string(),
     };
     Err(BenchError::NotTheAuction { url, what })
 }

@@ -4,6 +4,23 @@
 //! This is no HTML parser. The pages name everything a client must know in `data-` attributes, in
 //! which the service escapes `<`, `>`, `&` and quotes, so a scan for tags finds them.
 
+/// What is wrong with a page, in words for the report.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongPage(pub(crate) String);
+
+impl From<String> for WrongPage {
+    fn from(what: String) -> WrongPage {
+        WrongPage(what)
+    }
+}
+
+impl From<&str> for WrongPage {
+    fn from(what: &str) -> WrongPage {
+        WrongPage(what.to_owned())
+    }
+}
+
 /// The `data-` attributes of one tag, in order, with names as in the page.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attributes<'a>(Vec<(&'a str, &'a str)>);
@@ -19,11 +36,11 @@ impl<'a> Attributes<'a> {
     ///
     /// # Errors
     /// When there is no such attribute or it holds something else.
-    pub(crate) fn number(&self, name: &str) -> Result<u64, String> {
+    pub(crate) fn number(&self, name: &str) -> Result<u64, WrongPage> {
         let value = self.get(name).ok_or_else(|| format!("{name} is missing"))?;
         value
             .parse()
-            .map_err(|_| format!("{name}=\"{value}\" is not a number"))
+            .map_err(|_| WrongPage(format!("{name}=\"{value}\" is not a number")))
     }
 
     /// The name of the first attribute: what a row is about.
@@ -55,13 +72,13 @@ impl<'a> Page<'a> {
     ///
     /// # Errors
     /// When it has not exactly one `<main>`.
-    pub(crate) fn parse(text: &'a str) -> Result<Page<'a>, String> {
+    pub(crate) fn parse(text: &'a str) -> Result<Page<'a>, WrongPage> {
         let mut main = None;
         let mut rows = Vec::new();
         let mut section = None;
         for (name, inside) in tags(text) {
             match name {
-                "main" if main.is_some() => return Err("two <main> tags".to_owned()),
+                "main" if main.is_some() => return Err("two <main> tags".into()),
                 "main" => main = Some(data_attributes(inside)),
                 "section" => section = attribute(inside, "id"),
                 "/section" => section = None,
@@ -174,6 +191,7 @@ mod tests {
             .main
             .number("data-page")
             .expect_err("text")
+            .0
             .contains("Home"));
     }
 

@@ -1,7 +1,7 @@
 //! Whether a reply is the page that was asked for: what every right page has in common, and what the request says
 //! of this one (`docs/demo-service.md`).
 
-use crate::page::Page;
+use crate::page::{Page, WrongPage};
 use crate::request::PageRequest;
 use spare_auction_interactions::Interaction;
 use spare_client::http::Reply;
@@ -51,20 +51,20 @@ pub(crate) enum Verdict<'a> {
 ///
 /// # Errors
 /// What is wrong with the page.
-pub(crate) fn judge<'a>(asked: &PageRequest, reply: &'a Reply) -> Result<Verdict<'a>, String> {
+pub(crate) fn judge<'a>(asked: &PageRequest, reply: &'a Reply) -> Result<Verdict<'a>, WrongPage> {
     let text = std::str::from_utf8(&reply.body).map_err(|_| "not UTF-8".to_owned())?;
     let content_type = reply.header("content-type").unwrap_or("none");
     if content_type != "text/html; charset=utf-8" {
-        return Err(format!(
+        return Err(WrongPage(format!(
             "status {}, content type {content_type}",
             reply.status
-        ));
+        )));
     }
     if !text.contains(" · Auction</title>") || !text.trim_end().ends_with("</html>") {
-        return Err(format!(
+        return Err(WrongPage(format!(
             "status {}, no whole page of the auction",
             reply.status
-        ));
+        )));
     }
     let page = Page::parse(text)?;
     if reply.status != 200 {
@@ -75,7 +75,11 @@ pub(crate) fn judge<'a>(asked: &PageRequest, reply: &'a Reply) -> Result<Verdict
     for (name, expected) in std::iter::once(&page_name).chain(&asked.expected) {
         match page.main.get(name) {
             Some(value) if value == expected => {}
-            found => return Err(format!("{name} is {found:?} instead of \"{expected}\"")),
+            found => {
+                return Err(WrongPage(format!(
+                    "{name} is {found:?} instead of \"{expected}\""
+                )))
+            }
         }
     }
     for list in lists(asked.interaction) {
@@ -84,7 +88,7 @@ pub(crate) fn judge<'a>(asked: &PageRequest, reply: &'a Reply) -> Result<Verdict
     Ok(Verdict::Right(page))
 }
 
-fn refusal(asked: Interaction, status: u16, page: Page<'_>) -> Result<Verdict<'_>, String> {
+fn refusal(asked: Interaction, status: u16, page: Page<'_>) -> Result<Verdict<'_>, WrongPage> {
     let reason = page.main.get("data-reason").unwrap_or("none given");
     let says_so = page.main.get("data-page") == Some("Error")
         && page.main.get("data-status") == Some(status.to_string().as_str());
@@ -99,11 +103,11 @@ fn refusal(asked: Interaction, status: u16, page: Page<'_>) -> Result<Verdict<'_
     if status == 409 && says_so && expected {
         Ok(Verdict::Refused { reason, page })
     } else {
-        Err(format!("status {status}, reason {reason}"))
+        Err(WrongPage(format!("status {status}, reason {reason}")))
     }
 }
 
-fn check_list(page: &Page<'_>, (about, section, count): &List) -> Result<(), String> {
+fn check_list(page: &Page<'_>, (about, section, count): &List) -> Result<(), WrongPage> {
     let in_section = |s: Option<&str>| section.is_none() || s == *section;
     let rows = page
         .rows_about(about)
@@ -111,10 +115,12 @@ fn check_list(page: &Page<'_>, (about, section, count): &List) -> Result<(), Str
         .count();
     let said = page.main.number(count)?;
     if rows as u64 != said {
-        return Err(format!("{rows} rows with {about}, but {count}=\"{said}\""));
+        return Err(WrongPage(format!(
+            "{rows} rows with {about}, but {count}=\"{said}\""
+        )));
     }
     if said == 0 && matches!(*count, "data-categories" | "data-regions") {
-        return Err(format!("{count} is 0"));
+        return Err(WrongPage(format!("{count} is 0")));
     }
     Ok(())
 }
@@ -147,7 +153,7 @@ mod tests {
     }
 
     fn error_of(asked: &PageRequest, reply: &Reply) -> String {
-        judge(asked, reply).expect_err("a wrong page")
+        judge(asked, reply).expect_err("a wrong page").to_string()
     }
 
     #[test]

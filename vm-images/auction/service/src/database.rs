@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
 use futures_util::future::try_join_all;
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio_postgres::types::{ToSql, Type};
@@ -29,6 +28,36 @@ const SETTINGS: &str = "-c plan_cache_mode=force_generic_plan -c jit=off \
 /// The setting that makes PostgreSQL refuse every write of a connection (SQLSTATE 25006).
 const READ_ONLY: &str = "-c default_transaction_read_only=on";
 
+/// Why the database is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// What should say where it is does not.
+    #[error("\"{text}\" is no PostgreSQL connection string")]
+    Address {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        source: tokio_postgres::Error,
+    },
+    /// It cannot be reached, or refuses.
+    #[error("cannot connect to the database: {0}")]
+    Connect(String),
+    /// It does not know the tables.
+    #[error("cannot prepare the statements; the database's schema is what \"auction schema\" prints: {0}")]
+    Prepare(String),
+    /// It has other tables of the same names.
+    #[error("a statement has a parameter of the unexpected type {0}; the database's schema is what \"auction schema\" prints")]
+    Parameter(Type),
+    /// A statement fails.
+    #[error("cannot run the statement {query:?}: {what}")]
+    Statement {
+        /// The statement.
+        query: Query,
+        /// What the database says.
+        what: String,
+    },
+}
+
 /// One connection with its prepared statements.
 struct Connection {
     client: Client,
@@ -49,10 +78,13 @@ impl Database {
     ///
     /// # Errors
     /// If the database cannot be reached for a minute or lacks a table.
-    pub async fn connect(connection: &str) -> Result<Self> {
+    pub async fn connect(connection: &str) -> Result<Self, DatabaseError> {
         let config: Config = connection
             .parse()
-            .with_context(|| format!("\"{connection}\" is no PostgreSQL connection string"))?;
+            .map_err(|source| DatabaseError::Address {
+                text: connection.to_owned(),
+                source,
+            })?;
         let lost = Arc::new(Notify::new());
         // The first connection waits until the database answers.
         let writer = Connection::open(&config, Class::Write, &lost).await?;
@@ -91,7 +123,11 @@ impl Database {
 }
 
 impl Connection {
-    async fn open(config: &Config, class: Class, lost: &Arc<Notify>) -> Result<Self> {
+    async fn open(
+        config: &Config,
+        class: Class,
+        lost: &Arc<Notify>,
+    ) -> Result<Self, DatabaseError> {
         let mut config = config.clone();
         let given = config.get_options().unwrap_or_default().to_owned();
         let read_only = if class == Class::Read { READ_ONLY } else { "" };
@@ -100,8 +136,7 @@ impl Connection {
         let client = connect_patiently(&config, lost).await?;
         let statements = try_join_all(Query::all().map(|query| client.prepare(query.sql())))
             .await
-            .map_err(|error| anyhow::anyhow!(explain(&error)))
-            .context("cannot prepare the statements; the database's schema is what \"auction schema\" prints")?;
+            .map_err(|error| DatabaseError::Prepare(explain(&error)))?;
         let connection = Self {
             client,
             statements,
@@ -113,15 +148,17 @@ impl Connection {
 
     /// Runs each statement with parameters that match nothing, so that catalogs, plans and indexes
     /// are loaded before the first request needs them. Changes nothing, not even a sequence.
-    async fn warm_up(&self, class: Class) -> Result<()> {
+    async fn warm_up(&self, class: Class) -> Result<(), DatabaseError> {
         for query in Query::all().filter(|query| class == Class::Write || !query.is_write()) {
             let statement = &self.statements[query as usize];
             let nothing = statement.params().iter().map(matches_nothing);
-            let nothing = nothing.collect::<Result<Vec<_>>>()?;
+            let nothing = nothing.collect::<Result<Vec<_>, _>>()?;
             let nothing: Vec<_> = nothing.iter().map(|value| &**value as _).collect();
             let rows = self.client.query(statement, &nothing).await;
-            rows.map_err(|error| anyhow::anyhow!(explain(&error)))
-                .with_context(|| format!("cannot run the statement {query:?}"))?;
+            rows.map_err(|error| DatabaseError::Statement {
+                query,
+                what: explain(&error),
+            })?;
         }
         Ok(())
     }
@@ -137,18 +174,18 @@ impl Connection {
 }
 
 /// A value of the type of a statement's parameter that no row has.
-fn matches_nothing(kind: &Type) -> Result<Box<dyn ToSql + Sync>> {
+fn matches_nothing(kind: &Type) -> Result<Box<dyn ToSql + Sync>, DatabaseError> {
     Ok(match *kind {
         Type::INT8 => Box::new(0_i64),
         Type::TEXT => Box::new(""),
         Type::BYTEA => Box::new(Vec::<u8>::new()),
         Type::TIMESTAMPTZ => Box::new(Moment::EPOCH),
-        ref other => bail!("a statement has a parameter of the unexpected type {other}; the database's schema is what \"auction schema\" prints"),
+        ref other => return Err(DatabaseError::Parameter(other.clone())),
     })
 }
 
 /// Connects, again and again while the database does not answer or says that it is starting.
-async fn connect_patiently(config: &Config, lost: &Arc<Notify>) -> Result<Client> {
+async fn connect_patiently(config: &Config, lost: &Arc<Notify>) -> Result<Client, DatabaseError> {
     let mut attempt = 1;
     loop {
         match config.connect(NoTls).await {
@@ -163,7 +200,7 @@ async fn connect_patiently(config: &Config, lost: &Arc<Notify>) -> Result<Client
                 return Ok(client);
             }
             Err(error) if attempt == CONNECT_ATTEMPTS || !is_starting(&error) => {
-                bail!("cannot connect to the database: {}", explain(&error));
+                return Err(DatabaseError::Connect(explain(&error)));
             }
             Err(error) => {
                 if attempt == 1 {

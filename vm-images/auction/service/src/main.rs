@@ -99,11 +99,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Serve { listen, database } => server::run(&listen, &database),
+        Command::Serve { listen, database } => Ok(server::run(&listen, &database)?),
         Command::Schema => print(|out| out.write_all(schema::SQL.as_bytes())),
         Command::Populate(options) => {
             let sizes = options.sizes();
-            sizes.check().map_err(anyhow::Error::msg)?;
+            sizes.check()?;
             print(|out| populate::write(sizes, out))
         }
     }

@@ -74,21 +74,29 @@ impl Sizes {
     /// Says what cannot be generated: rows that refer to others need at least one of those.
     ///
     /// # Errors
-    /// A message that names the option.
-    pub fn check(&self) -> Result<(), String> {
+    /// Which option is too small.
+    pub fn check(&self) -> Result<(), SizesError> {
         let rows = self.items + self.old_items + self.bids + self.comments + self.buy_now;
         if self.users == 0 && rows > 0 {
-            return Err("--users must be at least 1 if there is to be anything else".to_owned());
+            return Err(SizesError::NoUsers);
         }
         let referring = self.bids + self.comments + self.buy_now;
         if self.items + self.old_items == 0 && referring > 0 {
-            return Err(
-                "--items or --old-items must be at least 1 for bids, comments and purchases"
-                    .to_owned(),
-            );
+            return Err(SizesError::NoItems);
         }
         Ok(())
     }
+}
+
+/// Numbers of rows that do not go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SizesError {
+    /// Everything belongs to somebody.
+    #[error("--users must be at least 1 if there is to be anything else")]
+    NoUsers,
+    /// Bids, comments and purchases are about an item.
+    #[error("--items or --old-items must be at least 1 for bids, comments and purchases")]
+    NoItems,
 }
 
 /// What the rows written so far mean for rows that are written later.
@@ -383,13 +391,13 @@ mod tests {
             users: 0,
             ..Sizes::TINY
         };
-        assert!(none.check().unwrap_err().contains("--users"));
+        assert!(none.check().unwrap_err().to_string().contains("--users"));
         let none = Sizes {
             items: 0,
             old_items: 0,
             ..Sizes::TINY
         };
-        assert!(none.check().unwrap_err().contains("--items"));
+        assert!(none.check().unwrap_err().to_string().contains("--items"));
         assert!(Sizes::SMALL.check().is_ok());
     }
 }

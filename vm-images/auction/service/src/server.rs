@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -23,7 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{signal, SignalKind};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::database::Database;
+use crate::database::{Database, DatabaseError};
 use crate::pages;
 use crate::refusal::Refusal;
 use crate::request::{Agreed, Parameters, Request, HEADER_WRITE_IN_READ};
@@ -37,32 +36,95 @@ const CONNECTIONS_MAX: usize = 256;
 /// connections without an answer and so has no influence on any page.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Why the service does not start, or ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The system lacks what every program needs.
+    #[error("cannot {what}")]
+    System {
+        /// What cannot be done.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Nobody can connect.
+    #[error("cannot listen at the {kind} {at}")]
+    Listen {
+        /// `Unix socket` or `address`.
+        kind: &'static str,
+        /// Where.
+        at: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Only its owner could connect.
+    #[error("cannot open {at} to other users")]
+    Open {
+        /// The socket.
+        at: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// What is in the place of the socket cannot be looked at.
+    #[error("cannot look at {}", .path.display())]
+    Look {
+        /// The path.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Something else is in the place of the socket.
+    #[error("{} exists and is no socket; listen elsewhere or remove it", .0.display())]
+    NoSocket(PathBuf),
+    /// Somebody else listens there.
+    #[error("another process listens at {}; stop it or listen elsewhere", .0.display())]
+    InUse(PathBuf),
+    /// What a service left behind cannot be removed.
+    #[error("cannot remove the stale socket {}", .path.display())]
+    Remove {
+        /// The path.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The database is of no use.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The database went away.
+    #[error("a connection to the database was lost; see PostgreSQL's log, then start again")]
+    Lost,
+}
+
 /// Serves at `listen` (a path that begins with `/` is a Unix socket, anything else a TCP address)
 /// until SIGTERM or SIGINT, on this thread alone: the service has one slow processor, and shares it with
 /// the database.
 ///
 /// # Errors
 /// If the address is in use or the database cannot be reached or is lost.
-pub fn run(listen: &str, database: &str) -> Result<()> {
+pub fn run(listen: &str, database: &str) -> Result<(), ServeError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
+        .map_err(system("start the runtime"))?
         .block_on(serve(listen, database))
 }
 
-async fn serve(listen: &str, database: &str) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?;
+async fn serve(listen: &str, database: &str) -> Result<(), ServeError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("watch for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("watch for SIGINT"))?;
     let listener = Listener::bind(listen).await?;
     let database = Arc::new(Database::connect(database).await?);
     eprintln!("auction: serving at {listen}");
     tokio::select! {
-        result = listener.accept_all(&database) => result,
-        () = database.lost() => bail!("a connection to the database was lost; see PostgreSQL's log, then start again"),
+        () = listener.accept_all(&database) => Ok(()),
+        () = database.lost() => Err(ServeError::Lost),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> ServeError {
+    move |source| ServeError::System { what, source }
 }
 
 enum Listener {
@@ -84,16 +146,26 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    async fn bind(listen: &str) -> Result<Self> {
+    async fn bind(listen: &str) -> Result<Self, ServeError> {
+        let refused = |kind| {
+            move |source| ServeError::Listen {
+                kind,
+                at: listen.to_owned(),
+                source,
+            }
+        };
         if listen.starts_with('/') {
             let path = Path::new(listen);
             remove_stale_socket(path)?;
-            let listener = UnixListener::bind(path)
-                .with_context(|| format!("cannot listen at the Unix socket {listen}"))?;
+            let listener = UnixListener::bind(path).map_err(refused("Unix socket"))?;
             let file = SocketFile(path.to_owned());
             // The shim runs as another user.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o666))
-                .with_context(|| format!("cannot open {listen} to other users"))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o666)).map_err(|source| {
+                ServeError::Open {
+                    at: listen.to_owned(),
+                    source,
+                }
+            })?;
             Ok(Self::Unix {
                 listener,
                 _file: file,
@@ -101,15 +173,19 @@ impl Listener {
         } else {
             let listener = TcpListener::bind(listen)
                 .await
-                .with_context(|| format!("cannot listen at the address {listen}"))?;
+                .map_err(refused("address"))?;
             Ok(Self::Tcp(listener))
         }
     }
 
-    async fn accept_all(&self, database: &Arc<Database>) -> Result<()> {
+    /// Accepts connections for as long as it is let.
+    async fn accept_all(&self, database: &Arc<Database>) {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
-            let permit = Arc::clone(&connections).acquire_owned().await?;
+            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+                // Nobody closes the semaphore.
+                return;
+            };
             let accepted = match self {
                 Self::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
                     tokio::spawn(converse(stream, Arc::clone(database), permit));
@@ -128,28 +204,27 @@ impl Listener {
 }
 
 /// Removes a socket that a service left behind.
-fn remove_stale_socket(path: &Path) -> Result<()> {
+fn remove_stale_socket(path: &Path) -> Result<(), ServeError> {
     let kind = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
-            return Err(error).with_context(|| format!("cannot look at {}", path.display()))
+            return Err(ServeError::Look {
+                path: path.to_owned(),
+                source: error,
+            })
         }
     };
     if !kind.is_socket() {
-        bail!(
-            "{} exists and is no socket; listen elsewhere or remove it",
-            path.display()
-        );
+        return Err(ServeError::NoSocket(path.to_owned()));
     }
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        bail!(
-            "another process listens at {}; stop it or listen elsewhere",
-            path.display()
-        );
+        return Err(ServeError::InUse(path.to_owned()));
     }
-    fs::remove_file(path)
-        .with_context(|| format!("cannot remove the stale socket {}", path.display()))
+    fs::remove_file(path).map_err(|source| ServeError::Remove {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Answers the requests of one connection.
