@@ -32,13 +32,13 @@ pub enum AdminError {
          Start it with `systemctl start spare-manager`, or name its socket with --admin SOCKET."
     )]
     NotRunning {
-        /// The socket.
+        /// Where the manager should listen.
         socket: PathBuf,
     },
     /// The socket belongs to someone else.
     #[error("no permission to use {socket}: run this as root or as a member of the group spare")]
     Forbidden {
-        /// The socket.
+        /// Where the manager should listen.
         socket: PathBuf,
     },
     /// The connection failed.
@@ -47,19 +47,19 @@ pub enum AdminError {
     /// The manager refused.
     #[error("the manager refused {call} with status {status}: {text}")]
     Refused {
-        /// Method and path.
+        /// The method, path and query.
         call: String,
-        /// The HTTP status.
+        /// The status of the manager's answer.
         status: u16,
-        /// What it said.
+        /// The manager's words.
         text: String,
     },
     /// The answer is of another version.
     #[error("the manager's answer to {call} makes no sense here ({source}); are spare and spare-manager of the same version?")]
     Answer {
-        /// Method and path.
+        /// The method, path and query.
         call: String,
-        /// What is wrong with it.
+        /// Where its JSON differs from what is expected.
         source: serde_json::Error,
     },
 }

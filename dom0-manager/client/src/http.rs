@@ -78,7 +78,7 @@ pub enum UrlError {
     NotAnAuthority(String),
 }
 
-/// What to send.
+/// A request, without the headers that the connection adds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// `GET` or `POST`.
@@ -87,18 +87,18 @@ pub struct Request {
     pub target: String,
     /// Further headers; `host`, `content-length` and the like are added.
     pub headers: Vec<(&'static str, String)>,
-    /// The body.
+    /// Empty for a `GET`.
     pub body: String,
 }
 
-/// What came back.
+/// A reply, read to its end.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The status code.
+    /// From 100 to 999.
     pub status: u16,
-    /// All headers.
+    /// As they came, with those that are there twice.
     pub headers: HeaderMap,
-    /// The whole body.
+    /// At most [`REPLY_BYTES_MAX`] bytes.
     pub body: Bytes,
 }
 
@@ -113,28 +113,28 @@ impl Reply {
 /// No whole reply came back.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// No connection.
+    /// Nobody answers there, or not to us.
     #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// Where to.
+        /// The server.
         address: Address,
-        /// Why.
+        /// What the system says.
         source: std::io::Error,
     },
     /// The connection broke, or what came was not HTTP.
     #[error("the connection to {address} failed: {reason}")]
     Broken {
-        /// Where to.
+        /// The server.
         address: Address,
-        /// Why.
+        /// What is wrong, in hyper's words or in ours.
         reason: String,
     },
     /// No whole reply in time.
     #[error("no reply from {address} within {after:?}")]
     Timeout {
-        /// From where.
+        /// The server.
         address: Address,
-        /// How long was waited.
+        /// How long the request was given, connecting included.
         after: Duration,
     },
     /// The request cannot be put into HTTP.

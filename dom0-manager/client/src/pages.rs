@@ -31,11 +31,11 @@ pub struct RecordedPage {
     pub position: Option<Position>,
     /// What was asked: method and target.
     pub request: String,
-    /// The status code.
+    /// The status of the reply.
     pub status: u16,
     /// The header `content-type`; empty if there was none.
     pub content_type: Vec<u8>,
-    /// The whole body.
+    /// Empty if there was none.
     pub body: Vec<u8>,
 }
 
@@ -45,9 +45,9 @@ pub enum PagesError {
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The record.
         path: PathBuf,
-        /// Why.
+        /// What the system says.
         source: std::io::Error,
     },
     /// The file is something else.
@@ -55,17 +55,17 @@ pub enum PagesError {
         "{path}: not a record of pages of version {PAGES_VERSION}; spare bench --record writes one"
     )]
     NotPages {
-        /// The file.
+        /// The record.
         path: PathBuf,
     },
     /// A record is damaged.
     #[error("{path}: the record at byte {offset} is damaged ({what})")]
     Damaged {
-        /// The file.
+        /// The record.
         path: PathBuf,
         /// Where the record begins.
         offset: u64,
-        /// What is wrong with it.
+        /// What is wrong with it, in words.
         what: String,
     },
 }

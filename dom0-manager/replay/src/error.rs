@@ -17,9 +17,9 @@ pub enum ReplayError {
     /// The log lacks requests in the middle.
     #[error("--log: request {found} follows where {expected} was expected; a log has every request from 1 on")]
     Gap {
-        /// What should have come.
+        /// The position after the last one.
         expected: Position,
-        /// What came.
+        /// The next record's position.
         found: Position,
     },
     /// The pages cannot be read.
@@ -34,12 +34,12 @@ pub enum ReplayError {
     /// The replica does not start.
     #[error("no replica could be started with {runner}: {what}")]
     Start {
-        /// The script.
+        /// The script that starts it.
         runner: PathBuf,
-        /// Why.
+        /// What it or the system says, and the end of its console.
         what: String,
     },
-    /// The replica failed.
+    /// It broke the protocol of its channel, or was lost.
     #[error("the trusted replica failed: {0}")]
     Replica(String),
     /// The replica is not fresh.

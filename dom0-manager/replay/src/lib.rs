@@ -33,7 +33,7 @@ const EXAMPLES_MAX: usize = 10;
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What to replay.
+/// What is replayed: the options of `spare replay`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ReplayOptions {
     /// The manager's ordered log
@@ -61,11 +61,11 @@ pub struct ReplayOptions {
 /// The outcome of `spare replay`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ReplayReport {
-    /// Requests executed.
+    /// Requests that the replica executed.
     pub replayed: u64,
     /// How long that took, with the start of the replica.
     pub seconds: f64,
-    /// Recorded pages.
+    /// Pages in all records.
     pub pages: u64,
     /// Pages compared byte for byte.
     pub pages_compared: u64,
@@ -75,7 +75,7 @@ pub struct ReplayReport {
     pub updates_compared: u64,
     /// Pages and updates that differ.
     pub differences: u64,
-    /// The first few of them.
+    /// The first few differences, each in words.
     pub examples: Vec<String>,
 }
 
@@ -92,7 +92,7 @@ impl ReplayReport {
         }
     }
 
-    /// The report as text.
+    /// The report for a person.
     #[must_use]
     pub fn render(&self) -> String {
         let verdict = match self.differences {

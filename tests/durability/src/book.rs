@@ -53,7 +53,6 @@ pub(crate) struct Book {
     pub(crate) retried: u64,
 }
 
-/// Clients at work.
 pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     pub(crate) answered: Arc<AtomicU64>,

@@ -62,7 +62,6 @@ pub(crate) fn with_suite(test: impl FnOnce(&mut Suite) -> Result<()>) -> Result<
     suite.as_mut().map_or(Ok(()), test)
 }
 
-/// Ends the deployment.
 pub(crate) fn end() {
     *SUITE.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }

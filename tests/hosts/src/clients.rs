@@ -24,7 +24,7 @@ const LISTS: std::ops::RangeInclusive<u64> = 2..=1000;
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
-/// Between attempts.
+/// The pause between two attempts.
 const AWAY: Duration = Duration::from_millis(20);
 /// For the service to answer at all.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -44,9 +44,9 @@ pub(crate) struct Clients {
     pub(crate) roaming: usize,
     /// They stay with theirs; so many for each gateway.
     pub(crate) staying: usize,
-    /// After each answer.
+    /// How long a client waits after each answer.
     pub(crate) pause: Duration,
-    /// Emulated users, too.
+    /// Whether emulated users follow RUBiS's mix beside them.
     pub(crate) mix: bool,
 }
 

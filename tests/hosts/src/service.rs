@@ -126,7 +126,7 @@ impl<'a> Service<'a> {
         Ok(format!("http://{address}:{GATEWAY_PORT}"))
     }
 
-    /// Of all hosts.
+    /// All hosts' gateways.
     pub(crate) fn gateways(&self) -> Result<Vec<String>> {
         self.lab.voters().map(|name| self.gateway(&name)).collect()
     }

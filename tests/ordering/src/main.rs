@@ -36,6 +36,6 @@ fn main() -> Result<()> {
     match arguments.role {
         Some(Role::Member(options)) => engine::run(&options),
         Some(Role::Bare(options)) => bare::run(&options),
-        None => spare_auction_clients::run(&arguments.bench),
+        None => bench::run(&arguments.bench),
     }
 }

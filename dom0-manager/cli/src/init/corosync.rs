@@ -130,7 +130,7 @@ fn quorum(text: &mut String, plan: &Plan) {
 /// What SPARE needs to know of a cluster that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Existing {
-    /// Its name.
+    /// The cluster's name.
     pub(crate) cluster: String,
     /// Its nodes in the order of their numbers.
     pub(crate) hosts: Vec<Host>,
@@ -143,15 +143,12 @@ pub(crate) struct Existing {
 /// Why SPARE cannot use a cluster that exists.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum ExistingError {
-    /// Not Corosync's format.
     #[error("line {line}: {problem}")]
     Syntax {
-        /// From 1.
+        /// Counts from 1.
         line: usize,
-        /// What is wrong.
         problem: &'static str,
     },
-    /// No nodes.
     #[error("there is no node in its nodelist; SPARE needs a nodelist with names and addresses")]
     NoNodes,
     /// A node that lacks something.
@@ -159,18 +156,11 @@ pub(crate) enum ExistingError {
     Node {
         /// Where the node begins.
         line: usize,
-        /// What it lacks.
         key: &'static str,
     },
     /// A number that is no seat's, or another's.
     #[error("node {name} has nodeid {id}; SPARE needs a different number from 1 to 256 for each")]
-    NodeId {
-        /// Which node.
-        name: String,
-        /// Its number.
-        id: u32,
-    },
-    /// No quorum.
+    NodeId { name: String, id: u32 },
     #[error("quorum.provider is not corosync_votequorum; without quorum both halves of a partition go on")]
     NoQuorum,
     /// Links in the clear.

@@ -21,17 +21,13 @@ pub(crate) enum FolderError {
     /// Nobody can tell whether it is empty.
     #[error("cannot look into {}", .folder.display())]
     Look {
-        /// The folder.
         folder: PathBuf,
-        /// What the system says.
         source: std::io::Error,
     },
     /// A file cannot be written.
     #[error("cannot write {}", .file.display())]
     Write {
-        /// The file.
         file: PathBuf,
-        /// What the system says.
         source: std::io::Error,
     },
 }

@@ -18,7 +18,7 @@ pub(crate) const WITNESS_FOLDER: &str = "witness";
 pub(crate) const AUTHORITY_FOLDER: &str = "authority";
 const RESERVED: [&str; 2] = [WITNESS_FOLDER, AUTHORITY_FOLDER];
 
-/// A host.
+/// A host of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Host {
     /// Its name, unique in the group.
@@ -63,7 +63,7 @@ pub(crate) struct Plan {
     pub(crate) cluster: String,
     /// The hosts, in the order of their seats.
     pub(crate) hosts: Vec<Host>,
-    /// f.
+    /// f: how many faulty replicas are masked.
     pub(crate) faults: u16,
     /// The witness, if there is one.
     pub(crate) witness: Option<Witness>,
@@ -76,10 +76,8 @@ pub(crate) struct Plan {
 /// Why there is no such group.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum PlanError {
-    /// No `=`.
     #[error("--hosts: {0:?} is not NAME=ADDRESS")]
     NotAPair(String),
-    /// Not a name for a host.
     #[error("--hosts: {0:?} is no host name: small letters, digits and inner hyphens, at most 63")]
     Name(String),
     /// A name that one of the folders beside the hosts' has.
@@ -87,48 +85,29 @@ pub(crate) enum PlanError {
         "--hosts: no host can be called {0}: a folder beside those of the hosts has that name"
     )]
     Reserved(String),
-    /// Two hosts of one name.
     #[error("--hosts: the name {0} is there twice")]
     NameTwice(String),
-    /// Not an address.
     #[error(
         "--hosts: {address:?} of {host} is no IP address; Corosync must reach a host even when no name \
          server answers"
     )]
-    Address {
-        /// Whose.
-        host: String,
-        /// What was written.
-        address: String,
-    },
+    Address { host: String, address: String },
     /// An address no other host reaches.
     #[error("--hosts: {address} of {host} is no address that another host can reach it at")]
-    Unreachable {
-        /// Whose.
-        host: String,
-        /// What was written.
-        address: IpAddr,
-    },
-    /// An address twice.
+    Unreachable { host: String, address: IpAddr },
     #[error("--hosts: {address} is the address of both {first} and {second}")]
     AddressTwice {
-        /// The address.
         address: IpAddr,
-        /// Who has it.
         first: String,
-        /// Who has it too.
         second: String,
     },
-    /// A link of mixed kinds.
     #[error(
         "--hosts: link {link} mixes IPv4 and IPv6 ({first} and {second}); a link is one or the other"
     )]
     Mixed {
-        /// The link, from 0.
+        /// Counts from 0.
         link: usize,
-        /// A host.
         first: String,
-        /// Another.
         second: String,
     },
     /// Unequal numbers of addresses.
@@ -138,36 +117,22 @@ pub(crate) enum PlanError {
     Links {
         /// The host that differs …
         host: String,
-        /// … and how many it has.
+        /// How many this host has.
         count: usize,
-        /// The first host …
         first: String,
-        /// … and how many it has.
+        /// How many the first host has.
         wanted: usize,
     },
     /// More addresses than links.
     #[error("--hosts: {host} has {count} addresses; Corosync has at most {LINKS_MAX} links")]
-    ManyLinks {
-        /// Whose.
-        host: String,
-        /// How many.
-        count: usize,
-    },
-    /// Not enough hosts.
+    ManyLinks { host: String, count: usize },
     #[error(
         "--hosts: to mask {faults} fault(s) takes {} hosts, and there are {hosts}; name more, or lower \
          --faults{}", faults + 1, lone_hint(*hosts)
     )]
-    FewHosts {
-        /// f.
-        faults: u16,
-        /// Hosts named.
-        hosts: usize,
-    },
-    /// Too many hosts.
+    FewHosts { faults: u16, hosts: usize },
     #[error("--hosts: {0} hosts; at most {HOSTS_MAX}")]
     ManyHosts(usize),
-    /// f = 0.
     #[error("--faults 0 masks nothing; 1 or more")]
     NoFaults,
     /// Not an address of a witness.
@@ -178,12 +143,7 @@ pub(crate) enum PlanError {
         "--witness: {address} is {host} itself; a witness that dies with a host cannot decide about it: \
          use a third machine"
     )]
-    WitnessIsHost {
-        /// Its address.
-        address: String,
-        /// Which host.
-        host: String,
-    },
+    WitnessIsHost { address: String, host: String },
     /// Not a name of a cluster.
     #[error("--cluster: {0:?} is no name: small letters, digits and inner hyphens, at most 63")]
     Cluster(String),

@@ -25,36 +25,26 @@ const PASSWORD_FILE: &str = "pwdfile.txt";
 /// Why there are no certificates of the witness.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WitnessError {
-    /// A tool is missing.
     #[error(
         "{0}, which writes the certificates of the witness, is not installed: \
          apt-get install libnss3-tools (or run this on a host that has corosync-qdevice)"
     )]
     NoTool(&'static str),
-    /// A tool did not start.
     #[error("cannot run {program}")]
     Run {
-        /// The tool.
         program: String,
-        /// What the system says.
         source: std::io::Error,
     },
-    /// A tool failed.
     #[error("{program} failed ({status}): {words}")]
     Tool {
-        /// The tool.
         program: String,
-        /// How it ended.
         status: ExitStatus,
-        /// What it wrote.
+        /// What it wrote on both of its outputs.
         words: String,
     },
-    /// A database's folder cannot be made.
     #[error("cannot make {}", .folder.display())]
     Folder {
-        /// The folder.
         folder: PathBuf,
-        /// What the system says.
         source: std::io::Error,
     },
     /// A file of a database cannot be read or written.

@@ -12,7 +12,6 @@ const BODY_BYTES_MAX: u64 = 32 << 20;
 pub(crate) struct Message {
     first_line: String,
     headers: Vec<String>,
-    /// The body.
     pub(crate) body: Vec<u8>,
 }
 

@@ -21,7 +21,7 @@ const FRAME_BYTES_MAX: usize = 66 << 10;
 /// Frames on their way; above that they are lost, as in a real queue.
 const QUEUE_MAX: usize = 20_000;
 
-/// What to delay.
+/// The pairs of hosts whose frames are delayed, and by how much.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delays(Vec<Delay>);
 

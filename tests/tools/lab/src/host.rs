@@ -32,14 +32,14 @@ exec "$@""#;
 /// Enters the host's group, so that what is run there freezes and dies with it.
 const VISIT: &str = r#"echo $$ >"$1/cgroup.procs" && shift && exec "$@""#;
 
-/// What a host does.
+/// Whether a host is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
-    /// Nothing.
+    /// It has no processes.
     Off,
     /// It has just been switched on.
     Starting,
-    /// It runs.
+    /// Its processes run.
     On,
     /// Time stands still for it.
     Frozen,
@@ -73,7 +73,7 @@ impl Host {
         }
     }
 
-    /// Its name.
+    /// `h1`, `h2`, …, `witness` or `client`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -108,7 +108,7 @@ impl Host {
         self.name == CLIENT
     }
 
-    /// What it does.
+    /// Whether it is on: whether its control group has processes, or the client its network.
     #[must_use]
     pub fn power(&self) -> Power {
         if self.is_bare() {

@@ -36,7 +36,7 @@ pub struct Options {
     pub lab: String,
     /// Hosts with a vote.
     pub hosts: usize,
-    /// f.
+    /// f: how many faulty replicas are masked.
     pub faults: u16,
     /// Whether a witness decides between halves. Without one the hosts rely on fencing.
     pub witness: bool,
@@ -263,13 +263,13 @@ impl Lab {
         names::hosts(self.setup.hosts)
     }
 
-    /// All that boot.
+    /// The hosts and the witness: those that boot.
     pub fn booted(&self) -> impl Iterator<Item = String> {
         let witness = self.setup.witness.then(|| WITNESS.to_owned());
         self.voters().chain(witness)
     }
 
-    /// All.
+    /// All that have a network: the hosts, the witness and the client.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.booted().chain([CLIENT.to_owned()])
     }

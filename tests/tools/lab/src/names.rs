@@ -106,13 +106,13 @@ impl Places {
         })
     }
 
-    /// Its name.
+    /// The lab's name.
     #[must_use]
     pub fn lab(&self) -> &str {
         &self.lab
     }
 
-    /// Its state.
+    /// The folder with the lab's state.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         Path::new(STATE).join(&self.lab)
@@ -130,7 +130,7 @@ impl Places {
         self.state().join("tools")
     }
 
-    /// Its disks.
+    /// The folder with the hosts' disks.
     #[must_use]
     pub fn disks(&self) -> PathBuf {
         Path::new(DISKS).join(&self.lab)

@@ -19,25 +19,25 @@ pub struct Fault {
 /// From one host to another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Direction {
-    /// Who sends.
+    /// The sender.
     pub from: String,
-    /// Who receives.
+    /// The receiver.
     pub to: String,
 }
 
-/// All that is wrong.
+/// What is wrong with the links of a lab: cut, late, or losing frames.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     // A list: keys of JSON's objects are strings.
     faults: Vec<(Direction, Fault)>,
 }
 
-/// Which way.
+/// The directions of a link that a fault is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ways {
     /// From the first to the second only.
     One,
-    /// Both.
+    /// From each to the other.
     Both,
 }
 

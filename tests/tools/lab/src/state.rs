@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 /// A folder of the machine that hosts see, read-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shared {
-    /// On the machine.
+    /// The folder on this machine.
     pub source: PathBuf,
-    /// In every host.
+    /// Where every host sees it.
     pub target: PathBuf,
 }
 

@@ -13,7 +13,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// What a command in the guest said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
-    /// Its exit code.
+    /// The command's exit code.
     pub code: i32,
     /// Its output, both streams.
     pub output: String,

@@ -27,12 +27,11 @@ const BIDDABLE_MIN: usize = 32;
 /// How often a client goes to an item it has bid on instead of another one.
 const REVISIT_PROBABILITY: f64 = 0.25;
 
-/// An emulated client.
 pub(crate) struct Client {
     run: Arc<Run>,
-    /// To each gateway.
+    /// One to each gateway.
     connections: Vec<Connection>,
-    /// Which of them is in use.
+    /// The one in use.
     gateway: usize,
     /// Writes that were sent with a key.
     keys: u64,

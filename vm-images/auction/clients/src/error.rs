@@ -6,15 +6,15 @@ use spare_client::pages::PagesError;
 /// The run could not begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
-    /// The URL is none.
+    /// A URL is not one of plain HTTP.
     #[error("--url or --also: {0}")]
     Url(#[from] UrlError),
     /// The gateway does not answer.
     #[error("the gateway {url} does not answer: {source}\nIs the service up? See `spare status`.")]
     Unreachable {
-        /// The gateway.
+        /// The first gateway.
         url: String,
-        /// Why.
+        /// What the connection says.
         source: HttpError,
     },
     /// Something answers, but not the auction.
@@ -22,7 +22,7 @@ pub enum BenchError {
         "{url} does not answer like the auction: {what}\nIs the service up? See `spare status`."
     )]
     NotTheAuction {
-        /// The gateway.
+        /// The first gateway.
         url: String,
         /// What is wrong with the home page.
         what: String,

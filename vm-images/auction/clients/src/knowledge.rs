@@ -102,11 +102,9 @@ impl Knowledge {
 /// A bid that a client placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OwnBid {
-    /// Its number.
+    /// Its number, from the page that confirmed it.
     pub(crate) bid: u64,
-    /// On which item.
     pub(crate) item: u64,
-    /// By which user.
     pub(crate) user: u64,
     /// In cents.
     pub(crate) amount: u64,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 /// The most emulated clients: each holds a connection.
 const CLIENTS_MAX: i64 = 1_000;
 
-/// What to run.
+/// What a run does: the options of `spare bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchOptions {
     /// The gateway of the service

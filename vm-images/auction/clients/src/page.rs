@@ -49,16 +49,14 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// One row of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Row<'a> {
     /// Identifier of the section that it is in.
     pub(crate) section: Option<&'a str>,
-    /// Its attributes.
     pub(crate) attributes: Attributes<'a>,
 }
 
-/// What is on a page.
+/// What a program needs of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Page<'a> {
     /// Attributes of `<main>`.
@@ -68,8 +66,6 @@ pub(crate) struct Page<'a> {
 }
 
 impl<'a> Page<'a> {
-    /// Reads a page.
-    ///
     /// # Errors
     /// When it has not exactly one `<main>`.
     pub(crate) fn parse(text: &'a str) -> Result<Page<'a>, WrongPage> {

@@ -35,7 +35,6 @@ impl Size {
 /// One page to ask for, and what its `<main>` must then say.
 #[derive(Clone, Debug)]
 pub(crate) struct PageRequest {
-    /// Which page.
     pub(crate) interaction: Interaction,
     /// Names and values of the query or the form.
     pub(crate) parameters: Vec<(&'static str, String)>,
@@ -54,7 +53,6 @@ impl PageRequest {
         }
     }
 
-    /// Adds a parameter.
     #[must_use]
     pub(crate) fn with(mut self, name: &'static str, value: impl ToString) -> PageRequest {
         self.parameters.push((name, value.to_string()));

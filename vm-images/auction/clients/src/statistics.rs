@@ -12,7 +12,6 @@ const PROBLEMS_MAX: usize = 10;
 /// What came of one request that was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The right page.
     Right,
     /// A right refusal, with its reason: another client was faster.
     Refused(String),
@@ -27,7 +26,6 @@ pub(crate) struct Latencies {
 }
 
 impl Latencies {
-    /// Adds one.
     pub(crate) fn add(&mut self, latency: Duration) {
         self.us
             .push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
@@ -37,7 +35,6 @@ impl Latencies {
         self.us.extend_from_slice(&other.us);
     }
 
-    /// How many there are.
     #[must_use]
     pub(crate) fn count(&self) -> usize {
         self.us.len()
@@ -144,7 +141,7 @@ impl Statistics {
         merged
     }
 
-    /// Sums it all up.
+    /// What was counted, with what is known of the run itself.
     pub(crate) fn report(&self, of: RunFacts) -> BenchReport {
         let all = self.merged(|_| true);
         let reads = self.merged(|i| !i.is_write());
@@ -195,15 +192,15 @@ pub(crate) struct RunFacts {
 /// The outcome of `spare bench`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchReport {
-    /// The gateway.
+    /// The first gateway.
     pub url: String,
-    /// Emulated clients.
+    /// How many clients there were.
     pub clients: usize,
     /// What the clients' choices were drawn from.
     pub seed: u64,
-    /// Requests sent.
+    /// Requests sent, answered or not.
     pub requests: u64,
-    /// How long it took.
+    /// From the first request to the last reply.
     pub seconds: f64,
     /// Answered requests a second.
     pub requests_per_s: f64,
@@ -211,9 +208,9 @@ pub struct BenchReport {
     pub read_share: f64,
     /// From sending a request to having its whole page.
     pub latency_ms: Percentiles,
-    /// The same of reads alone.
+    /// Latencies of requests that change nothing.
     pub latency_read_ms: Percentiles,
-    /// The same of writes alone.
+    /// Latencies of requests that write.
     pub latency_write_ms: Percentiles,
     /// Requests without an answer: connection failures, time-outs, status 500 and above.
     pub errors: u64,
@@ -221,11 +218,11 @@ pub struct BenchReport {
     pub wrong_pages: u64,
     /// Right refusals by reason: another client was faster.
     pub refusals: BTreeMap<String, u64>,
-    /// Connections opened.
+    /// Connections opened by all clients; more than clients if some broke.
     pub connections: u64,
     /// Whether the run ended early because nothing was answered any more.
     pub gave_up: bool,
-    /// By page interaction.
+    /// Counts and latencies by the name of the interaction.
     pub by_interaction: BTreeMap<String, InteractionReport>,
     /// The first few errors and wrong pages.
     pub problems: Vec<String>,
@@ -234,9 +231,9 @@ pub struct BenchReport {
 /// The share of one interaction in a [`BenchReport`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InteractionReport {
-    /// Answered requests.
+    /// Answered requests to it.
     pub requests: u64,
-    /// Their latency.
+    /// From sending a request to having its whole page.
     pub latency_ms: Percentiles,
 }
 
@@ -247,7 +244,7 @@ impl BenchReport {
         self.errors == 0 && self.wrong_pages == 0 && !self.gave_up
     }
 
-    /// The report as text.
+    /// The report for a person.
     #[must_use]
     pub fn render(&self) -> String {
         let refused: u64 = self.refusals.values().sum();

@@ -16,7 +16,6 @@ use std::time::Duration;
 /// What a client does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Step {
-    /// Loads a page.
     To(Interaction),
     /// Loads the page before this one again.
     Back,
@@ -221,7 +220,6 @@ pub(crate) struct TransitionTable {
 }
 
 impl TransitionTable {
-    /// The table of a mix.
     #[must_use]
     pub(crate) fn new(mix: Mix) -> TransitionTable {
         let columns = Interaction::ALL.map(|from| column(mix, from)).to_vec();

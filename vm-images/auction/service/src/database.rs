@@ -34,7 +34,7 @@ pub enum DatabaseError {
     /// What should say where it is does not.
     #[error("\"{text}\" is no PostgreSQL connection string")]
     Address {
-        /// What was given.
+        /// What was given as one.
         text: String,
         /// What is wrong with it.
         source: tokio_postgres::Error,
@@ -51,7 +51,7 @@ pub enum DatabaseError {
     /// A statement fails.
     #[error("cannot run the statement {query:?}: {what}")]
     Statement {
-        /// The statement.
+        /// The statement's name.
         query: Query,
         /// What the database says.
         what: String,
@@ -65,7 +65,7 @@ struct Connection {
     in_use: AtomicUsize,
 }
 
-/// All connections.
+/// The connections of the service, opened once and never again.
 pub struct Database {
     readers: Vec<Connection>,
     writer: Connection,

@@ -98,7 +98,7 @@ impl Page {
         self
     }
 
-    /// The whole document.
+    /// The page from `<!DOCTYPE html>` to `</html>`.
     #[must_use]
     pub fn finish(self) -> String {
         let mut page = Html(String::with_capacity(self.body.0.len() + 2048));

@@ -50,7 +50,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// For tests.
+    /// A thousand users, for tests and the demo.
     pub const TINY: Self = Self {
         users: 1_000,
         items: 1_000,

@@ -37,7 +37,7 @@ pub struct Agreed {
     pub now: Moment,
     /// The only source of randomness.
     pub seed: [u8; 32],
-    /// Read or write.
+    /// How the request was ordered.
     pub class: Class,
 }
 
@@ -185,12 +185,12 @@ impl Parameters {
     }
 }
 
-/// One request.
+/// One request, as the pages see it.
 #[derive(Debug)]
 pub struct Request {
-    /// What was asked for.
+    /// The page that is asked for.
     pub interaction: Interaction,
-    /// With which parameters.
+    /// The parameters of the query or the form, not checked yet.
     pub parameters: Parameters,
     /// When, and with which seed.
     pub agreed: Agreed,

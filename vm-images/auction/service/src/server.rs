@@ -52,7 +52,7 @@ pub enum ServeError {
     Listen {
         /// `Unix socket` or `address`.
         kind: &'static str,
-        /// Where.
+        /// The address or the path.
         at: String,
         /// What the system says.
         source: io::Error,
@@ -60,7 +60,7 @@ pub enum ServeError {
     /// Only its owner could connect.
     #[error("cannot open {at} to other users")]
     Open {
-        /// The socket.
+        /// The path of the socket.
         at: String,
         /// What the system says.
         source: io::Error,
@@ -68,7 +68,7 @@ pub enum ServeError {
     /// What is in the place of the socket cannot be looked at.
     #[error("cannot look at {}", .path.display())]
     Look {
-        /// The path.
+        /// The path that was to be listened at.
         path: PathBuf,
         /// What the system says.
         source: io::Error,
@@ -82,7 +82,7 @@ pub enum ServeError {
     /// What a service left behind cannot be removed.
     #[error("cannot remove the stale socket {}", .path.display())]
     Remove {
-        /// The path.
+        /// The path that was to be listened at.
         path: PathBuf,
         /// What the system says.
         source: io::Error,

@@ -56,13 +56,12 @@ struct Pair {
     ratio: f64,
 }
 
-/// The outcome.
 #[derive(Serialize)]
 struct Report {
     clients: u16,
     sync_delay_ms: u64,
     pairs: Vec<Pair>,
-    /// Medians.
+    /// Medians of the rounds.
     memory_requests_per_s: f64,
     disk_requests_per_s: f64,
     ratio: f64,

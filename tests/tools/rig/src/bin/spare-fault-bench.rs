@@ -68,7 +68,6 @@ impl Load {
     }
 }
 
-/// The outcome.
 #[derive(Serialize)]
 struct Report {
     faults: Vec<FaultTimeline>,

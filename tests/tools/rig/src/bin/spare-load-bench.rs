@@ -46,7 +46,6 @@ enum Choice {
     Process,
 }
 
-/// The outcome.
 #[derive(Serialize)]
 struct Report {
     hypervisor: String,
