@@ -55,10 +55,10 @@ fn answer(lab: &Lab, connection: &UnixStream) -> Result<String> {
             }
         },
     }
-    carry_out(lab, action, host)
+    switch(lab, action, host)
 }
 
-fn carry_out(lab: &Lab, action: Action, host: &str) -> Result<String> {
+fn switch(lab: &Lab, action: Action, host: &str) -> Result<String> {
     let ok = || "ok".to_owned();
     if action == Action::Monitor {
         return Ok(ok());

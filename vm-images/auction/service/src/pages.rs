@@ -1,4 +1,4 @@
-//! The pages, one module for each part of the auction ([`parts`] and [`login`] have what they share).
+//! The pages, one module for each part of the auction; `parts` and `login` have what they share.
 //!
 //! Queries that do not need each other's results are awaited together (`join`), so that they travel
 //! to the database together. Their errors are then looked at in a fixed order: `try_join` would
