@@ -1,7 +1,7 @@
 //! `spare backup`, `spare restore` and `spare begin-anew`.
 
-use crate::admin::Admin;
 use anyhow::{anyhow, Context, Result};
+use spare_client::admin::Admin;
 use spare_store::{read_backup, Manifest};
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,7 +17,7 @@ const MANAGER: &str = "spare-manager";
 ///
 /// # Errors
 /// When the manager cannot, when the file cannot be written, and when what arrived is damaged.
-pub async fn write(admin: &Admin, file: &Path) -> Result<Manifest> {
+pub(crate) async fn write(admin: &Admin, file: &Path) -> Result<Manifest> {
     let mut name = file.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
@@ -45,7 +45,7 @@ async fn receive(admin: &Admin, new: &Path) -> Result<Manifest> {
 
 /// What was written, in words.
 #[must_use]
-pub fn render(file: &Path, manifest: &Manifest) -> String {
+pub(crate) fn render(file: &Path, manifest: &Manifest) -> String {
     let root = manifest.root.map(|root| format!(", root {}", root.short()));
     let bytes = std::fs::metadata(file).map_or(0, |m| m.len());
     format!(
@@ -60,7 +60,7 @@ pub fn render(file: &Path, manifest: &Manifest) -> String {
 ///
 /// # Errors
 /// When there is no such program.
-pub fn restore(config: &Path, file: &Path) -> Result<bool> {
+pub(crate) fn restore(config: &Path, file: &Path) -> Result<bool> {
     run_manager(config, &["--restore".as_ref(), file.as_os_str()])
 }
 
@@ -68,7 +68,7 @@ pub fn restore(config: &Path, file: &Path) -> Result<bool> {
 ///
 /// # Errors
 /// When there is no such program.
-pub fn begin_anew(config: &Path) -> Result<bool> {
+pub(crate) fn begin_anew(config: &Path) -> Result<bool> {
     run_manager(config, &["--begin-anew".as_ref()])
 }
 

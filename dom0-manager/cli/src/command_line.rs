@@ -1,16 +1,16 @@
 //! The command line of `spare`: its subcommands, each from its arguments to what it prints.
 
-use crate::admin::{Admin, DEFAULT_SOCKET, EVENTS_WAIT_MS};
 use crate::backup;
-use crate::bench::{self, BenchOptions, Monitor};
 use crate::hosts::HostCommand;
 use crate::init::{self, InitOptions};
-use crate::replay::{self, ReplayOptions};
-use crate::status;
-use anyhow::anyhow;
+use crate::manager::Manager;
+use crate::output::{print, show, write_report};
+use anyhow::{anyhow, Result};
 use clap::{Parser, Subcommand};
-use serde::Serialize;
-use std::io::Write;
+use spare_auction_clients::{BenchOptions, Monitor};
+use spare_client::admin::{Admin, EVENTS_WAIT_MS};
+use spare_client::render;
+use spare_replay::ReplayOptions;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -137,20 +137,6 @@ enum Fence {
     },
 }
 
-/// Which replica manager.
-#[derive(clap::Args)]
-pub(crate) struct Manager {
-    /// The manager's admin socket
-    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
-    admin: PathBuf,
-}
-
-impl Manager {
-    pub(crate) fn connect(&self) -> Admin {
-        Admin::new(&self.admin)
-    }
-}
-
 /// Runs the subcommand that this process was called with.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -180,16 +166,12 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Runs a command; false means that it did its work and found something wrong.
-async fn execute(command: Command) -> anyhow::Result<bool> {
+async fn execute(command: Command) -> Result<bool> {
     match command {
-        Command::Init(options) => {
-            let written = init::run(&options).map_err(|e| anyhow!("{e:#}"))?;
-            print(&written)?;
-            Ok(true)
-        }
+        Command::Init(options) => done(&init::run(&options).map_err(|e| anyhow!("{e:#}"))?),
         Command::Status { manager, json } => {
             let status = manager.connect().status().await?;
-            show(json, &status, || status::render_status(&status))?;
+            show(json, &status, || render::status(&status))?;
             Ok(true)
         }
         Command::Events {
@@ -200,61 +182,66 @@ async fn execute(command: Command) -> anyhow::Result<bool> {
         } => events(&manager.connect(), follow, after, json).await,
         Command::Scrub { manager, json } => {
             let report = manager.connect().scrub().await?;
-            show(json, &report, || status::render_scrub(&report))?;
+            show(json, &report, || render::scrub(&report))?;
             Ok(report.equal)
         }
         Command::Backup { manager, file } => {
             let manifest = backup::write(&manager.connect(), &file).await?;
-            print(&backup::render(&file, &manifest))?;
-            Ok(true)
+            done(&backup::render(&file, &manifest))
         }
         Command::Restore { config, file } => backup::restore(&config, &file),
         Command::BeginAnew { config } => backup::begin_anew(&config),
-        Command::Fence {
-            what: Fence::Confirm { manager, host },
-        } => {
-            manager.connect().confirm_fence(&host).await?;
-            print(&format!(
-                "the group goes on without host {host} once all other missing hosts are off too\n"
-            ))?;
-            Ok(true)
-        }
-        Command::AcceptLoss { manager, host } => {
-            manager.connect().accept_loss(&host).await?;
-            print(&format!(
-                "the group goes on without what host {host} had on disk, once it waits for no other\n"
-            ))?;
-            Ok(true)
-        }
-        Command::Host { what } => {
-            print(&what.run().await?)?;
-            Ok(true)
-        }
+        Command::Fence { what } => confirm_fence(what).await,
+        Command::AcceptLoss { manager, host } => accept_loss(&manager.connect(), &host).await,
+        Command::Host { what } => done(&what.run().await?),
         Command::Stop { manager } => {
             manager.connect().stop().await?;
-            print("stopped: the service is down and its replicas are destroyed; its state is on disk\n")?;
-            Ok(true)
+            done("stopped: the service is down and its replicas are destroyed; its state is on disk\n")
         }
         Command::Bench {
             options,
             json,
             strict,
-        } => {
-            let report = bench::run(options, Arc::new(Monitor::default())).await?;
-            print(&report.render())?;
-            write_report(json.as_deref(), &report)?;
-            Ok(!report.gave_up && (!strict || report.is_clean()))
-        }
-        Command::Replay { options, json } => {
-            let report = replay::run(options).await?;
-            print(&report.render())?;
-            write_report(json.as_deref(), &report)?;
-            Ok(report.differences == 0)
-        }
+        } => bench(options, json.as_deref(), strict).await,
+        Command::Replay { options, json } => replay(options, json.as_deref()).await,
     }
 }
 
-async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> anyhow::Result<bool> {
+/// Says what was done.
+fn done(text: &str) -> Result<bool> {
+    print(text)?;
+    Ok(true)
+}
+
+async fn confirm_fence(Fence::Confirm { manager, host }: Fence) -> Result<bool> {
+    manager.connect().confirm_fence(&host).await?;
+    done(&format!(
+        "the group goes on without host {host} once all other missing hosts are off too\n"
+    ))
+}
+
+async fn accept_loss(admin: &Admin, host: &str) -> Result<bool> {
+    admin.accept_loss(host).await?;
+    done(&format!(
+        "the group goes on without what host {host} had on disk, once it waits for no other\n"
+    ))
+}
+
+async fn bench(options: BenchOptions, json: Option<&Path>, strict: bool) -> Result<bool> {
+    let report = spare_auction_clients::run(options, Arc::new(Monitor::default())).await?;
+    print(&report.render())?;
+    write_report(json, &report)?;
+    Ok(!report.gave_up && (!strict || report.is_clean()))
+}
+
+async fn replay(options: ReplayOptions, json: Option<&Path>) -> Result<bool> {
+    let report = spare_replay::run(options).await?;
+    print(&report.render())?;
+    write_report(json, &report)?;
+    Ok(report.differences == 0)
+}
+
+async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> Result<bool> {
     let wait_ms = if follow { EVENTS_WAIT_MS } else { 0 };
     loop {
         let events = admin.events(after, wait_ms).await?;
@@ -262,7 +249,7 @@ async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> anyh
             if json {
                 print(&(serde_json::to_string(event)? + "\n"))?;
             } else {
-                print(&(status::render_event(event) + "\n"))?;
+                print(&(render::event(event) + "\n"))?;
             }
         }
         // Numbers only ever grow, so this ends when there are no more.
@@ -273,27 +260,4 @@ async fn events(admin: &Admin, follow: bool, mut after: u64, json: bool) -> anyh
             _ => return Ok(true),
         }
     }
-}
-
-fn show<T: Serialize>(json: bool, value: &T, text: impl FnOnce() -> String) -> anyhow::Result<()> {
-    if json {
-        print(&(serde_json::to_string_pretty(value)? + "\n"))
-    } else {
-        print(&text())
-    }
-}
-
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
-}
-
-fn write_report<T: Serialize>(path: Option<&Path>, report: &T) -> anyhow::Result<()> {
-    let Some(path) = path else {
-        return Ok(());
-    };
-    let text = serde_json::to_string_pretty(report)? + "\n";
-    std::fs::write(path, text).map_err(|e| anyhow!("--json: cannot write {}: {e}", path.display()))
 }

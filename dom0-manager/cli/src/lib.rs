@@ -1,19 +1,15 @@
-//! The operator's command `spare`, as a library: what its subcommands do, callable from tests.
+//! The operator's command `spare`: what its subcommands do.
 //!
-//! It talks to a running replica manager over the admin API ([`admin`]), loads a gateway with
-//! emulated clients ([`bench`]) and holds what clients were told against a trusted replica
-//! ([`replay`]). Before all that it writes what several hosts need ([`init`]), and later changes which
-//! there are (`hosts`). It never touches replicas or logs of a running service.
+//! It writes what several hosts need (`init`) and later changes which there are (`hosts`), talks to a running
+//! replica manager over its admin API ([`spare_client::admin`]), loads a gateway with emulated clients
+//! ([`spare_auction_clients`]) and holds what clients were told against a trusted replica ([`spare_replay`]). It
+//! never touches replicas or logs of a running service, and nobody links it but its own program and the fuzzer.
 
-pub mod admin;
-pub mod backup;
-pub mod bench;
+mod backup;
 pub mod command_line;
+#[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod hosts;
-pub mod http;
-pub mod init;
-pub mod pages;
-pub mod replay;
-pub mod status;
-mod time;
+mod init;
+mod manager;
+mod output;

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
 use spare_core::{Input, Standing};
+use spare_protocol::admin as calls;
 use spare_protocol::admin::{
     Counters, DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus,
     Status,
@@ -229,16 +230,16 @@ type Answered = Result<Response, Unavailable>;
 /// The API's routes.
 pub(crate) fn router(api: Arc<AdminApi>) -> Router {
     Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/events", get(events))
-        .route("/v1/faults", get(faults))
-        .route("/v1/scrub", post(scrub))
-        .route("/v1/backup", post(backup))
-        .route("/v1/fence/confirm", post(confirm_fence))
-        .route("/v1/loss/accept", post(accept_loss))
-        .route("/v1/host/drain", post(drain))
-        .route("/v1/host/fill", post(fill))
-        .route("/v1/stop", post(stop))
+        .route(calls::STATUS.path, get(status))
+        .route(calls::EVENTS.path, get(events))
+        .route(calls::FAULTS.path, get(faults))
+        .route(calls::SCRUB.path, post(scrub))
+        .route(calls::BACKUP.path, post(backup))
+        .route(calls::FENCE_CONFIRM.path, post(confirm_fence))
+        .route(calls::LOSS_ACCEPT.path, post(accept_loss))
+        .route(calls::HOST_DRAIN.path, post(drain))
+        .route(calls::HOST_FILL.path, post(fill))
+        .route(calls::STOP.path, post(stop))
         .with_state(api)
 }
 

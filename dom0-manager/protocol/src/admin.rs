@@ -1,16 +1,61 @@
-//! What the replica manager tells operators over its admin API, as JSON.
-//!
-//! | call | answer |
-//! |---|---|
-//! | `GET /v1/status` | [`Status`] |
-//! | `GET /v1/events?after=N&wait_ms=M` | the [`Event`]s numbered above N; waits up to M for the first |
-//! | `GET /v1/faults` | every [`FaultTimeline`] since the start, bounded in number |
-//! | `POST /v1/scrub` | orders a scrub, waits for it: [`ScrubReport`] |
-//! | `POST /v1/backup` | makes a snapshot of now: the file, not JSON (`docs/store.md`) |
-//! | `POST /v1/fence/confirm?host=H` | an operator says that host H is off: `{}` |
-//! | `POST /v1/stop` | stops the service and destroys its replicas: `{}` |
+//! The calls of the replica manager's admin API, and what it answers to them, as JSON.
 
 use serde::{Deserialize, Serialize};
+use std::marker::PhantomData;
+
+/// A call of the admin API that is answered with an `A`: an HTTP request without a body, whose parameters are
+/// in its query. The manager's routes and its clients both go by these.
+#[derive(Debug)]
+pub struct Call<A> {
+    /// `GET` if it changes nothing, `POST` if it does.
+    pub method: &'static str,
+    /// The path, without the query.
+    pub path: &'static str,
+    answer: PhantomData<fn() -> A>,
+}
+
+impl<A> Call<A> {
+    const fn get(path: &'static str) -> Call<A> {
+        Call {
+            method: "GET",
+            path,
+            answer: PhantomData,
+        }
+    }
+
+    const fn post(path: &'static str) -> Call<A> {
+        Call {
+            method: "POST",
+            path,
+            answer: PhantomData,
+        }
+    }
+}
+
+/// The state of the deployment.
+pub const STATUS: Call<Status> = Call::get("/v1/status");
+/// The events numbered above `after`, for the first of which it waits up to `wait_ms`.
+pub const EVENTS: Call<Vec<Event>> = Call::get("/v1/events");
+/// How every fault since the start was dealt with, bounded in number.
+pub const FAULTS: Call<Vec<FaultTimeline>> = Call::get("/v1/faults");
+/// Orders a scrub and waits for it.
+pub const SCRUB: Call<ScrubReport> = Call::post("/v1/scrub");
+/// Makes a snapshot of now, and is answered with the file, which is not JSON (`docs/store.md`).
+pub const BACKUP: Call<Vec<u8>> = Call::post("/v1/backup");
+/// An operator says that `host` is off.
+pub const FENCE_CONFIRM: Call<Nothing> = Call::post("/v1/fence/confirm");
+/// An operator says that the disk of `host` is gone for good.
+pub const LOSS_ACCEPT: Call<Nothing> = Call::post("/v1/loss/accept");
+/// Other hosts take the places of the replicas of `host`.
+pub const HOST_DRAIN: Call<Nothing> = Call::post("/v1/host/drain");
+/// `host` gets its share of the replicas again.
+pub const HOST_FILL: Call<Nothing> = Call::post("/v1/host/fill");
+/// Stops the service and destroys its replicas.
+pub const STOP: Call<Nothing> = Call::post("/v1/stop");
+
+/// `{}`: done, and there is nothing to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nothing {}
 
 /// The state of one deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

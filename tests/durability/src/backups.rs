@@ -4,6 +4,7 @@ use crate::suite::Suite;
 use crate::trial;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
+use std::path::Path;
 use std::process::Command;
 
 pub(crate) fn trials() -> Vec<Trial> {
@@ -11,6 +12,23 @@ pub(crate) fn trials() -> Vec<Trial> {
         "a_backup_made_while_serving_starts_the_group_again",
         backup_and_restore,
     )]
+}
+
+/// `spare backup FILE`, which checks what it wrote; returns what it says.
+pub(crate) fn backup(suite: &Suite, file: &Path) -> Result<String> {
+    let made = Command::new(spare_rig::binaries()?.join("spare"))
+        .arg("backup")
+        .arg("--admin")
+        .arg(suite.deployment.admin_socket())
+        .arg(file)
+        .output()?;
+    let text = String::from_utf8_lossy(&made.stdout).into_owned();
+    ensure!(
+        made.status.success() && text.contains("checked"),
+        "{text}{}",
+        String::from_utf8_lossy(&made.stderr)
+    );
+    Ok(text)
 }
 
 async fn backup_and_restore(suite: &mut Suite) -> Result<()> {
@@ -22,24 +40,12 @@ async fn backup_and_restore(suite: &mut Suite) -> Result<()> {
     during.wait_for(20).await?;
     let program = spare_rig::binaries()?.join("spare");
     let file = suite.deployment.folder().join("auction.backup");
-    let made = Command::new(&program)
-        .arg("backup")
-        .arg("--admin")
-        .arg(suite.deployment.admin_socket())
-        .arg(&file)
-        .output()?;
-    let text = String::from_utf8_lossy(&made.stdout).into_owned();
-    ensure!(
-        made.status.success() && text.contains("checked"),
-        "{text}{}",
-        String::from_utf8_lossy(&made.stderr)
-    );
-    println!("{}", text.trim());
+    println!("{}", backup(suite, &file)?.trim());
     let writes = during.close().await?;
     let gateway = suite.gateway();
     suite.book.check(&gateway, &writes).await?;
 
-    let restore = |file: &std::path::Path, suite: &Suite| -> Result<(bool, String)> {
+    let restore = |file: &Path, suite: &Suite| -> Result<(bool, String)> {
         let done = Command::new(&program)
             .arg("restore")
             .arg("--config")

@@ -8,7 +8,7 @@ use anyhow::{bail, ensure, Context, Result};
 use futures_util::future::try_join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spare_cli::http::{form_encode, Address, Connection, HttpError, Reply, Request};
+use spare_client::http::{form_encode, Address, Connection, HttpError, Reply, Request};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,7 +53,6 @@ pub(crate) struct Book {
     pub(crate) retried: u64,
 }
 
-/// Clients at work.
 pub(crate) struct Clients {
     stop: Arc<AtomicBool>,
     pub(crate) answered: Arc<AtomicU64>,
@@ -75,7 +74,7 @@ pub(crate) enum Got {
 }
 
 pub(crate) fn connection(gateway: &str) -> Result<Connection> {
-    let address = Address::from_url(gateway).map_err(anyhow::Error::msg)?;
+    let address = Address::from_url(gateway)?;
     Ok(Connection::new(address, LIMIT))
 }
 

@@ -64,7 +64,7 @@ async fn disk_use(suite: &mut Suite) -> Result<()> {
             seat.seat
         );
     }
-    let text = spare_cli::status::render_status(&status);
+    let text = spare_client::render::status(&status);
     ensure!(text.contains("TOTAL") && text.contains("iB"), "{text}");
     Ok(())
 }
@@ -374,7 +374,7 @@ fn memory() -> Result<()> {
             "{log}"
         );
         let status = suite.complete().await?;
-        let text = spare_cli::status::render_status(&status);
+        let text = spare_client::render::status(&status);
         ensure!(text.contains("NOT DURABLE"), "{text}");
         suite.deployment.kill_everything()?;
         suite.revive().await?;

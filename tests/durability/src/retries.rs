@@ -1,11 +1,12 @@
 //! `Idempotency-Key`: a retry gets the first answer, over any restart.
 
+use crate::backups::backup;
 use crate::book::{comment, connection, text};
 use crate::suite::Suite;
 use crate::trial;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
-use spare_cli::http::{Connection, Reply, Request};
+use spare_client::http::{Connection, Reply, Request};
 
 const METHODS: [&str; 4] = ["POST", "PUT", "PATCH", "DELETE"];
 
@@ -49,7 +50,7 @@ async fn retries(suite: &mut Suite) -> Result<()> {
         match when {
             "after a snapshot" => {
                 let file = suite.deployment.folder().join("retries.backup");
-                spare_cli::backup::write(&suite.deployment.admin(), &file).await?;
+                backup(suite, &file)?;
             }
             "after everything was killed" => {
                 suite.deployment.kill_everything()?;

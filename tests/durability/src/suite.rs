@@ -86,7 +86,6 @@ fn runtime() -> Result<Runtime> {
         .build()?)
 }
 
-/// Ends the deployment.
 pub(crate) fn end() {
     *SUITE.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
@@ -149,7 +148,6 @@ impl Suite {
         self.deployment.gateway().to_owned()
     }
 
-    /// Starts clients.
     pub(crate) fn load(&mut self) -> Clients {
         let gateway = self.gateway();
         let seed = rand::Rng::random(&mut self.random);

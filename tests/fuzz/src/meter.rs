@@ -4,9 +4,9 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fmt;
 
-/// One KiB.
+/// In bytes.
 pub const KIB: usize = 1 << 10;
-/// One MiB.
+/// In bytes.
 pub const MIB: usize = 1 << 20;
 /// What nothing here ever needs. A decoder that wants more is refused, which ends the program before
 /// it drags the machine down.
@@ -80,7 +80,7 @@ fn gave_back(bytes: usize) {
 pub struct Limit {
     /// For each byte of input.
     pub per_byte: usize,
-    /// Whatever the input.
+    /// What may be taken whatever the input; bytes.
     pub fixed: usize,
 }
 

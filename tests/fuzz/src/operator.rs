@@ -4,9 +4,9 @@ use crate::meter::{within, Limit, KIB, MIB};
 use crate::protocol::RECORDS;
 use crate::script::{parts, records};
 use bytes::Bytes;
-use spare_cli::decoders::{self, Answer, CALLS};
-use spare_cli::http::Address;
-use spare_cli::pages::{Pages, RecordedPage};
+use spare_client::decoders::{self, Answer, CALLS};
+use spare_client::http::Address;
+use spare_client::pages::{Pages, RecordedPage};
 use spare_protocol::{decode, encode, Class, Hash, Position};
 use spare_store::LogRecord;
 use std::io::Cursor;
@@ -87,7 +87,7 @@ pub fn replay_difference(bytes: &[u8]) {
     let Ok(page) = page else { return };
     assert_eq!(decode(&encode(&page)).as_ref(), Ok(&page));
     let reply = Bytes::copy_from_slice(next());
-    if let Some(text) = decoders::difference(&record, &page, reply) {
+    if let Some(text) = spare_replay::decoders::difference(&record, &page, reply) {
         assert!(!text.is_empty());
     }
 }
@@ -95,12 +95,15 @@ pub fn replay_difference(bytes: &[u8]) {
 /// A page of the auction, as an emulated client checks it.
 pub fn auction_page(bytes: &[u8]) {
     let body = Bytes::copy_from_slice(bytes);
-    within(PAGE, bytes.len(), || decoders::auction_page(200, body));
+    within(PAGE, bytes.len(), || {
+        spare_auction_clients::decoders::auction_page(200, body)
+    });
     let main = b"<title>x \xc2\xb7 Auction</title><main data-page=\"AboutMe\" ".as_slice();
     let whole = [main, bytes, b"</html>"].concat();
     for status in [200, 409] {
         // Whether it is a page does not matter here, only that it is read.
-        let _ = decoders::auction_page(status, Bytes::copy_from_slice(&whole));
+        let _ =
+            spare_auction_clients::decoders::auction_page(status, Bytes::copy_from_slice(&whole));
     }
 }
 

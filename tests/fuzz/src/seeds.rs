@@ -726,7 +726,7 @@ fn admin_answers() -> Vec<Seed> {
 }
 
 fn replay_difference() -> Vec<u8> {
-    let page = spare_cli::pages::RecordedPage {
+    let page = spare_client::pages::RecordedPage {
         position: Some(Position(1)),
         request: "POST /bid?a=b".into(),
         status: 200,

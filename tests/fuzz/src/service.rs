@@ -3,9 +3,9 @@
 use crate::meter::{within, Limit, KIB};
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use spare_auction::html::Html;
-use spare_auction::interactions::Interaction;
 use spare_auction::money::Money;
 use spare_auction::request::{Agreed, Parameters, HEADER_CLASS, HEADER_SEED, HEADER_TIME};
+use spare_auction_interactions::Interaction;
 
 /// A name of one byte takes 56 with its empty value, three times that while the list moves.
 pub const FORM: Limit = Limit::new(128, 4 * KIB);

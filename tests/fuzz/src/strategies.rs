@@ -6,7 +6,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use spare_cli::pages::RecordedPage;
+use spare_client::pages::RecordedPage;
 use spare_protocol::admin::{
     Conviction, ConvictionReason, Counters, DiskStatus, Event, EventKind, FaultTimeline,
     HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus, Status, VoteStatus,

@@ -23,7 +23,7 @@ enum Fate {
     Convicted,
     /// It is of no use any more, by whatever way that is noticed.
     Gone,
-    /// It may cope.
+    /// The replica may cope with it, or be convicted.
     Any,
 }
 

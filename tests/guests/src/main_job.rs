@@ -4,7 +4,7 @@ use crate::suite::{ensure_clean, Part, Scale, Suite};
 use crate::trial;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
-use spare_cli::replay::{self, ReplayOptions};
+use spare_replay::ReplayOptions;
 use std::time::Duration;
 
 pub(crate) fn trials(scale: Scale) -> Vec<Trial> {
@@ -104,7 +104,7 @@ fn a_paused_guest_uses_no_cpu(suite: &mut Suite) -> Result<()> {
 
 fn status_shows_everything(suite: &mut Suite) -> Result<()> {
     let status = suite.wait_until_complete()?;
-    let text = spare_cli::status::render_status(&status);
+    let text = spare_client::render::status(&status);
     println!("{text}");
     let mut wanted = vec!["SERVING".to_owned(), "active".into(), "passive".into()];
     wanted.extend(status.hosts.iter().map(|h| h.name.clone()));
@@ -126,7 +126,7 @@ fn status_shows_everything(suite: &mut Suite) -> Result<()> {
 }
 
 fn the_oracle_agrees(suite: &mut Suite) -> Result<()> {
-    let report = suite.runtime.block_on(replay::run(ReplayOptions {
+    let report = suite.runtime.block_on(spare_replay::run(ReplayOptions {
         log: suite.deployment.ordered_log(),
         pages: suite.records.clone(),
         image: suite.deployment.image(),

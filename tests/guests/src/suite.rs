@@ -1,7 +1,7 @@
 //! The deployment that all tests share, and what they do with it.
 
 use anyhow::{ensure, Context, Result};
-use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
+use spare_auction_clients::{BenchOptions, BenchReport, Monitor};
 use spare_protocol::admin::{Event, EventKind, ReplicaState, Status};
 use spare_rig::{Deployment, Door, Hypervisor, Options};
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ pub(crate) struct Suite {
 
 /// A load that runs in the background.
 pub(crate) struct Loading {
-    run: tokio::task::JoinHandle<Result<BenchReport, bench::BenchError>>,
+    run: tokio::task::JoinHandle<Result<BenchReport, spare_auction_clients::BenchError>>,
     monitor: Arc<Monitor>,
 }
 
@@ -62,7 +62,6 @@ pub(crate) fn with_suite(test: impl FnOnce(&mut Suite) -> Result<()>) -> Result<
     suite.as_mut().map_or(Ok(()), test)
 }
 
-/// Ends the deployment.
 pub(crate) fn end() {
     *SUITE.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
@@ -138,7 +137,9 @@ impl Suite {
             ..BenchOptions::default()
         };
         let monitor = Arc::<Monitor>::default();
-        let run = self.runtime.spawn(bench::run(options, monitor.clone()));
+        let run = self
+            .runtime
+            .spawn(spare_auction_clients::run(options, monitor.clone()));
         Loading { run, monitor }
     }
 

@@ -71,7 +71,7 @@ fn random_steps(service: &Service<'_>) -> Result<()> {
         let pause = random.random_range(STEP_MS);
         std::thread::sleep(Duration::from_millis(pause));
     }
-    put_right(service.lab)?;
+    heal(service.lab)?;
     let back = service.wait_until_complete(RETURN_LIMIT)?;
     println!("everything is there {back:.1?} after all was put right");
     load.finish()?;
@@ -108,7 +108,7 @@ fn take(lab: &Lab, random: &mut StdRng) -> Result<()> {
     }
 }
 
-fn put_right(lab: &Lab) -> Result<()> {
+fn heal(lab: &Lab) -> Result<()> {
     lab.heal(None)?;
     for name in lab.voters() {
         let host = lab.host(&name)?;

@@ -7,8 +7,8 @@ use anyhow::{bail, ensure, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use spare_cli::bench::{self, BenchOptions, BenchReport, Monitor};
-use spare_cli::http::{form_encode, Address, Connection, Reply, Request};
+use spare_auction_clients::{BenchOptions, BenchReport, Monitor};
+use spare_client::http::{form_encode, Address, Connection, Reply, Request};
 use spare_lab::names::CLIENT;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -24,7 +24,7 @@ const LISTS: std::ops::RangeInclusive<u64> = 2..=1000;
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
-/// Between attempts.
+/// The pause between two attempts.
 const AWAY: Duration = Duration::from_millis(20);
 /// For the service to answer at all.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -44,9 +44,9 @@ pub(crate) struct Clients {
     pub(crate) roaming: usize,
     /// They stay with theirs; so many for each gateway.
     pub(crate) staying: usize,
-    /// After each answer.
+    /// How long a client waits after each answer.
     pub(crate) pause: Duration,
-    /// Emulated users, too.
+    /// Whether emulated users follow RUBiS's mix beside them.
     pub(crate) mix: bool,
 }
 
@@ -132,7 +132,7 @@ impl Load {
         let mix = clients.mix.then(|| {
             let monitor = Arc::new(Monitor::default());
             let (options, theirs) = (mix_options(&gateways), Arc::clone(&monitor));
-            let run = move || Ok(runtime()?.block_on(bench::run(options, theirs))?);
+            let run = move || Ok(runtime()?.block_on(spare_auction_clients::run(options, theirs))?);
             (monitor, in_network(network.clone(), run))
         });
         let stop = StopOnDrop {
@@ -266,7 +266,7 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
 
 fn connections(gateways: &[String]) -> Result<Vec<Connection>> {
     let connection = |url: &String| {
-        let address = Address::from_url(url).map_err(anyhow::Error::msg)?;
+        let address = Address::from_url(url)?;
         Ok(Connection::new(address, ATTEMPT_LIMIT))
     };
     gateways.iter().map(connection).collect()

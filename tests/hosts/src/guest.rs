@@ -1,6 +1,7 @@
 //! A host's libvirt starts a guest, as any host's does.
 
-use crate::suite::{trial, within};
+use crate::suite::trial;
+use crate::wait::within;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_lab::Lab;

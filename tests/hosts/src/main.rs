@@ -22,6 +22,7 @@ mod service;
 mod stale;
 mod suite;
 mod three;
+mod wait;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;

@@ -3,7 +3,8 @@
 use crate::clients::Load;
 use crate::crashes::USUAL;
 use crate::service::{Service, PROGRAMS, STORE};
-use crate::suite::{service_trial, within, Shape};
+use crate::suite::{service_trial, Shape};
+use crate::wait::within;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use spare_lab::names::DATA_IN_HOST;

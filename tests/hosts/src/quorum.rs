@@ -1,6 +1,7 @@
 //! Two hosts and a witness: who goes on when what is lost.
 
-use crate::suite::{trial, within, Quorum};
+use crate::suite::{trial, Quorum};
+use crate::wait::within;
 use anyhow::{ensure, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;

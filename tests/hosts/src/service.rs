@@ -1,9 +1,9 @@
 //! SPARE on the lab's hosts: on each an agent and a replica manager, as systemd units, with what `spare init`
 //! wrote for it.
 
-use crate::suite::within;
+use crate::wait::within;
 use anyhow::{ensure, Context, Result};
-use spare_cli::admin::Admin;
+use spare_client::admin::Admin;
 use spare_lab::names::DATA_IN_HOST;
 use spare_lab::{fence, Host, Lab, Power};
 use spare_protocol::admin::{Mode, ReplicaState, ScrubReport, Status};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The guests' image.
 pub(crate) const IMAGE: &str = "auction-tiny-test";
-/// Where hosts see the programs and the images.
+/// Where hosts see the programs, as the units have it, and the images.
 pub(crate) const PROGRAMS: &str = "/opt/spare/bin";
 pub(crate) const IMAGES: &str = "/opt/spare/images";
 /// A manager's store.
@@ -36,13 +36,8 @@ pub(crate) struct Service<'a> {
     runtime: tokio::runtime::Runtime,
 }
 
-const AGENT_UNIT: &str = "[Unit]\nAfter=libvirtd.service\nStartLimitIntervalSec=0\n\n[Service]\n\
-    ExecStart=/opt/spare/bin/spare-agent --config /etc/spare/agent.toml\nKillMode=process\nDelegate=yes\nNice=-10\nRestart=always\nRestartSec=500ms\n\n\
-    [Install]\nWantedBy=multi-user.target\n";
-
-const MANAGER_UNIT: &str = "[Unit]\nAfter=corosync.service spare-agent.service\nStartLimitIntervalSec=0\n\n\
-    [Service]\nUser=spare\nExecStart=/opt/spare/bin/spare-manager --config /etc/spare/spare.toml\nNice=-10\n\
-    Restart=always\nRestartSec=500ms\n\n[Install]\nWantedBy=multi-user.target\n";
+const AGENT_UNIT: &str = include_str!("../../../packaging/systemd/spare-agent.service");
+const MANAGER_UNIT: &str = include_str!("../../../packaging/systemd/spare-manager.service");
 
 impl<'a> Service<'a> {
     /// Installs and starts it on every host where it is not yet.
@@ -131,7 +126,7 @@ impl<'a> Service<'a> {
         Ok(format!("http://{address}:{GATEWAY_PORT}"))
     }
 
-    /// Of all hosts.
+    /// All hosts' gateways.
     pub(crate) fn gateways(&self) -> Result<Vec<String>> {
         self.lab.voters().map(|name| self.gateway(&name)).collect()
     }
@@ -155,7 +150,7 @@ impl<'a> Service<'a> {
     /// What everybody says, for messages.
     pub(crate) fn described(&self) -> String {
         let one = |name: String| match self.status(&name) {
-            Ok(status) => format!("{name}:\n{}", spare_cli::status::render_status(&status)),
+            Ok(status) => format!("{name}:\n{}", spare_client::render::status(&status)),
             Err(error) => format!("{name}: {error:#}\n"),
         };
         self.lab.voters().map(one).collect()

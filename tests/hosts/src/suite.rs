@@ -1,7 +1,8 @@
 //! The lab that all tests share, and what they ask of it.
 
 use crate::service::{Service, IMAGE, IMAGES, PROGRAMS};
-use anyhow::{bail, ensure, Context, Result};
+use crate::wait::within;
+use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
 use spare_lab::{names, Host, Lab, Options, Power, Shared};
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant};
 const LAB: &str = "hosttests";
 /// Until both hosts know each other and the witness again, whatever was done to them.
 const ORDER_LIMIT: Duration = Duration::from_secs(90);
-const POLL: Duration = Duration::from_millis(50);
 
 /// The lab that is up, and what it is like.
 static SUITE: Mutex<Option<(Shape, Lab)>> = Mutex::new(None);
@@ -266,27 +266,5 @@ impl Quorum {
                 members,
                 witness_votes,
             }
-    }
-}
-
-/// Waits until something is so, and says how long that took.
-pub(crate) fn within(
-    limit: Duration,
-    what: &str,
-    mut is_so: impl FnMut() -> Result<bool>,
-) -> Result<Duration> {
-    let begun = Instant::now();
-    loop {
-        let last = is_so();
-        if matches!(last, Ok(true)) {
-            return Ok(begun.elapsed());
-        }
-        if begun.elapsed() > limit {
-            match last {
-                Err(e) => return Err(e.context(format!("not within {limit:?}: {what}"))),
-                Ok(_) => bail!("not within {limit:?}: {what}"),
-            }
-        }
-        std::thread::sleep(POLL);
     }
 }

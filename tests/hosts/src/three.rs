@@ -3,7 +3,8 @@
 use crate::clients::Load;
 use crate::crashes::USUAL;
 use crate::service::Service;
-use crate::suite::{service_trial, within, Shape};
+use crate::suite::{service_trial, Shape};
+use crate::wait::within;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_protocol::admin::ReplicaState;

@@ -13,63 +13,46 @@ pub(super) enum EditError {
     /// Not the format that it should have.
     #[error("{0}")]
     Format(String),
-    /// Not a group of several hosts.
     #[error("group.engine is not \"corosync\": all seats are on this host; several hosts begin with spare init")]
     OneHost,
     /// What should be a list of hosts is none.
     #[error("group.hosts is not a list of hosts with name, seat and address")]
     NoHosts,
-    /// No list of nodes.
     #[error("it has no nodelist")]
     NoNodelist,
-    /// A host of that name is there.
     #[error("there is a host {0} already")]
     NameTaken(String),
-    /// A host with that seat is there.
     #[error("seat {seat} is that of host {host}; a seat is never given to another host")]
     SeatTaken {
-        /// The seat.
         seat: u16,
-        /// Whose it is.
+        /// The host that has it.
         host: String,
     },
-    /// A host with that address is there.
     #[error("{address} is the address of host {host}")]
     AddressTaken {
-        /// The address.
         address: IpAddr,
-        /// Whose it is.
+        /// The host that has it.
         host: String,
     },
-    /// No such host.
     #[error("there is no host {0}")]
     NoSuchHost(String),
     /// Fewer hosts than f + 1.
     #[error("without it {left} of the f + 1 = {needed} hosts that mask {faults} faulty replicas would be left")]
     TooFew {
-        /// Hosts that would be left.
         left: usize,
-        /// f + 1.
         needed: usize,
-        /// f.
         faults: usize,
     },
     /// Not as many addresses as links.
     #[error("{given} address(es), but every host of this cluster has {links}, one for each link")]
-    Links {
-        /// Addresses given.
-        given: usize,
-        /// Links there are.
-        links: usize,
-    },
+    Links { given: usize, links: usize },
 }
 
 /// A host in `spare.toml`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Listed {
-    /// Its name.
+    /// Its name in `group.hosts`.
     pub(super) name: String,
-    /// Its seat.
     pub(super) seat: u16,
     /// Where its manager listens for the others.
     pub(super) address: SocketAddr,
@@ -83,7 +66,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Reads it.
+    /// Reads `spare.toml`.
     ///
     /// # Errors
     /// When it is not one of a manager of several hosts.
@@ -120,13 +103,12 @@ impl Settings {
         })
     }
 
-    /// All hosts.
     #[must_use]
     pub(super) fn hosts(&self) -> &[Listed] {
         &self.hosts
     }
 
-    /// f.
+    /// f: how many faulty replicas are masked.
     #[must_use]
     pub(super) fn faults(&self) -> usize {
         self.faults

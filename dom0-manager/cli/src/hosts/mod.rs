@@ -6,13 +6,13 @@
 
 mod edit;
 
-use crate::admin::Admin;
-use crate::command_line::Manager;
 use crate::init::plan::{self, Host, PlanError, HOSTS_MAX};
 use crate::init::{authority, corosync, folder, fragment};
+use crate::manager::Manager;
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use edit::{add_node, remove_node, Listed, Settings};
 use folder::NewFile;
+use spare_client::admin::Admin;
 use spare_protocol::admin::Status;
 use std::fmt::Write as _;
 use std::fs::Permissions;

@@ -1,31 +1,31 @@
 //! Keys: of Corosync's links, and the certificates with which managers know one another. Values out, no I/O
 //! but the system's randomness.
 
-use super::plan::{Host, Plan};
+use crate::init::plan::{Host, Plan};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
 
 /// What `corosync-keygen` makes.
-pub const LINK_KEY_BYTES: usize = 256;
+pub(crate) const LINK_KEY_BYTES: usize = 256;
 
 /// The authority and what it signed. Nothing expires: a group whose certificates all end on one day would
 /// end with them. `spare init` anew makes new ones.
-pub struct Certificates {
+pub(crate) struct Certificates {
     /// The authority's certificate, for every host.
-    pub authority: String,
+    pub(crate) authority: String,
     /// Its key, for nobody but who adds a host.
-    pub authority_key: String,
+    pub(crate) authority_key: String,
     /// Certificate and key of each host, in the order of the plan.
-    pub hosts: Vec<(String, String)>,
+    pub(crate) hosts: Vec<(String, String)>,
 }
 
 /// Makes an authority for this group alone, and a certificate for each host.
 ///
 /// # Errors
 /// When a name cannot stand in a certificate.
-pub fn certificates(plan: &Plan) -> Result<Certificates, rcgen::Error> {
+pub(crate) fn certificates(plan: &Plan) -> Result<Certificates, rcgen::Error> {
     let key = KeyPair::generate()?;
     let params = of_authority(&plan.cluster);
     let authority = params.self_signed(&key)?.pem();
@@ -43,7 +43,7 @@ pub fn certificates(plan: &Plan) -> Result<Certificates, rcgen::Error> {
 ///
 /// # Errors
 /// When the key is none, or the host's name cannot stand in a certificate.
-pub fn certificate_for(
+pub(crate) fn certificate_for(
     cluster: &str,
     authority_key: &str,
     host: &Host,
@@ -85,7 +85,7 @@ fn certificate(
 
 /// The key of Corosync's links.
 #[must_use]
-pub fn link_key() -> [u8; LINK_KEY_BYTES] {
+pub(crate) fn link_key() -> [u8; LINK_KEY_BYTES] {
     let mut key = [0; LINK_KEY_BYTES];
     rand::fill(&mut key[..]);
     key
@@ -93,8 +93,8 @@ pub fn link_key() -> [u8; LINK_KEY_BYTES] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::plan;
     use super::*;
+    use crate::init::plan::tests::plan;
 
     #[test]
     fn every_host_has_a_certificate_and_a_key_of_its_own() {

@@ -1,13 +1,13 @@
 //! Corosync's configuration: written for a new cluster, read of one that exists. Text in and out, no I/O.
 
-use super::plan::{Host, Plan, Witness};
+use crate::init::plan::{Host, Plan, Witness};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use thiserror::Error;
 
 /// From the loss of a host until Corosync says so it takes about 2.1 times this. Corosync's own default, 3000,
 /// is too long for a service whose clients wait.
-pub const TOKEN_MS: u32 = 1000;
+pub(crate) const TOKEN_MS: u32 = 1000;
 /// With these a link counts as gone soon after the token, and does not flap after a heal: measured.
 const KNET_PING_INTERVAL_MS: u32 = 200;
 const KNET_PING_TIMEOUT_MS: u32 = 1000;
@@ -29,13 +29,13 @@ const CONNECT_TIMEOUT_MS: u32 = 1500;
 
 /// Corosync's number of a seat; it has no 0.
 #[must_use]
-pub fn node_id(seat: u16) -> u32 {
+pub(crate) fn node_id(seat: u16) -> u32 {
     u32::from(seat) + 1
 }
 
 /// `corosync.conf`, the same for all hosts.
 #[must_use]
-pub fn configuration(plan: &Plan, token_ms: u32) -> String {
+pub(crate) fn configuration(plan: &Plan, token_ms: u32) -> String {
     let mut text = String::from(
         "# Written by spare init. The same on every host.\n\
          # What the parts are for: docs/operators/hosts.md.\n\n",
@@ -49,7 +49,7 @@ pub fn configuration(plan: &Plan, token_ms: u32) -> String {
 
 /// `/etc/default/corosync-qnetd` of the witness.
 #[must_use]
-pub fn witness_options() -> String {
+pub(crate) fn witness_options() -> String {
     format!(
         "# Written by spare init: a host that lost the witness knows it before another one gets its vote.\n\
          COROSYNC_QNETD_OPTIONS=\"-S dpd_interval_coefficient={WITNESS_PATIENCE_HEARTBEATS}\"\n"
@@ -58,7 +58,7 @@ pub fn witness_options() -> String {
 
 /// A file for `uidgid.d`: Corosync lets nobody but root in unless it is told to.
 #[must_use]
-pub fn admission() -> String {
+pub(crate) fn admission() -> String {
     "# Written by spare init: the replica manager runs as this user.\nuidgid {\n\tuid: spare\n}\n"
         .to_owned()
 }
@@ -129,29 +129,26 @@ fn quorum(text: &mut String, plan: &Plan) {
 
 /// What SPARE needs to know of a cluster that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Existing {
-    /// Its name.
-    pub cluster: String,
+pub(crate) struct Existing {
+    /// The cluster's name.
+    pub(crate) cluster: String,
     /// Its nodes in the order of their numbers.
-    pub hosts: Vec<Host>,
+    pub(crate) hosts: Vec<Host>,
     /// Its witness, as far as its address goes.
-    pub witness: Option<String>,
+    pub(crate) witness: Option<String>,
     /// Whether one of two is enough for it.
-    pub two_node: bool,
+    pub(crate) two_node: bool,
 }
 
 /// Why SPARE cannot use a cluster that exists.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum ExistingError {
-    /// Not Corosync's format.
+pub(crate) enum ExistingError {
     #[error("line {line}: {problem}")]
     Syntax {
-        /// From 1.
+        /// Counts from 1.
         line: usize,
-        /// What is wrong.
         problem: &'static str,
     },
-    /// No nodes.
     #[error("there is no node in its nodelist; SPARE needs a nodelist with names and addresses")]
     NoNodes,
     /// A node that lacks something.
@@ -159,18 +156,11 @@ pub enum ExistingError {
     Node {
         /// Where the node begins.
         line: usize,
-        /// What it lacks.
         key: &'static str,
     },
     /// A number that is no seat's, or another's.
     #[error("node {name} has nodeid {id}; SPARE needs a different number from 1 to 256 for each")]
-    NodeId {
-        /// Which node.
-        name: String,
-        /// Its number.
-        id: u32,
-    },
-    /// No quorum.
+    NodeId { name: String, id: u32 },
     #[error("quorum.provider is not corosync_votequorum; without quorum both halves of a partition go on")]
     NoQuorum,
     /// Links in the clear.
@@ -185,7 +175,7 @@ pub enum ExistingError {
 ///
 /// # Errors
 /// When it is not one that SPARE can use.
-pub fn read(text: &str) -> Result<Existing, ExistingError> {
+pub(crate) fn read(text: &str) -> Result<Existing, ExistingError> {
     let root = Section::parse(text)?;
     let totem = root.section("totem");
     let value = |key| totem.and_then(|t| t.value(key));
@@ -309,9 +299,9 @@ impl Section {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::plan;
-    use super::super::plan::WitnessTls;
     use super::*;
+    use crate::init::plan::tests::plan;
+    use crate::init::plan::WitnessTls;
     use proptest::prelude::*;
 
     fn witness(tls: WitnessTls) -> Option<Witness> {

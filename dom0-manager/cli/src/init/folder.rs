@@ -1,28 +1,50 @@
 //! Writing what was made: a folder for each host, which did not exist or was empty. Secrets are nobody's but
 //! their owner's from the moment the file exists.
 
-use anyhow::{bail, Context, Result};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Of folders: some of the files in them are secret.
+/// Some of the files in the folders are secret.
 const FOLDER_MODE: u32 = 0o700;
 
+/// Why nothing, or not all, was written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FolderError {
+    /// Keys in use are not to be written over by accident.
+    #[error(
+        "{} has files already; name another --directory, or remove it if nothing in it is in use",
+        .0.display()
+    )]
+    NotEmpty(PathBuf),
+    /// Nobody can tell whether it is empty.
+    #[error("cannot look into {}", .folder.display())]
+    Look {
+        folder: PathBuf,
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}", .file.display())]
+    Write {
+        file: PathBuf,
+        source: std::io::Error,
+    },
+}
+
 /// A file to write.
-pub struct NewFile {
+pub(crate) struct NewFile {
     /// Relative to the folder that is written to.
-    pub path: String,
+    pub(crate) path: String,
     /// What stands in it.
-    pub content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
     /// Who may read it.
-    pub mode: u32,
+    pub(crate) mode: u32,
 }
 
 impl NewFile {
     /// A file that is no secret.
-    pub fn open(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
+    pub(crate) fn open(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
         NewFile {
             path: path.into(),
             content: text.into(),
@@ -31,7 +53,7 @@ impl NewFile {
     }
 
     /// A file that only its owner reads.
-    pub fn secret(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
+    pub(crate) fn secret(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
         NewFile {
             mode: 0o600,
             ..NewFile::open(path, text)
@@ -39,7 +61,7 @@ impl NewFile {
     }
 
     /// A file that nobody changes, and only its owner reads.
-    pub fn key(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
+    pub(crate) fn key(path: impl Into<String>, text: impl Into<Vec<u8>>) -> NewFile {
         NewFile {
             mode: 0o400,
             ..NewFile::open(path, text)
@@ -51,17 +73,17 @@ impl NewFile {
 ///
 /// # Errors
 /// When there is something, or when nobody can tell.
-pub fn check_empty(folder: &Path) -> Result<()> {
+pub(crate) fn check_empty(folder: &Path) -> Result<(), FolderError> {
     match std::fs::read_dir(folder) {
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
-            Some(_) => bail!(
-                "{} has files already; name another --directory, or remove it if nothing in it is in use",
-                folder.display()
-            ),
+            Some(_) => Err(FolderError::NotEmpty(folder.to_owned())),
         },
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e).with_context(|| format!("cannot look into {}", folder.display())),
+        Err(source) => Err(FolderError::Look {
+            folder: folder.to_owned(),
+            source,
+        }),
     }
 }
 
@@ -69,10 +91,10 @@ pub fn check_empty(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When one cannot be written; it says which.
-pub fn write(folder: &Path, files: &[NewFile]) -> Result<()> {
+pub(crate) fn write(folder: &Path, files: &[NewFile]) -> Result<(), FolderError> {
     for file in files {
         let path = folder.join(&file.path);
-        write_one(&path, file).with_context(|| format!("cannot write {}", path.display()))?;
+        write_one(&path, file).map_err(|source| FolderError::Write { file: path, source })?;
     }
     Ok(())
 }

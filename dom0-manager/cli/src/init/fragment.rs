@@ -1,21 +1,21 @@
 //! The part of `spare.toml` that differs from host to host. Text out, no I/O.
 
-use super::plan::{Host, Plan};
+use crate::init::plan::{Host, Plan};
 use std::fmt::Write as _;
 use std::path::Path;
 
 /// Where the files of the managers' direct connections belong on a host.
-pub const PEERS_FOLDER: &str = "/etc/spare/peers";
+pub(crate) const PEERS_FOLDER: &str = "/etc/spare/peers";
 /// The host's certificate.
-pub const CERTIFICATE_FILE: &str = "certificate.pem";
+pub(crate) const CERTIFICATE_FILE: &str = "certificate.pem";
 /// Its key.
-pub const KEY_FILE: &str = "key.pem";
+pub(crate) const KEY_FILE: &str = "key.pem";
 /// Whose certificates are believed.
-pub const AUTHORITY_FILE: &str = "authority.pem";
+pub(crate) const AUTHORITY_FILE: &str = "authority.pem";
 
 /// `[group]` and `[peers]` for the manager on `host`.
 #[must_use]
-pub fn fragment(plan: &Plan, host: &Host) -> String {
+pub(crate) fn fragment(plan: &Plan, host: &Host) -> String {
     let mut text = format!(
         "# Written by spare init for {name}: in the place of [group] in /etc/spare/spare.toml of that host.\n\
          [group]\n\
@@ -56,8 +56,8 @@ fn quoted(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::tests::plan;
     use super::*;
+    use crate::init::plan::tests::plan;
 
     fn parsed(text: &str) -> toml::Table {
         text.parse().unwrap()

@@ -4,12 +4,12 @@
 //! The texts are made by pure functions ([`corosync`], [`fragment`]) from a checked [`plan`]; the rest is
 //! keys ([`authority`], [`witness`]) and writing files ([`folder`]).
 
-pub mod authority;
-pub mod corosync;
-pub mod folder;
-pub mod fragment;
-pub mod plan;
-pub mod witness;
+pub(crate) mod authority;
+pub(crate) mod corosync;
+pub(crate) mod folder;
+pub(crate) mod fragment;
+pub(crate) mod plan;
+pub(crate) mod witness;
 
 use anyhow::{anyhow, bail, Context, Result};
 use folder::NewFile;
@@ -24,7 +24,7 @@ const TOKEN_MS_MAX: u32 = 30_000;
 
 /// What is asked for.
 #[derive(Clone, Debug, clap::Args)]
-pub struct InitOptions {
+pub(crate) struct InitOptions {
     /// The hosts, at least f+1; with several links, NAME=ADDRESS+ADDRESS
     #[arg(
         long,
@@ -32,7 +32,7 @@ pub struct InitOptions {
         value_delimiter = ',',
         required_unless_present = "existing"
     )]
-    pub hosts: Vec<String>,
+    pub(crate) hosts: Vec<String>,
     /// Join the cluster that this configuration of Corosync describes, and write only SPARE's part
     #[arg(
         long,
@@ -41,38 +41,38 @@ pub struct InitOptions {
         default_missing_value = "/etc/corosync/corosync.conf",
         conflicts_with_all = ["hosts", "witness", "witness_tls", "cluster", "token_ms"]
     )]
-    pub existing: Option<PathBuf>,
+    pub(crate) existing: Option<PathBuf>,
     /// f: how many faulty replicas are masked
     #[arg(long, default_value_t = 1)]
-    pub faults: u16,
+    pub(crate) faults: u16,
     /// A third machine that decides which half goes on (corosync-qnetd)
     #[arg(long, value_name = "ADDRESS")]
-    pub witness: Option<String>,
+    pub(crate) witness: Option<String>,
     /// Whether hosts and witness know one another by certificates
     #[arg(long, value_enum, default_value_t = WitnessTls::Required, requires = "witness")]
-    pub witness_tls: WitnessTls,
+    pub(crate) witness_tls: WitnessTls,
     /// A lost host is fenced before another goes on alone (set up in spare.toml)
     #[arg(long)]
-    pub fencing: bool,
+    pub(crate) fencing: bool,
     /// The cluster's name
     #[arg(long, value_name = "NAME", default_value = "spare")]
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// The loss of a host is noticed after about 2.1 times this
     #[arg(long, value_name = "MS", default_value_t = corosync::TOKEN_MS)]
-    pub token_ms: u32,
+    pub(crate) token_ms: u32,
     /// The port of the managers' direct connections
     #[arg(long, value_name = "PORT", default_value_t = 7400)]
-    pub peer_port: u16,
+    pub(crate) peer_port: u16,
     /// Where to write: a folder for each host
     #[arg(long, value_name = "DIR", default_value = "spare-hosts")]
-    pub directory: PathBuf,
+    pub(crate) directory: PathBuf,
 }
 
 /// Does it, and says in words what was written and what to do with it.
 ///
 /// # Errors
 /// When what is asked for makes no group, or cannot be written. What was there before stays as it was.
-pub fn run(options: &InitOptions) -> Result<String> {
+pub(crate) fn run(options: &InitOptions) -> Result<String> {
     if !(TOKEN_MS_MIN..=TOKEN_MS_MAX).contains(&options.token_ms) {
         bail!("--token-ms: from {TOKEN_MS_MIN} to {TOKEN_MS_MAX}");
     }

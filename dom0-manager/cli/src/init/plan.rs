@@ -6,41 +6,41 @@ use std::net::{IpAddr, SocketAddr};
 use thiserror::Error;
 
 /// Hosts of one group. Corosync itself is good for more; f is at most 8.
-pub const HOSTS_MAX: usize = 16;
+pub(crate) const HOSTS_MAX: usize = 16;
 /// Links between two hosts: Corosync's limit.
-pub const LINKS_MAX: usize = 8;
+pub(crate) const LINKS_MAX: usize = 8;
 /// A host's name is a label of the domain name system, as it stands in a certificate.
 const NAME_BYTES_MAX: usize = 63;
 
 /// The folder with what the witness needs.
-pub const WITNESS_FOLDER: &str = "witness";
+pub(crate) const WITNESS_FOLDER: &str = "witness";
 /// The folder with what signs certificates.
-pub const AUTHORITY_FOLDER: &str = "authority";
+pub(crate) const AUTHORITY_FOLDER: &str = "authority";
 const RESERVED: [&str; 2] = [WITNESS_FOLDER, AUTHORITY_FOLDER];
 
-/// A host.
+/// A host of the group.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Host {
+pub(crate) struct Host {
     /// Its name, unique in the group.
-    pub name: String,
+    pub(crate) name: String,
     /// The seat there; its node number in Corosync is one more.
-    pub seat: u16,
+    pub(crate) seat: u16,
     /// Its address on each link; the managers' direct connections use the first.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// The third machine that decides between two halves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Witness {
+pub(crate) struct Witness {
     /// How the hosts reach it: an address or a name.
-    pub address: String,
+    pub(crate) address: String,
     /// Whether hosts insist on TLS towards it.
-    pub tls: WitnessTls,
+    pub(crate) tls: WitnessTls,
 }
 
 /// TLS between hosts and witness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum WitnessTls {
+pub(crate) enum WitnessTls {
     /// Mutual authentication; certificates are written for witness and hosts.
     Required,
     /// None: anybody in reach of the witness can take part in its decision.
@@ -58,28 +58,26 @@ impl fmt::Display for WitnessTls {
 
 /// A group of hosts to write the configuration for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The cluster's name, which hosts, witness and Corosync's messages share.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// The hosts, in the order of their seats.
-    pub hosts: Vec<Host>,
-    /// f.
-    pub faults: u16,
+    pub(crate) hosts: Vec<Host>,
+    /// f: how many faulty replicas are masked.
+    pub(crate) faults: u16,
     /// The witness, if there is one.
-    pub witness: Option<Witness>,
+    pub(crate) witness: Option<Witness>,
     /// Whether a lost host is fenced before another goes on.
-    pub fencing: bool,
+    pub(crate) fencing: bool,
     /// The port of the managers' direct connections.
-    pub peer_port: u16,
+    pub(crate) peer_port: u16,
 }
 
 /// Why there is no such group.
 #[derive(Debug, Error, PartialEq, Eq)]
-pub enum PlanError {
-    /// No `=`.
+pub(crate) enum PlanError {
     #[error("--hosts: {0:?} is not NAME=ADDRESS")]
     NotAPair(String),
-    /// Not a name for a host.
     #[error("--hosts: {0:?} is no host name: small letters, digits and inner hyphens, at most 63")]
     Name(String),
     /// A name that one of the folders beside the hosts' has.
@@ -87,48 +85,29 @@ pub enum PlanError {
         "--hosts: no host can be called {0}: a folder beside those of the hosts has that name"
     )]
     Reserved(String),
-    /// Two hosts of one name.
     #[error("--hosts: the name {0} is there twice")]
     NameTwice(String),
-    /// Not an address.
     #[error(
         "--hosts: {address:?} of {host} is no IP address; Corosync must reach a host even when no name \
          server answers"
     )]
-    Address {
-        /// Whose.
-        host: String,
-        /// What was written.
-        address: String,
-    },
+    Address { host: String, address: String },
     /// An address no other host reaches.
     #[error("--hosts: {address} of {host} is no address that another host can reach it at")]
-    Unreachable {
-        /// Whose.
-        host: String,
-        /// What was written.
-        address: IpAddr,
-    },
-    /// An address twice.
+    Unreachable { host: String, address: IpAddr },
     #[error("--hosts: {address} is the address of both {first} and {second}")]
     AddressTwice {
-        /// The address.
         address: IpAddr,
-        /// Who has it.
         first: String,
-        /// Who has it too.
         second: String,
     },
-    /// A link of mixed kinds.
     #[error(
         "--hosts: link {link} mixes IPv4 and IPv6 ({first} and {second}); a link is one or the other"
     )]
     Mixed {
-        /// The link, from 0.
+        /// Counts from 0.
         link: usize,
-        /// A host.
         first: String,
-        /// Another.
         second: String,
     },
     /// Unequal numbers of addresses.
@@ -138,36 +117,22 @@ pub enum PlanError {
     Links {
         /// The host that differs …
         host: String,
-        /// … and how many it has.
+        /// How many this host has.
         count: usize,
-        /// The first host …
         first: String,
-        /// … and how many it has.
+        /// How many the first host has.
         wanted: usize,
     },
     /// More addresses than links.
     #[error("--hosts: {host} has {count} addresses; Corosync has at most {LINKS_MAX} links")]
-    ManyLinks {
-        /// Whose.
-        host: String,
-        /// How many.
-        count: usize,
-    },
-    /// Not enough hosts.
+    ManyLinks { host: String, count: usize },
     #[error(
         "--hosts: to mask {faults} fault(s) takes {} hosts, and there are {hosts}; name more, or lower \
          --faults{}", faults + 1, lone_hint(*hosts)
     )]
-    FewHosts {
-        /// f.
-        faults: u16,
-        /// Hosts named.
-        hosts: usize,
-    },
-    /// Too many hosts.
+    FewHosts { faults: u16, hosts: usize },
     #[error("--hosts: {0} hosts; at most {HOSTS_MAX}")]
     ManyHosts(usize),
-    /// f = 0.
     #[error("--faults 0 masks nothing; 1 or more")]
     NoFaults,
     /// Not an address of a witness.
@@ -178,12 +143,7 @@ pub enum PlanError {
         "--witness: {address} is {host} itself; a witness that dies with a host cannot decide about it: \
          use a third machine"
     )]
-    WitnessIsHost {
-        /// Its address.
-        address: String,
-        /// Which host.
-        host: String,
-    },
+    WitnessIsHost { address: String, host: String },
     /// Not a name of a cluster.
     #[error("--cluster: {0:?} is no name: small letters, digits and inner hyphens, at most 63")]
     Cluster(String),
@@ -207,7 +167,7 @@ fn lone_hint(hosts: usize) -> &'static str {
 ///
 /// # Errors
 /// When it is not that.
-pub fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
+pub(crate) fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
     let pair = word.split_once('=');
     let (name, addresses) = pair.ok_or_else(|| PlanError::NotAPair(word.to_owned()))?;
     if !is_host_name(name) {
@@ -231,7 +191,9 @@ pub fn parse_host(seat: u16, word: &str) -> Result<Host, PlanError> {
 ///
 /// # Errors
 /// When one of them is none.
-pub fn parse_hosts<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Vec<Host>, PlanError> {
+pub(crate) fn parse_hosts<'a>(
+    words: impl IntoIterator<Item = &'a str>,
+) -> Result<Vec<Host>, PlanError> {
     let seats = 0..=u16::MAX;
     let hosts = seats.zip(words);
     hosts.map(|(seat, word)| parse_host(seat, word)).collect()
@@ -239,7 +201,7 @@ pub fn parse_hosts<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Vec<H
 
 /// Whether a host may be called so: one label, in small letters.
 #[must_use]
-pub fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= NAME_BYTES_MAX
         && name
@@ -266,7 +228,7 @@ fn can_be_reached(address: &IpAddr) -> bool {
 ///
 /// # Errors
 /// Names the first at which they cannot.
-pub fn check_addresses_of(host: &Host) -> Result<(), PlanError> {
+pub(crate) fn check_addresses_of(host: &Host) -> Result<(), PlanError> {
     match host.addresses.iter().find(|a| !can_be_reached(a)) {
         Some(address) => Err(PlanError::Unreachable {
             host: host.name.clone(),
@@ -281,7 +243,7 @@ impl Plan {
     ///
     /// # Errors
     /// The first thing that is wrong.
-    pub fn check(&self) -> Result<(), PlanError> {
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
         if !is_host_name(&self.cluster) {
             return Err(PlanError::Cluster(self.cluster.clone()));
         }
@@ -398,13 +360,13 @@ impl Plan {
 
     /// Where the manager on `host` listens for the others.
     #[must_use]
-    pub fn peer_address(&self, host: &Host) -> SocketAddr {
+    pub(crate) fn peer_address(&self, host: &Host) -> SocketAddr {
         SocketAddr::new(host.addresses[0], self.peer_port)
     }
 
     /// What an operator must know about when these hosts go on alone.
     #[must_use]
-    pub fn notes(&self) -> Vec<String> {
+    pub(crate) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.witness.is_none() && !self.fencing {
             notes.push(format!(

@@ -1,12 +1,11 @@
 //! Certificates for the connections between hosts and witness. `corosync-qnetd` and `corosync-qdevice` keep
 //! theirs in databases of the NSS library, which only NSS's own tools write: this runs them.
 
-use anyhow::{bail, Context, Result};
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Names by which `corosync-qnetd` and `corosync-qdevice` find them: the programs' own.
 const AUTHORITY: &str = "QNet CA";
@@ -23,27 +22,56 @@ const NOISE_BYTES: usize = 64;
 
 const PASSWORD_FILE: &str = "pwdfile.txt";
 
+/// Why there are no certificates of the witness.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WitnessError {
+    #[error(
+        "{0}, which writes the certificates of the witness, is not installed: \
+         apt-get install libnss3-tools (or run this on a host that has corosync-qdevice)"
+    )]
+    NoTool(&'static str),
+    #[error("cannot run {program}")]
+    Run {
+        program: String,
+        source: std::io::Error,
+    },
+    #[error("{program} failed ({status}): {words}")]
+    Tool {
+        program: String,
+        status: ExitStatus,
+        /// What it wrote on both of its outputs.
+        words: String,
+    },
+    #[error("cannot make {}", .folder.display())]
+    Folder {
+        folder: PathBuf,
+        source: std::io::Error,
+    },
+    /// A file of a database cannot be read or written.
+    #[error(transparent)]
+    File(#[from] std::io::Error),
+}
+
+type Result<T> = std::result::Result<T, WitnessError>;
+
 /// Two databases: the witness's, and one that is the same for all hosts.
-pub struct Databases {
+pub(crate) struct Databases {
     /// For the witness's `/etc/corosync/qnetd/nssdb`.
-    pub witness: PathBuf,
+    pub(crate) witness: PathBuf,
     /// For every host's `/etc/corosync/qdevice/net/nssdb`.
-    pub hosts: Vec<PathBuf>,
+    pub(crate) hosts: Vec<PathBuf>,
 }
 
 /// Whether the tools are there.
 ///
 /// # Errors
 /// When one is missing; it says what to do.
-pub fn check_tools() -> Result<()> {
+pub(crate) fn check_tools() -> Result<()> {
     for tool in ["certutil", "pk12util"] {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|p| p.join(tool).is_file()));
         if !found {
-            bail!(
-                "{tool}, which writes the certificates of the witness, is not installed: \
-                 apt-get install libnss3-tools (or run this on a host that has corosync-qdevice)"
-            );
+            return Err(WitnessError::NoTool(tool));
         }
     }
     Ok(())
@@ -53,7 +81,7 @@ pub fn check_tools() -> Result<()> {
 ///
 /// # Errors
 /// When a tool fails, with what it wrote.
-pub fn make(databases: &Databases, cluster: &str) -> Result<()> {
+pub(crate) fn make(databases: &Databases, cluster: &str) -> Result<()> {
     let Some((first, others)) = databases.hosts.split_first() else {
         return Ok(());
     };
@@ -172,7 +200,10 @@ fn make_folder(folder: &Path) -> Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .with_context(|| format!("cannot make {}", folder.display()))
+        .map_err(|source| WitnessError::Folder {
+            folder: folder.to_owned(),
+            source,
+        })
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -187,26 +218,32 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn run(command: &mut Command, answers: &str) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let explain = || format!("cannot run {program}");
+    let lost = |source| WitnessError::Run {
+        program: program.clone(),
+        source,
+    };
     let mut child = command
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(explain)?;
+        .map_err(lost)?;
     if let Some(mut input) = child.stdin.take() {
         // One that asks nothing may have ended already.
         let _ = input.write_all(answers.as_bytes());
     }
-    let output = child.wait_with_output().with_context(explain)?;
+    let output = child.wait_with_output().map_err(lost)?;
     if !output.status.success() {
-        bail!(
-            "{program} failed ({}): {}{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim(),
-            String::from_utf8_lossy(&output.stdout).trim(),
+        let (error, text) = (
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout),
         );
+        return Err(WitnessError::Tool {
+            program,
+            status: output.status,
+            words: format!("{}{}", error.trim(), text.trim()),
+        });
     }
     Ok(())
 }
