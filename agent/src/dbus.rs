@@ -15,7 +15,7 @@ use zbus::zvariant::OwnedFd;
 
 /// The one object that each connection finds.
 pub const PATH: &str = "/org/spare/Agent1";
-/// What that object implements; `docs/agent.md` lists its methods.
+/// What that object implements; `docs/operators/agent.md` lists its methods.
 pub const INTERFACE: &str = "org.spare.Agent1";
 
 /// An error as it goes over D-Bus: `org.spare.Agent1.Error.VARIANT` with a sentence for a person.

@@ -4,7 +4,7 @@
 //! ```text
 //! DIRECTORY/LOCK            held by the manager that runs
 //! DIRECTORY/used, anew      whether a directory without stores is a new one (`prior_use`)
-//! DIRECTORY/seat-N/         a store (docs/store.md), `kept`, and `drained` while it is
+//! DIRECTORY/seat-N/         a store (docs/contributors/store.md), `kept`, and `drained` while it is
 //! DIRECTORY/seat-N.damaged/ a store that was put aside
 //! ```
 

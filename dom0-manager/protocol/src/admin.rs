@@ -40,7 +40,7 @@ pub const EVENTS: Call<Vec<Event>> = Call::get("/v1/events");
 pub const FAULTS: Call<Vec<FaultTimeline>> = Call::get("/v1/faults");
 /// Orders a scrub and waits for it.
 pub const SCRUB: Call<ScrubReport> = Call::post("/v1/scrub");
-/// Makes a snapshot of now, and is answered with the file, which is not JSON (`docs/store.md`).
+/// Makes a snapshot of now, and is answered with the file, which is not JSON (`docs/contributors/store.md`).
 pub const BACKUP: Call<Vec<u8>> = Call::post("/v1/backup");
 /// An operator says that `host` is off.
 pub const FENCE_CONFIRM: Call<Nothing> = Call::post("/v1/fence/confirm");

@@ -1,5 +1,5 @@
 //! The root of a replica's state: one hash that is equal on every correct replica, kept up from the
-//! updates without reading the database (`docs/protocol.md#checkpoints`, `docs/guest.md`).
+//! updates without reading the database (`docs/protocol.md#checkpoints`, `docs/contributors/guest.md`).
 //!
 //! Each table is cut into key ranges. A range's *leaf* is a homomorphic hash ([`lthash`]) of the set
 //! of its rows' [`row_hash`](spare_protocol::update::row_hash)es, so a changed row is taken out by the

@@ -1,4 +1,4 @@
-//! Two tasks for each guest's channel, one for each direction (`docs/channel.md`), over any stream of bytes.
+//! Two tasks for each guest's channel, one for each direction (`docs/contributors/channel.md`), over any stream of bytes.
 
 use super::merge::merged;
 use super::session::{Expected, Said, Session};

@@ -1,5 +1,5 @@
 //! What a guest says on its channel, without any I/O: bytes go in, inputs for the core come out, or the rule of
-//! `docs/channel.md` that the guest broke. Whatever a hostile guest says, it harms nobody but itself.
+//! `docs/contributors/channel.md` that the guest broke. Whatever a hostile guest says, it harms nobody but itself.
 
 use crate::normalise::{Normaliser, ReplyError};
 use spare_core::Input;

@@ -1,5 +1,5 @@
 //! Whether a reply is the page that was asked for: what every right page has in common, and what the request says
-//! of this one (`docs/demo-service.md`).
+//! of this one (`docs/contributors/demo-service.md`).
 
 use crate::page::{Page, WrongPage};
 use crate::request::PageRequest;
