@@ -353,7 +353,7 @@ mod tests {
                 drained: false,
                 connected: true,
             }],
-            standing: "serving".into(),
+            state: "serving".into(),
             waits_for: String::new(),
             seats: vec![SeatStatus {
                 seat: 0,

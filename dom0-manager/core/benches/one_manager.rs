@@ -362,7 +362,7 @@ fn assert_is_ordinary(notice: &Notice) {
     let ordinary = matches!(
         notice,
         Notice::Replica { .. }
-            | Notice::Standing { .. }
+            | Notice::ManagerState { .. }
             | Notice::View { .. }
             | Notice::Unpaused { .. }
             | Notice::Applied { .. }

@@ -329,7 +329,7 @@ pub struct Evidence {
 
 /// How a manager stands to the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Standing {
+pub enum ManagerState {
     /// Not in a primary ring: decides nothing.
     Apart,
     /// A member of the newest primary view, in a ring that is not primary while no other can be: decides
@@ -364,7 +364,10 @@ pub enum Notice {
         to: Option<ReplicaState>,
     },
     /// This manager stands otherwise to the group.
-    Standing { from: Standing, to: Standing },
+    ManagerState {
+        from: ManagerState,
+        to: ManagerState,
+    },
     /// A primary view. Seen by all.
     View {
         /// Its number.

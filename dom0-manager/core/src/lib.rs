@@ -46,7 +46,9 @@ mod step;
 mod voting;
 
 pub use config::{Config, ConfigError, KeptReplica, Resume};
-pub use io::{ConvictionBasis, Evidence, Input, Micros, Notice, Now, Output, Refusal, Standing};
+pub use io::{
+    ConvictionBasis, Evidence, Input, ManagerState, Micros, Notice, Now, Output, Refusal,
+};
 pub use replicas::ReplicaView;
 pub use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
 pub use step::Core;

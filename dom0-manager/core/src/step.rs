@@ -16,7 +16,7 @@ use crate::clock::{Clock, Timer, Wait};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
 use crate::group::{Event, EventSlot, Group, Rules};
-use crate::io::{Input, Micros, Notice, Now, Output, Standing};
+use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
 use crate::log::{Bytes, Log, Records, Slot};
 use crate::membership::Membership;
 use crate::outputs::Outputs;
@@ -417,7 +417,7 @@ impl Core {
     pub(crate) fn announce(&mut self) {
         self.clock.cancel(Timer::Announce);
         let member = self.group.is_in_view(self.config.me) && self.membership.is_live();
-        if !member || self.membership.standing() == Standing::Suspended {
+        if !member || self.membership.state() == ManagerState::Suspended {
             return;
         }
         let progress = Progress {
@@ -521,8 +521,8 @@ impl Core {
 
     /// How this manager stands to the group.
     #[must_use]
-    pub fn standing(&self) -> Standing {
-        self.membership.standing()
+    pub fn state(&self) -> ManagerState {
+        self.membership.state()
     }
 
     /// Which other managers this one waits for and why, in words; empty if it does not.

@@ -4,7 +4,7 @@
 mod cluster;
 
 use cluster::{answered, durable, third_returns, three_seats, Cluster};
-use spare_core::{Config, Core, Input, Notice, Standing};
+use spare_core::{Config, Core, Input, ManagerState, Notice};
 use spare_protocol::group::{Envelope, GroupMessage};
 use spare_protocol::{Class, SeatId};
 
@@ -21,7 +21,7 @@ fn a_restarted_manager_alone_with_quorum_waits_for_the_last_view() {
     cluster.form_ring(&[1], true);
     cluster.run_for(5000);
     // On its disk the last view is {0, 1}: seat 0 may have gone on without it.
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     let alarm =
         |n: &Notice| matches!(n, Notice::Alarm(text) if text.contains("waiting for seat 0"));
     assert!(cluster.notices.iter().any(|(_, n)| alarm(n)));
@@ -29,7 +29,7 @@ fn a_restarted_manager_alone_with_quorum_waits_for_the_last_view() {
     cluster.restart(0);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(10_000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Serving);
     assert_eq!(cluster.cores[1].waits_for(), "");
     assert_eq!(
         cluster.logs[1].len(),
@@ -64,9 +64,9 @@ fn an_operator_can_give_up_a_host_whose_disk_is_gone() {
     cluster.restart(1);
     cluster.form_ring(&[1], true);
     cluster.run_for(1000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     give_up_seat_0(&mut cluster);
-    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Serving);
     assert_serves_after_the_loss(&mut cluster);
 }
 
@@ -88,7 +88,7 @@ fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(5000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Waiting);
+        assert_eq!(core.state(), ManagerState::Waiting);
         assert_eq!(core.awaits(), [SeatId(0)]);
         assert!(
             core.waits_for().contains("new disk"),
@@ -98,7 +98,7 @@ fn a_host_that_returns_with_a_new_disk_counts_as_missing() {
     }
     give_up_seat_0(&mut cluster);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         assert_eq!(core.awaits(), []);
     }
     assert_eq!(
@@ -125,7 +125,7 @@ fn a_loss_is_accepted_only_when_everybody_else_is_there() {
     cluster.deaf = vec![2];
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(1000);
-    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Joining);
     cluster.load(10);
     assert_eq!(cluster.answers.len(), 20);
     for seat in 0..3 {
@@ -143,7 +143,7 @@ fn a_loss_is_accepted_only_when_everybody_else_is_there() {
     };
     cluster.input(2, given_up);
     cluster.run_for(1000);
-    assert_eq!(cluster.cores[2].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Waiting);
     assert_eq!(cluster.cores[2].awaits(), [SeatId(1)]);
     cluster.restart(1);
     cluster.form_ring(&[0, 1, 2], true);
@@ -151,7 +151,7 @@ fn a_loss_is_accepted_only_when_everybody_else_is_there() {
     assert_eq!(cluster.cores[1].awaits(), [SeatId(0)]);
     give_up_seat_0(&mut cluster);
     for seat in 0..3 {
-        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.cores[seat].state(), ManagerState::Serving);
         assert_eq!(cluster.logs[seat].len(), 20);
     }
     assert_serves_after_the_loss(&mut cluster);
@@ -192,9 +192,9 @@ fn a_loss_that_was_accepted_in_another_ring_means_nothing() {
     let from = SeatId(1);
     cluster.input(1, Input::Delivered { from, envelope });
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     give_up_seat_0(&mut cluster);
-    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Serving);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn after_a_power_failure_the_longest_agreed_history_goes_on() {
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(10_000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         assert_eq!(core.agreed(), last);
     }
     assert_eq!(cluster.logs[2], cluster.logs[0]);
@@ -307,7 +307,7 @@ fn a_member_that_lacks_records_asks_for_them_again_in_the_next_ring() {
     for seat in [0, 1, 2, 2, 2, 2] {
         cluster.one(seat);
     }
-    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Joining);
     // While the state is on its way to it, the others agree on requests that the disk of one does not hold yet.
     cluster.hung = vec![2];
     cluster.disk_stalls(0, true);
@@ -315,7 +315,7 @@ fn a_member_that_lacks_records_asks_for_them_again_in_the_next_ring() {
     cluster.deaf = vec![2];
     cluster.hung.clear();
     cluster.run_for(10);
-    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Serving);
     assert_eq!(cluster.logs[0].len(), 30);
     assert_eq!(cluster.logs[2].len(), 10);
     cluster.form_ring(&[0, 1, 2], true);
@@ -345,10 +345,10 @@ fn an_operator_can_give_up_the_only_member_of_the_last_view() {
     cluster.deaf.clear();
     cluster.form_ring(&[1, 2], true);
     cluster.run_for(1000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     give_up_seat_0(&mut cluster);
     for seat in [1, 2] {
-        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.cores[seat].state(), ManagerState::Serving);
         assert_eq!(cluster.logs[seat].len(), 31);
     }
     assert_serves_after_the_loss(&mut cluster);

@@ -72,7 +72,7 @@ fn without_faults_nothing_is_suspected_and_passives_are_kept_current() {
                 | Notice::Applied { .. }
                 | Notice::Replica { .. }
                 | Notice::View { .. }
-                | Notice::Standing { .. }
+                | Notice::ManagerState { .. }
                 | Notice::CheckpointStable { .. }
                 | Notice::Scrubbed { .. }
         )

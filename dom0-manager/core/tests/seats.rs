@@ -3,7 +3,7 @@
 mod cluster;
 
 use cluster::{answered, three_seats, Cluster};
-use spare_core::{Core, Input, Standing};
+use spare_core::{Core, Input, ManagerState};
 use spare_protocol::{Class, SeatId};
 
 /// Every seat's active and passive, as a manager knows them, by seat.
@@ -123,14 +123,14 @@ fn a_seat_is_removed_and_added_once_all_managers_have_it_so() {
     cluster.restart(2);
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(10_000);
-    assert_eq!(cluster.cores[2].standing(), Standing::CatchingUp);
+    assert_eq!(cluster.cores[2].state(), ManagerState::CatchingUp);
     assert_eq!(cluster.cores[0].view(), [SeatId(0), SeatId(1)]);
     restarts(&mut cluster, 0, &[0, 1, 2]);
     assert_eq!(seats_at(&cluster, 1), [0, 1]);
     restarts(&mut cluster, 1, &[0, 1, 2]);
     cluster.load(30);
     for (seat, core) in cluster.cores.iter().enumerate() {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         assert_eq!(seats_at(&cluster, seat), [0, 1, 2]);
         assert_eq!(core.view().len(), 3);
         assert_eq!(core.drained(), []);

@@ -4,7 +4,7 @@
 mod cluster;
 
 use cluster::{answered, config, durable, third_returns, three_seats, Cluster};
-use spare_core::{Config, Core, Input, Notice, Refusal, Standing};
+use spare_core::{Config, Core, Input, ManagerState, Notice, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::{Class, SeatId};
 
@@ -35,12 +35,12 @@ fn a_suspended_member_goes_on_where_it_was_once_the_other_is_off() {
     cluster.suspend(&[0]);
     let refused = cluster.submit(Class::Read);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[0].standing(), Standing::Suspended);
+    assert_eq!(cluster.cores[0].state(), ManagerState::Suspended);
     assert_eq!(cluster.refused.get(&refused), Some(&Refusal::NotPrimary));
     assert!(!answered(&cluster, under_way) && !cluster.refused.contains_key(&under_way));
     cluster.form_ring(&[0], true);
     cluster.run_for(100);
-    assert_eq!(cluster.cores[0].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[0].state(), ManagerState::Serving);
     assert_eq!(actives(&cluster.cores[0]), ["0.1", "0.2"]);
     cluster.run_for(1000);
     assert!(answered(&cluster, under_way));
@@ -60,7 +60,7 @@ fn members_that_were_suspended_apart_meet_again_and_have_one_history() {
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(5000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
     }
     cluster.load(30);
     cluster.run_for(1000);
@@ -80,7 +80,7 @@ fn a_host_that_returns_takes_its_seat_back_and_the_doubled_active_is_rebuilt() {
     cluster.run_for(10_000);
     assert_eq!(cluster.answers.len(), 151);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         let active = actives(core);
         assert_eq!(active.len(), 2, "{active:?}");
         assert!(
@@ -120,7 +120,7 @@ fn a_manager_outside_the_primary_view_refuses_requests_and_decides_nothing() {
     cluster.run_for(5000);
     assert_eq!(cluster.refused.get(&number), Some(&Refusal::NotPrimary));
     assert!(answered(&cluster, elsewhere));
-    assert_eq!(cluster.cores[0].standing(), Standing::Apart);
+    assert_eq!(cluster.cores[0].state(), ManagerState::Apart);
     assert!(cluster.logs[0].len() < cluster.logs[1].len());
 }
 
@@ -149,17 +149,17 @@ fn who_joins_is_no_member_before_it_has_on_disk_what_was_acknowledged() {
     cluster.restart(1);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(2000);
-    assert_eq!(cluster.cores[1].standing(), Standing::CatchingUp);
+    assert_eq!(cluster.cores[1].state(), ManagerState::CatchingUp);
     cluster.crash(0);
     cluster.form_ring(&[1], true);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     cluster.disk_stalls(1, false);
     cluster.restart(0);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(10_000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
     }
     cluster.load(10);
     assert_eq!(cluster.answers.len(), 50);
@@ -179,17 +179,17 @@ fn nobody_goes_on_from_a_view_that_those_before_may_not_know_of() {
     cluster.disk_stalls(1, true);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(2000);
-    assert_eq!(cluster.cores[0].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[0].state(), ManagerState::Serving);
     cluster.crash(1);
     cluster.form_ring(&[0], true);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[0].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[0].state(), ManagerState::Waiting);
     cluster.disk_stalls(1, false);
     cluster.restart(1);
     cluster.form_ring(&[0, 1], true);
     cluster.run_for(10_000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
     }
     cluster.load(10);
     assert_eq!(cluster.logs[0], cluster.logs[1]);
@@ -213,28 +213,28 @@ fn a_member_that_waits_keeps_its_state_while_it_is_suspended() {
     }
     cluster.form_ring(&[0, 1, 2, 3], true);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Serving);
-    assert_eq!(cluster.cores[2].standing(), Standing::Joining);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Serving);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Joining);
     cluster.crash(0);
     cluster.form_ring(&[1, 2, 3], true);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     cluster.crash(3);
     cluster.suspend(&[1, 2]);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Suspended);
-    assert_eq!(cluster.cores[2].standing(), Standing::Apart);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Suspended);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Apart);
     // The others are off, but what one of them has on its disk is not known.
     cluster.form_ring(&[1, 2], true);
     cluster.run_for(5000);
-    assert_eq!(cluster.cores[1].standing(), Standing::Waiting);
+    assert_eq!(cluster.cores[1].state(), ManagerState::Waiting);
     cluster.deaf.clear();
     cluster.disk_stalls(0, false);
     cluster.restart(0);
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(10_000);
     for seat in 0..3 {
-        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.cores[seat].state(), ManagerState::Serving);
     }
     cluster.load(10);
     assert_eq!(cluster.logs[0], cluster.logs[1]);
@@ -247,7 +247,7 @@ fn only_the_joiner_knows_that_it_joined() -> Cluster {
     let mut cluster = third_returns();
     for _ in 0..20 {
         [0, 1, 2].into_iter().for_each(|seat| cluster.one(seat));
-        if cluster.cores[2].standing() == Standing::CatchingUp {
+        if cluster.cores[2].state() == ManagerState::CatchingUp {
             break;
         }
     }
@@ -256,7 +256,7 @@ fn only_the_joiner_knows_that_it_joined() -> Cluster {
     for _ in 0..20 {
         cluster.one(2);
     }
-    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Serving);
     cluster.hung = vec![2];
     cluster.form_ring(&[0, 1], true);
     cluster.load(10);
@@ -271,7 +271,7 @@ fn assert_has_what_was_acknowledged(cluster: &mut Cluster) {
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(20_000);
     for seat in 0..3 {
-        assert_eq!(cluster.cores[seat].standing(), Standing::Serving);
+        assert_eq!(cluster.cores[seat].state(), ManagerState::Serving);
         assert_eq!(cluster.logs[seat].len(), 20);
     }
     let answered = cluster.answers.len();
@@ -365,7 +365,7 @@ fn a_record_has_the_epoch_of_its_decision_wherever_and_whenever_its_bytes_arrive
     cluster.form_ring(&[0, 1, 2, 3], true);
     cluster.run_for(10_000);
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         assert_eq!(core.agreed().0, last as u64);
     }
 }
@@ -384,7 +384,7 @@ fn a_view_that_one_member_formed_before_it_was_cut_off_is_not_the_one_of_the_oth
     for _ in 0..3 {
         cluster.one(3);
     }
-    assert_eq!(cluster.cores[3].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[3].state(), ManagerState::Serving);
     let seats: Vec<u16> = cluster.cores[3].view().iter().map(|s| s.0).collect();
     assert_eq!(seats, [1, 2, 3]);
     // It hangs; the others come together without it, and then all do.
@@ -399,7 +399,7 @@ fn a_view_that_one_member_formed_before_it_was_cut_off_is_not_the_one_of_the_oth
     cluster.run_for(10_000);
     let print = cluster.cores[0].fingerprint();
     for core in &cluster.cores {
-        assert_eq!(core.standing(), Standing::Serving);
+        assert_eq!(core.state(), ManagerState::Serving);
         assert_eq!(core.fingerprint(), print);
     }
     cluster.load(10);
@@ -423,8 +423,8 @@ fn a_member_that_missed_a_ring_takes_over_the_state_of_those_that_did_not() {
     let joined = |n: &Notice| {
         matches!(
             n,
-            Notice::Standing {
-                to: Standing::Joining,
+            Notice::ManagerState {
+                to: ManagerState::Joining,
                 ..
             }
         )
@@ -460,7 +460,7 @@ fn who_saw_others_go_on_holds_back_members_that_missed_it() {
     let alone = cluster.submit(Class::Write);
     cluster.run_for(5000);
     assert!(answered(&cluster, alone));
-    assert_eq!(cluster.cores[3].standing(), Standing::Joining);
+    assert_eq!(cluster.cores[3].state(), ManagerState::Joining);
     cluster.crash(0);
     // Their memory is gone too; what they know is on their disks.
     cluster.crash(3);
@@ -470,7 +470,7 @@ fn who_saw_others_go_on_holds_back_members_that_missed_it() {
     cluster.form_ring(&[1, 2, 3], true);
     cluster.run_for(5000);
     for seat in [1, 2, 3] {
-        assert_eq!(cluster.cores[seat].standing(), Standing::Waiting);
+        assert_eq!(cluster.cores[seat].state(), ManagerState::Waiting);
     }
     cluster.restart(0);
     cluster.form_ring(&[0, 1, 2, 3], true);
@@ -513,6 +513,6 @@ fn who_catches_up_asks_another_member_when_the_first_does_not_answer() {
     cluster.deaf = vec![0];
     cluster.form_ring(&[0, 1, 2], true);
     cluster.run_for(20_000);
-    assert_eq!(cluster.cores[2].standing(), Standing::Serving);
+    assert_eq!(cluster.cores[2].state(), ManagerState::Serving);
     assert_eq!(cluster.logs[2].len(), cluster.logs[1].len());
 }

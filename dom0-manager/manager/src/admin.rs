@@ -17,7 +17,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
 use spare_agent_client::AgentProxy;
-use spare_core::{Input, Standing};
+use spare_core::{Input, ManagerState};
 use spare_protocol::admin as calls;
 use spare_protocol::admin::{
     Counters, DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus,
@@ -119,7 +119,7 @@ impl AdminApi {
             decided: 0,
             updates_max: self.config.replication.updates_max as u64,
             gateway: format!("http://{}", self.config.gateway.listen),
-            standing: "starting".into(),
+            state: "starting".into(),
             waits_for: self.waiting(),
             hosts: vec![HostStatus {
                 name: this.unwrap_or_else(|| self.host.0.clone()),
@@ -410,7 +410,7 @@ impl Deployment {
             .serving
             .load(std::sync::atomic::Ordering::Relaxed);
         let counters = self.event_log.counters();
-        let apart = first.standing != Standing::Serving;
+        let apart = first.state != ManagerState::Serving;
         let mode = match (serving, first.staffed || counters.requests > 0) {
             (true, _) => Mode::Serving,
             (false, _) if apart && self.config.group.this_host().is_some() => Mode::Apart,
@@ -428,7 +428,7 @@ impl Deployment {
             decided: first.agreed.0,
             updates_max: self.config.replication.updates_max as u64,
             gateway: format!("http://{}", self.clients.limits.listen),
-            standing: format!("{:?}", first.standing).to_lowercase(),
+            state: format!("{:?}", first.state).to_lowercase(),
             waits_for: self.waits_for(&first),
             hosts: self.hosts(&first).await,
             seats,
@@ -457,7 +457,7 @@ impl Deployment {
     async fn drain(&self, host: &str, drained: bool) -> Result<(), Conflict> {
         let seat = self.seat_of(host)?;
         let now = self.core_status().await?;
-        if now.standing != Standing::Serving {
+        if now.state != ManagerState::Serving {
             return Err(Conflict::Apart);
         }
         if !now.view.contains(&seat) {
@@ -504,17 +504,17 @@ impl Deployment {
     /// Why this host does not take part, in words.
     fn waits_for(&self, first: &CoreStatus) -> String {
         let alone = self.fencing.as_ref().and_then(|f| f.without_quorum());
-        match first.standing {
-            Standing::Serving => String::new(),
-            Standing::Apart | Standing::Suspended => {
+        match first.state {
+            ManagerState::Serving => String::new(),
+            ManagerState::Apart | ManagerState::Suspended => {
                 alone.unwrap_or_else(|| "the group forms".to_owned())
             }
-            Standing::Waiting => format!(
+            ManagerState::Waiting => format!(
                 "{}. If the disk of {} is gone for good: spare accept-loss HOST",
                 first.waits_for,
                 self.names(&first.awaits)
             ),
-            Standing::Syncing | Standing::Joining | Standing::CatchingUp => {
+            ManagerState::Syncing | ManagerState::Joining | ManagerState::CatchingUp => {
                 "it takes over what the others agreed on".to_owned()
             }
         }

@@ -23,7 +23,7 @@ use crate::pending::Answer;
 use bytes::Bytes;
 use disk::Disk;
 use replicas::Replicas;
-use spare_core::{Core, Input, Micros, Now, Output, Refusal, Standing};
+use spare_core::{Core, Input, ManagerState, Micros, Now, Output, Refusal};
 use spare_group::{Delivery, GroupChannel};
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
@@ -149,7 +149,7 @@ impl<G: GroupChannel> Driver<G> {
             staffed: self.core.is_staffed(),
             can_decide: self.core.can_decide(),
             replicas: self.core.replicas(),
-            standing: self.core.standing(),
+            state: self.core.state(),
             waits_for: self.core.waits_for().to_owned(),
             awaits: self.core.awaits().to_vec(),
             view: self.core.view(),
@@ -174,7 +174,7 @@ impl<G: GroupChannel> Driver<G> {
             let text = "every seat has its active replica: the gateway answers clients".to_owned();
             self.shared.event_log.event(EventKind::Serving, None, text);
         }
-        let suspended = self.core.standing() == Standing::Suspended;
+        let suspended = self.core.state() == ManagerState::Suspended;
         let changes = |was: &mut bool| std::mem::replace(was, suspended) != suspended;
         self.shared.suspended.send_if_modified(changes);
         if self.shared.ending.load(Ordering::SeqCst) {
@@ -183,11 +183,11 @@ impl<G: GroupChannel> Driver<G> {
         let serving = self.served && self.core.can_decide();
         let before = self.shared.serving.swap(serving, Ordering::Relaxed);
         if before && !serving {
-            let text = match self.core.standing() {
-                Standing::Serving => {
+            let text = match self.core.state() {
+                ManagerState::Serving => {
                     "fewer than f + 1 replicas can vote: clients get 503 until replicas return"
                 }
-                Standing::Suspended => {
+                ManagerState::Suspended => {
                     "this host may not go on without those that are missing: its clients get 503"
                 }
                 _ => "this host is not in the primary view any more: its clients get 503",

@@ -343,7 +343,7 @@ impl Inner {
                 );
                 self.event(EventKind::View, None, None, text);
             }
-            Notice::Standing { from, to } => {
+            Notice::ManagerState { from, to } => {
                 tracing::debug!("seat {seat}: {from:?} -> {to:?}");
             }
             other if seat == voice => self.record_shared(other),
@@ -472,7 +472,7 @@ impl Inner {
             | Notice::Applied { .. }
             | Notice::HelpExecuted { .. }
             | Notice::Convicted { .. }
-            | Notice::Standing { .. }
+            | Notice::ManagerState { .. }
             | Notice::OtherSeats { .. }
             | Notice::Alarm(_) => {}
         }

@@ -1,6 +1,6 @@
 //! The driver of a seat as others have it: its queues, and what it tells about the core.
 
-use spare_core::{Input, Standing};
+use spare_core::{Input, ManagerState};
 use spare_protocol::{Position, SeatId};
 use tokio::sync::{mpsc, oneshot};
 
@@ -35,7 +35,7 @@ pub(crate) struct CoreStatus {
     pub(crate) staffed: bool,
     pub(crate) can_decide: bool,
     pub(crate) replicas: Vec<spare_core::ReplicaView>,
-    pub(crate) standing: Standing,
+    pub(crate) state: ManagerState,
     /// Whom it waits for, in words.
     pub(crate) waits_for: String,
     pub(crate) awaits: Vec<SeatId>,

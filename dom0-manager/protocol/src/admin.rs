@@ -83,7 +83,7 @@ pub struct Status {
     pub gateway: String,
     /// How the manager that answers stands to the group.
     #[serde(default)]
-    pub standing: String,
+    pub state: String,
     /// What that manager does, or waits for, before it takes part; empty once it does.
     #[serde(default)]
     pub waits_for: String,

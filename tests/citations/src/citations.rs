@@ -176,7 +176,9 @@ mod tests {
     #[test]
     fn pages_and_sections_that_are_not_there_are_found() {
         assert_eq!(
-            lines("// docs/contributors/store.md\n// docs/protocol.md#vote\n// docs/protocol.md#\n"),
+            lines(
+                "// docs/contributors/store.md\n// docs/protocol.md#vote\n// docs/protocol.md#\n"
+            ),
             [1, 2, 3]
         );
     }

@@ -91,12 +91,12 @@ mod tests {
 
     #[test]
     fn transitions_are_those_between_named_states() {
-        let source = "    \"standing Apart -> Syncing\",\n    // A replica.\n    \"replica Active -> gone\",\n    \
+        let source = "    \"manager Apart -> Syncing\",\n    // A replica.\n    \"replica Active -> gone\",\n    \
                       \"request helped -> decided\",\n    \"replica kept -> brought up to date\",\n";
         assert_eq!(
             transitions(source),
             [
-                ("standing", "Apart", "Syncing"),
+                ("manager", "Apart", "Syncing"),
                 ("replica", "Active", "gone")
             ]
         );

@@ -162,7 +162,7 @@ mod tests {
     const SOURCE: &str = "pub enum GroupMessage {\n    Votes(Votes),\n    HelpMe {\n        position: Position,\n    },\n}\n\
                           pub enum PeerMessage {\n    Log {\n        records: Vec<Record>,\n    },\n}\n";
     const TRANSITIONS: &str =
-        "    \"standing Apart -> Syncing\",\n    \"replica Active -> gone\",\n";
+        "    \"manager Apart -> Syncing\",\n    \"replica Active -> gone\",\n";
     const TABLES: &str = "## Messages\n| `Votes` | |\n| `HelpMe` | `position` |\n## Peer messages\n| `Log` | `records` |\n\
                           ## Life of a replica\n| `Active` | `gone` |\n## Life of a member\n| `Apart` | `Syncing` |\n\
                           ## Invariants\n| `one_total_order.rs` | |\n";

@@ -349,7 +349,7 @@ pub fn status() -> impl Strategy<Value = Status> {
             decided: n[2],
             updates_max: n[3],
             gateway,
-            standing: "serving".into(),
+            state: "serving".into(),
             waits_for: String::new(),
             hosts,
             seats,

@@ -47,13 +47,13 @@ fn new_disk(service: &Service<'_>) -> Result<()> {
             let status = service.status(name)?;
             let told = ["new disk", "spare accept-loss"];
             let told = told.iter().all(|t| status.waits_for.contains(t));
-            Ok(status.standing == "waiting" && told)
+            Ok(status.state == "waiting" && told)
         })?;
     }
     std::thread::sleep(WATCHED);
     for name in ["h1", "h2"] {
-        let standing = service.status(name)?.standing;
-        ensure!(standing == "waiting", "{name} is {standing}");
+        let state = service.status(name)?.state;
+        ensure!(state == "waiting", "{name} is {state}");
     }
     let refused = service.accept_loss("h2", "h2");
     ensure!(refused.is_err(), "h2 does not wait for itself");

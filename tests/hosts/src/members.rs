@@ -106,7 +106,7 @@ fn taken_up(service: &Service<'_>, hosts: &[&str]) -> Result<()> {
             let all_staffed = ["h1", "h2"]
                 .iter()
                 .all(|h| replicas(service, name, h).is_ok_and(|r| r == 2));
-            Ok(service.status(name)?.standing == "serving" && all_staffed)
+            Ok(service.status(name)?.state == "serving" && all_staffed)
         })?;
     }
     Ok(())

@@ -44,7 +44,7 @@ fn nobody_is_answered(
 ) -> Result<(Duration, Duration)> {
     let from = load.now();
     within(BOOT_LIMIT, "its manager waits", || {
-        Ok(service.status(waits)?.standing == "waiting")
+        Ok(service.status(waits)?.state == "waiting")
     })?;
     std::thread::sleep(watched(WATCHED));
     Ok((from, load.now()))
@@ -130,7 +130,7 @@ fn waits_for_snapshot(service: &Service<'_>) -> Result<()> {
     a.output(["systemctl", "start", "spare-manager"])?;
     within(BOOT_LIMIT, "it says what it waits for", || {
         let status = service.status("h1")?;
-        Ok(status.standing == "starting" && status.waits_for.contains("waiting for a snapshot"))
+        Ok(status.state == "starting" && status.waits_for.contains("waiting for a snapshot"))
     })?;
     let url = service.gateway("h1")?;
     let ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", &url];

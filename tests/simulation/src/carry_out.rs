@@ -14,7 +14,7 @@ use crate::invariants::{
 use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Input, Output, Refusal, Standing};
+use spare_core::{Input, ManagerState, Output, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
@@ -25,9 +25,10 @@ use std::rc::Rc;
 const LOG_RECORDS_MAX: usize = 100;
 
 /// A manager begins to look at the group's state.
-fn looks_anew(from: Standing, to: Standing) -> bool {
-    to == Standing::CatchingUp
-        || to == Standing::Serving && matches!(from, Standing::Syncing | Standing::Waiting)
+fn looks_anew(from: ManagerState, to: ManagerState) -> bool {
+    to == ManagerState::CatchingUp
+        || to == ManagerState::Serving
+            && matches!(from, ManagerState::Syncing | ManagerState::Waiting)
 }
 
 impl World {
@@ -532,7 +533,10 @@ impl World {
         };
         h.ordered_max = h.ordered_max.max(core.ordered());
         let told = h.told_ring == Some(ring) && whole;
-        let member = matches!(core.standing(), Standing::Serving | Standing::CatchingUp);
+        let member = matches!(
+            core.state(),
+            ManagerState::Serving | ManagerState::CatchingUp
+        );
         if told && member && !core.is_ahead() && index % 251 == 250 {
             let print = core.fingerprint();
             let verdict = self.checks.order.state(host, (ring, index), print);
@@ -567,7 +571,7 @@ impl World {
         let watches = h
             .core
             .as_ref()
-            .is_some_and(|c| matches!(c.standing(), Standing::Serving | Standing::CatchingUp));
+            .is_some_and(|c| matches!(c.state(), ManagerState::Serving | ManagerState::CatchingUp));
         if !watches {
             // They wait for the state, or count for nothing: either way nothing can be said of them.
             return;

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::network::{seat, Port};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Core, Input, KeptReplica, Notice, Standing};
+use spare_core::{Core, Input, KeptReplica, ManagerState, Notice};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
@@ -103,7 +103,7 @@ impl World {
     /// Frees the places of faulty replicas that are replaced.
     fn free_places(&mut self) {
         let complete = self.hosts.iter().filter_map(|h| h.core.as_ref()).any(|c| {
-            let serves = c.standing() == Standing::Serving;
+            let serves = c.state() == ManagerState::Serving;
             serves && c.replicas().len() >= 2 * self.staffed()
         });
         let settled = self.checks.acknowledged.last();
@@ -188,11 +188,11 @@ impl World {
                 to: Some(ReplicaState::Successor),
                 ..
             } => 250,
-            Notice::Standing {
-                to: Standing::Apart | Standing::Serving,
+            Notice::ManagerState {
+                to: ManagerState::Apart | ManagerState::Serving,
                 ..
             } => 0,
-            Notice::Standing { .. } => 35,
+            Notice::ManagerState { .. } => 35,
             _ => 0,
         };
         if chance == 0 || !self.fault_random.permille(chance) {
@@ -201,7 +201,7 @@ impl World {
         let hosts = self.hosts.len();
         let r = &mut self.fault_random;
         let other = r.index(hosts);
-        let unsettled = matches!(notice, Notice::Standing { .. });
+        let unsettled = matches!(notice, Notice::ManagerState { .. });
         let fault = match r.below(8) {
             // Help is needed just before a hand-over, and for longer.
             0..=5 if matches!(notice, Notice::Replica { .. }) => Fault::SlowGuests(other),
@@ -540,7 +540,7 @@ impl World {
         let all_serve = self.hosts.iter().enumerate().all(|(i, h)| {
             let core = h.core.as_ref();
             let serves = core.is_some_and(|c| {
-                c.standing() == Standing::Serving && c.view().len() == self.hosts.len()
+                c.state() == ManagerState::Serving && c.view().len() == self.hosts.len()
             });
             i == host || serves
         });
@@ -620,7 +620,7 @@ impl World {
         let is_suspended = |m: &usize| {
             let core = self.hosts[*m].core.as_ref();
             self.hosts[*m].told_ring == Some(ring)
-                && core.is_some_and(|c| c.standing() == Standing::Suspended)
+                && core.is_some_and(|c| c.state() == ManagerState::Suspended)
         };
         if !members.iter().any(is_suspended) || self.fault_random.permille(300) {
             self.later(500 * MS, 5 * SECOND, Event::Fence { ring });

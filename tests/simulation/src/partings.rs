@@ -4,17 +4,17 @@
 
 use crate::plan::MS;
 use crate::world::World;
-use spare_core::{Core, Notice, Standing};
+use spare_core::{Core, ManagerState, Notice};
 
 impl World {
     /// Parts the hosts, now and then, if this is the moment.
     pub(crate) fn part_at_a_return(&mut self, host: usize, notice: &Notice) {
-        let Notice::Standing { from, to } = notice else {
+        let Notice::ManagerState { from, to } = notice else {
             return;
         };
         match (from, to) {
-            (Standing::CatchingUp, Standing::Serving) => self.cut_members_off(host),
-            (Standing::Syncing, Standing::Waiting) if self.newest_member == Some(host) => {
+            (ManagerState::CatchingUp, ManagerState::Serving) => self.cut_members_off(host),
+            (ManagerState::Syncing, ManagerState::Waiting) if self.newest_member == Some(host) => {
                 self.newest_member = None;
                 self.leave_half(host);
             }
@@ -26,7 +26,7 @@ impl World {
     fn cut_members_off(&mut self, host: usize) {
         let serves = |h: &usize| {
             let core = self.hosts[*h].core.as_ref();
-            core.map(Core::standing) == Some(Standing::Serving)
+            core.map(Core::state) == Some(ManagerState::Serving)
         };
         let others = (0..self.hosts.len()).filter(|h| *h != host);
         let members: Vec<usize> = others.filter(serves).collect();

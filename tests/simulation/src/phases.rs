@@ -5,7 +5,7 @@ use crate::guest::Share;
 use crate::invariants::{everything_ends, linearizable};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Core, Input, Standing};
+use spare_core::{Core, Input, ManagerState};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::{Position, SeatId};
 
@@ -100,7 +100,7 @@ impl World {
         if seats.is_empty() {
             return;
         }
-        let waits = |c: &Core| c.standing() == Standing::Waiting;
+        let waits = |c: &Core| c.state() == ManagerState::Waiting;
         let waiting = self
             .hosts
             .iter()
@@ -131,9 +131,9 @@ impl World {
                 unsettled.push(format!("host {host} is down"));
                 continue;
             };
-            if core.standing() != Standing::Serving || core.view() != here {
-                let (standing, view) = (core.standing(), core.view());
-                unsettled.push(format!("host {host} is {standing:?} in view {view:?}"));
+            if core.state() != ManagerState::Serving || core.view() != here {
+                let (state, view) = (core.state(), core.view());
+                unsettled.push(format!("host {host} is {state:?} in view {view:?}"));
                 continue;
             }
             if core.seats() != self.seats {

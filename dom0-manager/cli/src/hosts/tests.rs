@@ -91,7 +91,7 @@ fn status(members: &[(&str, bool, bool)]) -> Status {
         decided: 4_207,
         updates_max: 200,
         gateway: "http://127.0.0.1:8080".to_owned(),
-        standing: String::new(),
+        state: String::new(),
         waits_for: String::new(),
         hosts,
         seats: Vec::new(),

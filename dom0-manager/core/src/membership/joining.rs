@@ -3,7 +3,7 @@
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::group::{Group, Rules};
-use crate::io::{Notice, Output, Standing};
+use crate::io::{ManagerState, Notice, Output};
 use crate::step::Core;
 use bytes::Bytes;
 use spare_protocol::group::{DecidedRequest, GroupMessage, PeerMessage};
@@ -17,7 +17,7 @@ impl Core {
     pub(super) fn join(&mut self, source: SeatId) {
         self.leave();
         self.membership.joining.source = source;
-        self.membership.stand(Standing::Joining, &mut self.out);
+        self.membership.stand(ManagerState::Joining, &mut self.out);
         self.want_state();
     }
 
@@ -31,8 +31,8 @@ impl Core {
     /// The next member is asked from now on: the last one may be gone, or cut off from this one alone.
     fn ask_elsewhere(&mut self) {
         let me = self.config.me;
-        let members = match self.membership.standing {
-            Standing::Joining => self.membership.views.known.members.clone(),
+        let members = match self.membership.state {
+            ManagerState::Joining => self.membership.views.known.members.clone(),
             _ => self.group.view_members().collect(),
         };
         let there = |s: &SeatId| *s != me && self.membership.ring.members.contains(s);
@@ -47,14 +47,14 @@ impl Core {
     /// What was asked for did not arrive.
     pub(crate) fn catch_up_again(&mut self) {
         self.ask_elsewhere();
-        match self.membership.standing {
-            Standing::Joining => self.want_state(),
-            Standing::CatchingUp => {
+        match self.membership.state {
+            ManagerState::Joining => self.want_state(),
+            ManagerState::CatchingUp => {
                 self.want_log();
                 self.membership.joining.joined_sent = false;
                 self.check_caught_up();
             }
-            Standing::Serving if self.lacks_records() => self.want_log(),
+            ManagerState::Serving if self.lacks_records() => self.want_log(),
             _ => {}
         }
     }
@@ -75,7 +75,7 @@ impl Core {
 
     /// The group's state arrived. Anybody who serves in this ring has it, also who was asked first and takes long.
     pub(crate) fn take_state(&mut self, from: SeatId, ring: u64, seen: u64, state: &[u8]) {
-        if self.membership.standing != Standing::Joining || ring != self.membership.ring.number {
+        if self.membership.state != ManagerState::Joining || ring != self.membership.ring.number {
             return;
         }
         if seen < self.membership.ring.seen {
@@ -94,7 +94,8 @@ impl Core {
         self.know_view();
         let kept = self.keep_safe_records();
         self.forget_open(kept);
-        self.membership.stand(Standing::CatchingUp, &mut self.out);
+        self.membership
+            .stand(ManagerState::CatchingUp, &mut self.out);
         self.skip_contained(seen);
         self.take_up_entries();
         self.take_backlog();
@@ -219,7 +220,7 @@ impl Core {
         let agreed = self.log.agreed();
         let near = agreed.0.saturating_add(LAG_MAX) >= self.group.decided().0;
         let caught_up = agreed >= self.log.forgotten() && near;
-        let catching_up = self.membership.standing == Standing::CatchingUp;
+        let catching_up = self.membership.state == ManagerState::CatchingUp;
         if !catching_up || !caught_up || self.membership.joining.joined_sent {
             return;
         }

@@ -44,7 +44,7 @@ pub(crate) use views::{Beginner, Views};
 
 use crate::config::{Config, Resume};
 use crate::group::Group;
-use crate::io::{Micros, Notice, Standing};
+use crate::io::{ManagerState, Micros, Notice};
 use crate::outputs::Outputs;
 use spare_protocol::group::{PrimaryView, ViewId};
 use spare_protocol::{Position, SeatId};
@@ -54,7 +54,7 @@ use ring::Ring;
 /// How this manager stands to the group.
 #[derive(Clone, Debug)]
 pub(crate) struct Membership {
-    standing: Standing,
+    state: ManagerState,
     ring: Ring,
     views: KnownViews,
     joining: Joining,
@@ -99,7 +99,7 @@ impl Membership {
     /// A manager that is in no ring yet, with the newest view on its disk.
     pub(crate) fn resumed(config: &Config, resume: &Resume) -> Membership {
         Membership {
-            standing: Standing::Apart,
+            state: ManagerState::Apart,
             ring: Ring::default(),
             views: KnownViews {
                 known: resume.view.clone(),
@@ -121,17 +121,17 @@ impl Membership {
         }
     }
 
-    pub(crate) fn standing(&self) -> Standing {
-        self.standing
+    pub(crate) fn state(&self) -> ManagerState {
+        self.state
     }
 
     pub(crate) fn is_serving(&self) -> bool {
-        self.standing == Standing::Serving
+        self.state == ManagerState::Serving
     }
 
     /// Whether this manager has the group's state, and takes part in what is ordered.
     pub(crate) fn has_state(&self) -> bool {
-        matches!(self.standing, Standing::Serving | Standing::CatchingUp)
+        matches!(self.state, ManagerState::Serving | ManagerState::CatchingUp)
     }
 
     /// Whether this manager is a member of the primary view and has been without a break.
@@ -141,7 +141,7 @@ impl Membership {
 
     /// Whether requests of clients are taken in. While a live view changes they wait: it takes one round of messages.
     pub(crate) fn takes_requests(&self) -> bool {
-        self.is_serving() || (self.live && self.standing == Standing::Syncing)
+        self.is_serving() || (self.live && self.state == ManagerState::Syncing)
     }
 
     pub(crate) fn waits_for(&self) -> &str {
@@ -196,17 +196,17 @@ impl Membership {
     }
 
     /// This manager stands otherwise from here on.
-    fn stand(&mut self, to: Standing, out: &mut Outputs) {
-        let from = std::mem::replace(&mut self.standing, to);
-        if to != Standing::Waiting {
+    fn stand(&mut self, to: ManagerState, out: &mut Outputs) {
+        let from = std::mem::replace(&mut self.state, to);
+        if to != ManagerState::Waiting {
             self.waits_for.clear();
             self.awaits.clear();
             self.ring.given_up.clear();
         }
         // Nobody may act on what a suspended manager says.
-        out.mute(to == Standing::Suspended);
+        out.mute(to == ManagerState::Suspended);
         if from != to {
-            out.notice(Notice::Standing { from, to });
+            out.notice(Notice::ManagerState { from, to });
         }
     }
 }

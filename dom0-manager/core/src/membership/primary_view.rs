@@ -4,7 +4,7 @@
 use super::formation::{Hearing, Verdict};
 use super::Membership;
 use crate::clock::Timer;
-use crate::io::{Notice, Output, Standing};
+use crate::io::{ManagerState, Notice, Output};
 use crate::membership::Beginner;
 use crate::outputs::Outputs;
 use crate::step::Core;
@@ -37,7 +37,7 @@ impl Membership {
     fn serve(&mut self, out: &mut Outputs) {
         self.live = true;
         self.served = self.ring.number;
-        self.stand(Standing::Serving, out);
+        self.stand(ManagerState::Serving, out);
     }
 
     /// Who is in this ring and no member of the view, if its members need them to know of it: where they
@@ -91,7 +91,7 @@ impl Core {
         let text = membership.waits_for.clone();
         self.out.notice(Notice::Alarm(text));
         self.gateway().interrupt();
-        self.membership.stand(Standing::Waiting, &mut self.out);
+        self.membership.stand(ManagerState::Waiting, &mut self.out);
     }
 
     /// The primary view of this ring. Who is no member of it takes over the state of one, and writes the
@@ -189,7 +189,7 @@ impl Core {
         if !self.group.is_in_view(self.config.me) {
             return;
         }
-        if self.membership.standing == Standing::CatchingUp {
+        if self.membership.state == ManagerState::CatchingUp {
             let settled = Some(self.group.settled());
             let needed = &mut self.membership.joining.needed;
             *needed = (*needed).max(settled);
@@ -211,7 +211,7 @@ impl Core {
     pub(crate) fn become_member(&mut self) {
         let has = |needed: Position| self.log.stored() >= needed;
         let ready = self.membership.joining.needed.is_some_and(has);
-        if self.membership.standing != Standing::CatchingUp || !ready {
+        if self.membership.state != ManagerState::CatchingUp || !ready {
             return;
         }
         self.membership.joining.needed = None;

@@ -3,7 +3,7 @@
 
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::io::{Notice, Standing};
+use crate::io::{ManagerState, Notice};
 use crate::step::Core;
 use spare_protocol::group::{Envelope, GroupMessage, Sync, GROUP_VERSION};
 use spare_protocol::SeatId;
@@ -52,10 +52,11 @@ impl Core {
     pub(crate) fn suspend(&mut self, ring: u64, members: Vec<SeatId>) {
         self.move_to(ring, members);
         if self.membership.live {
-            self.membership.stand(Standing::Suspended, &mut self.out);
+            self.membership
+                .stand(ManagerState::Suspended, &mut self.out);
         } else {
             self.leave();
-            self.membership.stand(Standing::Apart, &mut self.out);
+            self.membership.stand(ManagerState::Apart, &mut self.out);
         }
     }
 
@@ -65,12 +66,12 @@ impl Core {
         let primary = primary || planted(Bug::MinorityGoesOn);
         if !primary || !self.membership.ring.members.contains(&self.config.me) {
             self.leave();
-            return self.membership.stand(Standing::Apart, &mut self.out);
+            return self.membership.stand(ManagerState::Apart, &mut self.out);
         }
         if !self.membership.live {
             self.leave();
         }
-        self.membership.stand(Standing::Syncing, &mut self.out);
+        self.membership.stand(ManagerState::Syncing, &mut self.out);
         let sync = self.what_it_is_and_has(came_from);
         self.out.multicast(GroupMessage::Sync(sync));
     }
@@ -111,10 +112,10 @@ impl Core {
             _ => {}
         }
         let ring = &mut self.membership.ring;
-        match self.membership.standing {
-            Standing::Serving | Standing::CatchingUp if ring.ahead > 0 => ring.ahead -= 1,
-            Standing::Serving | Standing::CatchingUp => self.take_ordered(from, envelope),
-            Standing::Syncing | Standing::Waiting | Standing::Joining => {
+        match self.membership.state {
+            ManagerState::Serving | ManagerState::CatchingUp if ring.ahead > 0 => ring.ahead -= 1,
+            ManagerState::Serving | ManagerState::CatchingUp => self.take_ordered(from, envelope),
+            ManagerState::Syncing | ManagerState::Waiting | ManagerState::Joining => {
                 ring.backlog.push_back((from, envelope));
                 if ring.backlog.len() > BACKLOG_MAX {
                     // What is missing then is contained in a newer state.
@@ -123,7 +124,7 @@ impl Core {
                 }
             }
             // Who goes on says it again.
-            Standing::Suspended | Standing::Apart => {}
+            ManagerState::Suspended | ManagerState::Apart => {}
         }
     }
 
@@ -150,7 +151,7 @@ impl Core {
     fn sync(&mut self, from: SeatId, sync: Sync) {
         let ring = &mut self.membership.ring;
         let expected = sync.ring == ring.number && ring.members.contains(&from);
-        if self.membership.standing != Standing::Syncing || !expected {
+        if self.membership.state != ManagerState::Syncing || !expected {
             return;
         }
         if sync.version != GROUP_VERSION {
@@ -169,7 +170,7 @@ impl Core {
     /// An operator accepts that these seats' disks are gone for good.
     fn accept_loss(&mut self, ring: u64, seats: Vec<SeatId>) {
         let here = &mut self.membership.ring;
-        if self.membership.standing == Standing::Waiting && ring == here.number {
+        if self.membership.state == ManagerState::Waiting && ring == here.number {
             here.given_up.extend(seats);
             self.conclude();
         }

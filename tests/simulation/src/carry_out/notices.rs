@@ -6,7 +6,7 @@ use crate::invariants::{
     no_stale_state, recovery_keeps_quorum, seat_keeps_its_active,
 };
 use crate::world::World;
-use spare_core::{ConvictionBasis, Notice, Output, Standing};
+use spare_core::{ConvictionBasis, ManagerState, Notice, Output};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::Position;
@@ -37,18 +37,18 @@ impl World {
                 }
                 self.count_replica(*from, *to);
             }
-            Notice::Standing { from, to } => {
+            Notice::ManagerState { from, to } => {
                 self.coverage
-                    .count_named(&format!("standing {from:?} -> {to:?}"));
+                    .count_named(&format!("manager {from:?} -> {to:?}"));
                 if looks_anew(*from, *to) {
                     self.hosts[host].watch_anew();
                 }
-                if *to == Standing::CatchingUp {
+                if *to == ManagerState::CatchingUp {
                     let h = &self.hosts[host];
                     let verdict = no_stale_state::joins(host, h.disk.last(), h.safe);
                     self.hold(verdict);
                 }
-                if *to == Standing::Serving {
+                if *to == ManagerState::Serving {
                     self.begins_to_serve(host);
                 }
             }
@@ -188,7 +188,7 @@ impl World {
         let Some(core) = h
             .core
             .as_ref()
-            .filter(|c| c.standing() == Standing::Serving)
+            .filter(|c| c.state() == ManagerState::Serving)
         else {
             return;
         };
