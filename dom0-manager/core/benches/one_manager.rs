@@ -145,7 +145,7 @@ impl Seat {
             match output {
                 Output::Multicast(envelope) => self.sent.push(Bytes::from(envelope.to_bytes())),
                 // For the store, which is no part of the core.
-                Output::Decided(_) | Output::Safe { .. } | Output::Keep { .. } => {}
+                Output::Decided(_) | Output::Safe { .. } | Output::PutInService { .. } => {}
                 output => self.effects.push(output),
             }
         }
@@ -270,11 +270,11 @@ impl Group {
             second.turn(now);
         }
         for index in 0..self.seats.len() {
-            self.carry_out(index);
+            self.perform(index);
         }
     }
 
-    fn carry_out(&mut self, index: usize) {
+    fn perform(&mut self, index: usize) {
         let from = self.seats[index].me;
         for bytes in std::mem::take(&mut self.seats[index].sent) {
             for seat in &mut self.seats {

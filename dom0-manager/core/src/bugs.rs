@@ -56,9 +56,9 @@ pub enum Bug {
     /// A manager that takes over the group's state forgets what was delivered meanwhile.
     BacklogForgotten,
     /// A replica that outlived its manager is kept although it went past what is agreed.
-    KeptBeyondTheAgreed,
+    SurvivorBeyondTheAgreed,
     /// A replica that outlived its manager counts as clean, whatever it executed.
-    KeptAsClean,
+    SurvivorAsClean,
     /// A request that is delivered twice is ordered twice.
     RepeatedDeliveryOrdered,
     /// Clients' keys are ignored.
@@ -100,8 +100,8 @@ impl Bug {
         Bug::StaleStateDecides,
         Bug::JoinerKeepsItsTail,
         Bug::BacklogForgotten,
-        Bug::KeptBeyondTheAgreed,
-        Bug::KeptAsClean,
+        Bug::SurvivorBeyondTheAgreed,
+        Bug::SurvivorAsClean,
         Bug::RepeatedDeliveryOrdered,
         Bug::KeysIgnored,
         Bug::KeyMatchesAnyRequest,

@@ -95,15 +95,15 @@ pub struct Resume {
     /// The greatest generation of a replica of this seat.
     pub generation: u32,
     /// Replicas of this seat that outlived the manager.
-    pub kept: Vec<KeptReplica>,
+    pub survivors: Vec<SurvivingReplica>,
     /// This seat is to have no replicas ([`crate::Output::StoreDrained`]).
     pub drained: bool,
 }
 
-/// A local replica that runs since an earlier run of its manager ([`crate::Output::Keep`]). Its channel is
+/// A local replica that runs since an earlier run of its manager ([`crate::Output::PutInService`]). Its channel is
 /// open, and it has done everything that was sent to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeptReplica {
+pub struct SurvivingReplica {
     /// Which.
     pub replica: ReplicaId,
     /// The position of its state, as it says itself.

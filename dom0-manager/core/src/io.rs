@@ -210,14 +210,14 @@ pub enum Output {
     Create(ReplicaId),
     /// Remember across restarts of the manager, and before anything that follows here is done, that this
     /// replica is in service; until it is quarantined, destroyed or forgotten.
-    Keep {
+    PutInService {
         replica: ReplicaId,
         /// It never executed a request.
         clean: bool,
     },
     /// This replica is not in service any more though its VM stays, before anything that follows here is done: a later
     /// run of the manager destroys it, as everything that is not kept.
-    Forget(ReplicaId),
+    TakeOutOfService(ReplicaId),
     /// Bring a local replica, new or kept from an earlier run, to the agreed state at `upto`; ends in
     /// [`Input::Applied`].
     Load {

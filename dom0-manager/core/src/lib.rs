@@ -45,7 +45,7 @@ mod replicas;
 mod step;
 mod voting;
 
-pub use config::{Config, ConfigError, KeptReplica, Resume};
+pub use config::{Config, ConfigError, Resume, SurvivingReplica};
 pub use io::{
     ConvictionBasis, Evidence, Input, ManagerState, Micros, Notice, Now, Output, Refusal,
 };

@@ -49,8 +49,8 @@ impl Outputs {
     }
 
     /// A replica is remembered across restarts of the manager as one that never executed a request, or that did.
-    pub(crate) fn keep(&mut self, replica: ReplicaId, clean: bool) {
-        self.push(Output::Keep { replica, clean });
+    pub(crate) fn put_in_service(&mut self, replica: ReplicaId, clean: bool) {
+        self.push(Output::PutInService { replica, clean });
     }
 
     /// Exchanges the outputs for those in `list`.

@@ -608,7 +608,7 @@ impl Core {
     /// How much is kept, for tests that nothing grows: requests in the window, updates in the buffer,
     /// messages in the backlog.
     #[must_use]
-    pub fn kept(&self) -> [usize; 3] {
+    pub fn footprint(&self) -> [usize; 3] {
         [
             usize::try_from(self.log.open()).unwrap_or(usize::MAX),
             self.replicas.updates_buffered(),

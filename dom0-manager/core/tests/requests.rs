@@ -175,7 +175,7 @@ fn more_requests_than_allowed_are_refused_and_nothing_grows() {
         .iter()
         .filter(|n| cluster.refused.get(n) == Some(&Refusal::Busy));
     assert_eq!(busy.count(), 400);
-    assert!(cluster.cores[0].kept()[0] <= 100);
+    assert!(cluster.cores[0].footprint()[0] <= 100);
     cluster.run_for(60_000);
     assert_eq!(cluster.answers.len(), 100);
 }

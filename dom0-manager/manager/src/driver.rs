@@ -329,8 +329,8 @@ impl<G: GroupChannel> Driver<G> {
             Output::StoreView(view) => self.disk.store_view(view),
             Output::Truncate { after } => self.disk.truncate(after),
             Output::Safe { position } => self.disk.mark_safe(position),
-            Output::Keep { replica, clean } => self.disk.put_in_service(replica, clean),
-            Output::Forget(replica) => self.forget(replica),
+            Output::PutInService { replica, clean } => self.disk.put_in_service(replica, clean),
+            Output::TakeOutOfService(replica) => self.forget(replica),
             Output::StoreConviction {
                 replica,
                 position,

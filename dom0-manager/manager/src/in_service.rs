@@ -1,5 +1,5 @@
 //! Which replicas are in service, for the next run of the manager: it takes up those that are still
-//! there ([`spare_core::Output::Keep`]).
+//! there ([`spare_core::Output::PutInService`]).
 //!
 //! A line for each change, handed to the operating system before anything else is done, and never synced: what
 //! survives the loss of the host's memory names replicas that did not, which the host's boot id shows.

@@ -52,7 +52,7 @@ pub(crate) const POSSIBLE: &[&str] = &[
     "replica Successor -> Active",
     "replica Successor -> gone",
     "replica Retiring -> gone",
-    "replica kept -> brought up to date",
+    "replica surviving -> brought up to date",
     // A request.
     "request ordered -> decided",
     "request decided -> answered",

@@ -81,7 +81,7 @@ pub(crate) struct Disk {
     /// Written through at once.
     pub(crate) drained: bool,
     /// The replicas in service, and whether they are clean. Written through at once.
-    pub(crate) kept: BTreeMap<ReplicaId, bool>,
+    pub(crate) in_service: BTreeMap<ReplicaId, bool>,
     /// Replicas of this disk's numbering that were convicted. Written through at once.
     pub(crate) convicted: BTreeSet<ReplicaId>,
     view: PrimaryView,
@@ -238,7 +238,7 @@ impl Disk {
                 .map(|(seat, number)| RequestId { seat, number })
                 .collect(),
             generation: self.generation,
-            kept: Vec::new(),
+            survivors: Vec::new(),
             drained: self.drained,
         }
     }

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::network::{seat, Port};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
-use spare_core::{Core, Input, KeptReplica, ManagerState, Notice};
+use spare_core::{Core, Input, ManagerState, Notice, SurvivingReplica};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::group::LossReason;
 use spare_protocol::{Position, ReplicaId};
@@ -570,7 +570,7 @@ impl World {
         let mut guests: Vec<ReplicaId> = Vec::new();
         if whole {
             guests = std::mem::take(&mut h.guests).into_keys().collect();
-            h.disk.kept.clear();
+            h.disk.in_service.clear();
         }
         h.sent.clear();
         h.in_service.clear();
@@ -699,7 +699,7 @@ impl World {
         h.disk.starts += 1;
         h.next_number = h.disk.starts << 32;
         let mut resume = self.hosts[host].disk.resume();
-        resume.kept = self.find_kept(host);
+        resume.survivors = self.find_survivors(host);
         let h = &mut self.hosts[host];
         h.safe = resume.safe;
         h.runs_with.clone_from(&h.listed);
@@ -722,34 +722,34 @@ impl World {
     }
 
     /// The replicas that outlived the manager; all others on its host are destroyed.
-    fn find_kept(&mut self, host: usize) -> Vec<KeptReplica> {
+    fn find_survivors(&mut self, host: usize) -> Vec<SurvivingReplica> {
         let h = &mut self.hosts[host];
         let speed = h.speed();
-        let mut kept = Vec::new();
+        let mut survivors = Vec::new();
         for (replica, guest) in &mut h.guests {
             // It may have died in the meantime.
             if h.random.permille(50) {
                 guest.stop();
             }
-            let clean = h.disk.kept.get(replica).copied();
+            let clean = h.disk.in_service.get(replica).copied();
             let position = guest.hello(self.now, speed, &mut self.guest_random);
             if let (Some(clean), Some(position)) = (clean, position) {
-                kept.push(KeptReplica {
+                survivors.push(SurvivingReplica {
                     replica: *replica,
                     position,
                     clean,
                 });
             }
         }
-        h.disk.kept = kept.iter().map(|k| (k.replica, k.clean)).collect();
-        h.sent = kept.iter().map(|k| (k.replica, k.position)).collect();
-        let found = |r: &ReplicaId| kept.iter().any(|k| k.replica == *r);
+        h.disk.in_service = survivors.iter().map(|k| (k.replica, k.clean)).collect();
+        h.sent = survivors.iter().map(|k| (k.replica, k.position)).collect();
+        let found = |r: &ReplicaId| survivors.iter().any(|k| k.replica == *r);
         let all: Vec<ReplicaId> = h.guests.keys().copied().collect();
         for replica in all.into_iter().filter(|r| !found(r)) {
             self.hosts[host].guests.remove(&replica);
             self.replica_gone(replica);
         }
-        kept
+        survivors
     }
 
     pub(crate) fn renew_leases(&mut self) {

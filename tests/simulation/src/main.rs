@@ -1,7 +1,6 @@
 //! Runs whole clusters of the real core against simulated hosts, networks, hypervisors, disks, clients
 //! and Byzantine guests. Everything derives from one seed.
 
-mod carry_out;
 mod clients;
 mod coverage;
 mod disk;
@@ -12,6 +11,7 @@ mod host;
 mod invariants;
 mod members;
 mod network;
+mod outputs;
 mod partings;
 mod phases;
 mod plan;

@@ -148,7 +148,7 @@ impl World {
                 unsettled.push(format!("host {host} has open requests"));
             }
             self.unsettled_replicas(host, core, &here, &mut unsettled);
-            let [slots, updates, backlog] = core.kept();
+            let [slots, updates, backlog] = core.footprint();
             let updates_max = self.plan.config.updates_max + 300;
             if slots > SLOTS_MAX || updates > updates_max || backlog > 0 {
                 unsettled.push(format!(

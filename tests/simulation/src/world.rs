@@ -345,7 +345,7 @@ impl World {
         let deadline = core.next_deadline();
         self.check_replaced(host, &outputs);
         for output in outputs.drain(..) {
-            self.carry_out(host, output);
+            self.perform(host, output);
         }
         self.judge_step(host);
         self.outputs = outputs;

@@ -22,7 +22,7 @@ impl Seat<'_> {
         if !self.membership.is_serving() || !self.group.is_in_view(me) {
             return;
         }
-        self.take_up_kept();
+        self.take_up_survivors();
         if !self.group.is_staffed_seat(me) || self.clock.is_set(Timer::Staff) {
             return;
         }
@@ -60,11 +60,15 @@ impl Seat<'_> {
 
     /// Replicas that outlived the last run of this manager are brought up to date. Those that executed come
     /// first: the first one of a seat becomes its active.
-    fn take_up_kept(&mut self) {
-        let kept = self.replicas.local.iter().filter(|(_, l)| l.vm == Vm::Kept);
-        let mut kept: Vec<(bool, ReplicaId)> = kept.map(|(r, l)| (l.clean, *r)).collect();
-        kept.sort_unstable();
-        for (_, replica) in kept {
+    fn take_up_survivors(&mut self) {
+        let survivors = self
+            .replicas
+            .local
+            .iter()
+            .filter(|(_, l)| l.vm == Vm::Surviving);
+        let mut survivors: Vec<(bool, ReplicaId)> = survivors.map(|(r, l)| (l.clean, *r)).collect();
+        survivors.sort_unstable();
+        for (_, replica) in survivors {
             self.bring_to_agreed(replica);
         }
     }
@@ -106,7 +110,7 @@ impl Seat<'_> {
         }
         local.announced = true;
         let (position, clean) = (local.sent, local.clean);
-        self.out.keep(replica, clean);
+        self.out.put_in_service(replica, clean);
         self.out.multicast(GroupMessage::Built {
             replica,
             position,
@@ -203,7 +207,7 @@ impl Seat<'_> {
                 Disposal::Destroy | Disposal::None => self.out.push(Output::Destroy(replica)),
                 Disposal::Pause => {
                     self.replicas.braked.push(replica);
-                    self.out.push(Output::Forget(replica));
+                    self.out.push(Output::TakeOutOfService(replica));
                     self.out.push(Output::Pause(replica));
                 }
             }
@@ -242,7 +246,7 @@ impl Seat<'_> {
         for (replica, local) in &mut self.replicas.local {
             let sound = match local.vm {
                 Vm::Creating => true,
-                Vm::Kept => local.sent <= agreed || planted(Bug::KeptBeyondTheAgreed),
+                Vm::Surviving => local.sent <= agreed || planted(Bug::SurvivorBeyondTheAgreed),
                 Vm::Loading => false,
                 _ => local.sent <= agreed && !local.is_busy() && local.leaving.is_none(),
             };

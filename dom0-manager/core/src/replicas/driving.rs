@@ -166,7 +166,7 @@ impl Seat<'_> {
         };
         local.sent = position;
         if std::mem::take(&mut local.clean) {
-            self.out.keep(replica, false);
+            self.out.put_in_service(replica, false);
         }
         let Some(entry) = self.group.entry(position) else {
             return;
@@ -204,7 +204,7 @@ impl Seat<'_> {
     /// Forgets updates that every local replica has, or will load with its first state. A replica that
     /// falls too far behind is given up.
     fn trim_buffer(&mut self) {
-        let loads = |vm: Vm| matches!(vm, Vm::Creating | Vm::Kept);
+        let loads = |vm: Vm| matches!(vm, Vm::Creating | Vm::Surviving);
         let fed = self.replicas.local.iter();
         let fed = fed.filter(|(_, l)| !loads(l.vm) && l.leaving.is_none());
         let last = fed.min_by_key(|(_, l)| l.sent).map(|(r, l)| (*r, l.sent));

@@ -27,7 +27,7 @@
 //! ```
 //!
 //! As its own manager drives its virtual machine (`Vm`): created, loaded, then running or paused as
-//! its role and the work that waits for it demand. One that outlives its manager is kept: the next run
+//! its role and the work that waits for it demand. One that outlives its manager survives: the next run
 //! brings it up to date instead of building another.
 
 //!
@@ -48,7 +48,7 @@ use crate::activation::UpdateBuffer;
 use crate::ascending::Ascending;
 use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
-use crate::config::{Config, KeptReplica, Resume};
+use crate::config::{Config, Resume, SurvivingReplica};
 use crate::group::Group;
 use crate::log::Log;
 use crate::membership::Membership;
@@ -79,9 +79,12 @@ pub(crate) struct Replicas {
 impl Replicas {
     /// Those that outlived the last run of this manager.
     pub(crate) fn resumed(config: &Config, resume: &Resume) -> Replicas {
-        let kept = resume.kept.iter().filter(|k| k.replica.seat == config.me);
-        let local: BTreeMap<ReplicaId, Local> = kept
-            .map(|k| (k.replica, Local::kept(k, config.awake_min)))
+        let survivors = resume
+            .survivors
+            .iter()
+            .filter(|k| k.replica.seat == config.me);
+        let local: BTreeMap<ReplicaId, Local> = survivors
+            .map(|k| (k.replica, Local::surviving(k, config.awake_min)))
             .collect();
         let generations = local.keys().map(|r| r.generation);
         Replicas {
@@ -151,7 +154,7 @@ impl Replicas {
             local.sent = local.sent.previous();
         }
         if std::mem::take(&mut local.clean) {
-            out.keep(replica, false);
+            out.put_in_service(replica, false);
         }
         local.settling = false;
     }
@@ -228,7 +231,7 @@ enum Vm {
     /// It boots.
     Creating,
     /// It outlived an earlier run of its manager, and waits until that knows what is agreed.
-    Kept,
+    Surviving,
     /// It loads its first state.
     Loading,
     Running,
@@ -281,17 +284,17 @@ impl Local {
     }
 
     /// One that is there already.
-    fn kept(replica: &KeptReplica, awake_min: Micros) -> Local {
+    fn surviving(replica: &SurvivingReplica, awake_min: Micros) -> Local {
         Local {
-            vm: Vm::Kept,
+            vm: Vm::Surviving,
             sent: replica.position,
-            clean: replica.clean || planted(Bug::KeptAsClean),
+            clean: replica.clean || planted(Bug::SurvivorAsClean),
             ..Local::new(awake_min)
         }
     }
 
     fn is_built(&self) -> bool {
-        !matches!(self.vm, Vm::Creating | Vm::Kept | Vm::Loading)
+        !matches!(self.vm, Vm::Creating | Vm::Surviving | Vm::Loading)
     }
 
     fn is_changing(&self) -> bool {

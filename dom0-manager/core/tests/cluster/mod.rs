@@ -3,7 +3,7 @@
 #![allow(unreachable_pub, dead_code)] // a module of several test programs, each of which uses a part
 
 use bytes::Bytes;
-use spare_core::{Config, Core, Input, KeptReplica, Micros, Notice, Now, Output, Resume};
+use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume, SurvivingReplica};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::group::{Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId};
 use spare_protocol::http::essence;
@@ -292,8 +292,8 @@ impl Cluster {
     pub fn restart(&mut self, seat: u16) {
         let index = usize::from(seat);
         let log = &self.logs[index];
-        let mut kept = self.disks[index].kept.clone();
-        kept.retain_mut(|k| match self.guests.get_mut(&k.replica) {
+        let mut survivors = self.disks[index].survivors.clone();
+        survivors.retain_mut(|k| match self.guests.get_mut(&k.replica) {
             Some(guest) => {
                 guest.running = true;
                 k.position = guest.position;
@@ -302,7 +302,7 @@ impl Cluster {
             None => false,
         });
         let resume = Resume {
-            kept,
+            survivors,
             last: log.last().cloned(),
             keys: log
                 .iter()
@@ -491,11 +491,11 @@ impl Cluster {
         for output in self.cores[seat].step(now, input) {
             self.trace
                 .push_str(&format!("{} {seat} {output:?}\n", self.now.0));
-            self.carry_out(seat, output);
+            self.perform(seat, output);
         }
     }
 
-    fn carry_out(&mut self, seat: usize, output: Output) {
+    fn perform(&mut self, seat: usize, output: Output) {
         let from = SeatId(u16::try_from(seat).expect("small"));
         match output {
             Output::Multicast(envelope) => self.multicast(from, &envelope),
@@ -545,16 +545,18 @@ impl Cluster {
                 }
                 self.after(300, seat, Input::Booted(replica));
             }
-            Output::Keep { replica, clean } => {
-                let kept = &mut self.disks[seat].kept;
-                kept.retain(|k| k.replica != replica);
-                kept.push(KeptReplica {
+            Output::PutInService { replica, clean } => {
+                let survivors = &mut self.disks[seat].survivors;
+                survivors.retain(|k| k.replica != replica);
+                survivors.push(SurvivingReplica {
                     replica,
                     position: Position(0),
                     clean,
                 });
             }
-            Output::Forget(replica) => self.disks[seat].kept.retain(|k| k.replica != replica),
+            Output::TakeOutOfService(replica) => {
+                self.disks[seat].survivors.retain(|k| k.replica != replica)
+            }
             Output::Load { replica, upto } => {
                 let state = self.agreed[&(from, upto)];
                 self.work(seat, replica, Work::Load(state, upto));
@@ -590,7 +592,7 @@ impl Cluster {
                 }
             }
             Output::StoreConviction { replica, .. } => {
-                self.disks[seat].kept.retain(|k| k.replica != replica);
+                self.disks[seat].survivors.retain(|k| k.replica != replica);
             }
             // Processors are not simulated here, nor snapshots, nor the comparison of states at a start.
             Output::Prioritise(_)
@@ -600,7 +602,7 @@ impl Cluster {
             | Output::CaughtUp => {}
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.guests.remove(&replica);
-                self.disks[seat].kept.retain(|k| k.replica != replica);
+                self.disks[seat].survivors.retain(|k| k.replica != replica);
             }
             Output::Answer {
                 id,

@@ -13,7 +13,7 @@ use crate::in_service::{self, InServiceList};
 use crate::peers::Peers;
 use crate::record::Recorder;
 use crate::stores::SeatStore;
-use spare_core::{Core, KeptReplica, Resume};
+use spare_core::{Core, Resume, SurvivingReplica};
 use spare_group::corosync::{self, Settings};
 use spare_group::guarded::{engine_ring, guarded, Guard};
 use spare_group::local::local_group;
@@ -106,12 +106,12 @@ async fn start_seats<G: GroupChannel + 'static>(
         let mut mine: Vec<Attached> = Vec::new();
         mine.extend(attached.extract_if(.., |(r, ..)| r.seat == me));
         let clean = |r: &ReplicaId| known.get(r).copied().unwrap_or(false);
-        let kept = mine.iter().map(|(replica, position, _)| KeptReplica {
+        let survivors = mine.iter().map(|(replica, position, _)| SurvivingReplica {
             replica: *replica,
             position: *position,
             clean: clean(replica),
         });
-        let mut resume = resume(&store.resumed, kept.collect());
+        let mut resume = resume(&store.resumed, survivors.collect());
         resume.drained =
             drained::is_drained(&store.folder).map_err(|cause| DaemonError::Folder {
                 folder: store.folder.clone(),
@@ -143,7 +143,7 @@ fn known_replicas(config: &Config, stores: &[SeatStore]) -> BTreeMap<ReplicaId, 
         .collect()
 }
 
-fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
+fn resume(resumed: &Resumed, survivors: Vec<SurvivingReplica>) -> Resume {
     Resume {
         view: resumed.view.clone(),
         last: resumed.last.clone(),
@@ -151,7 +151,7 @@ fn resume(resumed: &Resumed, kept: Vec<KeptReplica>) -> Resume {
         keys: resumed.keys.clone(),
         numbers: resumed.numbers.clone(),
         generation: resumed.generation,
-        kept,
+        survivors,
         drained: false,
     }
 }
@@ -160,7 +160,7 @@ fn open_files(
     shared: &Shared,
     config: &Config,
     opened: SeatStore,
-    kept: &BTreeMap<ReplicaId, bool>,
+    survivors: &BTreeMap<ReplicaId, bool>,
     me: SeatId,
 ) -> Result<OpenFiles, DaemonError> {
     let SeatStore {
@@ -170,7 +170,7 @@ fn open_files(
         progress,
         news,
     } = opened;
-    let list = InServiceList::begin(&folder, kept).map_err(|cause| DaemonError::Folder {
+    let list = InServiceList::begin(&folder, survivors).map_err(|cause| DaemonError::Folder {
         folder: folder.clone(),
         cause,
     })?;
@@ -234,8 +234,8 @@ async fn attach(
             }
         }
     }
-    let kept: BTreeSet<String> = attached.iter().map(|(r, ..)| r.to_string()).collect();
-    let destroyed = destroy_others(&shared.agent, &kept).await;
+    let survivors: BTreeSet<String> = attached.iter().map(|(r, ..)| r.to_string()).collect();
+    let destroyed = destroy_others(&shared.agent, &survivors).await;
     destroyed.map_err(|cause| DaemonError::Removal {
         what: "replicas of an earlier run",
         cause: Box::new(cause),
@@ -246,12 +246,12 @@ async fn attach(
 /// Destroys every VM of the service but these; all at once, since a group that begins anew waits for it.
 pub(super) async fn destroy_others(
     agent: &AgentLink,
-    kept: &BTreeSet<String>,
+    survivors: &BTreeSet<String>,
 ) -> Result<(), DaemonError> {
     let listed = agent.call(|agent| async move { agent.list().await });
     let mut calls = JoinSet::new();
     for (replica, _) in listed.await? {
-        if !kept.contains(&replica) {
+        if !survivors.contains(&replica) {
             let agent = agent.clone();
             calls.spawn(async move {
                 let replica = &replica;

@@ -29,7 +29,7 @@ pub(crate) fn told(replica: ReplicaId, noted: &BTreeSet<ReplicaId>) -> Verdict {
 }
 
 /// A manager remembers a replica as one in service.
-pub(crate) fn kept(replica: ReplicaId, noted: &BTreeSet<ReplicaId>) -> Verdict {
+pub(crate) fn in_service(replica: ReplicaId, noted: &BTreeSet<ReplicaId>) -> Verdict {
     hold(NOTED, !noted.contains(&replica), || {
         format!("{replica} was convicted, and is in service")
     })

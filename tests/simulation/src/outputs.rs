@@ -32,7 +32,7 @@ fn looks_anew(from: ManagerState, to: ManagerState) -> bool {
 }
 
 impl World {
-    pub(crate) fn carry_out(&mut self, host: usize, output: Output) {
+    pub(crate) fn perform(&mut self, host: usize, output: Output) {
         if self.trace.is_on() {
             self.trace
                 .line(self.now, Some(host), format_args!("-> {output:?}"));
@@ -156,11 +156,11 @@ impl World {
                 self.hold(verdict);
                 self.call(host, replica, Call::Create);
             }
-            Output::Keep { replica, clean } => {
+            Output::PutInService { replica, clean } => {
                 let convicted = &self.hosts[host].disk.convicted;
-                let verdict = correct_never_convicted::kept(replica, convicted);
+                let verdict = correct_never_convicted::in_service(replica, convicted);
                 self.hold(verdict);
-                self.hosts[host].disk.kept.insert(replica, clean);
+                self.hosts[host].disk.in_service.insert(replica, clean);
             }
             Output::Load { replica, upto } => {
                 let h = &mut self.hosts[host];
@@ -170,7 +170,8 @@ impl World {
                         Work::Load(state.unwrap_or_default(), upto)
                     }
                     Some(before) => {
-                        self.coverage.count("replica kept -> brought up to date");
+                        self.coverage
+                            .count("replica surviving -> brought up to date");
                         let h = &self.hosts[host];
                         Work::Apply {
                             updates: h.disk.updates(before, upto),
@@ -224,12 +225,12 @@ impl World {
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
             Output::Pause(replica) => self.call(host, replica, Call::Pause),
-            Output::Forget(replica) => {
-                self.hosts[host].disk.kept.remove(&replica);
+            Output::TakeOutOfService(replica) => {
+                self.hosts[host].disk.in_service.remove(&replica);
             }
             Output::Quarantine(replica) | Output::Destroy(replica) => {
                 self.hosts[host].guests.remove(&replica);
-                self.hosts[host].disk.kept.remove(&replica);
+                self.hosts[host].disk.in_service.remove(&replica);
                 self.hosts[host].sent.remove(&replica);
                 self.replica_gone(replica);
             }
