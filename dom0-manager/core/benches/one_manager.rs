@@ -19,7 +19,7 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput};
 use mimalloc::MiMalloc;
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{Envelope, Request, RequestId};
+use spare_protocol::messages::{Envelope, Request, RequestId};
 use spare_protocol::{Class, Hash, ReplicaId, SeatId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;

@@ -1,11 +1,11 @@
 //! Roots of replicas' states at equal positions (`docs/protocol.md#checkpoints`).
 
 use crate::bugs::{planted, Bug};
-use crate::group::{Event, Events, Group};
+use crate::group_state::{Event, Events, GroupState};
 use crate::io::ConvictionBasis;
 use crate::replicas::Roster;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::RootVote;
+use spare_protocol::messages::RootVote;
 use spare_protocol::{Hash, Position, ReplicaId};
 use std::collections::BTreeMap;
 
@@ -123,7 +123,7 @@ impl Checkpoints {
     }
 }
 
-impl Group {
+impl GroupState {
     pub(crate) fn count_root(&mut self, vote: RootVote) {
         let RootVote {
             position,

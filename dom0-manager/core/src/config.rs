@@ -1,7 +1,7 @@
 //! What a core is told once, at its start.
 
 use crate::Micros;
-use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{
+use spare_protocol::messages::{
     DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId, ViewId,
     Vote,
 };

@@ -34,7 +34,7 @@ mod clients;
 mod clock;
 mod config;
 mod faults;
-mod group;
+mod group_state;
 mod io;
 mod log;
 mod membership;
@@ -50,5 +50,5 @@ pub use io::{
     ConvictionBasis, Evidence, Input, ManagerState, Micros, Notice, Now, Output, Refusal,
 };
 pub use replicas::ReplicaView;
-pub use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
+pub use spare_protocol::messages::{DecidedRequest, PrimaryView, ViewId};
 pub use step::Core;

@@ -1,7 +1,7 @@
 //! What one step asks the daemon to do, in order.
 
 use crate::io::{Notice, Output};
-use spare_protocol::group::{Envelope, GroupMessage, PeerMessage};
+use spare_protocol::messages::{Envelope, OrderedMessage, PeerMessage};
 use spare_protocol::{ReplicaId, SeatId};
 
 /// The outputs of the step that is under way, and how this manager speaks to the others in it.
@@ -37,7 +37,7 @@ impl Outputs {
         self.notice(Notice::Alarm(text));
     }
 
-    pub(crate) fn multicast(&mut self, message: GroupMessage) {
+    pub(crate) fn multicast(&mut self, message: OrderedMessage) {
         if !self.muted {
             let epoch = self.epoch;
             self.push(Output::Multicast(Envelope { epoch, message }));

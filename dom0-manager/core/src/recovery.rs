@@ -7,12 +7,12 @@
 
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::{Event, Group};
+use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
 use crate::replicas::{Member, Role};
 use crate::step::Core;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{GroupMessage, LossReason};
+use spare_protocol::messages::{LossReason, OrderedMessage};
 use spare_protocol::{ReplicaId, SeatId};
 
 /// A recovery that is under way.
@@ -28,7 +28,7 @@ impl Recovery {
     }
 }
 
-impl Group {
+impl GroupState {
     /// `RECOVER` was delivered. One seat at a time, and only while every seat has its active and a
     /// passive, so that the number of usable replicas never falls because of it.
     pub(crate) fn recover(&mut self, seat: SeatId) {
@@ -166,7 +166,7 @@ impl Core {
     pub(crate) fn recovery_expired(&mut self) {
         let seat = self.config.me;
         if self.group.recovering() == Some(seat) {
-            self.out.multicast(GroupMessage::RecoveryEnded { seat });
+            self.out.multicast(OrderedMessage::RecoveryEnded { seat });
             // The message may get lost with its ring.
             let again = self.config.recovery_timeout;
             self.clock.set(Timer::Recovery, again);

@@ -15,7 +15,7 @@ use crate::clients::{Clients, Gateway};
 use crate::clock::{Clock, Timer, Wait};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
-use crate::group::{Event, EventSlot, Group, Rules};
+use crate::group_state::{Event, EventSlot, GroupState, Rules};
 use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
 use crate::log::{Bytes, Log, Records, Slot};
 use crate::membership::Membership;
@@ -24,7 +24,7 @@ use crate::replicas::{Member, ReplicaView, Replicas, Seat};
 use crate::voting::{self, Outbox};
 use bytes::Bytes as Buffer;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{Envelope, GroupMessage, LossReason, PeerMessage, Progress};
+use spare_protocol::messages::{Envelope, LossReason, OrderedMessage, PeerMessage, Progress};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// One manager's part of the protocol.
@@ -32,7 +32,7 @@ use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 pub struct Core {
     pub(crate) config: Config,
     /// The same at every manager, by the order.
-    pub(crate) group: Group,
+    pub(crate) group: GroupState,
     pub(crate) membership: Membership,
     pub(crate) log: Log,
     pub(crate) clients: Clients,
@@ -55,7 +55,7 @@ impl Core {
         if resume.view.members.is_empty() {
             resume.view.members.clone_from(&config.seats);
         }
-        let group = Group::resumed(Rules::from(&config), config.seats.clone(), &resume);
+        let group = GroupState::resumed(Rules::from(&config), config.seats.clone(), &resume);
         let mut out = Outputs::default();
         out.speak_in(group.epoch());
         Ok(Core {
@@ -98,7 +98,7 @@ impl Core {
         match input {
             Input::Submit(_) | Input::Flush => true,
             Input::Delivered { envelope, .. } => match &envelope.message {
-                GroupMessage::Votes(votes) => votes.is_progress_only(),
+                OrderedMessage::Votes(votes) => votes.is_progress_only(),
                 _ => false,
             },
             Input::Executed { replica, .. } => {
@@ -145,14 +145,15 @@ impl Core {
             Input::Violated { replica, reason } => self.seat().violated(replica, reason),
             Input::Recover => {
                 let seat = self.config.me;
-                self.out.multicast(GroupMessage::Recover { seat });
+                self.out.multicast(OrderedMessage::Recover { seat });
             }
             Input::AcceptLoss { seats } => {
                 let ring = self.membership.ring_number();
-                self.out.multicast(GroupMessage::AcceptLoss { ring, seats });
+                self.out
+                    .multicast(OrderedMessage::AcceptLoss { ring, seats });
             }
             Input::Drain { seat, drained } => {
-                self.out.multicast(GroupMessage::Drain { seat, drained });
+                self.out.multicast(OrderedMessage::Drain { seat, drained });
             }
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
@@ -178,7 +179,7 @@ impl Core {
     pub(crate) fn apply(&mut self, from: SeatId, envelope: Envelope) {
         let Envelope { epoch, message } = envelope;
         let farewell = match &message {
-            GroupMessage::Lost { replica, .. } | GroupMessage::Convicted { replica, .. } => {
+            OrderedMessage::Lost { replica, .. } | OrderedMessage::Convicted { replica, .. } => {
                 Some(*replica).filter(|_| from == self.config.me)
             }
             _ => None,
@@ -191,7 +192,7 @@ impl Core {
     }
 
     /// The group's state changes, and everybody here hears what that asks for.
-    pub(crate) fn change_group(&mut self, change: impl FnOnce(&mut Group)) {
+    pub(crate) fn change_group(&mut self, change: impl FnOnce(&mut GroupState)) {
         change(&mut self.group);
         self.out.speak_in(self.group.epoch());
         let mut events = std::mem::take(&mut self.events);
@@ -227,7 +228,7 @@ impl Core {
             }
             Event::Slept(replica) => self.replicas.unsettle(replica),
             Event::Removed { replica, disposal } => self.seat().removed(replica, disposal),
-            Event::AbortWanted(position) => self.out.multicast(GroupMessage::Abort { position }),
+            Event::AbortWanted(position) => self.out.multicast(OrderedMessage::Abort { position }),
             Event::ActiveMissing => self.compensation().offer(),
             Event::Repeated { id, position } => self.gateway().repeats(id, position),
             Event::KeyReused(id) => self.gateway().key_reused(id),

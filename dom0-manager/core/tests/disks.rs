@@ -5,7 +5,7 @@ mod cluster;
 
 use cluster::{answered, durable, third_returns, three_seats, Cluster};
 use spare_core::{Config, Core, Input, ManagerState, Notice};
-use spare_protocol::group::{Envelope, GroupMessage};
+use spare_protocol::messages::{Envelope, OrderedMessage};
 use spare_protocol::{Class, SeatId};
 
 /// A witness proves that nobody else decides, not that one's own state is fresh.
@@ -184,7 +184,7 @@ fn a_loss_that_was_accepted_in_another_ring_means_nothing() {
     cluster.restart(1);
     cluster.form_ring(&[1], true);
     cluster.run_for(1000);
-    let message = GroupMessage::AcceptLoss {
+    let message = OrderedMessage::AcceptLoss {
         ring: 1,
         seats: vec![SeatId(0)],
     };

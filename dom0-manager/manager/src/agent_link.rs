@@ -8,7 +8,7 @@ use spare_agent_client::{self as agent, AgentProxy};
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::PORT_NAME;
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::ReplicaId;
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -25,7 +25,7 @@ use crate::stores;
 use axum::Router;
 use end::{End, Lagging};
 use seats::{destroy_others, Start};
-use spare_group::guarded::Guard;
+use spare_group_communication::guarded::Guard;
 use spare_protocol::admin::EventKind;
 use spare_store::Store;
 use std::collections::BTreeSet;

@@ -24,10 +24,10 @@ use bytes::Bytes;
 use disk::Disk;
 use replicas::Replicas;
 use spare_core::{Core, Input, ManagerState, Micros, Now, Output, Refusal};
-use spare_group::{Delivery, GroupChannel};
+use spare_group_communication::{Delivery, GroupChannel};
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
-use spare_protocol::group::{Envelope, GroupMessage};
+use spare_protocol::messages::{Envelope, OrderedMessage};
 use spare_protocol::{ReplicaId, SeatId};
 use spare_store::Event;
 use std::sync::atomic::Ordering;
@@ -231,9 +231,9 @@ impl<G: GroupChannel> Driver<G> {
         self.step(input);
     }
 
-    fn count(&self, message: &GroupMessage) {
+    fn count(&self, message: &OrderedMessage) {
         match message {
-            GroupMessage::Requests(requests) if self.me == self.shared.voice => {
+            OrderedMessage::Requests(requests) if self.me == self.shared.voice => {
                 for request in requests {
                     self.shared.event_log.ordered(request.class);
                 }

@@ -13,7 +13,7 @@ use spare_protocol::admin::{
     Conviction, ConvictionReason, Counters, Event, EventKind, FaultTimeline, ReplicaState,
     VoteStatus,
 };
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -212,7 +212,7 @@ fn reason(basis: &ConvictionBasis) -> ConvictionReason {
     }
 }
 
-fn vote_status(vote: &spare_protocol::group::Vote) -> VoteStatus {
+fn vote_status(vote: &spare_protocol::messages::Vote) -> VoteStatus {
     VoteStatus {
         replica: vote.replica.to_string(),
         reply: vote.reply.to_string(),

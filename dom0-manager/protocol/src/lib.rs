@@ -8,9 +8,9 @@ pub mod admin;
 mod bytes32;
 pub mod channel;
 mod codec;
-pub mod group;
 pub mod http;
 mod ids;
+pub mod messages;
 pub mod update;
 
 pub use codec::{decode, encode, DecodeError};

@@ -1,7 +1,7 @@
 //! What the store's threads tell of: how far everything is durable, and what went wrong.
 
 use crate::error::StoreError;
-use spare_protocol::group::ViewId;
+use spare_protocol::messages::ViewId;
 use spare_protocol::Position;
 
 /// Something that happened in the store. Whoever is told must not block: it is one of the store's threads that tells.

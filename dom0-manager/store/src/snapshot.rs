@@ -13,7 +13,7 @@ use crate::error::{Damage, DamagedPart, StoreError};
 use crate::format::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position};
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};

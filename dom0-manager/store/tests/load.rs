@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::messages::{DecidedRequest, RequestId};
 use spare_protocol::update::{RowOp, TableUpdate, Update, Value};
 use spare_protocol::{Class, Hash, Position, SeatId};
 use spare_store::{Durability, Event, KeyWindow, Options, Resumed, Store};

@@ -6,14 +6,14 @@ use crate::{Finding, Tree};
 use std::collections::BTreeSet;
 
 const PAGE: &str = "docs/protocol.md";
-const MESSAGES: &str = "dom0-manager/protocol/src/group.rs";
+const MESSAGES: &str = "dom0-manager/protocol/src/messages.rs";
 const COVERAGE: &str = "tests/simulation/src/coverage.rs";
 const INVARIANTS: &str = "tests/simulation/src/invariants/";
 
 /// Everything that the tables and the code do not have in common.
 #[must_use]
 pub fn differences(tree: &Tree) -> Vec<Finding> {
-    let mut found = messages(tree, "messages", "GroupMessage");
+    let mut found = messages(tree, "messages", "OrderedMessage");
     found.extend(messages(tree, "peer-messages", "PeerMessage"));
     found.extend(edges(tree, "life-of-a-replica", |machine| {
         machine == "replica"
@@ -159,7 +159,7 @@ fn invariants(tree: &Tree) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    const SOURCE: &str = "pub enum GroupMessage {\n    Votes(Votes),\n    HelpMe {\n        position: Position,\n    },\n}\n\
+    const SOURCE: &str = "pub enum OrderedMessage {\n    Votes(Votes),\n    HelpMe {\n        position: Position,\n    },\n}\n\
                           pub enum PeerMessage {\n    Log {\n        records: Vec<Record>,\n    },\n}\n";
     const TRANSITIONS: &str =
         "    \"manager Apart -> Syncing\",\n    \"replica Active -> gone\",\n";
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn a_message_without_a_row_and_a_row_without_a_message_are_found() {
         assert_eq!(
-            only_difference("| `Votes` | |\n", "", "GroupMessage::Votes"),
+            only_difference("| `Votes` | |\n", "", "OrderedMessage::Votes"),
             1
         );
         assert_eq!(

@@ -20,7 +20,7 @@
 //! | `http_messages` | `HttpRequest`, `HttpReply`, the shim's request to the service, evidence | client, guest | 3 × + 16 KiB | round trip; the agreed headers once, no header of the connection |
 //! | `auction_form` | the demo's queries, forms, amounts, routes | client | 128 × + 4 KiB | values within their bounds; text never becomes markup |
 //! | `agreed_headers` | the demo's agreed time, seed and class | shim | 16 × + 4 KiB | a time that is read can be shown |
-//! | `group_message` | `Envelope`, `GroupMessage` | peer | 16 × + 4 MiB | round trip |
+//! | `group_message` | `Envelope`, `OrderedMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `peer_message` | `PeerMessage` | peer | 16 × + 4 MiB | round trip |
 //! | `peer_link` | frames of managers' connections, `LinkMessage` | peer | 40 × + 6 MiB | same messages however bytes arrive |
 //! | `peer_snapshot` | questions about snapshots and their answers | peer | 40 × + 6 MiB | same messages however bytes arrive |

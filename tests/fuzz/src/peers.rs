@@ -43,7 +43,7 @@ pub fn ring_packets(bytes: &[u8]) {
     let packets = || parts(bytes).map(|(_, packet)| packet);
     let sent: usize = packets().map(<[u8]>::len).sum();
     let taken = within(PACKETS, bytes.len(), || {
-        spare_group::decoders::ring_packets(packets())
+        spare_group_communication::decoders::ring_packets(packets())
     });
     assert!(taken <= sent, "{taken} bytes out of {sent}");
 }

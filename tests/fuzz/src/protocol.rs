@@ -4,8 +4,8 @@ use crate::meter::{within, Limit, KIB, MIB};
 use crate::script::{parts, records};
 use bytes::Bytes;
 use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest};
-use spare_protocol::group::{Envelope, GroupMessage, PeerMessage};
 use spare_protocol::http::{HttpReply, HttpRequest, HEADERS_MAX};
+use spare_protocol::messages::{Envelope, OrderedMessage, PeerMessage};
 use spare_protocol::update::Update;
 use spare_protocol::{decode, encode, Position};
 use spare_shim::root::StateRoot;
@@ -131,7 +131,7 @@ pub fn group_message(bytes: &[u8]) {
     let shared = Bytes::copy_from_slice(bytes);
     let in_place = within(GROUP_MESSAGE, bytes.len(), || Envelope::from_bytes(&shared));
     assert_eq!(in_place.ok(), envelope, "decoded in place it is another");
-    message::<GroupMessage>(GROUP_MESSAGE, bytes);
+    message::<OrderedMessage>(GROUP_MESSAGE, bytes);
 }
 
 /// A message from one manager to another.

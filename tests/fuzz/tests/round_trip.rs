@@ -10,7 +10,7 @@ use spare_client::pages::{Pages, PagesWriter};
 use spare_fuzz::database::{change, relation_u, row, server_message, Datum};
 use spare_fuzz::strategies::{self as valid, examples, group};
 use spare_protocol::channel::{Decoded, Frame, FrameDecoder};
-use spare_protocol::group::{GroupMessage, PeerMessage};
+use spare_protocol::messages::{OrderedMessage, PeerMessage};
 use spare_protocol::update::{RowOp, Update, Value};
 use spare_protocol::{decode, encode, DecodeError, Position};
 use spare_shim::database::postgresql::decoders as postgres;
@@ -253,7 +253,7 @@ fn group_messages_of_every_variant_are_generated() {
     let hint = "a variant is missing in tests/fuzz/src/strategies/group.rs";
     let all = |count: u8| (0..count).collect::<BTreeSet<u8>>();
     let group = generated(&group::group_message());
-    assert_eq!(group, all(variants::<GroupMessage>()), "{hint}");
+    assert_eq!(group, all(variants::<OrderedMessage>()), "{hint}");
     let peer = generated(&group::peer_message());
     assert_eq!(peer, all(variants::<PeerMessage>()), "{hint}");
 }

@@ -4,7 +4,7 @@ use crate::random::Random;
 use crate::service::{Kind, Operation, REGISTERS};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::RequestId;
+use spare_protocol::messages::RequestId;
 use spare_protocol::Hash;
 
 /// What became of an operation, as its client sees it.

@@ -6,7 +6,7 @@ use crate::service::State;
 use bytes::Bytes;
 use spare_core::{DecidedRequest, PrimaryView, Resume, ViewId};
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::RequestId;
+use spare_protocol::messages::RequestId;
 use spare_protocol::{Class, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher};

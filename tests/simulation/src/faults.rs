@@ -8,7 +8,7 @@ use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
 use spare_core::{Core, Input, ManagerState, Notice, SurvivingReplica};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -595,7 +595,7 @@ impl World {
         let open = std::mem::take(&mut h.open);
         for (number, (client, _)) in open {
             self.scrub_asked &= client != crate::gateways::SCRUB;
-            let id = Some(spare_protocol::group::RequestId {
+            let id = Some(spare_protocol::messages::RequestId {
                 seat: seat(host),
                 number,
             });

@@ -8,7 +8,7 @@ use crate::service::Kind;
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, Refusal};
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{Request, RequestId};
+use spare_protocol::messages::{Request, RequestId};
 use spare_protocol::{Class, Position};
 
 /// Stands for a client, where a scrub was asked for.

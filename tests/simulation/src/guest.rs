@@ -8,7 +8,7 @@ use crate::service::{Kind, Operation, State};
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 use std::collections::{BTreeSet, VecDeque};
 

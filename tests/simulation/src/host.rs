@@ -6,7 +6,7 @@ use crate::invariants::lies_are_convicted::LiesAreConvicted;
 use crate::random::Random;
 use spare_core::{Core, Micros, Now};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::group::Vote;
+use spare_protocol::messages::Vote;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,7 +12,7 @@
 //!   nobody else can; once the others are off, their ring is followed by one that is primary.
 
 use crate::random::Random;
-use spare_protocol::group::Envelope;
+use spare_protocol::messages::Envelope;
 use spare_protocol::SeatId;
 use std::collections::VecDeque;
 use std::rc::Rc;

@@ -17,7 +17,7 @@ use crate::world::{Event, Phase, World};
 use spare_core::{Input, ManagerState, Output, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Outcome, RootRequest};
-use spare_protocol::group::{GroupMessage, LossReason, PeerMessage, Votes};
+use spare_protocol::messages::{LossReason, OrderedMessage, PeerMessage, Votes};
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 use std::rc::Rc;
 
@@ -521,7 +521,7 @@ impl World {
         if port.ring == Some(ring) {
             port.consumed = index + 1;
         }
-        if let GroupMessage::Votes(votes) = &envelope.message {
+        if let OrderedMessage::Votes(votes) = &envelope.message {
             self.watch_votes(host, votes);
         }
         self.input(host, Input::Delivered { from, envelope });
@@ -546,10 +546,10 @@ impl World {
     }
 
     /// A manager announces a replica of its own, or votes for one.
-    fn judge_own(&mut self, host: usize, message: &GroupMessage) {
+    fn judge_own(&mut self, host: usize, message: &OrderedMessage) {
         let h = &self.hosts[host];
         let verdict = match message {
-            GroupMessage::Built {
+            OrderedMessage::Built {
                 replica,
                 clean: true,
                 ..
@@ -557,7 +557,7 @@ impl World {
                 let guest = h.guests.get(replica);
                 fresh_base::called_clean(*replica, guest.map_or(0, |g| g.executions))
             }
-            GroupMessage::Votes(votes) if !h.aborted.is_empty() => {
+            OrderedMessage::Votes(votes) if !h.aborted.is_empty() => {
                 let mut cast = votes.votes.iter();
                 cast.try_for_each(|vote| nothing_aborted_stays::votes(h, vote))
             }

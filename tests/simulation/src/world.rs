@@ -10,7 +10,7 @@ use crate::plan::{Plan, MS, SECOND};
 use crate::random::Random;
 use crate::trace::Trace;
 use spare_core::{Input, Output};
-use spare_protocol::group::PeerMessage;
+use spare_protocol::messages::PeerMessage;
 use spare_protocol::{ReplicaId, SeatId};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;

@@ -9,13 +9,13 @@ use super::Activation;
 use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
-use crate::group::{Event, Events, Group, Rules};
+use crate::group_state::{Event, Events, GroupState, Rules};
 use crate::io::{Micros, Notice};
 use crate::order::{Caution, Order};
 use crate::outputs::Outputs;
 use crate::replicas::Roster;
 use crate::voting::votes_needed;
-use spare_protocol::group::GroupMessage;
+use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
 
 /// `HELP_ME` is renewed after 1, 2, 4, … times the help timeout, at most this many doublings.
@@ -24,13 +24,13 @@ const RENEWAL_DOUBLINGS_MAX: u32 = 4;
 /// Multicasts `HELP_ME`: `needed` more equal votes are needed on a request.
 pub(crate) fn ask(
     config: &Config,
-    group: &Group,
+    group: &GroupState,
     clock: &mut Clock,
     out: &mut Outputs,
     (position, needed): (Position, usize),
 ) {
     let attempt = group.next_attempt(position);
-    out.multicast(GroupMessage::HelpMe {
+    out.multicast(OrderedMessage::HelpMe {
         position,
         attempt,
         needed: u16::try_from(needed).unwrap_or(u16::MAX),
@@ -80,7 +80,7 @@ impl Activation<'_> {
         arm(self.config, self.clock, position, attempt.saturating_add(1));
         let may_help = |r: &ReplicaId| self.group.may_help(*r, position, attempt);
         for replica in self.replicas.built().filter(may_help) {
-            self.out.multicast(GroupMessage::IDo {
+            self.out.multicast(OrderedMessage::IDo {
                 position,
                 attempt,
                 replica,
@@ -153,7 +153,7 @@ pub(crate) fn ask_others(rules: &Rules, order: &Order, events: &mut Events, gone
     }
 }
 
-impl Group {
+impl GroupState {
     /// `I_DO` was delivered. The first `needed` of an attempt are chosen; the second attempt and
     /// those after it take all.
     pub(crate) fn i_do(&mut self, position: Position, attempt: u32, replica: ReplicaId) {

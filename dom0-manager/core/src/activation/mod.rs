@@ -13,14 +13,14 @@ pub(crate) use help::{ask, ask_others, follow_for_late, help_me, may_help, want_
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::outputs::Outputs;
 use crate::replicas::Replicas;
 
 /// Wakes passives and lets them sleep: changes for how long local ones stay awake, and timers.
 pub(crate) struct Activation<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) replicas: &'a mut Replicas,
     pub(crate) clock: &'a mut Clock,
     pub(crate) out: &'a mut Outputs,

@@ -3,10 +3,10 @@
 
 use super::Activation;
 use crate::clock::Timer;
-use crate::group::{Event, Group};
+use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
 use crate::replicas::Role;
-use spare_protocol::group::GroupMessage;
+use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
 
 impl Activation<'_> {
@@ -56,7 +56,7 @@ impl Activation<'_> {
         if awaited || active_missing {
             self.clock.set(timer, self.config.awake_min);
         } else {
-            self.out.multicast(GroupMessage::Slept { replica });
+            self.out.multicast(OrderedMessage::Slept { replica });
             // The message may get lost with its ring.
             self.clock.set(timer, self.config.awake_max);
         }
@@ -64,7 +64,7 @@ impl Activation<'_> {
     }
 }
 
-impl Group {
+impl GroupState {
     /// `Slept` was delivered: its vote is expected no longer, or, if it was suspected, it has shown
     /// that it gets on and is a passive like any other.
     pub(crate) fn slept(&mut self, replica: ReplicaId) {

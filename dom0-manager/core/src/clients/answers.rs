@@ -5,7 +5,7 @@ use crate::bugs::{planted, Bug};
 use crate::io::{Output, Refusal};
 use crate::log::Slot;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::RequestId;
+use spare_protocol::messages::RequestId;
 use spare_protocol::{Class, Position};
 
 impl Gateway<'_> {

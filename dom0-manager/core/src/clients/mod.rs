@@ -14,12 +14,12 @@ mod submission;
 use crate::ascending::Ascending;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::io::{Output, Refusal};
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::outputs::Outputs;
-use spare_protocol::group::{Request, RequestId};
+use spare_protocol::messages::{Request, RequestId};
 use spare_protocol::Position;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -56,7 +56,7 @@ impl Clients {
 pub(crate) struct Gateway<'a> {
     pub(crate) config: &'a Config,
     pub(crate) membership: &'a Membership,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) log: &'a Log,
     pub(crate) clients: &'a mut Clients,
     pub(crate) clock: &'a mut Clock,

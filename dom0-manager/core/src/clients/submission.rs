@@ -3,7 +3,7 @@
 use super::Gateway;
 use crate::clock::Timer;
 use crate::io::Refusal;
-use spare_protocol::group::{GroupMessage, Request, RequestId};
+use spare_protocol::messages::{OrderedMessage, Request, RequestId};
 
 impl Gateway<'_> {
     /// A client's request. While a live view changes, requests wait: it takes one round of messages.
@@ -38,7 +38,7 @@ impl Gateway<'_> {
         let next = Vec::with_capacity(self.clients.batch.len());
         let batch = std::mem::replace(&mut self.clients.batch, next);
         self.clients.submitted.extend(batch.iter().cloned());
-        self.out.multicast(GroupMessage::Requests(batch));
+        self.out.multicast(OrderedMessage::Requests(batch));
     }
 
     /// Sends what was multicast in another ring and may have got lost with it. What was delivered after
@@ -46,7 +46,7 @@ impl Gateway<'_> {
     pub(crate) fn submit_again(&mut self) {
         if !self.clients.submitted.is_empty() {
             let again = self.clients.submitted.iter().cloned().collect();
-            self.out.multicast(GroupMessage::Requests(again));
+            self.out.multicast(OrderedMessage::Requests(again));
         }
     }
 

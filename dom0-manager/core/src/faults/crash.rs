@@ -5,15 +5,15 @@
 use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
-use crate::group::{Disposal, Event, Group};
+use crate::group_state::{Disposal, Event, GroupState};
 use crate::io::Notice;
 use crate::order::Caution;
 use crate::outputs::Outputs;
 use crate::replicas::{Replicas, Role};
-use spare_protocol::group::{GroupMessage, LossReason};
+use spare_protocol::messages::{LossReason, OrderedMessage};
 use spare_protocol::ReplicaId;
 
-impl Group {
+impl GroupState {
     /// `Lost` was delivered, or follows from something that was.
     pub(crate) fn lost(&mut self, replica: ReplicaId, reason: LossReason) {
         if !self.is_in_service(replica) {
@@ -32,7 +32,7 @@ impl Group {
     }
 }
 
-impl Group {
+impl GroupState {
     /// A replica executes from here on: its vote is expected on everything undecided, and on what is
     /// ordered later.
     pub(crate) fn activate(&mut self, replica: ReplicaId) {
@@ -80,7 +80,7 @@ impl Group {
 /// Offers local passives: changes nothing but a timer.
 pub(crate) struct Compensation<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) replicas: &'a Replicas,
     pub(crate) clock: &'a mut Clock,
     pub(crate) out: &'a mut Outputs,
@@ -97,7 +97,7 @@ impl Compensation<'_> {
             member.is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Helping))
         };
         for replica in self.replicas.staying().filter(can) {
-            self.out.multicast(GroupMessage::Compensate { replica });
+            self.out.multicast(OrderedMessage::Compensate { replica });
         }
         let again = self.config.help_timeout;
         self.clock.set(Timer::Compensate, again);

@@ -2,14 +2,14 @@
 //! did, reported another root, or broke the rules of its channel is out of service at once.
 
 use crate::config::Config;
-use crate::group::{Disposal, Event, Group};
+use crate::group_state::{Disposal, Event, GroupState};
 use crate::io::{ConvictionBasis, Evidence, Notice, Output};
 use crate::log::Log;
 use crate::outputs::Outputs;
 use crate::voting::Decision;
 use spare_protocol::{Position, ReplicaId};
 
-impl Group {
+impl GroupState {
     /// `replica` voted otherwise than decided.
     pub(crate) fn convict_by_vote(
         &mut self,

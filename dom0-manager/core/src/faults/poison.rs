@@ -4,11 +4,11 @@
 use super::Timing;
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::{Event, Group};
+use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
 use crate::order::Verdict;
 use crate::voting::Decision;
-use spare_protocol::group::{aborted_hash, GroupMessage, LossReason};
+use spare_protocol::messages::{aborted_hash, LossReason, OrderedMessage};
 use spare_protocol::{Hash, Position};
 
 impl Timing<'_> {
@@ -18,14 +18,14 @@ impl Timing<'_> {
             return;
         }
         if self.group.is_poison(position) {
-            self.out.multicast(GroupMessage::Abort { position });
+            self.out.multicast(OrderedMessage::Abort { position });
         }
         let again = self.config.abort_timeout;
         self.clock.set(Timer::Abort(position), again);
     }
 }
 
-impl Group {
+impl GroupState {
     /// Whether f+1 replicas failed on a request: their VM or service died, or they are silent.
     pub(crate) fn is_poison(&self, position: Position) -> bool {
         let entry = self.entry(position);

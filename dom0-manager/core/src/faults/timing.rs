@@ -10,7 +10,7 @@ use crate::activation::follow_for_late;
 use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer, Wait};
 use crate::config::Config;
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::io::{ConvictionBasis, Notice};
 use crate::log::Log;
 use crate::outputs::Outputs;
@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 /// Waits for votes: changes deadlines, what is learnt of latencies, and the suspicions to be told.
 pub(crate) struct Timing<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) log: &'a mut Log,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) clock: &'a mut Clock,
@@ -160,7 +160,7 @@ impl Suspicions {
     }
 }
 
-impl Group {
+impl GroupState {
     /// A vote was missing for too long, says the manager of its replica.
     pub(crate) fn suspect(&mut self, replica: ReplicaId, position: Position) {
         if position > self.ordered() {

@@ -5,19 +5,19 @@ use super::{LocalAnswer, Log, Slot};
 use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::io::Output;
 use crate::outputs::Outputs;
 use crate::voting::Decision;
 use bytes::Bytes as Buffer;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{outcome_hash, PeerMessage};
+use spare_protocol::messages::{outcome_hash, PeerMessage};
 use spare_protocol::{Hash, Position, SeatId};
 
 /// Finds agreed bytes and gives them: changes the log's slots and the timers that ask again.
 pub(crate) struct Bytes<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) log: &'a mut Log,
     pub(crate) clock: &'a mut Clock,
     pub(crate) out: &'a mut Outputs,
@@ -120,7 +120,7 @@ impl Bytes<'_> {
 }
 
 /// What was decided on a request that is not forgotten, and whether that is an abort.
-fn decision(group: &Group, position: Position) -> Option<(Decision, bool)> {
+fn decision(group: &GroupState, position: Position) -> Option<(Decision, bool)> {
     let entry = group.entry(position)?;
     Some((entry.decision()?, entry.is_aborted()))
 }

@@ -21,7 +21,7 @@ use crate::voting::Decision;
 use ::bytes::Bytes as Buffer;
 use smallvec::SmallVec;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{RequestId, Vote};
+use spare_protocol::messages::{RequestId, Vote};
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 
 /// What a local replica answered.

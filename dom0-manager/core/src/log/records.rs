@@ -5,17 +5,17 @@ use super::Log;
 use crate::activation::UpdateBuffer;
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::io::Output;
 use crate::outputs::Outputs;
 use crate::voting::announce_soon;
-use spare_protocol::group::DecidedRequest;
+use spare_protocol::messages::DecidedRequest;
 use spare_protocol::Position;
 
 /// Appends records: changes the log, and what waits for the passive replicas.
 pub(crate) struct Records<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) log: &'a mut Log,
     pub(crate) buffer: &'a mut UpdateBuffer,
     pub(crate) clock: &'a mut Clock,
@@ -88,13 +88,13 @@ impl Records<'_> {
 
 impl Log {
     /// Forgets what the group has forgotten, but for what clients wait for: that is above `answered`.
-    pub(crate) fn forget_answered(&mut self, group: &Group, answered: Position) {
+    pub(crate) fn forget_answered(&mut self, group: &GroupState, answered: Position) {
         let upto = group.forgotten().min(self.agreed).min(answered);
         self.slots.forget_upto(upto);
     }
 
     /// What every member of a view had on disk is final. Returns up to where, if that is more than before.
-    pub(crate) fn secure(&mut self, group: &Group) -> Option<Position> {
+    pub(crate) fn secure(&mut self, group: &GroupState) -> Option<Position> {
         // What is only in memory somewhere may be lost there, and then another history is agreed on.
         let safe = group.settled().min(self.stored);
         let more = safe > self.safe;

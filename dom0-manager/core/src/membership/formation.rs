@@ -13,7 +13,7 @@
 //! ```
 
 use crate::bugs::{planted, Bug};
-use spare_protocol::group::{PrimaryView, Sync, ViewId};
+use spare_protocol::messages::{PrimaryView, Sync, ViewId};
 use spare_protocol::SeatId;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,11 +2,11 @@
 
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::{Group, Rules};
+use crate::group_state::{GroupState, Rules};
 use crate::io::{ManagerState, Notice, Output};
 use crate::step::Core;
 use bytes::Bytes;
-use spare_protocol::group::{DecidedRequest, GroupMessage, PeerMessage};
+use spare_protocol::messages::{DecidedRequest, OrderedMessage, PeerMessage};
 use spare_protocol::{Position, SeatId};
 
 /// A manager that is this close to what is decided has caught up.
@@ -106,8 +106,8 @@ impl Core {
     }
 
     /// The state that `from` sent, if it is understood and follows the same rules.
-    fn decode_state(&mut self, from: SeatId, state: &[u8]) -> Option<Group> {
-        let group: Group = match spare_protocol::decode(state) {
+    fn decode_state(&mut self, from: SeatId, state: &[u8]) -> Option<GroupState> {
+        let group: GroupState = match spare_protocol::decode(state) {
             Ok(group) => group,
             Err(error) => {
                 self.out.alarm(format!(
@@ -225,7 +225,7 @@ impl Core {
             return;
         }
         self.membership.joining.joined_sent = true;
-        self.out.multicast(GroupMessage::Joined {
+        self.out.multicast(OrderedMessage::Joined {
             ring: self.membership.ring.number,
             agreed,
             drained: self.membership.drained,

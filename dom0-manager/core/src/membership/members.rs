@@ -1,13 +1,13 @@
 //! Managers join the primary view and leave it, and a group whose state is lost begins anew
 //! (`docs/protocol.md#life-of-a-member`).
 
-use crate::group::{Event, Group};
+use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
 use crate::membership::{adopt_seats, Beginner};
-use spare_protocol::group::{LossReason, Progress, ViewId};
+use spare_protocol::messages::{LossReason, Progress, ViewId};
 use spare_protocol::{Position, ReplicaId, SeatId};
 
-impl Group {
+impl GroupState {
     /// Of the members only these are left, in `view`; these outsiders have yet to know of it. The replicas of
     /// members that are not left go with them.
     pub(crate) fn keep_members(&mut self, view: ViewId, members: &[SeatId], outsiders: &[SeatId]) {

@@ -43,10 +43,10 @@ pub(crate) use seats::{adopt_seats, propose_seats};
 pub(crate) use views::{Beginner, Views};
 
 use crate::config::{Config, Resume};
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::io::{ManagerState, Micros, Notice};
 use crate::outputs::Outputs;
-use spare_protocol::group::{PrimaryView, ViewId};
+use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Position, SeatId};
 
 use ring::Ring;
@@ -187,7 +187,7 @@ impl Membership {
     }
 
     /// The number of the group's view, if this one is on disk; else 0.
-    pub(crate) fn stored_epoch(&self, group: &Group) -> u64 {
+    pub(crate) fn stored_epoch(&self, group: &GroupState) -> u64 {
         if group.view_id() <= self.views.stored {
             group.epoch()
         } else {

@@ -8,7 +8,7 @@ use crate::io::{ManagerState, Notice, Output};
 use crate::membership::Beginner;
 use crate::outputs::Outputs;
 use crate::step::Core;
-use spare_protocol::group::{GroupMessage, PrimaryView, ViewId};
+use spare_protocol::messages::{OrderedMessage, PrimaryView, ViewId};
 use spare_protocol::{Position, SeatId};
 
 impl Membership {
@@ -29,7 +29,7 @@ impl Membership {
         if kept {
             self.views.promised = None;
             let ring = self.ring.number;
-            out.multicast(GroupMessage::ViewStored { ring });
+            out.multicast(OrderedMessage::ViewStored { ring });
         }
     }
 

@@ -5,7 +5,7 @@ use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::{ManagerState, Notice};
 use crate::step::Core;
-use spare_protocol::group::{Envelope, GroupMessage, Sync, GROUP_VERSION};
+use spare_protocol::messages::{Envelope, OrderedMessage, Sync, PROTOCOL_VERSION};
 use spare_protocol::SeatId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -73,7 +73,7 @@ impl Core {
         }
         self.membership.stand(ManagerState::Syncing, &mut self.out);
         let sync = self.what_it_is_and_has(came_from);
-        self.out.multicast(GroupMessage::Sync(sync));
+        self.out.multicast(OrderedMessage::Sync(sync));
     }
 
     fn what_it_is_and_has(&self, came_from: u64) -> Sync {
@@ -93,7 +93,7 @@ impl Core {
             log: self.log.last(),
             delivered: self.group.delivered(),
             seats: u16::try_from(self.group.seats().len()).unwrap_or(u16::MAX),
-            version: GROUP_VERSION,
+            version: PROTOCOL_VERSION,
         }
     }
 
@@ -107,8 +107,8 @@ impl Core {
     /// An ordered message.
     pub(crate) fn delivered(&mut self, from: SeatId, envelope: Envelope) {
         match envelope.message {
-            GroupMessage::Sync(sync) => return self.sync(from, sync),
-            GroupMessage::AcceptLoss { ring, seats } => return self.accept_loss(ring, seats),
+            OrderedMessage::Sync(sync) => return self.sync(from, sync),
+            OrderedMessage::AcceptLoss { ring, seats } => return self.accept_loss(ring, seats),
             _ => {}
         }
         let ring = &mut self.membership.ring;
@@ -134,7 +134,9 @@ impl Core {
         // Its sender was with the group in another ring; in this one it has to catch up again.
         let here = self.membership.ring.number;
         let stale = match &envelope.message {
-            GroupMessage::Joined { ring, .. } | GroupMessage::ViewStored { ring } => *ring != here,
+            OrderedMessage::Joined { ring, .. } | OrderedMessage::ViewStored { ring } => {
+                *ring != here
+            }
             _ => false,
         };
         if !stale {
@@ -154,9 +156,9 @@ impl Core {
         if self.membership.state != ManagerState::Syncing || !expected {
             return;
         }
-        if sync.version != GROUP_VERSION {
+        if sync.version != PROTOCOL_VERSION {
             return self.out.notice(Notice::Alarm(format!(
-                "seat {from} speaks version {} of the group protocol, this manager version {GROUP_VERSION}: \
+                "seat {from} speaks version {} of the group protocol, this manager version {PROTOCOL_VERSION}: \
                  upgrade the older one",
                 sync.version
             )));

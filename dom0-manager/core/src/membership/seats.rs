@@ -5,7 +5,7 @@
 //! when it joins; what every member of the view has is the group's from there on. So a new configuration reaches the
 //! group with the restart of the last manager, one after the other, and a host that is not in it yet waits until then.
 
-use crate::group::{Event, Events, Group, Rules};
+use crate::group_state::{Event, Events, GroupState, Rules};
 use crate::io::Notice;
 use crate::membership::Views;
 use spare_protocol::SeatId;
@@ -31,7 +31,7 @@ pub(crate) fn adopt_seats(rules: &Rules, views: &mut Views, events: &mut Events)
     }
 }
 
-impl Group {
+impl GroupState {
     /// `DRAIN` was delivered. A seat whose replicas others cannot have keeps them.
     pub(crate) fn drain(&mut self, seat: SeatId, drained: bool) {
         let refused = drained && !self.can_spare(seat);

@@ -5,7 +5,7 @@
 //! disk. Before that nothing that is decided in it is recorded or released.
 
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{Progress, ViewId};
+use spare_protocol::messages::{Progress, ViewId};
 use spare_protocol::{Position, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -5,7 +5,7 @@ use crate::voting::{Ballot, Decision};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{write_in_read_hash, Request, Vote};
+use spare_protocol::messages::{write_in_read_hash, Request, Vote};
 use spare_protocol::{Class, Position, ReplicaId};
 
 /// How often `HELP_ME` was asked for a request, and how many answered.

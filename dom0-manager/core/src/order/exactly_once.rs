@@ -4,7 +4,7 @@
 
 use crate::bugs::{planted, Bug};
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::RequestId;
+use spare_protocol::messages::RequestId;
 use spare_protocol::{Hash, Position, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 

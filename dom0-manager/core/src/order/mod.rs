@@ -17,7 +17,7 @@ pub(crate) use window::Window;
 use crate::voting::Decision;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::{Request, Vote};
+use spare_protocol::messages::{Request, Vote};
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeSet, VecDeque};
 

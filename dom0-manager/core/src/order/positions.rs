@@ -3,15 +3,15 @@
 
 use crate::bugs::{planted, Bug};
 use crate::checkpoints::Checkpoints;
-use crate::group::{Event, Group, Rules};
+use crate::group_state::{Event, GroupState, Rules};
 use crate::membership::Views;
 use crate::order::Order;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::Request;
 use spare_protocol::http::essence;
+use spare_protocol::messages::Request;
 use spare_protocol::{Class, SeatId};
 
-impl Group {
+impl GroupState {
     /// A request was delivered: gives it the next position, unless it was delivered before.
     pub(crate) fn requested(&mut self, from: SeatId, request: Request) {
         if request.id.seat != from || !self.exactly_once.is_new(request.id) {

@@ -9,7 +9,7 @@ use crate::log::LocalAnswer;
 use crate::voting::Decision;
 use bytes::Bytes;
 use spare_protocol::channel::{Outcome, RootRequest};
-use spare_protocol::group::{outcome_hash, RootVote, Vote};
+use spare_protocol::messages::{outcome_hash, RootVote, Vote};
 use spare_protocol::{Hash, Position, ReplicaId};
 
 impl Seat<'_> {

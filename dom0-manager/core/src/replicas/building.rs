@@ -3,10 +3,10 @@
 use super::{Local, Seat, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::group::Disposal;
+use crate::group_state::Disposal;
 use crate::io::{Micros, Output};
 use crate::replicas::{Replicas, Role};
-use spare_protocol::group::{GroupMessage, LossReason};
+use spare_protocol::messages::{LossReason, OrderedMessage};
 use spare_protocol::{Position, ReplicaId};
 
 /// Replicas of a seat: one active, one passive (SPARE §2.2).
@@ -111,7 +111,7 @@ impl Seat<'_> {
         local.announced = true;
         let (position, clean) = (local.sent, local.clean);
         self.out.put_in_service(replica, clean);
-        self.out.multicast(GroupMessage::Built {
+        self.out.multicast(OrderedMessage::Built {
             replica,
             position,
             clean,
@@ -129,17 +129,17 @@ impl Seat<'_> {
 
     /// A local replica is out of service without having lied.
     pub(crate) fn failed(&mut self, replica: ReplicaId, reason: LossReason) {
-        self.dismiss(replica, GroupMessage::Lost { replica, reason });
+        self.dismiss(replica, OrderedMessage::Lost { replica, reason });
     }
 
     /// A local replica broke the rules of its channel.
     pub(crate) fn violated(&mut self, replica: ReplicaId, reason: String) {
-        self.dismiss(replica, GroupMessage::Convicted { replica, reason });
+        self.dismiss(replica, OrderedMessage::Convicted { replica, reason });
     }
 
     /// A local replica is of no more use. One that the group knows leaves at an ordered position; one
     /// that was still being built just goes.
-    fn dismiss(&mut self, replica: ReplicaId, farewell: GroupMessage) {
+    fn dismiss(&mut self, replica: ReplicaId, farewell: OrderedMessage) {
         let Some(local) = self.replicas.local.get_mut(&replica) else {
             return;
         };
@@ -194,7 +194,7 @@ impl Seat<'_> {
         let mine = replica.seat == self.config.me;
         if mine && !self.replicas.is_here(replica) && self.membership.is_live() {
             let reason = LossReason::Forgotten;
-            self.out.multicast(GroupMessage::Lost { replica, reason });
+            self.out.multicast(OrderedMessage::Lost { replica, reason });
         }
     }
 
@@ -270,10 +270,10 @@ impl Replicas {
     }
 }
 
-fn reason_of(farewell: &GroupMessage) -> String {
+fn reason_of(farewell: &OrderedMessage) -> String {
     match farewell {
-        GroupMessage::Lost { reason, .. } => format!("{reason:?}"),
-        GroupMessage::Convicted { reason, .. } => reason.clone(),
+        OrderedMessage::Lost { reason, .. } => format!("{reason:?}"),
+        OrderedMessage::Convicted { reason, .. } => reason.clone(),
         _ => String::new(),
     }
 }

@@ -12,7 +12,7 @@ use crate::io::Output;
 use crate::replicas::Role;
 use smallvec::SmallVec;
 use spare_protocol::channel::{Execute, RootRequest};
-use spare_protocol::group::{GroupMessage, LossReason};
+use spare_protocol::messages::{LossReason, OrderedMessage};
 use spare_protocol::{Position, ReplicaId};
 
 impl Seat<'_> {
@@ -61,7 +61,7 @@ impl Seat<'_> {
                 let caught_up = suspected && !std::mem::replace(&mut local.settling, true);
                 self.out.push(Output::Pause(replica));
                 if caught_up {
-                    self.out.multicast(GroupMessage::Slept { replica });
+                    self.out.multicast(OrderedMessage::Slept { replica });
                 }
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! The replicas of this manager's own seat, and the life of a replica.
 //!
-//! As the group sees it ([`crate::group`]). Every edge but the first is an ordered event, so all managers see a replica
+//! As the group sees it ([`crate::group_state`]). Every edge but the first is an ordered event, so all managers see a replica
 //! in the same state at the same point of the order:
 //!
 //! ```text
@@ -49,7 +49,7 @@ use crate::ascending::Ascending;
 use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
 use crate::config::{Config, Resume, SurvivingReplica};
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::log::Log;
 use crate::membership::Membership;
 use crate::outputs::Outputs;
@@ -57,7 +57,7 @@ use crate::voting::Outbox;
 use crate::Micros;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::group::GroupMessage;
+use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -181,7 +181,7 @@ impl Replicas {
     }
 
     /// All of these, as an operator sees them, with what the group knows.
-    pub(crate) fn view(&self, group: &Group) -> Vec<ReplicaView> {
+    pub(crate) fn view(&self, group: &GroupState) -> Vec<ReplicaView> {
         let known = group.members().map(|(r, m)| {
             let local = self.local.get(&r);
             ReplicaView {
@@ -210,7 +210,7 @@ impl Replicas {
 pub(crate) struct Seat<'a> {
     pub(crate) config: &'a Config,
     pub(crate) membership: &'a Membership,
-    pub(crate) group: &'a Group,
+    pub(crate) group: &'a GroupState,
     pub(crate) log: &'a mut Log,
     pub(crate) replicas: &'a mut Replicas,
     pub(crate) outbox: &'a mut Outbox,
@@ -257,7 +257,7 @@ struct Local {
     /// It was announced with `Built`, in this epoch's view.
     announced: bool,
     /// Its loss or conviction: multicast and on its way.
-    leaving: Option<GroupMessage>,
+    leaving: Option<OrderedMessage>,
     /// It was suspected, has caught up, and that was multicast.
     settling: bool,
     /// How long it stays awake after it was needed last.

@@ -2,7 +2,7 @@
 //! ordered next.
 
 use crate::faults::Suspicions;
-use crate::group::Events;
+use crate::group_state::Events;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::admin::ReplicaState;

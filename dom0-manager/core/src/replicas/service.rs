@@ -2,12 +2,12 @@
 
 use crate::activation::ask_others;
 use crate::checkpoints::finish_scrubs;
-use crate::group::{Disposal, Event, Group};
+use crate::group_state::{Disposal, Event, GroupState};
 use crate::replicas::Role;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::BTreeSet;
 
-impl Group {
+impl GroupState {
     /// `BUILT` was delivered: a replica has the agreed state up to `position`.
     pub(crate) fn built(&mut self, replica: ReplicaId, position: Position, clean: bool) {
         if self.is_in_service(replica) || position > self.ordered() {

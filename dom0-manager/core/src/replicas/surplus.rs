@@ -2,12 +2,12 @@
 //! and the other seats have none (`docs/protocol.md#life-of-a-replica`).
 
 use crate::bugs::{planted, Bug};
-use crate::group::Group;
+use crate::group_state::GroupState;
 use crate::replicas::{Role, REPLICAS_PER_SEAT};
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{ReplicaId, SeatId};
 
-impl Group {
+impl GroupState {
     /// A seat has its active again: the one that stepped in for it becomes passive by being rebuilt.
     pub(crate) fn remove_surplus_actives(&mut self) {
         while self.actives().count() > self.quorum() && !planted(Bug::SurplusActiveStays) {

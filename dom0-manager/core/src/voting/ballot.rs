@@ -27,8 +27,9 @@
 use crate::bugs::{planted, Bug};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
-use spare_protocol::group::Vote;
+use spare_protocol::messages::Vote;
 use spare_protocol::{Hash, Position, ReplicaId};
+use std::mem::discriminant;
 
 /// What f+1 replicas agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -138,20 +139,30 @@ impl Ballot {
 
     /// The result with the most votes, and how many that are. Of several with as many, the least.
     pub(crate) fn leader(&self) -> Option<(Decision, usize)> {
-        let first = self.decisions().next()?;
-        let count = |d: &Decision| self.decisions().filter(|x| *x == d).count();
-        if self.decisions().all(|d| d == first) {
-            return Some((*first, self.decisions().count()));
+        let mut votes = self.decisions();
+        let first = votes.next()?;
+        let mut count = 1;
+        for decision in votes {
+            if decision != first {
+                return self.leader_of_several();
+            }
+            count += 1;
         }
-        let mut best = (first, count(first));
+        Some((*first, count))
+    }
+
+    fn leader_of_several(&self) -> Option<(Decision, usize)> {
+        let count = |d: &Decision| self.decisions().filter(|x| *x == d).count();
+        let mut best: Option<(&Decision, usize)> = None;
         for decision in self.decisions() {
             let votes = count(decision);
-            let (leader, most) = best;
-            if votes > most || (votes == most && decision < leader) {
-                best = (decision, votes);
+            let better = best
+                .is_none_or(|(leader, most)| votes > most || (votes == most && decision < leader));
+            if better {
+                best = Some((decision, votes));
             }
         }
-        Some((*best.0, best.1))
+        best.map(|(decision, votes)| (*decision, votes))
     }
 
     /// How many replicas but these voted for `decision`.
@@ -223,7 +234,7 @@ impl Ballot {
     /// Counts a vote. A replica's first vote stands; false if this was not its first.
     pub(crate) fn cast(&mut self, vote: &Vote) -> bool {
         let (replica, voted) = (vote.replica, State::Voted(Decision::from(vote)));
-        if self.vote_of(replica).is_none() {
+        if self.part(replica).is_none_or(|p| p.vote().is_none()) {
             self.enter(replica, voted);
             return true;
         }
@@ -330,15 +341,21 @@ impl Ballot {
         self.part(replica).map_or(&State::Excused, |p| &p.state)
     }
 
-    /// A replica comes into a state after those that are in it.
+    /// A replica comes into a state after those that are in it. Where none of them stands behind it, as when votes
+    /// arrive in the order of the replicas, nothing has to move.
     fn enter(&mut self, replica: ReplicaId, state: State) {
-        let found = self.parts.iter().position(|p| p.replica == replica);
-        let mut part = match found {
-            Some(index) => self.parts.remove(index),
-            None => Part::new(replica, state),
+        let mut parts = self.parts.iter_mut();
+        let Some(part) = parts.find(|p| p.replica == replica) else {
+            return self.parts.push(Part::new(replica, state));
         };
+        let kind = discriminant(&state);
         part.state = state;
-        self.parts.push(part);
+        if parts.any(|p| discriminant(&p.state) == kind) {
+            let at = self.parts.iter().position(|p| p.replica == replica);
+            if let Some(behind) = at.and_then(|at| self.parts.get_mut(at..)) {
+                behind.rotate_left(1);
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::clock::{Clock, Timer};
 use crate::config::Config;
 use crate::outputs::Outputs;
-use spare_protocol::group::{GroupMessage, Progress, RootVote, Vote, Votes};
+use spare_protocol::messages::{OrderedMessage, Progress, RootVote, Vote, Votes};
 use spare_protocol::{Position, ReplicaId};
 
 /// Votes, roots and suspicions that wait to be multicast.
@@ -40,7 +40,7 @@ impl Outbox {
         };
         let mut votes = std::mem::replace(&mut self.waiting, next);
         votes.progress = progress;
-        out.multicast(GroupMessage::Votes(votes));
+        out.multicast(OrderedMessage::Votes(votes));
     }
 
     /// What was said in a history that is given up counts for nothing.

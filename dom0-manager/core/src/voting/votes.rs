@@ -2,15 +2,15 @@
 
 use crate::activation::want_help;
 use crate::bugs::{planted, Bug};
-use crate::group::{Event, Group, Rules};
+use crate::group_state::{Event, GroupState, Rules};
 use crate::io::Notice;
 use crate::order::{Order, Verdict};
 use crate::replicas::Role;
 use crate::voting::Decision;
-use spare_protocol::group::{Request, Vote, Votes};
+use spare_protocol::messages::{Request, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
-impl Group {
+impl GroupState {
     pub(crate) fn votes(&mut self, from: SeatId, votes: Votes) {
         self.views.note_progress(from, votes.progress);
         self.order.settle(self.views.stored_everywhere());

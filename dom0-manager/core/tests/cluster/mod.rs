@@ -5,8 +5,10 @@
 use bytes::Bytes;
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume, SurvivingReplica};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
-use spare_protocol::group::{Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId};
 use spare_protocol::http::essence;
+use spare_protocol::messages::{
+    Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId,
+};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 

@@ -5,7 +5,7 @@ use crate::normalise::RuleError;
 use crate::peers::NetworkError;
 use crate::record::RecordError;
 use crate::stores::StoresError;
-use spare_group::corosync::JoinError;
+use spare_group_communication::corosync::JoinError;
 use spare_settings::SettingsError;
 use std::io;
 use std::net::SocketAddr;

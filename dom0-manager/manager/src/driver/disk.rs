@@ -10,7 +10,7 @@ use crate::record::Recorder;
 use spare_core::{DecidedRequest, ViewId};
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::PrimaryView;
+use spare_protocol::messages::PrimaryView;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use spare_store::{ConvictionNote, Event, LogError, Progress, ReplicaNote, Store};
 use std::fmt::Display;

@@ -2,7 +2,7 @@
 
 use crate::peers::Peers;
 use crate::pending::{Answer, Pending};
-use spare_protocol::group::PeerMessage;
+use spare_protocol::messages::PeerMessage;
 use spare_protocol::{Position, SeatId};
 use spare_store::{Store, StoreError};
 use std::sync::Arc;

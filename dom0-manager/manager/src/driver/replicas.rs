@@ -9,7 +9,7 @@ use crate::guest::GuestChannel;
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use spare_store::Store;
 use std::collections::HashMap;

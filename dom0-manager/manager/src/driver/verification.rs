@@ -12,7 +12,7 @@ use crate::clock::unix_us;
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::admin::EventKind;
-use spare_protocol::group::{Request, RequestId};
+use spare_protocol::messages::{Request, RequestId};
 use spare_protocol::{Class, Hash, ReplicaId, SeatId};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;

@@ -15,7 +15,7 @@ use crate::config;
 use crate::event_log::EventLog;
 use agent::Agent;
 use spare_core::Micros;
-use spare_group::guarded::{Guard, Membership};
+use spare_group_communication::guarded::{Guard, Membership};
 use spare_protocol::admin::EventKind;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

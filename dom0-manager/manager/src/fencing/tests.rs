@@ -3,8 +3,8 @@
 use super::*;
 use crate::evidence::Archive;
 use bytes::Bytes;
-use spare_group::guarded::{guarded, Guarded};
-use spare_group::{Closed, Delivery, GroupChannel};
+use spare_group_communication::guarded::{guarded, Guarded};
+use spare_group_communication::{Closed, Delivery, GroupChannel};
 use spare_protocol::SeatId;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

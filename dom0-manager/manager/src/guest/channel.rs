@@ -7,7 +7,7 @@ use crate::normalise::Normaliser;
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Frame, ToGuest, CHANNEL_VERSION};
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use spare_core::Input;
 use spare_protocol::channel::{
     Decoded, FrameDecoder, FromGuest, Outcome, CHANNEL_VERSION, REASON_BYTES_MAX,
 };
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::{DecodeError, Position, ReplicaId};
 use std::sync::Arc;
 

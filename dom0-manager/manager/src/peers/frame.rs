@@ -97,7 +97,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use spare_protocol::channel::Outcome;
-    use spare_protocol::group::PeerMessage;
+    use spare_protocol::messages::PeerMessage;
     use spare_protocol::Position;
 
     fn messages() -> impl Strategy<Value = PeerMessage> {

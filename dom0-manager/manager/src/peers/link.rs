@@ -5,7 +5,7 @@ use super::frame;
 use super::message::LinkMessage;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::ClientConfig;
-use spare_protocol::group::PeerMessage;
+use spare_protocol::messages::PeerMessage;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::PeerMessage;
+use spare_protocol::messages::PeerMessage;
 use spare_protocol::{Hash, Position};
 
 /// What one manager tells another on their connection.

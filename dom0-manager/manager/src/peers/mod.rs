@@ -24,7 +24,7 @@ use message::LinkMessage;
 use rustls::pki_types::InvalidDnsNameError;
 pub(crate) use snapshot::{Fetched, Source};
 use spare_core::Input;
-use spare_protocol::group::PeerMessage;
+use spare_protocol::messages::PeerMessage;
 use spare_protocol::{Position, SeatId};
 use spare_store::Store;
 use std::collections::BTreeMap;

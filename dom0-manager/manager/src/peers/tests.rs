@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustls::pki_types::ServerName;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{outcome_hash, DecidedRequest, RequestId};
+use spare_protocol::messages::{outcome_hash, DecidedRequest, RequestId};
 use spare_protocol::{Class, Hash, Position};
 use spare_store::{BackupError, Durability, Event, KeyWindow, Options, Store};
 use std::os::unix::fs::PermissionsExt;

@@ -12,7 +12,7 @@ use super::directory::{beside, make_folder, remove_folder, rename, seat_folder, 
 use super::error::StoresError;
 use crate::peers::Fetched;
 use nix::fcntl::Flock;
-use spare_protocol::group::PrimaryView;
+use spare_protocol::messages::PrimaryView;
 use spare_protocol::{Position, SeatId};
 use spare_store::{Manifest, Options, Resumed, Store};
 use std::fs::File;

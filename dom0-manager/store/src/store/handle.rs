@@ -11,7 +11,7 @@ use crate::wal::{Reader, Writer};
 use bytes::Bytes;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{DecidedRequest, PrimaryView};
+use spare_protocol::messages::{DecidedRequest, PrimaryView};
 use spare_protocol::{Hash, Position};
 use std::collections::BTreeMap;
 use std::fs::File;

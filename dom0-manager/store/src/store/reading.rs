@@ -4,8 +4,8 @@ use super::handle::Store;
 use crate::error::StoreError;
 use crate::snapshot::RetainedReply;
 use crate::wal::decode_record;
-use spare_protocol::group::DecidedRequest;
 use spare_protocol::http::essence;
+use spare_protocol::messages::DecidedRequest;
 use spare_protocol::Position;
 
 impl Store {

@@ -4,7 +4,7 @@ use super::handle::Store;
 use crate::error::{Damage, Refusal, StoreError};
 use crate::snapshot::chunk_hashes;
 use bytes::Bytes;
-use spare_protocol::group::DecidedRequest;
+use spare_protocol::messages::DecidedRequest;
 use spare_protocol::{Hash, Position};
 
 impl Store {

@@ -5,8 +5,8 @@ use crate::options::KeyWindow;
 use crate::snapshot::Manifest;
 use crate::tables::Tables;
 use crate::wal::{decode_record, Reader, RecordIn};
-use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::http::essence;
+use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position, SeatId};
 use std::collections::BTreeMap;
 

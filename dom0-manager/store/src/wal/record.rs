@@ -2,7 +2,7 @@
 
 use crate::error::{Damage, DamagedPart, Range, StoreError};
 use serde::Deserialize;
-use spare_protocol::group::{DecidedRequest, RequestId};
+use spare_protocol::messages::{DecidedRequest, RequestId};
 use spare_protocol::{Class, Hash, Position};
 use std::path::PathBuf;
 

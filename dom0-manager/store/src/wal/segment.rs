@@ -18,7 +18,7 @@
 
 use crate::format::FORMAT_VERSION;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::PrimaryView;
+use spare_protocol::messages::PrimaryView;
 use spare_protocol::Position;
 
 /// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.

@@ -6,7 +6,7 @@ use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES
 use crate::error::{Refusal, StoreError};
 use crate::report::{Event, Progress, Report};
 use bytes::Bytes;
-use spare_protocol::group::DecidedRequest;
+use spare_protocol::messages::DecidedRequest;
 use spare_protocol::Position;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};

@@ -3,7 +3,7 @@
 use crate::faulty_disk::{FaultyDisk, Random};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{DecidedRequest, PrimaryView, RequestId, ViewId};
+use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId, ViewId};
 use spare_protocol::update::{RowOp, TableUpdate, Update, Value};
 use spare_protocol::{Class, Hash, Position, SeatId};
 use spare_store::{

@@ -4,7 +4,7 @@
 use crate::model::record;
 use crate::whole::{folder, open, snapshot, usual};
 use bytes::Bytes;
-use spare_protocol::group::{DecidedRequest, PrimaryView, ViewId};
+use spare_protocol::messages::{DecidedRequest, PrimaryView, ViewId};
 use spare_protocol::update::{row_hash, RowOp, TableUpdate, Update, Value};
 use spare_protocol::{Class, Position, SeatId};
 use spare_store::{

@@ -1,7 +1,7 @@
 //! The store as a manager uses it, on a real file system.
 
 use crate::model::{record, IMAGE};
-use spare_protocol::group::{PrimaryView, ViewId};
+use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Hash, Position, SeatId};
 use spare_store::{
     BackupError, ConvictionNote, Durability, Event, KeyWindow, Options, ReplicaNote, Resumed,

@@ -3,8 +3,8 @@
 
 use super::{bytes, class, hash, outcome, position, replica, text};
 use proptest::prelude::*;
-use spare_protocol::group::{
-    DecidedRequest, Envelope, GroupMessage, LossReason, PeerMessage, PrimaryView, Progress,
+use spare_protocol::messages::{
+    DecidedRequest, Envelope, LossReason, OrderedMessage, PeerMessage, PrimaryView, Progress,
     Request, RequestId, RootVote, Sync, ViewId, Vote, Votes,
 };
 use spare_protocol::SeatId;
@@ -124,55 +124,56 @@ fn sync() -> impl Strategy<Value = Sync> {
 }
 
 /// A message in total order.
-pub fn group_message() -> impl Strategy<Value = GroupMessage> {
+pub fn group_message() -> impl Strategy<Value = OrderedMessage> {
     let of_requests = prop_oneof![
-        prop::collection::vec(request(), 0..3).prop_map(GroupMessage::Requests),
-        votes().prop_map(GroupMessage::Votes),
+        prop::collection::vec(request(), 0..3).prop_map(OrderedMessage::Requests),
+        votes().prop_map(OrderedMessage::Votes),
         (position(), any::<u32>(), any::<u16>()).prop_map(|(position, attempt, needed)| {
-            GroupMessage::HelpMe {
+            OrderedMessage::HelpMe {
                 position,
                 attempt,
                 needed,
             }
         }),
         (position(), any::<u32>(), replica()).prop_map(|(position, attempt, replica)| {
-            GroupMessage::IDo {
+            OrderedMessage::IDo {
                 position,
                 attempt,
                 replica,
             }
         }),
-        position().prop_map(|position| GroupMessage::Abort { position }),
+        position().prop_map(|position| OrderedMessage::Abort { position }),
     ];
     let of_replicas = prop_oneof![
         (replica(), text())
-            .prop_map(|(replica, reason)| GroupMessage::Convicted { replica, reason }),
+            .prop_map(|(replica, reason)| OrderedMessage::Convicted { replica, reason }),
         (replica(), position(), any::<bool>()).prop_map(|(replica, position, clean)| {
-            GroupMessage::Built {
+            OrderedMessage::Built {
                 replica,
                 position,
                 clean,
             }
         }),
-        (replica(), loss()).prop_map(|(replica, reason)| GroupMessage::Lost { replica, reason }),
-        replica().prop_map(|replica| GroupMessage::Slept { replica }),
-        replica().prop_map(|replica| GroupMessage::Compensate { replica }),
+        (replica(), loss()).prop_map(|(replica, reason)| OrderedMessage::Lost { replica, reason }),
+        replica().prop_map(|replica| OrderedMessage::Slept { replica }),
+        replica().prop_map(|replica| OrderedMessage::Compensate { replica }),
     ];
     let of_seats = prop_oneof![
-        seat().prop_map(|seat| GroupMessage::Recover { seat }),
-        seat().prop_map(|seat| GroupMessage::RecoveryEnded { seat }),
-        sync().prop_map(GroupMessage::Sync),
+        seat().prop_map(|seat| OrderedMessage::Recover { seat }),
+        seat().prop_map(|seat| OrderedMessage::RecoveryEnded { seat }),
+        sync().prop_map(OrderedMessage::Sync),
         (any::<u64>(), position(), any::<bool>(), seats()).prop_map(
-            |(ring, agreed, drained, seats)| GroupMessage::Joined {
+            |(ring, agreed, drained, seats)| OrderedMessage::Joined {
                 ring,
                 agreed,
                 drained,
                 seats
             }
         ),
-        (seat(), any::<bool>()).prop_map(|(seat, drained)| GroupMessage::Drain { seat, drained }),
-        any::<u64>().prop_map(|ring| GroupMessage::ViewStored { ring }),
-        (any::<u64>(), seats()).prop_map(|(ring, seats)| GroupMessage::AcceptLoss { ring, seats }),
+        (seat(), any::<bool>()).prop_map(|(seat, drained)| OrderedMessage::Drain { seat, drained }),
+        any::<u64>().prop_map(|ring| OrderedMessage::ViewStored { ring }),
+        (any::<u64>(), seats())
+            .prop_map(|(ring, seats)| OrderedMessage::AcceptLoss { ring, seats }),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]
 }

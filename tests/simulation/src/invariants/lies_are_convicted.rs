@@ -2,7 +2,7 @@
 //! in service no longer (SPARE §4.1.2; `docs/protocol.md#detected-faults`, `docs/protocol.md#checkpoints`).
 
 use super::{hold, Verdict};
-use spare_protocol::group::{DecidedRequest, RootVote, Vote};
+use spare_protocol::messages::{DecidedRequest, RootVote, Vote};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,7 +2,7 @@
 
 use super::{hold, Verdict};
 use crate::host::Host;
-use spare_protocol::group::Vote;
+use spare_protocol::messages::Vote;
 
 const RULE: &str = "no replica whose state contains an aborted write votes";
 

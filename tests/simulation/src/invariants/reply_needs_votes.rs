@@ -4,7 +4,7 @@
 use super::{hold, Verdict};
 use crate::disk::Record;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{DecidedRequest, Vote};
+use spare_protocol::messages::{DecidedRequest, Vote};
 use spare_protocol::{Position, ReplicaId};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};

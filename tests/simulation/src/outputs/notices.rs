@@ -8,7 +8,7 @@ use crate::invariants::{
 use crate::world::World;
 use spare_core::{ConvictionBasis, ManagerState, Notice, Output};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::group::LossReason;
+use spare_protocol::messages::LossReason;
 use spare_protocol::Position;
 
 impl World {

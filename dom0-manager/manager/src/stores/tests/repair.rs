@@ -5,7 +5,7 @@ use crate::config::Config;
 use bytes::Bytes;
 use spare_core::DecidedRequest;
 use spare_protocol::channel::Outcome;
-use spare_protocol::group::{PrimaryView, RequestId, ViewId};
+use spare_protocol::messages::{PrimaryView, RequestId, ViewId};
 use spare_protocol::{Class, Hash, Position, SeatId};
 use std::path::{Path, PathBuf};
 

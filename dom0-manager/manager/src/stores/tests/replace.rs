@@ -4,7 +4,7 @@ use super::super::directory::{beside, seat_folder, EVIDENCE};
 use super::super::replace::finish;
 use super::super::{begin_anew, note_behind, open, Opened, Replacement, Stores};
 use crate::config::Config;
-use spare_protocol::group::{PrimaryView, ViewId};
+use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Hash, Position, SeatId};
 use std::path::{Path, PathBuf};
 

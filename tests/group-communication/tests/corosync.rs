@@ -3,7 +3,7 @@
 
 use anyhow::{ensure, Result};
 use nix::sys::signal::Signal;
-use spare_ordering_tests::{missing, Heard, Hosts, Member, TOKEN};
+use spare_group_communication_tests::{missing, Heard, Hosts, Member, TOKEN};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 

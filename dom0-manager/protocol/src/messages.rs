@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const GROUP_VERSION: u16 = 7;
+pub const PROTOCOL_VERSION: u16 = 7;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -205,7 +205,7 @@ pub struct Sync {
     pub delivered: u64,
     /// How many seats the group has, by its state.
     pub seats: u16,
-    /// [`GROUP_VERSION`] of the sender.
+    /// [`PROTOCOL_VERSION`] of the sender.
     pub version: u16,
 }
 
@@ -216,7 +216,7 @@ pub struct Envelope {
     /// The sender's epoch.
     pub epoch: u64,
     /// What it says.
-    pub message: GroupMessage,
+    pub message: OrderedMessage,
 }
 
 /// A [`Request`] in the message that it came with.
@@ -245,7 +245,7 @@ impl Envelope {
     /// # Errors
     /// As [`crate::decode`].
     pub fn from_bytes(bytes: &Bytes) -> Result<Envelope, DecodeError> {
-        /// [`GroupMessage::Requests`] is the first of its kind.
+        /// [`OrderedMessage::Requests`] is the first of its kind.
         const REQUESTS: u32 = 0;
         let begin = postcard::take_from_bytes::<(u64, u32)>(bytes);
         let (epoch, rest) = match begin {
@@ -263,7 +263,7 @@ impl Envelope {
         };
         Ok(Envelope {
             epoch,
-            message: GroupMessage::Requests(requests.into_iter().map(owned).collect()),
+            message: OrderedMessage::Requests(requests.into_iter().map(owned).collect()),
         })
     }
 
@@ -274,8 +274,8 @@ impl Envelope {
         const OF_VOTE: usize = 88;
         const OF_REST: usize = 128;
         let of_content = match &self.message {
-            GroupMessage::Requests(all) => all.iter().map(|r| r.request.len() + OF_REQUEST).sum(),
-            GroupMessage::Votes(votes) => votes.votes.len() * OF_VOTE,
+            OrderedMessage::Requests(all) => all.iter().map(|r| r.request.len() + OF_REQUEST).sum(),
+            OrderedMessage::Votes(votes) => votes.votes.len() * OF_VOTE,
             _ => 0,
         };
         of_content + OF_REST
@@ -288,7 +288,7 @@ impl Envelope {
     missing_docs,
     reason = "a field has a comment where name and type leave a question"
 )]
-pub enum GroupMessage {
+pub enum OrderedMessage {
     /// Requests to be ordered, executed and voted on.
     Requests(Vec<Request>),
     /// Votes, roots and suspicions, with how far the sender got.
@@ -464,7 +464,7 @@ mod tests {
                 request: text.into(),
             };
             let requests = texts.into_iter().enumerate().map(request).collect();
-            let envelope = Envelope { epoch, message: GroupMessage::Requests(requests) };
+            let envelope = Envelope { epoch, message: OrderedMessage::Requests(requests) };
             let bytes = Bytes::from(envelope.to_bytes());
             prop_assert_eq!(crate::encode(&envelope), bytes.to_vec());
             prop_assert_eq!(Envelope::from_bytes(&bytes), Ok(envelope.clone()));

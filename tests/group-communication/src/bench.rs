@@ -2,7 +2,7 @@
 
 use anyhow::{bail, Context, Result};
 use serde_json::json;
-use spare_ordering_tests::{missing, Hosts};
+use spare_group_communication_tests::{missing, Hosts};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 

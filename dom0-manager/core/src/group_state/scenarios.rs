@@ -1,12 +1,12 @@
 //! Bad runs that the simulator found, as the stream of ordered messages in which they happened.
 
-use super::{Group, Rules};
+use super::{GroupState, Rules};
 use crate::config::Resume;
 use crate::membership::Beginner;
 use crate::replicas::Role;
 use bytes::Bytes;
-use spare_protocol::group::{
-    GroupMessage, LossReason, Request, RequestId, RootVote, ViewId, Vote, Votes,
+use spare_protocol::messages::{
+    LossReason, OrderedMessage, Request, RequestId, RootVote, ViewId, Vote, Votes,
 };
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 
@@ -19,7 +19,7 @@ fn replica(seat: u16, generation: u32) -> ReplicaId {
 
 /// A group of f+1 seats, each with its active (generation 1) and its passive (2).
 struct Stream {
-    group: Group,
+    group: GroupState,
     requests: u64,
 }
 
@@ -35,7 +35,7 @@ impl Stream {
             key_lifetime_us: 1_000_000,
             keys_max: 10,
         };
-        let mut group = Group::resumed(rules, seats.clone(), &Resume::default());
+        let mut group = GroupState::resumed(rules, seats.clone(), &Resume::default());
         let first = ViewId { epoch: 1, ring: 1 };
         let beginner = Beginner {
             seat: SeatId(0),
@@ -45,7 +45,7 @@ impl Stream {
         group.begin_anew(&beginner, Position(0), first, &[]);
         let mut stream = Stream { group, requests: 0 };
         for seat in &seats[1..] {
-            let joined = GroupMessage::Joined {
+            let joined = OrderedMessage::Joined {
                 ring: 1,
                 agreed: Position(0),
                 drained: false,
@@ -60,7 +60,7 @@ impl Stream {
         stream
     }
 
-    fn say(&mut self, seat: u16, message: GroupMessage) {
+    fn say(&mut self, seat: u16, message: OrderedMessage) {
         self.group.deliver(SeatId(seat), u64::MAX, message);
     }
 
@@ -69,7 +69,7 @@ impl Stream {
         let position = self.group.decided();
         self.say(
             seat,
-            GroupMessage::Built {
+            OrderedMessage::Built {
                 replica: replica(seat, generation),
                 position,
                 clean: true,
@@ -80,7 +80,7 @@ impl Stream {
     fn lost(&mut self, seat: u16, generation: u32) {
         self.say(
             seat,
-            GroupMessage::Lost {
+            OrderedMessage::Lost {
                 replica: replica(seat, generation),
                 reason: LossReason::ApplyTimeout,
             },
@@ -100,7 +100,7 @@ impl Stream {
             seed: [0; 32],
             request: Bytes::from_static(b"a write"),
         };
-        self.say(0, GroupMessage::Requests(vec![request]));
+        self.say(0, OrderedMessage::Requests(vec![request]));
         self.group.ordered()
     }
 
@@ -116,7 +116,7 @@ impl Stream {
             votes: vec![vote],
             ..Votes::default()
         };
-        self.say(seat, GroupMessage::Votes(votes));
+        self.say(seat, OrderedMessage::Votes(votes));
     }
 
     fn reports_root(&mut self, seat: u16, generation: u32, position: Position) {
@@ -129,7 +129,7 @@ impl Stream {
             roots: vec![root],
             ..Votes::default()
         };
-        self.say(seat, GroupMessage::Votes(votes));
+        self.say(seat, OrderedMessage::Votes(votes));
     }
 
     fn is_silent(&mut self, seat: u16, generation: u32, position: Position) {
@@ -137,7 +137,7 @@ impl Stream {
             suspected: vec![(replica(seat, generation), position)],
             ..Votes::default()
         };
-        self.say(seat, GroupMessage::Votes(votes));
+        self.say(seat, OrderedMessage::Votes(votes));
     }
 
     /// These are woken to help with `position`.
@@ -145,7 +145,7 @@ impl Stream {
         let needed = u16::try_from(helpers.len()).expect("few");
         self.say(
             0,
-            GroupMessage::HelpMe {
+            OrderedMessage::HelpMe {
                 position,
                 attempt,
                 needed,
@@ -155,7 +155,7 @@ impl Stream {
             let replica = replica(*seat, *generation);
             self.say(
                 *seat,
-                GroupMessage::IDo {
+                OrderedMessage::IDo {
                     position,
                     attempt,
                     replica,
@@ -188,7 +188,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     stream.help(poison, 1, &[(0, 2)]);
     stream.say(
         0,
-        GroupMessage::Slept {
+        OrderedMessage::Slept {
             replica: replica(0, 2),
         },
     );
@@ -196,7 +196,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     for (seat, generation) in [(2, 1), (1, 2), (2, 2)] {
         stream.is_silent(seat, generation, poison);
     }
-    stream.say(0, GroupMessage::Abort { position: poison });
+    stream.say(0, OrderedMessage::Abort { position: poison });
     assert_eq!(stream.group.decided(), poison);
     assert_eq!(stream.members(), [], "all of them may have executed it");
     stream.votes(0, 2, next, "based on the aborted write");
@@ -232,7 +232,7 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
     for seat in [0, 1] {
         stream.is_silent(seat, 2, poison);
     }
-    stream.say(0, GroupMessage::Abort { position: poison });
+    stream.say(0, OrderedMessage::Abort { position: poison });
     assert_eq!(stream.members(), []);
     assert_eq!((stream.group.decided(), decision(&stream)), (poison, None));
     for seat in [0, 1] {
@@ -251,7 +251,7 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
 #[test]
 fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
     let mut stream = Stream::begun(3);
-    stream.say(0, GroupMessage::Recover { seat: SeatId(0) });
+    stream.say(0, OrderedMessage::Recover { seat: SeatId(0) });
     stream.lost(0, 2);
     for generation in 3..=5 {
         stream.built(0, generation);
@@ -281,19 +281,19 @@ fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
 #[test]
 fn a_recovery_that_is_given_up_leaves_no_replica_too_many() {
     let mut stream = Stream::begun(1);
-    stream.say(0, GroupMessage::Recover { seat: SeatId(0) });
+    stream.say(0, OrderedMessage::Recover { seat: SeatId(0) });
     stream.built(0, 3);
     stream.lost(1, 2);
     stream.lost(1, 1);
     let stands_in = replica(0, 2);
-    stream.say(0, GroupMessage::Compensate { replica: stands_in });
+    stream.say(0, OrderedMessage::Compensate { replica: stands_in });
     stream.lost(0, 1);
     assert_eq!(stream.role(0, 2), Some(Role::Active));
     assert_eq!(stream.role(0, 3), Some(Role::Active));
     stream.built(0, 4);
     assert_eq!(stream.role(0, 4), Some(Role::Successor));
     let seat = SeatId(0);
-    stream.say(0, GroupMessage::RecoveryEnded { seat });
+    stream.say(0, OrderedMessage::RecoveryEnded { seat });
     assert_eq!(stream.members(), [replica(0, 2), replica(0, 3)]);
 }
 
@@ -339,7 +339,7 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
     assert_eq!(stream.group.decided(), write);
     for generation in [2, 3] {
         let replica = replica(1, generation);
-        stream.say(1, GroupMessage::Slept { replica });
+        stream.say(1, OrderedMessage::Slept { replica });
     }
     assert_eq!(of_seat_1(&stream), 2);
 }

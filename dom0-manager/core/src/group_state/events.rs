@@ -3,7 +3,7 @@
 use crate::faults::Conviction;
 use crate::io::Notice;
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::group::RequestId;
+use spare_protocol::messages::RequestId;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// What becomes of the VM of a replica that leaves service.

@@ -32,12 +32,12 @@ use crate::recovery::Recovery;
 use crate::replicas::{Member, Role, Roster};
 use crate::voting::votes_needed;
 use serde::{Deserialize, Serialize};
-use spare_protocol::group::{PrimaryView, ViewId};
+use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// The group's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Group {
+pub(crate) struct GroupState {
     pub(crate) rules: Rules,
     pub(crate) views: Views,
     pub(crate) order: Order,
@@ -49,12 +49,12 @@ pub(crate) struct Group {
     pub(crate) events: Events,
 }
 
-impl Group {
+impl GroupState {
     /// The state that a manager finds on its disk.
-    pub(crate) fn resumed(rules: Rules, seats: Vec<SeatId>, resume: &Resume) -> Group {
+    pub(crate) fn resumed(rules: Rules, seats: Vec<SeatId>, resume: &Resume) -> GroupState {
         let last = resume.last.as_ref();
         let position = last.map_or(Position(0), |r| r.position);
-        Group {
+        GroupState {
             rules,
             views: Views::resumed(seats, resume.view.id),
             order: Order::resumed(position, last.map_or(0, |r| r.time_us)),

@@ -2,8 +2,8 @@
 
 use anyhow::{bail, ensure, Context, Result};
 use bytes::Bytes;
-use spare_group::corosync::{join, CorosyncGroup, Settings};
-use spare_group::{Closed, Delivery, GroupChannel};
+use spare_group_communication::corosync::{join, CorosyncGroup, Settings};
+use spare_group_communication::{Closed, Delivery, GroupChannel};
 use std::fmt::Write as _;
 use std::io::{BufRead, Write as _};
 use std::time::{Duration, Instant};

@@ -1,18 +1,18 @@
 //! An ordered message takes effect: which rule is whose (`docs/protocol.md#messages`).
 
-use super::Group;
+use super::GroupState;
 use crate::activation::help_me;
 use crate::membership::propose_seats;
-use spare_protocol::group::GroupMessage;
+use spare_protocol::messages::OrderedMessage;
 use spare_protocol::SeatId;
 
-impl Group {
+impl GroupState {
     /// An ordered message takes effect. What makes no sense is ignored: nothing that is delivered may
     /// stop a manager.
-    pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: GroupMessage) {
+    pub(crate) fn deliver(&mut self, from: SeatId, epoch: u64, message: OrderedMessage) {
         self.order.count_delivered();
         match message {
-            GroupMessage::Joined {
+            OrderedMessage::Joined {
                 ring,
                 agreed,
                 drained,
@@ -22,7 +22,7 @@ impl Group {
                 let (views, events) = (&mut self.views, &mut self.events);
                 return propose_seats(&self.rules, views, events, from, seats);
             }
-            GroupMessage::ViewStored { .. } => {
+            OrderedMessage::ViewStored { .. } => {
                 return self.views.outsider_stored(from);
             }
             _ => {}
@@ -31,54 +31,54 @@ impl Group {
             return;
         }
         match message {
-            GroupMessage::Requests(requests) => {
+            OrderedMessage::Requests(requests) => {
                 for request in requests {
                     self.requested(from, request);
                 }
             }
-            GroupMessage::Votes(votes) => self.votes(from, votes),
-            GroupMessage::HelpMe {
+            OrderedMessage::Votes(votes) => self.votes(from, votes),
+            OrderedMessage::HelpMe {
                 position,
                 attempt,
                 needed,
             } => help_me(&mut self.order, &mut self.events, position, attempt, needed),
             // In all that follows a manager speaks for the replicas of its own seat only.
-            GroupMessage::IDo {
+            OrderedMessage::IDo {
                 position,
                 attempt,
                 replica,
             } if replica.seat == from => self.i_do(position, attempt, replica),
-            GroupMessage::Convicted { replica, reason } if replica.seat == from => {
+            OrderedMessage::Convicted { replica, reason } if replica.seat == from => {
                 self.convict_by_channel(replica, reason);
             }
-            GroupMessage::Built {
+            OrderedMessage::Built {
                 replica,
                 position,
                 clean,
             } if replica.seat == from => self.built(replica, position, clean),
-            GroupMessage::Lost { replica, reason } if replica.seat == from => {
+            OrderedMessage::Lost { replica, reason } if replica.seat == from => {
                 self.lost(replica, reason);
             }
-            GroupMessage::Slept { replica } if replica.seat == from => self.slept(replica),
-            GroupMessage::Abort { position } => self.abort(position),
-            GroupMessage::Compensate { replica } if replica.seat == from => {
+            OrderedMessage::Slept { replica } if replica.seat == from => self.slept(replica),
+            OrderedMessage::Abort { position } => self.abort(position),
+            OrderedMessage::Compensate { replica } if replica.seat == from => {
                 self.compensate(replica);
             }
-            GroupMessage::Recover { seat } if seat == from => self.recover(seat),
-            GroupMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
-            GroupMessage::Drain { seat, drained } => self.drain(seat, drained),
-            GroupMessage::IDo { .. }
-            | GroupMessage::Convicted { .. }
-            | GroupMessage::Built { .. }
-            | GroupMessage::Lost { .. }
-            | GroupMessage::Slept { .. }
-            | GroupMessage::Compensate { .. }
-            | GroupMessage::Recover { .. }
-            | GroupMessage::RecoveryEnded { .. }
-            | GroupMessage::Sync(_)
-            | GroupMessage::Joined { .. }
-            | GroupMessage::ViewStored { .. }
-            | GroupMessage::AcceptLoss { .. } => {}
+            OrderedMessage::Recover { seat } if seat == from => self.recover(seat),
+            OrderedMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
+            OrderedMessage::Drain { seat, drained } => self.drain(seat, drained),
+            OrderedMessage::IDo { .. }
+            | OrderedMessage::Convicted { .. }
+            | OrderedMessage::Built { .. }
+            | OrderedMessage::Lost { .. }
+            | OrderedMessage::Slept { .. }
+            | OrderedMessage::Compensate { .. }
+            | OrderedMessage::Recover { .. }
+            | OrderedMessage::RecoveryEnded { .. }
+            | OrderedMessage::Sync(_)
+            | OrderedMessage::Joined { .. }
+            | OrderedMessage::ViewStored { .. }
+            | OrderedMessage::AcceptLoss { .. } => {}
         }
     }
 }
