@@ -144,8 +144,12 @@ impl Seat {
         for output in self.outputs.drain(..) {
             match output {
                 Output::Multicast(envelope) => self.sent.push(Bytes::from(envelope.to_bytes())),
-                // For the store, which is no part of the core.
-                Output::Decided(_) | Output::Safe { .. } | Output::PutInService { .. } => {}
+                // For the store and the hypervisor, which are no part of the core.
+                Output::Decided(_)
+                | Output::Safe { .. }
+                | Output::PutInService { .. }
+                | Output::StoreRoot { .. }
+                | Output::Prioritise(_) => {}
                 output => self.effects.push(output),
             }
         }

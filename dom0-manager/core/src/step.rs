@@ -226,7 +226,7 @@ impl Core {
                     self.out.push(Output::Prioritise(replica));
                 }
             }
-            Event::Slept(replica) => self.replicas.unsettle(replica),
+            Event::Slept(replica) => self.replicas.forget_sleep_told(replica),
             Event::Removed { replica, disposal } => self.seat().removed(replica, disposal),
             Event::AbortWanted(position) => self.out.multicast(OrderedMessage::Abort { position }),
             Event::ActiveMissing => self.compensation().offer(),

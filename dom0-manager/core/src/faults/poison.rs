@@ -6,7 +6,7 @@ use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
-use crate::order::Verdict;
+use crate::order::Resolution;
 use crate::voting::Decision;
 use spare_protocol::messages::{aborted_hash, LossReason, OrderedMessage};
 use spare_protocol::{Hash, Position};
@@ -58,7 +58,7 @@ impl GroupState {
             update: Hash::of(b""),
         };
         let aborted = true;
-        self.end(position, Verdict { decision, aborted });
+        self.end(position, Resolution { decision, aborted });
         for replica in touched {
             if planted(Bug::AbortKeepsTouched) {
                 break;

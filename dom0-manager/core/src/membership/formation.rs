@@ -24,7 +24,7 @@ const UNHEARD: &str = "may have served later, with one that was given up";
 
 /// What a ring's members said, and what they know.
 #[derive(Debug)]
-pub(crate) struct Hearing<'a> {
+pub(crate) struct SyncExchange<'a> {
     pub(crate) ring: u64,
     /// From every member of the ring.
     pub(crate) syncs: &'a BTreeMap<SeatId, Sync>,
@@ -38,7 +38,7 @@ pub(crate) struct Hearing<'a> {
 
 /// What follows.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum Conclusion {
     /// These members have the group's state; in this view they decide.
     Begin {
         view: ViewId,
@@ -62,13 +62,13 @@ struct Successors<'a> {
     said: &'a Sync,
 }
 
-impl Hearing<'_> {
-    /// The verdict; none if nobody said anything.
-    pub(crate) fn conclude(&self) -> Option<Verdict> {
+impl SyncExchange<'_> {
+    /// The conclusion; none if nobody said anything.
+    pub(crate) fn conclude(&self) -> Option<Conclusion> {
         if let Some(successors) = self.successors() {
             if let Some((seats, why)) = self.who_may_decide_instead(&successors) {
                 let anew = false;
-                return Some(Verdict::WaitFor { seats, why, anew });
+                return Some(Conclusion::WaitFor { seats, why, anew });
             }
             if !self.is_in_doubt(&successors) {
                 return Some(self.go_on(successors));
@@ -123,12 +123,12 @@ impl Hearing<'_> {
         said.established.iter().any(elsewhere) && !said.established.iter().any(is_member)
     }
 
-    fn go_on(&self, successors: Successors<'_>) -> Verdict {
+    fn go_on(&self, successors: Successors<'_>) -> Conclusion {
         let Successors { members, said } = successors;
         let known = self.syncs.values().map(|s| s.view.id).max();
         let known = known.unwrap_or_default();
         let is_same = said.view.members == members && said.view.id == known;
-        Verdict::Begin {
+        Conclusion::Begin {
             view: if is_same {
                 known
             } else {
@@ -139,11 +139,11 @@ impl Hearing<'_> {
         }
     }
 
-    fn begin_anew(&self) -> Option<Verdict> {
+    fn begin_anew(&self) -> Option<Conclusion> {
         let last = self.syncs.values().map(|s| &s.view).max()?;
         let wait_for = |seats, why| {
             let anew = true;
-            Some(Verdict::WaitFor { seats, why, anew })
+            Some(Conclusion::WaitFor { seats, why, anew })
         };
         let is_missing = |s: &&SeatId| !self.remembers(**s, last) && !self.given_up.contains(s);
         let missing: Vec<SeatId> = last.members.iter().filter(is_missing).copied().collect();
@@ -156,7 +156,7 @@ impl Hearing<'_> {
             }
         }
         let base = self.best_log(last)?;
-        Some(Verdict::Begin {
+        Some(Conclusion::Begin {
             view: self.next_view(last.id),
             members: vec![base],
             anew: true,

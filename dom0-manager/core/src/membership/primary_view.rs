@@ -1,7 +1,7 @@
 //! The primary view: it forms when the members of a ring have said what they have, goes to disk before anything is
 //! decided in it, and is served in.
 
-use super::formation::{Hearing, Verdict};
+use super::formation::{Conclusion, SyncExchange};
 use super::Membership;
 use crate::clock::Timer;
 use crate::io::{ManagerState, Notice, Output};
@@ -55,23 +55,23 @@ impl Core {
     /// Every member of the ring has said what it is and has: all draw the same conclusion.
     pub(super) fn conclude(&mut self) {
         let ring = &self.membership.ring;
-        let hearing = Hearing {
+        let exchange = SyncExchange {
             ring: ring.number,
             syncs: &ring.syncs,
             given_up: &ring.given_up,
             seats: self.group.seats(),
             durable: self.config.durable,
         };
-        let Some(verdict) = hearing.conclude() else {
+        let Some(conclusion) = exchange.conclude() else {
             return;
         };
-        let (Verdict::Begin { anew, .. } | Verdict::WaitFor { anew, .. }) = verdict;
+        let (Conclusion::Begin { anew, .. } | Conclusion::WaitFor { anew, .. }) = conclusion;
         if anew {
             self.leave();
         }
-        match verdict {
-            Verdict::Begin { view, members, .. } => self.begin(view, members),
-            Verdict::WaitFor { seats, why, .. } => self.wait_for(&seats, why),
+        match conclusion {
+            Conclusion::Begin { view, members, .. } => self.begin(view, members),
+            Conclusion::WaitFor { seats, why, .. } => self.wait_for(&seats, why),
         }
     }
 
@@ -134,7 +134,7 @@ impl Core {
         for vote in self.log.local_votes_above(self.group.decided()) {
             self.outbox.vote(vote);
         }
-        self.replicas.unsettle_all();
+        self.replicas.forget_sleep_told_all();
         self.announce();
         self.seat().repeat_farewells();
         self.seat().announce_unknown();

@@ -1,6 +1,6 @@
 //! A request between its delivery and the moment when nobody needs it any more.
 
-use crate::order::Verdict;
+use crate::order::Resolution;
 use crate::voting::{Ballot, Decision};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -250,9 +250,9 @@ impl Entry {
     }
 
     /// It is decided: nobody holds back any more, and only those that owe their votes are waited for.
-    pub(crate) fn close(&mut self, verdict: Verdict, owes: impl Fn(ReplicaId) -> bool) {
-        self.decision = Some(verdict.decision);
-        self.aborted = verdict.aborted;
+    pub(crate) fn close(&mut self, resolution: Resolution, owes: impl Fn(ReplicaId) -> bool) {
+        self.decision = Some(resolution.decision);
+        self.aborted = resolution.aborted;
         self.ballot.excuse_but(owes);
     }
 

@@ -38,7 +38,7 @@ pub(crate) enum Caution {
 
 /// What is decided on a request.
 #[derive(Clone, Copy)]
-pub(crate) struct Verdict {
+pub(crate) struct Resolution {
     pub(crate) decision: Decision,
     /// It gets an error for an answer.
     pub(crate) aborted: bool,
@@ -225,14 +225,14 @@ impl Order {
     pub(crate) fn close(
         &mut self,
         position: Position,
-        verdict: Verdict,
+        resolution: Resolution,
         epoch: u64,
         owes: impl Fn(ReplicaId) -> bool,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(position) else {
             return false;
         };
-        entry.close(verdict, owes);
+        entry.close(resolution, owes);
         let helped = entry.help().is_some();
         self.held.remove(&position);
         if helped {

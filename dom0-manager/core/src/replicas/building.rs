@@ -251,7 +251,7 @@ impl Seat<'_> {
                 _ => local.sent <= agreed && !local.is_busy() && local.leaving.is_none(),
             };
             local.announced = false;
-            local.settling = false;
+            local.sleep_told = false;
             if !sound {
                 unsound.push(*replica);
             }

@@ -58,7 +58,7 @@ impl Seat<'_> {
             Vm::Running | Vm::Unpausing if wanted => self.feed(replica, execute_upto, updates_due),
             Vm::Running => {
                 local.vm = Vm::Pausing;
-                let caught_up = suspected && !std::mem::replace(&mut local.settling, true);
+                let caught_up = suspected && !std::mem::replace(&mut local.sleep_told, true);
                 self.out.push(Output::Pause(replica));
                 if caught_up {
                     self.out.multicast(OrderedMessage::Slept { replica });

@@ -132,16 +132,16 @@ impl Replicas {
     }
 
     /// What it said before about having caught up was overtaken.
-    pub(crate) fn unsettle(&mut self, replica: ReplicaId) {
+    pub(crate) fn forget_sleep_told(&mut self, replica: ReplicaId) {
         if let Some(local) = self.local.get_mut(&replica) {
-            local.settling = false;
+            local.sleep_told = false;
         }
     }
 
-    /// As [`Replicas::unsettle`], for all.
-    pub(crate) fn unsettle_all(&mut self) {
+    /// As [`Replicas::forget_sleep_told`], for all.
+    pub(crate) fn forget_sleep_told_all(&mut self) {
         for local in self.local.values_mut() {
-            local.settling = false;
+            local.sleep_told = false;
         }
     }
 
@@ -156,7 +156,7 @@ impl Replicas {
         if std::mem::take(&mut local.clean) {
             out.put_in_service(replica, false);
         }
-        local.settling = false;
+        local.sleep_told = false;
     }
 
     /// A passive was woken now. Those woken often stay awake longer: the time doubles with every wake that comes soon
@@ -259,7 +259,7 @@ struct Local {
     /// Its loss or conviction: multicast and on its way.
     leaving: Option<OrderedMessage>,
     /// It was suspected, has caught up, and that was multicast.
-    settling: bool,
+    sleep_told: bool,
     /// How long it stays awake after it was needed last.
     awake_for: Micros,
     /// When it was needed last.
@@ -277,7 +277,7 @@ impl Local {
             applying_since: Micros(0),
             announced: false,
             leaving: None,
-            settling: false,
+            sleep_told: false,
             awake_for: awake_min,
             needed_at: Micros(0),
         }

@@ -4,7 +4,7 @@ use crate::activation::want_help;
 use crate::bugs::{planted, Bug};
 use crate::group_state::{Event, GroupState, Rules};
 use crate::io::Notice;
-use crate::order::{Order, Verdict};
+use crate::order::{Order, Resolution};
 use crate::replicas::Role;
 use crate::voting::Decision;
 use spare_protocol::messages::{Request, Vote, Votes};
@@ -120,7 +120,7 @@ impl GroupState {
             ..entry.request().clone()
         });
         let aborted = false;
-        self.end(position, Verdict { decision, aborted });
+        self.end(position, Resolution { decision, aborted });
         for replica in dissenters {
             self.convict_by_vote(replica, position, decision);
         }
@@ -135,12 +135,12 @@ impl GroupState {
     }
 
     /// A request is decided or aborted, and what follows from that.
-    pub(crate) fn end(&mut self, position: Position, verdict: Verdict) {
+    pub(crate) fn end(&mut self, position: Position, resolution: Resolution) {
         let roster = &self.roster;
         // A woken passive may leave out what is decided already; its silence is no fault.
         let owes = |r| roster.role(r).is_some_and(|role| role != Role::Helping);
         let epoch = self.views.epoch();
-        if self.order.close(position, verdict, epoch, owes) {
+        if self.order.close(position, resolution, epoch, owes) {
             self.notice(Notice::HelpEnded { position });
         }
         self.event(Event::Decided(position));
