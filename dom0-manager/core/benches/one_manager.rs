@@ -149,6 +149,7 @@ impl Seat {
                 | Output::Safe { .. }
                 | Output::PutInService { .. }
                 | Output::StoreRoot { .. }
+                | Output::CaughtUp
                 | Output::Prioritise(_) => {}
                 output => self.effects.push(output),
             }
