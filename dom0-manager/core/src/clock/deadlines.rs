@@ -51,6 +51,7 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
+    #[inline]
     fn by_timer(&mut self, timer: Timer) -> &mut BTreeMap<Timer, Micros> {
         if timer.is_of_request() {
             &mut self.of_requests
@@ -80,8 +81,14 @@ impl Deadlines {
         }
     }
 
+    /// Mostly there is nothing to cancel, of requests above all.
+    #[inline]
     pub(crate) fn cancel(&mut self, timer: Timer) {
-        if let Some(at) = self.by_timer(timer).remove(&timer) {
+        let timers = self.by_timer(timer);
+        if timers.is_empty() {
+            return;
+        }
+        if let Some(at) = timers.remove(&timer) {
             self.by_time.remove(&(at, timer));
         }
     }

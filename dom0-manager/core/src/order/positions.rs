@@ -46,11 +46,14 @@ impl GroupState {
         let (rules, class) = (&self.rules, request.class);
         let root = mark_checkpoint(rules, &mut self.order, &mut self.checkpoints, class);
         let (executing, following) = (self.roster.executing(), self.roster.following());
+        let enough = executing.len() + following.len() >= self.quorum();
         self.order
             .append(request, time_us, root, executing, following);
         let position = self.ordered();
         self.event(Event::Ordered(position));
-        self.tally(position);
+        if !enough {
+            self.tally(position);
+        }
     }
 }
 

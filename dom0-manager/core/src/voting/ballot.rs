@@ -174,27 +174,31 @@ impl Ballot {
 
     /// Who voted otherwise than `decision`.
     pub(crate) fn dissenters(&self, decision: Decision) -> SmallVec<[ReplicaId; 1]> {
-        let others = self.votes().filter(|(_, d)| *d != decision);
-        others.map(|(r, _)| r).collect()
+        let dissents = |p: &&Part| p.vote().is_some_and(|d| *d != decision);
+        let others = self.parts.iter().filter(dissents);
+        others.map(|p| p.replica).collect()
     }
 
     /// Whose votes are to come, in the order in which that was so.
     pub(crate) fn awaited(&self) -> impl Iterator<Item = ReplicaId> + '_ {
-        let awaited = self.parts.iter().filter(|p| p.state == State::Awaited);
+        let awaited = self
+            .parts
+            .iter()
+            .filter(|p| matches!(p.state, State::Awaited));
         awaited.map(|p| p.replica)
     }
 
     pub(crate) fn is_awaited(&self, replica: ReplicaId) -> bool {
-        *self.state(replica) == State::Awaited
+        matches!(self.state(replica), State::Awaited)
     }
 
     pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
-        *self.state(replica) == State::Held
+        matches!(self.state(replica), State::Held)
     }
 
     /// It voted, or is to.
     pub(crate) fn takes_part(&self, replica: ReplicaId) -> bool {
-        *self.state(replica) != State::Excused
+        !matches!(self.state(replica), State::Excused)
     }
 
     /// How many votes are to come, held back or not.
@@ -234,8 +238,10 @@ impl Ballot {
     /// Counts a vote. A replica's first vote stands; false if this was not its first.
     pub(crate) fn cast(&mut self, vote: &Vote) -> bool {
         let (replica, voted) = (vote.replica, State::Voted(Decision::from(vote)));
-        if self.part(replica).is_none_or(|p| p.vote().is_none()) {
-            self.enter(replica, voted);
+        let at = self.index(replica);
+        let part = at.and_then(|at| self.parts.get(at));
+        if part.is_none_or(|p| p.vote().is_none()) {
+            self.enter_at(at, replica, voted);
             return true;
         }
         let counts = planted(Bug::SecondVoteCounts);
@@ -262,7 +268,7 @@ impl Ballot {
 
     /// Those that held back execute the request after all.
     pub(crate) fn release_held(&mut self) {
-        let held = self.parts.iter().filter(|p| p.state == State::Held);
+        let held = self.parts.iter().filter(|p| matches!(p.state, State::Held));
         let held: SmallVec<[ReplicaId; 1]> = held.map(|p| p.replica).collect();
         held.into_iter().for_each(|r| self.expect(r));
     }
@@ -286,8 +292,12 @@ impl Ballot {
     /// Of the votes that are not in only those of replicas that owe them are waited for, and nobody holds back.
     pub(crate) fn excuse_but(&mut self, owes: impl Fn(ReplicaId) -> bool) {
         for part in &mut self.parts {
-            let done = part.state == State::Awaited && !owes(part.replica);
-            if done || part.state == State::Held {
+            let done = match part.state {
+                State::Awaited => !owes(part.replica),
+                State::Held => true,
+                State::Voted(_) | State::Excused => false,
+            };
+            if done {
                 part.state = State::Excused;
             }
         }
@@ -306,7 +316,7 @@ impl Ballot {
     /// It did not vote in time. Whether its vote is awaited; else that is no fault.
     pub(crate) fn note_silence(&mut self, replica: ReplicaId) -> bool {
         let part = self.part_mut(replica);
-        let awaited = part.filter(|p| p.state == State::Awaited);
+        let awaited = part.filter(|p| matches!(p.state, State::Awaited));
         awaited.map(|p| p.silent = true).is_some()
     }
 
@@ -341,19 +351,26 @@ impl Ballot {
         self.part(replica).map_or(&State::Excused, |p| &p.state)
     }
 
-    /// A replica comes into a state after those that are in it. Where none of them stands behind it, as when votes
-    /// arrive in the order of the replicas, nothing has to move.
+    fn index(&self, replica: ReplicaId) -> Option<usize> {
+        self.parts.iter().position(|p| p.replica == replica)
+    }
+
     fn enter(&mut self, replica: ReplicaId, state: State) {
-        let mut parts = self.parts.iter_mut();
-        let Some(part) = parts.find(|p| p.replica == replica) else {
+        self.enter_at(self.index(replica), replica, state);
+    }
+
+    /// A replica, whose part is at this index, comes into a state after those that are in it. Where none of them stands
+    /// behind it, as when votes arrive in the order of the replicas, nothing has to move.
+    fn enter_at(&mut self, at: Option<usize>, replica: ReplicaId, state: State) {
+        let from_it = at.and_then(|at| self.parts.get_mut(at..));
+        let Some(from_it) = from_it else {
             return self.parts.push(Part::new(replica, state));
         };
         let kind = discriminant(&state);
-        part.state = state;
-        if parts.any(|p| discriminant(&p.state) == kind) {
-            let at = self.parts.iter().position(|p| p.replica == replica);
-            if let Some(behind) = at.and_then(|at| self.parts.get_mut(at..)) {
-                behind.rotate_left(1);
+        if let Some((part, behind)) = from_it.split_first_mut() {
+            part.state = state;
+            if behind.iter().any(|p| discriminant(&p.state) == kind) {
+                from_it.rotate_left(1);
             }
         }
     }
