@@ -1,6 +1,6 @@
 //! The repository's own citations, links and tables.
 
-use spare_citation_tests::{citations, markdown, protocol, Finding, Tree};
+use spare_tree_tests::{circles, citations, markdown, protocol, Finding, Tree};
 use std::path::Path;
 
 fn repository() -> Tree {
@@ -31,4 +31,22 @@ fn every_link_of_a_document_leads_somewhere() {
 #[test]
 fn the_tables_of_the_protocol_name_what_the_code_has() {
     expect_none(protocol::differences(&repository()));
+}
+
+#[test]
+fn no_files_of_a_program_know_each_other_in_a_circle() {
+    let tree = repository();
+    for src in [
+        "agent/src",
+        "dom0-manager/cli/src",
+        "dom0-manager/client/src",
+        "dom0-manager/group-communication/src",
+        "dom0-manager/manager/src",
+        "dom0-manager/replay/src",
+        "dom0-manager/store/src",
+        "guest-shim/src",
+    ] {
+        assert!(tree.has(src), "{src} is not there; name where it is now");
+        expect_none(circles::in_crate(&tree, src));
+    }
 }

@@ -55,9 +55,8 @@ fn messages(tree: &Tree, section: &str, name: &str) -> Vec<Finding> {
         .text(MESSAGES)
         .and_then(|source| variants(source, name))
     else {
-        let what = format!(
-            "`pub enum {name}` is not here; tell tests/citations/src/protocol.rs where it is"
-        );
+        let what =
+            format!("`pub enum {name}` is not here; tell tests/tree/src/protocol.rs where it is");
         return vec![finding(MESSAGES, 1, what)];
     };
     let mut found = Vec::new();
@@ -106,7 +105,7 @@ fn edges(tree: &Tree, section: &str, is_of: impl Fn(&str) -> bool) -> Vec<Findin
         .map(|(_, from, to)| (from, to))
         .collect();
     if known.is_empty() {
-        let what = format!("no transitions for #{section} of {PAGE} are listed here; tell tests/citations/src/protocol.rs where they are");
+        let what = format!("no transitions for #{section} of {PAGE} are listed here; tell tests/tree/src/protocol.rs where they are");
         return vec![finding(COVERAGE, 1, what)];
     }
     let edge = |cells: &'_ [String]| {
