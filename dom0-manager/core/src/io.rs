@@ -244,8 +244,8 @@ pub enum Output {
     Prioritise(ReplicaId),
     /// Unpause a local replica's VM; ends in [`Input::Unpaused`] or [`Input::Failed`].
     Unpause(ReplicaId),
-    /// This local replica has done what it was woken for, and needs no real-time priority any more.
-    EndRealTime(ReplicaId),
+    /// This local replica has done what it was woken for, and needs no realtime priority any more.
+    EndRealtime(ReplicaId),
     /// Pause a local replica's VM; ends in [`Input::Paused`] or [`Input::Failed`].
     Pause(ReplicaId),
     /// Keep a convicted local replica for forensics, then destroy its VM.

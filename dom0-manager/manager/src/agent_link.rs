@@ -53,6 +53,11 @@ impl AgentError {
     pub(crate) fn is_unknown_replica(&self) -> bool {
         matches!(self, AgentError::Call(error) if agent::is_unknown_replica(error))
     }
+
+    /// Asking again does not help: the replica comes back no more, or what the agent gave is of no use.
+    pub(crate) fn is_final(&self) -> bool {
+        self.is_unknown_replica() || matches!(self, AgentError::Socket(_))
+    }
 }
 
 /// Calls the agent, over whichever connection there is at present.

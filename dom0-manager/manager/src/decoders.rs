@@ -1,5 +1,5 @@
 //! Every decoder of this crate as a function of the bytes that it reads. For `tests/fuzz`, which turns the feature
-//! `fuzzing` on, and for nobody else: nothing here is in the daemon.
+//! `fuzzing` on, and for nobody else: nothing of the daemon calls it.
 
 use crate::admin::Window;
 use crate::config::{Config, Gateway, Normalise, Requests};

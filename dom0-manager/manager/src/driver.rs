@@ -369,7 +369,7 @@ impl<G: GroupChannel> Driver<G> {
                 self.replicas.send(replica, message);
             }
             Output::Prioritise(replica) => self.replicas.prioritise_active(replica),
-            Output::EndRealTime(replica) => self.replicas.end_real_time(replica),
+            Output::EndRealtime(replica) => self.replicas.end_realtime(replica),
             Output::Unpause(replica) => self.replicas.unpause(replica),
             Output::Pause(replica) => self.replicas.pause(replica),
             Output::Quarantine(replica) => {

@@ -68,7 +68,7 @@ impl Pending {
         (number, receiver)
     }
 
-    /// Nobody waits for the answer any longer.
+    /// Takes out who waits for the answer to a request: it is there, or nobody waits any longer.
     pub(crate) fn take(&self, number: u64) -> Option<oneshot::Sender<Answer>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.remove(&number)

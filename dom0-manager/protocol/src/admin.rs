@@ -82,7 +82,7 @@ pub struct Status {
     /// Where clients connect.
     pub gateway: String,
     /// How the manager that answers stands to the group.
-    #[serde(default)]
+    #[serde(default, alias = "standing")]
     pub state: String,
     /// What that manager does, or waits for, before it takes part; empty once it does.
     #[serde(default)]

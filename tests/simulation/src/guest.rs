@@ -115,7 +115,7 @@ pub(crate) struct Guest {
     pub(crate) roots: u64,
     pub(crate) share: Share,
     /// It goes before all others: it was woken, and somebody waits for it.
-    pub(crate) real_time: bool,
+    pub(crate) realtime: bool,
     pub(crate) fault: Option<Fault>,
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
@@ -152,7 +152,7 @@ impl Guest {
             wrote: BTreeSet::new(),
             roots: 0,
             share: Share::Building,
-            real_time: false,
+            realtime: false,
             fault: None,
             faulty: false,
             work: VecDeque::new(),

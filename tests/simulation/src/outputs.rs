@@ -218,9 +218,9 @@ impl World {
                     guest.share = Share::Active;
                 }
             }
-            Output::EndRealTime(replica) => {
+            Output::EndRealtime(replica) => {
                 if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
-                    guest.real_time = false;
+                    guest.realtime = false;
                 }
             }
             Output::Unpause(replica) => self.call(host, replica, Call::Unpause),
@@ -347,13 +347,13 @@ impl World {
                 self.input(host, Input::Booted(replica));
             }
             Call::Unpause => {
-                guest.real_time = true;
+                guest.realtime = true;
                 guest.resume(self.now, speed, &mut self.guest_random);
                 self.input(host, Input::Unpaused(replica));
             }
             Call::Pause => {
                 guest.running = false;
-                guest.real_time = false;
+                guest.realtime = false;
                 guest.share = Share::Passive;
                 self.input(host, Input::Paused(replica));
             }

@@ -92,7 +92,7 @@ impl Seat<'_> {
         };
         let found = self.log.answered(position, answer, decided);
         if helped {
-            self.out.push(Output::EndRealTime(replica));
+            self.out.push(Output::EndRealtime(replica));
             self.out.notice(Notice::HelpExecuted { replica, position });
         }
         found

@@ -598,7 +598,7 @@ impl Cluster {
             }
             // Processors are not simulated here, nor snapshots, nor the comparison of states at a start.
             Output::Prioritise(_)
-            | Output::EndRealTime(_)
+            | Output::EndRealtime(_)
             | Output::StoreRoot { .. }
             | Output::ScrubEnded { .. }
             | Output::CaughtUp => {}

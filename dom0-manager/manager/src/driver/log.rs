@@ -23,11 +23,11 @@ pub(super) fn send_log(
         match store.records_after(after, LOG_RECORDS_MAX, PEER_LOG_BYTES_MAX) {
             Ok(records) if records.is_empty() => {}
             Ok(records) => peers.send(from, to, PeerMessage::Log { records }),
-            Err(StoreError::Compacted { start: kept, .. }) => {
+            Err(StoreError::Compacted { start, .. }) => {
                 tracing::info!(
-                    "seat {to} asks for the log above {after}, which begins after {kept}: it needs a snapshot"
+                    "seat {to} asks for the log above {after}, which begins after {start}: it needs a snapshot"
                 );
-                peers.send_log_begins(to, kept);
+                peers.send_log_begins(to, start);
             }
             Err(error) => {
                 tracing::warn!("seat {to} asks for the log above {after}: {error}");

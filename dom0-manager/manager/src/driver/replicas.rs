@@ -170,9 +170,9 @@ impl Replicas {
         tokio::spawn(async move { vm::prioritise(&agent, replica, ACTIVE_NICE).await });
     }
 
-    pub(super) fn end_real_time(&self, replica: ReplicaId) {
+    pub(super) fn end_realtime(&self, replica: ReplicaId) {
         let agent = self.shared.agent.clone();
-        tokio::spawn(async move { vm::end_real_time(&agent, replica).await });
+        tokio::spawn(async move { vm::end_realtime(&agent, replica).await });
     }
 
     /// The replica is out of service.

@@ -47,7 +47,7 @@ impl Verification {
             Verification::Wanted => {}
         }
         *self = Verification::Asked(Instant::now());
-        // Nobody waits for the answer; the roots are told by a notice.
+        // Nobody waits for the answer; the roots come with `Output::ScrubEnded`.
         let _ = shared.pending.enter(|number| {
             let _ = inputs.try_send(Input::Submit(Request {
                 id: RequestId { seat, number },

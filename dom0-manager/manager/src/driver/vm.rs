@@ -46,8 +46,7 @@ pub(super) async fn create(
     loop {
         match shared.agent.open_channel(replica).await {
             Ok(stream) => return Ok(stream),
-            // It was destroyed meanwhile: it comes back no more.
-            Err(error) if tries >= CHANNEL_TRIES || error.is_unknown_replica() => {
+            Err(error) if tries >= CHANNEL_TRIES || error.is_final() => {
                 return Err(CreateError::Channel(error));
             }
             Err(_) => tokio::time::sleep(CHANNEL_RETRY).await,
@@ -89,7 +88,7 @@ pub(super) async fn prioritise(agent: &AgentLink, replica: ReplicaId, nice: i32)
 }
 
 /// The replica has done what it was woken for: its vote is worth nothing while others cannot run.
-pub(super) async fn end_real_time(agent: &AgentLink, replica: ReplicaId) {
+pub(super) async fn end_realtime(agent: &AgentLink, replica: ReplicaId) {
     let done = agent.call(|agent| {
         let name = replica.to_string();
         async move { agent.calm(&name).await }

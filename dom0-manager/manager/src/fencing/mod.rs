@@ -30,7 +30,7 @@ const SETTLING: Duration = Duration::from_millis(200);
 /// For the membership to settle at a host that stood still: it first sees itself alone, for a moment, and must not turn off those who
 /// went on without it.
 const SETTLING_AFTER_STALL: Duration = Duration::from_millis(1500);
-/// ManagerState still is noticed with this.
+/// That this host stood still is noticed with this.
 const TICK: Duration = Duration::from_millis(100);
 /// A tick that is this late is a stall. Shorter ones nobody else takes for the loss of this host.
 const STALL: Micros = Micros(400_000);

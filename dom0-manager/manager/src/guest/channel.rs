@@ -16,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-/// Messages that may wait for a guest that does not read. Twice the gateway's default limit of
-/// requests in flight: a guest this far behind is of no use.
+/// Messages that may wait for a guest that does not read, batches of updates not merged yet among them. Twice the
+/// gateway's default limit of requests in flight: a guest this far behind is of no use.
 const QUEUE_MESSAGES_MAX: usize = 2048;
 const READ_BYTES: usize = 64 << 10;
 
@@ -199,8 +199,14 @@ async fn prepared(message: ToGuest) -> ToGuest {
         } if updates.len() > 1 => {
             let unmerged = updates.clone();
             let merging = tokio::task::spawn_blocking(move || merged(updates, upto));
+            let updates = merging.await.unwrap_or_else(|error| {
+                tracing::error!(
+                    "updates up to {upto} could not be merged, and go one by one: {error}"
+                );
+                unmerged
+            });
             ToGuest::Apply {
-                updates: merging.await.unwrap_or(unmerged),
+                updates,
                 upto,
                 root,
             }

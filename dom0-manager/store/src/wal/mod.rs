@@ -12,7 +12,6 @@
 pub(crate) mod decoders;
 mod index;
 mod log;
-
 mod opening;
 mod reader;
 mod record;

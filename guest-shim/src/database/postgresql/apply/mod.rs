@@ -93,7 +93,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Applies an update whose rows are in each other's mode: all are deleted, then put.
+    /// Applies an update whose rows are in each other's way: all are deleted, then put.
     async fn replace(&self, update: &Update, purpose: Purpose) -> Result<bool, ApplyError> {
         let connection = &self.connections[0];
         let whole = connection.with_whole_rows(&self.schema, update).await?;
