@@ -232,7 +232,7 @@ impl Group {
             cost: Cost::default(),
         };
         for seat in &mut group.seats {
-            seat.inputs.push_back(Input::View {
+            seat.inputs.push_back(Input::Ring {
                 ring: 1,
                 members: vec![SeatId(0), SeatId(1)],
                 primary: true,

@@ -104,7 +104,7 @@ pub struct Resume {
 /// open, and it has done everything that was sent to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SurvivingReplica {
-    /// Which.
+    /// Of this seat.
     pub replica: ReplicaId,
     /// The position of its state, as it says itself.
     pub position: Position,
@@ -120,7 +120,7 @@ pub enum ConfigError {
     TooFewSeats {
         /// How many there are.
         seats: usize,
-        /// f.
+        /// f, as configured.
         faults: usize,
     },
     /// f is zero.

@@ -71,7 +71,7 @@ pub enum Input {
     /// Delivered in total order.
     Delivered { from: SeatId, envelope: Envelope },
     /// Delivered in total order: from here on these seats hear each other.
-    View {
+    Ring {
         /// Names this membership; the same at every member, never used again, and greater than the
         /// name of every ring that one of its members was in before.
         ring: u64,
@@ -84,7 +84,7 @@ pub enum Input {
     /// Delivered in total order: from here on these seats hear each other. They may decide nothing, but no
     /// others can either: a ring that is primary may follow once those who are missing are known to be off.
     Suspended {
-        /// Names this membership, as in [`Input::View`].
+        /// Names this membership, as in [`Input::Ring`].
         ring: u64,
         members: Vec<SeatId>,
     },
@@ -109,7 +109,6 @@ pub enum Input {
     Executed {
         replica: ReplicaId,
         position: Position,
-        /// What came of it.
         outcome: Outcome,
         /// Its canonical update.
         update: Bytes,
@@ -134,11 +133,7 @@ pub enum Input {
         reason: LossReason,
     },
     /// A local replica broke the rules of its channel.
-    Violated {
-        replica: ReplicaId,
-        /// How, for the operator.
-        reason: String,
-    },
+    Violated { replica: ReplicaId, reason: String },
     /// The replicas of this seat are to be replaced by fresh ones (proactive recovery).
     Recover,
     /// An operator accepts that these seats' disks are gone for good.
@@ -301,11 +296,7 @@ pub enum ConvictionBasis {
     /// Its update differed from the agreed one.
     Update,
     /// The root of its state differed from the agreed one.
-    Root {
-        wrong: Hash,
-        /// The agreed one.
-        agreed: Hash,
-    },
+    Root { wrong: Hash, agreed: Hash },
     /// It broke the rules of its channel.
     Channel(String),
 }
@@ -369,12 +360,7 @@ pub enum Notice {
         to: ManagerState,
     },
     /// A primary view. Seen by all.
-    View {
-        /// Its number.
-        epoch: u64,
-        /// Its members.
-        members: Vec<SeatId>,
-    },
+    View { epoch: u64, members: Vec<SeatId> },
     /// A seat is to have no replicas, or is to have its share again. Seen by all.
     Drained {
         seat: SeatId,
@@ -385,9 +371,8 @@ pub enum Notice {
     Seats { seats: Vec<SeatId> },
     /// The group's seats are not those in this manager's configuration, until all managers have the same.
     OtherSeats {
-        /// The group's.
         seats: Vec<SeatId>,
-        /// This manager's.
+        /// Those in this manager's configuration.
         here: Vec<SeatId>,
     },
     /// The votes on a request differ, or cannot become f+1 equal ones. Seen by all.
@@ -431,11 +416,8 @@ pub enum Notice {
     /// A replica was convicted. Seen by all.
     Convicted {
         replica: ReplicaId,
-        /// On which request.
         position: Position,
-        /// What it rests on.
         basis: ConvictionBasis,
-        /// What shows it.
         evidence: Box<Evidence>,
     },
     /// A passive became active. Seen by all.
@@ -467,7 +449,6 @@ pub enum Notice {
     /// A scrub is complete: every usable replica reported. Seen by all.
     Scrubbed {
         position: Position,
-        /// The roots.
         roots: Vec<(ReplicaId, Hash)>,
     },
     /// The recovery of a seat began. Seen by all.

@@ -9,7 +9,7 @@ use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
-use crate::replicas::{Member, Role};
+use crate::replicas::{Role, RosterEntry};
 use crate::step::Core;
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::{LossReason, OrderedMessage};
@@ -94,7 +94,7 @@ impl GroupState {
         };
         let leaving = self.roster.of_seat(seat).map(|(r, _)| r);
         let leaving = leaving.filter(|r| *r != active && *r != passive);
-        let executes = |r: &ReplicaId| *r == old || self.roster.role(*r) == Some(Role::Helping);
+        let executes = |r: &ReplicaId| *r == old || self.roster.role(*r) == Some(Role::Activating);
         let (retiring, leaving): (Vec<_>, Vec<_>) = leaving.partition(executes);
         if self.usable() < self.quorum() + leaving.len() {
             // None of those can be spared before others are built.
@@ -117,8 +117,9 @@ impl GroupState {
 
     /// Replicas whose successors took over leave once all that they vote on is decided.
     pub(crate) fn retire(&mut self) {
-        let is_done = |m: &Member| matches!(m.role, Role::Retiring(upto) if upto <= self.decided());
-        let done = self.members().filter(|(_, m)| is_done(m));
+        let is_done =
+            |m: &RosterEntry| matches!(m.role, Role::Retiring(upto) if upto <= self.decided());
+        let done = self.in_service().filter(|(_, m)| is_done(m));
         let done: Vec<ReplicaId> = done.map(|(r, _)| r).collect();
         for replica in done {
             if self.usable() > self.quorum() {
@@ -158,7 +159,7 @@ impl Core {
         if seat == self.config.me {
             let limit = self.config.recovery_timeout;
             self.clock.set(Timer::Recovery, limit);
-            self.seat().staff();
+            self.local_replicas().staff();
         }
     }
 

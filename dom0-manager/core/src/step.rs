@@ -7,8 +7,11 @@
 //! ```
 //!
 //! [`Core`] holds the owners of all state and says who hears of what. What one owner may change is known to it alone
-//! (private fields); a rule is a method of a handler that borrows the owners it needs, so the handler's fields show what
-//! it may change. Only what sets several rules going stands here and in [`crate::membership`], as a method of `Core`.
+//! (private fields). What a manager does by a rule is a method of a handler that borrows the owners it needs, so the
+//! handler's fields show what it may change; what sets several rules going stands here, in [`crate::membership`] and in
+//! [`crate::recovery`], as a method of `Core`. What is ordered by a rule is a function of the owners of the group state that it
+//! may change; where one change leads to the next (a conviction to a promotion, that to a hand-over), it is a method of
+//! [`GroupState`].
 
 use crate::activation::Activation;
 use crate::clients::{Clients, Gateway};
@@ -17,12 +20,12 @@ use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
 use crate::group_state::{Event, EventSlot, GroupState, Rules};
 use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
-use crate::log::{Bytes, Log, Records, Slot};
+use crate::log::{AgreedBytes, Log, Records, Slot};
 use crate::membership::Membership;
 use crate::outputs::Outputs;
-use crate::replicas::{Member, ReplicaView, Replicas, Seat};
+use crate::replicas::{LocalReplicas, ReplicaStatus, Replicas, RosterEntry};
 use crate::voting::{self, Outbox};
-use bytes::Bytes as Buffer;
+use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{Envelope, LossReason, OrderedMessage, PeerMessage, Progress};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
@@ -86,7 +89,7 @@ impl Core {
         let (routine, agreed) = (self.is_routine(&input), self.log.agreed());
         self.take(input);
         if !routine || self.log.agreed() != agreed {
-            self.seat().drive_all();
+            self.local_replicas().drive_all();
         }
         self.out.swap(outputs);
     }
@@ -102,8 +105,8 @@ impl Core {
                 _ => false,
             },
             Input::Executed { replica, .. } => {
-                let member = self.group.member(*replica);
-                member.is_some_and(Member::is_active)
+                let member = self.group.roster_entry(*replica);
+                member.is_some_and(RosterEntry::is_active)
             }
             _ => false,
         }
@@ -113,7 +116,7 @@ impl Core {
         match input {
             Input::Submit(request) => self.gateway().submit(request),
             Input::Delivered { from, envelope } => self.delivered(from, envelope),
-            Input::View {
+            Input::Ring {
                 ring,
                 members,
                 primary,
@@ -126,7 +129,7 @@ impl Core {
                 self.membership.extend_lease(until);
                 self.gateway().answer();
             }
-            Input::Booted(replica) => self.seat().booted(replica),
+            Input::Booted(replica) => self.local_replicas().booted(replica),
             Input::Executed {
                 replica,
                 position,
@@ -138,11 +141,11 @@ impl Core {
                 replica,
                 position,
                 root,
-            } => self.seat().applied(replica, position, root),
-            Input::Unpaused(replica) => self.seat().unpaused(replica),
-            Input::Paused(replica) => self.seat().paused(replica),
-            Input::Failed { replica, reason } => self.seat().failed(replica, reason),
-            Input::Violated { replica, reason } => self.seat().violated(replica, reason),
+            } => self.local_replicas().applied(replica, position, root),
+            Input::Unpaused(replica) => self.local_replicas().unpaused(replica),
+            Input::Paused(replica) => self.local_replicas().paused(replica),
+            Input::Failed { replica, reason } => self.local_replicas().failed(replica, reason),
+            Input::Violated { replica, reason } => self.local_replicas().violated(replica, reason),
             Input::Recover => {
                 let seat = self.config.me;
                 self.out.multicast(OrderedMessage::Recover { seat });
@@ -162,7 +165,7 @@ impl Core {
 
     fn peer(&mut self, from: SeatId, message: PeerMessage) {
         match message {
-            PeerMessage::Fetch { position } => self.bytes().give(from, position),
+            PeerMessage::Fetch { position } => self.agreed_bytes().give(from, position),
             PeerMessage::Agreed {
                 position,
                 outcome,
@@ -186,7 +189,7 @@ impl Core {
         };
         self.change_group(|group| group.deliver(from, epoch, message));
         if let Some(replica) = farewell {
-            self.seat().farewell_delivered(replica);
+            self.local_replicas().farewell_delivered(replica);
         }
         self.advance();
     }
@@ -227,7 +230,9 @@ impl Core {
                 }
             }
             Event::Slept(replica) => self.replicas.forget_sleep_told(replica),
-            Event::Removed { replica, disposal } => self.seat().removed(replica, disposal),
+            Event::Removed { replica, disposal } => {
+                self.local_replicas().removed(replica, disposal)
+            }
             Event::AbortWanted(position) => self.out.multicast(OrderedMessage::Abort { position }),
             Event::ActiveMissing => self.compensation().offer(),
             Event::Repeated { id, position } => self.gateway().repeats(id, position),
@@ -259,7 +264,7 @@ impl Core {
                     ..
                 } = &notice
                 {
-                    self.seat().disown(*replica);
+                    self.local_replicas().disown(*replica);
                 }
                 self.out.notice(notice);
             }
@@ -288,7 +293,7 @@ impl Core {
         self.clock.cancel(Timer::Help(position));
         self.clock.cancel(Timer::Abort(position));
         self.activation().note_needed(position);
-        if self.bytes().find(position) {
+        if self.agreed_bytes().find(position) {
             self.gateway().bytes_found(position);
         }
     }
@@ -298,9 +303,9 @@ impl Core {
         &mut self,
         position: Position,
         outcome: Option<Outcome>,
-        update: Buffer,
+        update: Bytes,
     ) {
-        if self.bytes().take(position, outcome, update) {
+        if self.agreed_bytes().take(position, outcome, update) {
             self.gateway().bytes_found(position);
             self.advance();
         }
@@ -311,10 +316,13 @@ impl Core {
         &mut self,
         replica: ReplicaId,
         position: Position,
-        result: (Outcome, Buffer),
+        result: (Outcome, Bytes),
         root: Option<Hash>,
     ) {
-        if self.seat().executed(replica, position, result, root) {
+        if self
+            .local_replicas()
+            .executed(replica, position, result, root)
+        {
             self.gateway().bytes_found(position);
             self.advance();
         }
@@ -360,7 +368,7 @@ impl Core {
             self.membership.set_drained(drained);
             self.out.push(Output::StoreDrained(drained));
         }
-        self.seat().staff();
+        self.local_replicas().staff();
     }
 
     /// Time passed.
@@ -375,18 +383,21 @@ impl Core {
         match timer {
             Timer::Help(position) => self.activation().renew(position),
             Timer::Abort(position) => self.timing().may_abort(position),
-            Timer::Fetch(position) => self.bytes().fetch(position),
-            Timer::Work(replica) => self.seat().failed(replica, LossReason::ApplyTimeout),
+            Timer::Fetch(position) => self.agreed_bytes().fetch(position),
+            Timer::Work(replica) => self
+                .local_replicas()
+                .failed(replica, LossReason::ApplyTimeout),
             Timer::Build(replica) => {
                 let reason = "it was not ready within the build timeout".to_owned();
-                self.seat().failed(replica, LossReason::Hypervisor(reason));
+                self.local_replicas()
+                    .failed(replica, LossReason::Hypervisor(reason));
             }
             Timer::Sleep(replica) => {
                 if self.activation().may_sleep(replica) {
                     self.compensation().offer();
                 }
             }
-            Timer::Staff => self.seat().staff(),
+            Timer::Staff => self.local_replicas().staff(),
             Timer::Compensate => self.compensation().offer(),
             Timer::Announce => self.announce(),
             Timer::Heartbeat => {
@@ -446,8 +457,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn bytes(&mut self) -> Bytes<'_> {
-        Bytes {
+    pub(crate) fn agreed_bytes(&mut self) -> AgreedBytes<'_> {
+        AgreedBytes {
             config: &self.config,
             group: &self.group,
             log: &mut self.log,
@@ -467,8 +478,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn seat(&mut self) -> Seat<'_> {
-        Seat {
+    pub(crate) fn local_replicas(&mut self) -> LocalReplicas<'_> {
+        LocalReplicas {
             config: &self.config,
             membership: &self.membership,
             group: &self.group,
@@ -619,7 +630,7 @@ impl Core {
 
     /// All replicas that are in service, and the local ones that are being built.
     #[must_use]
-    pub fn replicas(&self) -> Vec<ReplicaView> {
+    pub fn replicas(&self) -> Vec<ReplicaStatus> {
         self.replicas.view(&self.group)
     }
 }

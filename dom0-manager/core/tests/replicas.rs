@@ -11,7 +11,7 @@ use spare_protocol::{Class, ReplicaId, SeatId};
 
 fn states(cluster: &Cluster) -> Vec<(String, ReplicaState)> {
     let replicas = cluster.cores[0].replicas();
-    let state = |r: &spare_core::ReplicaView| (r.replica.to_string(), r.state);
+    let state = |r: &spare_core::ReplicaStatus| (r.replica.to_string(), r.state);
     replicas.iter().map(state).collect()
 }
 

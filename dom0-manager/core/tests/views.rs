@@ -496,7 +496,7 @@ fn a_replica_that_dies_before_the_group_knew_it_is_forgotten() {
     for core in &cluster.cores {
         let replicas = core.replicas();
         assert_eq!(replicas.len(), 4, "{replicas:?}");
-        let building = |r: &spare_core::ReplicaView| r.state == ReplicaState::Building;
+        let building = |r: &spare_core::ReplicaStatus| r.state == ReplicaState::Building;
         assert!(!replicas.iter().any(building), "{replicas:?}");
     }
 }

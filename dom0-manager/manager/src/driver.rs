@@ -204,7 +204,7 @@ impl<G: GroupChannel> Driver<G> {
                 ring,
                 members,
                 primary,
-            } => Input::View {
+            } => Input::Ring {
                 ring,
                 members: members.into_iter().map(SeatId).collect(),
                 primary,

@@ -34,7 +34,7 @@ pub(crate) struct CoreStatus {
     pub(crate) agreed: Position,
     pub(crate) staffed: bool,
     pub(crate) can_decide: bool,
-    pub(crate) replicas: Vec<spare_core::ReplicaView>,
+    pub(crate) replicas: Vec<spare_core::ReplicaStatus>,
     pub(crate) state: ManagerState,
     /// Whom it waits for, in words.
     pub(crate) waits_for: String,

@@ -503,7 +503,7 @@ impl World {
         let ring = ring as u64 + 1;
         let input = match suspended {
             true => Input::Suspended { ring, members },
-            false => Input::View {
+            false => Input::Ring {
                 ring,
                 members,
                 primary,

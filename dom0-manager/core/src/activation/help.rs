@@ -164,7 +164,7 @@ impl GroupState {
         }
         let slept = self.roster.wake(replica, &mut self.events);
         self.notice(Notice::Woken { position, replica });
-        self.order.expect(replica, position, Caution::AfterDeath);
+        self.order.expect(replica, position, Caution::AfterFall);
         follow_for_late(&mut self.order, &self.roster);
         self.event(Event::Woken { replica, slept });
     }

@@ -10,6 +10,7 @@ mod sleep;
 
 pub(crate) use buffer::UpdateBuffer;
 pub(crate) use help::{ask, ask_others, follow_for_late, help_me, may_help, want_help};
+pub(crate) use sleep::Wakefulness;
 
 use crate::clock::Clock;
 use crate::config::Config;

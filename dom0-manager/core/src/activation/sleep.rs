@@ -4,23 +4,59 @@
 use super::Activation;
 use crate::clock::Timer;
 use crate::group_state::{Event, GroupState};
-use crate::io::Notice;
+use crate::io::{Micros, Notice};
 use crate::replicas::Role;
 use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
 
+/// How long a passive that was woken stays awake after it was needed last: exponential back-off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wakefulness {
+    span: Micros,
+    /// The beginning of time before it was ever needed.
+    needed_at: Micros,
+}
+
+impl Wakefulness {
+    pub(crate) fn new(span_min: Micros) -> Wakefulness {
+        Wakefulness {
+            span: span_min,
+            needed_at: Micros(0),
+        }
+    }
+
+    /// It wakes: the span doubles with every wake that comes soon after the one before, up to `max`.
+    fn wake(&mut self, now: Micros, (min, max): (Micros, Micros)) {
+        let soon = self.needed_at > Micros(0) && now <= self.needed_at.after(max);
+        self.span = if soon {
+            self.span.doubled().min(max)
+        } else {
+            min
+        };
+    }
+
+    /// It is needed now. Returns how long it stays awake.
+    fn need(&mut self, now: Micros) -> Micros {
+        self.needed_at = now;
+        self.span
+    }
+}
+
 impl Activation<'_> {
-    /// A passive was chosen to help; until then it slept, or it was awake already.
+    /// A passive was chosen to help; until then it slept, or it was awake already. Many requests may ask for help at
+    /// once; only the first one wakes.
     pub(crate) fn woken(&mut self, replica: ReplicaId, slept: bool) {
-        if slept {
-            let awake = (self.config.awake_min, self.config.awake_max);
-            self.replicas.woken(replica, self.clock.now(), awake);
+        let bounds = (self.config.awake_min, self.config.awake_max);
+        let wakefulness = self.replicas.wakefulness(replica);
+        if let Some(wakefulness) = wakefulness.filter(|_| slept) {
+            wakefulness.wake(self.clock.now(), bounds);
         }
         self.keep_awake(replica);
     }
 
     fn keep_awake(&mut self, replica: ReplicaId) {
-        if let Some(span) = self.replicas.needed(replica, self.clock.now()) {
+        if let Some(wakefulness) = self.replicas.wakefulness(replica) {
+            let span = wakefulness.need(self.clock.now());
             self.clock.set(Timer::Sleep(replica), span);
         }
     }
@@ -41,7 +77,7 @@ impl Activation<'_> {
     }
 
     fn is_helping(&self, replica: ReplicaId) -> bool {
-        self.group.role(replica) == Some(Role::Helping)
+        self.group.role(replica) == Some(Role::Activating)
     }
 
     /// A local passive was not needed for a while. It stays awake while its vote is expected, or while an

@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, VecDeque};
 pub(crate) struct Clients {
     /// Requests that were not answered.
     open: Ascending<u64>,
-    /// Of these, multicast and not delivered.
+    /// Open requests that were multicast and not delivered.
     submitted: VecDeque<Request>,
     /// Requests that wait to be multicast together.
     batch: Vec<Request>,

@@ -40,7 +40,7 @@ impl GroupState {
             return;
         }
         let ordered = self.ordered();
-        self.order.expect(replica, ordered, Caution::AfterDeath);
+        self.order.expect(replica, ordered, Caution::AfterFall);
         self.event(Event::Began(replica));
     }
 
@@ -65,9 +65,9 @@ impl GroupState {
 
     /// `COMPENSATE` was delivered: the first replica that can steps in for a missing active.
     pub(crate) fn compensate(&mut self, replica: ReplicaId) {
-        let member = self.member(replica);
-        let usable = member.is_some_and(crate::replicas::Member::is_passive);
-        if usable && self.is_active_missing() {
+        let member = self.roster_entry(replica);
+        let can_step_in = member.is_some_and(crate::replicas::RosterEntry::is_passive);
+        if can_step_in && self.is_active_missing() {
             self.activate(replica);
             self.notice(Notice::Promoted {
                 replica,
@@ -93,8 +93,9 @@ impl Compensation<'_> {
             return;
         }
         let can = |r: &ReplicaId| {
-            let member = self.group.member(*r);
-            member.is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Helping))
+            let member = self.group.roster_entry(*r);
+            member
+                .is_some_and(|m| !m.suspected && matches!(m.role, Role::Passive | Role::Activating))
         };
         for replica in self.replicas.staying().filter(can) {
             self.out.multicast(OrderedMessage::Compensate { replica });

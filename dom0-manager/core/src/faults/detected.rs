@@ -1,5 +1,6 @@
 //! Detected faults (SPARE §4.1.2, `docs/protocol.md#detected-faults`): a replica that voted otherwise than f+1 others
-//! did, reported another root, or broke the rules of its channel is out of service at once.
+//! did, reported another root, or broke the rules of its channel is out of service at once. (That votes differ, and
+//! help is asked for, is noticed in `voting/votes.rs`.)
 
 use crate::config::Config;
 use crate::group_state::{Disposal, Event, GroupState};

@@ -3,7 +3,7 @@
 //! - [`detected`]: §4.1.2, a replica lied
 //! - [`timing`]: §4.1.3, a replica is silent or slow
 //! - [`crash`]: §4.1.4, an active is missing
-//! - [`poison`]: a request that brings down whoever executes it
+//! - [`poison`]: not in the paper, a request that brings down whoever executes it
 
 mod crash;
 mod detected;

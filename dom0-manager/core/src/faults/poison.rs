@@ -1,5 +1,5 @@
 //! A request that brings replicas down: once f+1 of them failed on it, it is aborted, and gets an error for an
-//! answer (`docs/protocol.md#timing`).
+//! answer (`docs/protocol.md#poison`; not in the paper).
 
 use super::Timing;
 use crate::bugs::{planted, Bug};

@@ -14,7 +14,7 @@ use crate::group_state::GroupState;
 use crate::io::{ConvictionBasis, Notice};
 use crate::log::Log;
 use crate::outputs::Outputs;
-use crate::replicas::Member;
+use crate::replicas::RosterEntry;
 use crate::voting::{announce_soon, Outbox};
 use serde::{Deserialize, Serialize};
 use spare_protocol::{Position, ReplicaId};
@@ -81,13 +81,16 @@ impl Timing<'_> {
         let slow = self.clock.slow_after(self.config, slot.class());
         let since = first.max(self.clock.executes_since(replica));
         let late = self.clock.now().since(since);
-        let active = self.group.member(replica).is_some_and(|m| m.is_active());
+        let active = self
+            .group
+            .roster_entry(replica)
+            .is_some_and(|m| m.is_active());
         if active && late > slow {
-            self.suspect(position, replica);
+            self.tell_suspicion(position, replica);
         }
     }
 
-    fn suspect(&mut self, position: Position, replica: ReplicaId) {
+    fn tell_suspicion(&mut self, position: Position, replica: ReplicaId) {
         self.out.notice(Notice::Silent { position, replica });
         self.outbox.suspect(replica, position);
         announce_soon(self.config, self.clock);
@@ -111,7 +114,7 @@ impl Timing<'_> {
         let waiting = silent.len() < entry.awaited().count();
         let (undecided, asked) = (entry.decision().is_none(), entry.help().is_some());
         for replica in silent {
-            self.suspect(position, replica);
+            self.tell_suspicion(position, replica);
         }
         if waiting {
             self.clock.await_votes(Wait::Vote, class, grace, position);
@@ -179,21 +182,23 @@ impl GroupState {
             follow_for_late(&mut self.order, &self.roster);
         }
         if missed.count >= threshold {
-            self.suspend(replica, missed.count);
+            self.demote(replica, missed.count);
         }
     }
 
     /// A replica was silent too often: it votes no longer, and is paused once it has caught up.
-    fn suspend(&mut self, replica: ReplicaId, missed: usize) {
+    fn demote(&mut self, replica: ReplicaId, missed: usize) {
         self.roster.forgive(replica);
-        let was_active = self.member(replica).is_some_and(Member::is_active);
+        let was_active = self
+            .roster_entry(replica)
+            .is_some_and(RosterEntry::is_active);
         let can_replace =
-            |(r, m): (ReplicaId, &Member)| r != replica && m.is_passive() && !m.suspected;
-        if was_active && !self.members().any(can_replace) {
+            |(r, m): (ReplicaId, &RosterEntry)| r != replica && m.is_passive() && !m.suspected;
+        if was_active && !self.in_service().any(can_replace) {
             // The brake: a slow vote is better than none.
             return;
         }
-        self.roster.suspend(replica, &mut self.events);
+        self.roster.demote(replica, &mut self.events);
         self.notice(Notice::Suspected { replica, missed });
         self.order.excuse(replica);
         if was_active {

@@ -42,6 +42,8 @@ impl GroupState {
                 attempt,
                 needed,
             } => help_me(&mut self.order, &mut self.events, position, attempt, needed),
+            OrderedMessage::Abort { position } => self.abort(position),
+            OrderedMessage::Drain { seat, drained } => self.drain(seat, drained),
             // In all that follows a manager speaks for the replicas of its own seat only.
             OrderedMessage::IDo {
                 position,
@@ -60,13 +62,11 @@ impl GroupState {
                 self.lost(replica, reason);
             }
             OrderedMessage::Slept { replica } if replica.seat == from => self.slept(replica),
-            OrderedMessage::Abort { position } => self.abort(position),
             OrderedMessage::Compensate { replica } if replica.seat == from => {
                 self.compensate(replica);
             }
             OrderedMessage::Recover { seat } if seat == from => self.recover(seat),
             OrderedMessage::RecoveryEnded { seat } if seat == from => self.give_up_recovery(seat),
-            OrderedMessage::Drain { seat, drained } => self.drain(seat, drained),
             OrderedMessage::IDo { .. }
             | OrderedMessage::Convicted { .. }
             | OrderedMessage::Built { .. }

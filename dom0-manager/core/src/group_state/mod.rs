@@ -29,7 +29,7 @@ use crate::io::Notice;
 use crate::membership::Views;
 use crate::order::{Entry, ExactlyOnce, Help, Order};
 use crate::recovery::Recovery;
-use crate::replicas::{Member, Role, Roster};
+use crate::replicas::{Role, Roster, RosterEntry};
 use crate::voting::votes_needed;
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::{PrimaryView, ViewId};
@@ -153,12 +153,10 @@ impl GroupState {
         self.views.epoch()
     }
 
-    /// Names the primary view.
     pub(crate) fn view_id(&self) -> ViewId {
         self.views.id()
     }
 
-    /// The primary view.
     pub(crate) fn primary_view(&self) -> PrimaryView {
         PrimaryView {
             id: self.view_id(),
@@ -221,11 +219,11 @@ impl GroupState {
     }
 
     /// The replicas in service.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
+    pub(crate) fn in_service(&self) -> impl Iterator<Item = (ReplicaId, &RosterEntry)> {
         self.roster.iter()
     }
 
-    pub(crate) fn member(&self, replica: ReplicaId) -> Option<&Member> {
+    pub(crate) fn roster_entry(&self, replica: ReplicaId) -> Option<&RosterEntry> {
         self.roster.get(replica)
     }
 

@@ -164,8 +164,8 @@ impl Stream {
         }
     }
 
-    fn members(&self) -> Vec<ReplicaId> {
-        self.group.members().map(|(r, _)| r).collect()
+    fn in_service(&self) -> Vec<ReplicaId> {
+        self.group.in_service().map(|(r, _)| r).collect()
     }
 
     fn role(&self, seat: u16, generation: u32) -> Option<Role> {
@@ -198,7 +198,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     }
     stream.say(0, OrderedMessage::Abort { position: poison });
     assert_eq!(stream.group.decided(), poison);
-    assert_eq!(stream.members(), [], "all of them may have executed it");
+    assert_eq!(stream.in_service(), [], "all of them may have executed it");
     stream.votes(0, 2, next, "based on the aborted write");
     let undecided = stream.group.entry(next).expect("it is kept");
     assert!(undecided.decision().is_none() && undecided.votes().count() == 0);
@@ -210,7 +210,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
         stream.votes(seat, 3, next, "without it");
     }
     assert_eq!(stream.group.decided(), next);
-    assert_eq!(stream.members(), [0, 1, 2].map(|seat| replica(seat, 3)));
+    assert_eq!(stream.in_service(), [0, 1, 2].map(|seat| replica(seat, 3)));
 }
 
 /// Seed 1795354662014720: later requests had been decided by replicas that had all executed a write which was aborted
@@ -233,7 +233,7 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
         stream.is_silent(seat, 2, poison);
     }
     stream.say(0, OrderedMessage::Abort { position: poison });
-    assert_eq!(stream.members(), []);
+    assert_eq!(stream.in_service(), []);
     assert_eq!((stream.group.decided(), decision(&stream)), (poison, None));
     for seat in [0, 1] {
         stream.built(seat, 3);
@@ -243,7 +243,7 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
     }
     assert_eq!(stream.group.decided(), next);
     assert_eq!(decision(&stream), Some(Hash::of(b"without it")));
-    assert_eq!(stream.members(), [0, 1].map(|seat| replica(seat, 3)));
+    assert_eq!(stream.in_service(), [0, 1].map(|seat| replica(seat, 3)));
 }
 
 /// Seed 94801782564177: a hand-over dropped a third fresh replica when only f+1 replicas were left in the whole
@@ -260,12 +260,12 @@ fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
         stream.lost(seat, 2);
         stream.lost(seat, 1);
     }
-    assert_eq!(stream.members(), [1, 3, 4, 5].map(|g| replica(0, g)));
+    assert_eq!(stream.in_service(), [1, 3, 4, 5].map(|g| replica(0, g)));
     let checkpoint = stream.write();
     for generation in [1, 3, 4, 5] {
         stream.reports_root(0, generation, checkpoint);
     }
-    assert_eq!(stream.members().len(), 4, "nobody can be spared");
+    assert_eq!(stream.in_service().len(), 4, "nobody can be spared");
     assert!(stream.group.recovering().is_some());
     // Another seat builds one: now there is one to spare.
     stream.built(1, 3);
@@ -294,7 +294,7 @@ fn a_recovery_that_is_given_up_leaves_no_replica_too_many() {
     assert_eq!(stream.role(0, 4), Some(Role::Successor));
     let seat = SeatId(0);
     stream.say(0, OrderedMessage::RecoveryEnded { seat });
-    assert_eq!(stream.members(), [replica(0, 2), replica(0, 3)]);
+    assert_eq!(stream.in_service(), [replica(0, 2), replica(0, 3)]);
 }
 
 /// A seat had one passive too many while none could be spared; nothing took it out when others were there.
@@ -307,11 +307,11 @@ fn a_surplus_passive_goes_as_soon_as_it_can_be_spared() {
     }
     stream.built(0, 3);
     stream.built(0, 4);
-    assert_eq!(stream.members().len(), 4);
+    assert_eq!(stream.in_service().len(), 4);
     stream.built(1, 3);
     stream.built(2, 3);
     let of_seat = |r: &ReplicaId| r.seat == SeatId(0);
-    assert_eq!(stream.members().into_iter().filter(of_seat).count(), 2);
+    assert_eq!(stream.in_service().into_iter().filter(of_seat).count(), 2);
 }
 
 /// Seed 209227988096482: a seat came back with three replicas. The one too many was awake, to help, whenever another
@@ -329,7 +329,7 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
     stream.built(0, 3);
     stream.built(2, 3);
     let of_seat_1 = |stream: &Stream| {
-        let members = stream.members().into_iter();
+        let members = stream.in_service().into_iter();
         members.filter(|r| r.seat == SeatId(1)).count()
     };
     assert_eq!(of_seat_1(&stream), 3, "who helps stays");

@@ -9,13 +9,13 @@ use crate::group_state::GroupState;
 use crate::io::Output;
 use crate::outputs::Outputs;
 use crate::voting::Decision;
-use bytes::Bytes as Buffer;
+use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{outcome_hash, PeerMessage};
 use spare_protocol::{Hash, Position, SeatId};
 
 /// Finds agreed bytes and gives them: changes the log's slots and the timers that ask again.
-pub(crate) struct Bytes<'a> {
+pub(crate) struct AgreedBytes<'a> {
     pub(crate) config: &'a Config,
     pub(crate) group: &'a GroupState,
     pub(crate) log: &'a mut Log,
@@ -23,7 +23,7 @@ pub(crate) struct Bytes<'a> {
     pub(crate) out: &'a mut Outputs,
 }
 
-impl Bytes<'_> {
+impl AgreedBytes<'_> {
     /// A request was decided: takes its bytes from a local replica that answered right, or asks another manager.
     /// Returns whether they were found.
     pub(crate) fn find(&mut self, position: Position) -> bool {
@@ -39,7 +39,7 @@ impl Bytes<'_> {
         let trusted = |a: &&LocalAnswer| a.decision == decision || planted(Bug::LocalBytesTrusted);
         let right = slot.answers.iter().find(trusted);
         if aborted {
-            slot.agreed = Some((None, Buffer::new()));
+            slot.agreed = Some((None, Bytes::new()));
         } else if let Some(answer) = right {
             slot.agreed = Some((Some(answer.outcome.clone()), answer.update.clone()));
         } else {
@@ -99,7 +99,7 @@ impl Bytes<'_> {
         &mut self,
         position: Position,
         outcome: Option<Outcome>,
-        update: Buffer,
+        update: Bytes,
     ) -> bool {
         let Some((decision, aborted)) = decision(self.group, position) else {
             return false;

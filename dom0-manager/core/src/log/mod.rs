@@ -11,14 +11,14 @@
 mod bytes;
 mod records;
 
-pub(crate) use bytes::Bytes;
+pub(crate) use bytes::AgreedBytes;
 pub(crate) use records::Records;
 
 use crate::config::Resume;
 use crate::io::{Evidence, Micros};
 use crate::order::Window;
 use crate::voting::Decision;
-use ::bytes::Bytes as Buffer;
+use ::bytes::Bytes;
 use smallvec::SmallVec;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{RequestId, Vote};
@@ -30,11 +30,11 @@ pub(crate) struct LocalAnswer {
     pub(crate) replica: ReplicaId,
     pub(crate) decision: Decision,
     pub(crate) outcome: Outcome,
-    pub(crate) update: Buffer,
+    pub(crate) update: Bytes,
 }
 
 impl LocalAnswer {
-    fn bytes(&self) -> (Outcome, Buffer) {
+    fn bytes(&self) -> (Outcome, Bytes) {
         (self.outcome.clone(), self.update.clone())
     }
 
@@ -58,7 +58,7 @@ pub(crate) struct Slot {
     first_vote_at: Option<Micros>,
     answers: SmallVec<[LocalAnswer; 1]>,
     /// The agreed bytes, once they are here; no outcome if it was aborted.
-    agreed: Option<(Option<Outcome>, Buffer)>,
+    agreed: Option<(Option<Outcome>, Bytes)>,
     /// How often the agreed bytes were asked for.
     fetches: u32,
 }

@@ -36,7 +36,7 @@ pub(crate) struct SyncExchange<'a> {
     pub(crate) durable: bool,
 }
 
-/// What follows.
+/// What the members of a ring draw from what they said.
 #[derive(Debug)]
 pub(crate) enum Conclusion {
     /// These members have the group's state; in this view they decide.

@@ -17,7 +17,8 @@ impl Core {
     pub(super) fn join(&mut self, source: SeatId) {
         self.leave();
         self.membership.joining.source = source;
-        self.membership.stand(ManagerState::Joining, &mut self.out);
+        self.membership
+            .enter_state(ManagerState::Joining, &mut self.out);
         self.want_state();
     }
 
@@ -95,7 +96,7 @@ impl Core {
         let kept = self.keep_safe_records();
         self.forget_open(kept);
         self.membership
-            .stand(ManagerState::CatchingUp, &mut self.out);
+            .enter_state(ManagerState::CatchingUp, &mut self.out);
         self.skip_contained(seen);
         self.take_up_entries();
         self.take_backlog();
@@ -237,6 +238,6 @@ impl Core {
     pub(crate) fn seats_changed(&mut self) {
         self.membership.joining.joined_sent = false;
         self.check_caught_up();
-        self.seat().staff();
+        self.local_replicas().staff();
     }
 }

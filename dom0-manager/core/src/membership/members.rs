@@ -22,7 +22,7 @@ impl GroupState {
         }
         self.order.settle(self.views.stored_everywhere());
         adopt_seats(&self.rules, &mut self.views, &mut self.events);
-        let members = self.members().map(|(r, _)| r);
+        let members = self.in_service().map(|(r, _)| r);
         let lost: Vec<ReplicaId> = members.filter(|r| gone.contains(&r.seat)).collect();
         self.view_changed();
         for replica in lost {

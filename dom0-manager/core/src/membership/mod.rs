@@ -60,7 +60,7 @@ pub(crate) struct Membership {
     joining: Joining,
     /// What it waits for, in words; empty if it does not.
     waits_for: String,
-    /// Of which seats.
+    /// The seats that it waits for.
     awaits: Vec<SeatId>,
     /// It is a member of the primary view and has been without a break: its state is the group's.
     live: bool,
@@ -74,7 +74,7 @@ pub(crate) struct Membership {
 /// The primary views that this manager knows of, and which are on its disk.
 #[derive(Clone, Debug)]
 struct KnownViews {
-    /// The newest.
+    /// The newest one that it knows of.
     known: PrimaryView,
     /// Views on their way to the disk end with this one.
     written: ViewId,
@@ -87,7 +87,7 @@ struct KnownViews {
 /// Taking over the group's state.
 #[derive(Clone, Debug)]
 struct Joining {
-    /// From whom.
+    /// The member that is asked for it.
     source: SeatId,
     /// This manager's `Joined` was multicast in this ring.
     joined_sent: bool,
@@ -196,7 +196,7 @@ impl Membership {
     }
 
     /// This manager stands otherwise from here on.
-    fn stand(&mut self, to: ManagerState, out: &mut Outputs) {
+    fn enter_state(&mut self, to: ManagerState, out: &mut Outputs) {
         let from = std::mem::replace(&mut self.state, to);
         if to != ManagerState::Waiting {
             self.waits_for.clear();

@@ -37,7 +37,7 @@ impl Membership {
     fn serve(&mut self, out: &mut Outputs) {
         self.live = true;
         self.served = self.ring.number;
-        self.stand(ManagerState::Serving, out);
+        self.enter_state(ManagerState::Serving, out);
     }
 
     /// Who is in this ring and no member of the view, if its members need them to know of it: where they
@@ -91,7 +91,8 @@ impl Core {
         let text = membership.waits_for.clone();
         self.out.notice(Notice::Alarm(text));
         self.gateway().interrupt();
-        self.membership.stand(ManagerState::Waiting, &mut self.out);
+        self.membership
+            .enter_state(ManagerState::Waiting, &mut self.out);
     }
 
     /// The primary view of this ring. Who is no member of it takes over the state of one, and writes the
@@ -136,8 +137,8 @@ impl Core {
         }
         self.replicas.forget_sleep_told_all();
         self.announce();
-        self.seat().repeat_farewells();
-        self.seat().announce_unknown();
+        self.local_replicas().repeat_farewells();
+        self.local_replicas().announce_unknown();
         self.activation().renew_all();
         self.compensation().offer();
     }
@@ -157,13 +158,13 @@ impl Core {
         self.out.push(Output::Safe { position });
         self.forget_open(agreed);
         self.change_group(|group| group.begin_anew(&beginner, agreed, view, &outsiders));
-        self.seat().announce_unknown();
+        self.local_replicas().announce_unknown();
         self.take_up_service();
     }
 
     fn take_up_service(&mut self) {
         self.take_backlog();
-        self.seat().staff();
+        self.local_replicas().staff();
         self.clock.ensure(Timer::Heartbeat, self.config.heartbeat);
     }
 
@@ -173,7 +174,7 @@ impl Core {
         self.log.forget_open(agreed);
         self.clock.forget_requests();
         self.outbox.clear();
-        self.seat().forget_above(agreed);
+        self.local_replicas().forget_above(agreed);
     }
 
     /// The group's view will be told of in later rings, whether this manager is a member of it or not.
@@ -202,7 +203,7 @@ impl Core {
         let view = self.group.primary_view();
         self.membership.store_view(view, &mut self.out);
         self.announce_soon();
-        self.seat().staff();
+        self.local_replicas().staff();
     }
 
     /// Acts as the member that the group takes this manager for, as soon as its log has everything that
@@ -221,7 +222,7 @@ impl Core {
         if self.lacks_records() {
             self.want_log();
         }
-        self.seat().announce_unknown();
+        self.local_replicas().announce_unknown();
         self.enter_view();
         self.advance();
     }

@@ -24,7 +24,7 @@ pub(super) struct Ring {
     pub(super) backlog: VecDeque<(SeatId, Envelope)>,
     /// Messages of this ring that the group's state contains.
     pub(super) seen: u64,
-    /// Of these, still to be delivered here: the state came from a manager that was ahead.
+    /// So many of the messages seen are still to be delivered here: the state came from a manager that was ahead.
     pub(super) ahead: u64,
 }
 
@@ -53,10 +53,11 @@ impl Core {
         self.move_to(ring, members);
         if self.membership.live {
             self.membership
-                .stand(ManagerState::Suspended, &mut self.out);
+                .enter_state(ManagerState::Suspended, &mut self.out);
         } else {
             self.leave();
-            self.membership.stand(ManagerState::Apart, &mut self.out);
+            self.membership
+                .enter_state(ManagerState::Apart, &mut self.out);
         }
     }
 
@@ -66,12 +67,15 @@ impl Core {
         let primary = primary || planted(Bug::MinorityGoesOn);
         if !primary || !self.membership.ring.members.contains(&self.config.me) {
             self.leave();
-            return self.membership.stand(ManagerState::Apart, &mut self.out);
+            return self
+                .membership
+                .enter_state(ManagerState::Apart, &mut self.out);
         }
         if !self.membership.live {
             self.leave();
         }
-        self.membership.stand(ManagerState::Syncing, &mut self.out);
+        self.membership
+            .enter_state(ManagerState::Syncing, &mut self.out);
         let sync = self.what_it_is_and_has(came_from);
         self.out.multicast(OrderedMessage::Sync(sync));
     }

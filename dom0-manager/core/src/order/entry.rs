@@ -158,7 +158,7 @@ impl Entry {
         self.ballot.was_asked(replica)
     }
 
-    /// How many replicas died of it, perhaps.
+    /// How many replicas fell on it, perhaps.
     pub(crate) fn fallen(&self) -> usize {
         self.ballot.fallen()
     }

@@ -31,8 +31,8 @@ const UNANSWERED_KEPT: u64 = 512;
 /// Which requests a replica executes only once somebody has survived them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Caution {
-    /// Those that a replica may have died of.
-    AfterDeath,
+    /// Those that a replica may have fallen on.
+    AfterFall,
     Always,
 }
 

@@ -1,5 +1,5 @@
 //! A request gets its position and its agreed time, unless it was delivered before or repeats another
-//! (`docs/protocol.md#requests`, `docs/protocol.md#exactly-once`).
+//! (`docs/protocol.md#order`, `docs/protocol.md#exactly-once`).
 
 use crate::bugs::{planted, Bug};
 use crate::checkpoints::Checkpoints;

@@ -1,6 +1,6 @@
 //! Replicas come and go: built until the seat has its number, brought to the agreed state, announced, and dismissed.
 
-use super::{Local, Seat, Vm};
+use super::{Local, LocalReplicas, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::group_state::Disposal;
@@ -15,7 +15,7 @@ pub(crate) const REPLICAS_PER_SEAT: usize = 2;
 const BUILD_DOUBLINGS_MAX: u32 = 5;
 const BUILD_RETRY: Micros = Micros(1_000_000);
 
-impl Seat<'_> {
+impl LocalReplicas<'_> {
     /// Builds replicas until the seat has its number.
     pub(crate) fn staff(&mut self) {
         let me = self.config.me;

@@ -5,7 +5,7 @@
 //! agreed updates first, then, if its vote is expected, every request from the first that is not
 //! agreed on: no passive goes past an undecided request (`docs/protocol.md#passive-replicas`).
 
-use super::{Seat, Vm};
+use super::{LocalReplicas, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::Output;
@@ -15,7 +15,7 @@ use spare_protocol::channel::{Execute, RootRequest};
 use spare_protocol::messages::{LossReason, OrderedMessage};
 use spare_protocol::{Position, ReplicaId};
 
-impl Seat<'_> {
+impl LocalReplicas<'_> {
     /// Gives every local replica what it needs next.
     pub(crate) fn drive_all(&mut self) {
         if self.membership.is_serving() {
@@ -29,7 +29,7 @@ impl Seat<'_> {
     }
 
     fn drive(&mut self, replica: ReplicaId) {
-        let Some(member) = self.group.member(replica) else {
+        let Some(member) = self.group.roster_entry(replica) else {
             return;
         };
         let (role, suspected) = (member.role, member.suspected);
@@ -42,7 +42,7 @@ impl Seat<'_> {
             return;
         }
         let executes = execute_upto.is_some_and(|upto| local.sent < upto);
-        let stays_awake = matches!(role, Role::Active | Role::Helping | Role::Retiring(_));
+        let stays_awake = matches!(role, Role::Active | Role::Activating | Role::Retiring(_));
         let wanted = stays_awake || executes || updates_due || local.is_busy();
         match local.vm {
             Vm::Paused if wanted => {
@@ -122,7 +122,7 @@ impl Seat<'_> {
         let upto = match role {
             Role::Active => self.group.ordered(),
             Role::Retiring(upto) => upto,
-            Role::Helping => self.group.last_awaited(replica)?,
+            Role::Activating => self.group.last_awaited(replica)?,
             Role::Passive | Role::Successor => return None,
         };
         let held = self.group.first_held(replica);
@@ -191,7 +191,7 @@ impl Seat<'_> {
         let Some(local) = self.replicas.local.get(&replica) else {
             return;
         };
-        let passive = !matches!(role, Role::Active | Role::Helping);
+        let passive = !matches!(role, Role::Active | Role::Activating);
         let answering = passive && local.vm == Vm::Running && !local.executing.is_empty();
         if local.is_changing() || !local.applying.is_empty() || answering {
             let limit = self.config.apply_timeout;

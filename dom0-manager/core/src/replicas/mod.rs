@@ -1,50 +1,32 @@
-//! The replicas of this manager's own seat, and the life of a replica.
+//! The replicas of this manager's own seat.
 //!
-//! As the group sees it ([`crate::group_state`]). Every edge but the first is an ordered event, so all managers see a replica
-//! in the same state at the same point of the order:
+//! What a replica is to the group (passive, active, …) is ordered, and the same at every manager ([`roster`];
+//! `docs/protocol.md#life-of-a-replica` has the diagram). As its own manager drives its virtual machine:
 //!
 //! ```text
-//!   (its manager)   Built                    I_DO, chosen
-//!    building ────────────────▶ passive ─────────────────────▶ activating
-//!       │                        │   ▲  ▲                        │   │
-//!       │ Built, in a recovery   │   │  └──────── Slept ─────────┘   │
-//!       ▼                        │   └───── Slept: has caught up ──┐ │
-//!   successor ── hand-over ──────┤                                 │ │
-//!       │                        │ Built on a seat without an      │ │
-//!       │ hand-over, R(p)        │ active; promoted; COMPENSATE;   │ │
-//!       │ not clean              │ hand-over                       │ │ promoted
-//!       │                        ▼                                 │ ▼
-//!       └─────────────────────▶ active ◀───────────────────────────┼─┘
-//!                                │  │                              │
-//!                     hand-over  │  └── SUSPECTED too often ──▶ suspected
-//!                                ▼
-//!                             retiring ── all up to the hand-over decided ─▶ lost (recovered)
-//!
-//!   from any state:  voted otherwise than decided, another root than the stable one, or broke its
-//!                    channel                        ─▶ convicted: quarantined ─▶ destroyed
-//!                    VM died, not brought up to date in time, its seat left the view, others do its
-//!                    work, was in the middle of an aborted write          ─▶ lost ─▶ destroyed
+//!   Creating ── booted ──▶ Loading ── has the agreed state ──▶ Running ── needs nothing ──▶ Pausing
+//!                             ▲                                   ▲                            │ paused
+//!   Surviving ── taken up ────┘                                   │ runs, or answers           ▼
+//!   (it outlived an earlier run of the manager)               Unpausing ◀── has work ────── Paused
 //! ```
 //!
-//! As its own manager drives its virtual machine (`Vm`): created, loaded, then running or paused as
-//! its role and the work that waits for it demand. One that outlives its manager survives: the next run
-//! brings it up to date instead of building another.
-
+//! One whose state is the agreed one already is `Running` without being loaded. From every state: dismissed, removed by
+//! an ordered event, or given up with what it went past.
 //!
 //! [`building`] makes replicas and takes their leave, [`driving`] gives each what it needs next and pauses it when it
-//! needs nothing, [`answers`] takes what they say.
+//! needs nothing, [`results`] takes what they say.
 
-mod answers;
 mod building;
 mod driving;
+mod results;
 mod roster;
 mod service;
 mod surplus;
 
 pub(crate) use building::REPLICAS_PER_SEAT;
-pub(crate) use roster::{Member, Role, Roster};
+pub(crate) use roster::{Role, Roster, RosterEntry};
 
-use crate::activation::UpdateBuffer;
+use crate::activation::{UpdateBuffer, Wakefulness};
 use crate::ascending::Ascending;
 use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
@@ -159,32 +141,17 @@ impl Replicas {
         local.sleep_told = false;
     }
 
-    /// A passive was woken now. Those woken often stay awake longer: the time doubles with every wake that comes soon
-    /// after the one before (SPARE §4.1.1). Many requests may ask for help at once; only the first one wakes.
-    pub(crate) fn woken(&mut self, replica: ReplicaId, now: Micros, awake: (Micros, Micros)) {
-        let (min, max) = awake;
-        if let Some(local) = self.local.get_mut(&replica) {
-            let soon = local.needed_at > Micros(0) && now <= local.needed_at.after(max);
-            local.awake_for = if soon {
-                local.awake_for.doubled().min(max)
-            } else {
-                min
-            };
-        }
-    }
-
-    /// A woken passive is needed now. Returns how long it stays awake from now on, if it is one of these.
-    pub(crate) fn needed(&mut self, replica: ReplicaId, now: Micros) -> Option<Micros> {
+    /// How long a local replica stays awake.
+    pub(crate) fn wakefulness(&mut self, replica: ReplicaId) -> Option<&mut Wakefulness> {
         let local = self.local.get_mut(&replica)?;
-        local.needed_at = now;
-        Some(local.awake_for)
+        Some(&mut local.wakefulness)
     }
 
     /// All of these, as an operator sees them, with what the group knows.
-    pub(crate) fn view(&self, group: &GroupState) -> Vec<ReplicaView> {
-        let known = group.members().map(|(r, m)| {
+    pub(crate) fn view(&self, group: &GroupState) -> Vec<ReplicaStatus> {
+        let known = group.in_service().map(|(r, m)| {
             let local = self.local.get(&r);
-            ReplicaView {
+            ReplicaStatus {
                 replica: r,
                 state: m.state(),
                 position: local.map(Local::reached),
@@ -194,7 +161,7 @@ impl Replicas {
             }
         });
         let unknown = self.local.iter().filter(|(r, _)| !group.is_in_service(**r));
-        let building = unknown.map(|(r, l)| ReplicaView {
+        let building = unknown.map(|(r, l)| ReplicaStatus {
             replica: *r,
             state: ReplicaState::Building,
             position: Some(l.sent),
@@ -207,7 +174,7 @@ impl Replicas {
 }
 
 /// Builds, feeds, pauses and takes leave of the replicas of this seat.
-pub(crate) struct Seat<'a> {
+pub(crate) struct LocalReplicas<'a> {
     pub(crate) config: &'a Config,
     pub(crate) membership: &'a Membership,
     pub(crate) group: &'a GroupState,
@@ -218,7 +185,7 @@ pub(crate) struct Seat<'a> {
     pub(crate) out: &'a mut Outputs,
 }
 
-impl Seat<'_> {
+impl LocalReplicas<'_> {
     /// Whether this seat is to build fresh replicas.
     fn is_recovering(&self) -> bool {
         self.group.recovering() == Some(self.config.me)
@@ -260,10 +227,7 @@ struct Local {
     leaving: Option<OrderedMessage>,
     /// It was suspected, has caught up, and that was multicast.
     sleep_told: bool,
-    /// How long it stays awake after it was needed last.
-    awake_for: Micros,
-    /// When it was needed last.
-    needed_at: Micros,
+    wakefulness: Wakefulness,
 }
 
 impl Local {
@@ -278,8 +242,7 @@ impl Local {
             announced: false,
             leaving: None,
             sleep_told: false,
-            awake_for: awake_min,
-            needed_at: Micros(0),
+            wakefulness: Wakefulness::new(awake_min),
         }
     }
 
@@ -319,7 +282,7 @@ impl Local {
 
 /// What a manager can tell about a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaView {
+pub struct ReplicaStatus {
     /// Its name.
     pub replica: ReplicaId,
     /// Its state.

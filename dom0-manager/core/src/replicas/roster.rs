@@ -15,7 +15,7 @@ pub(crate) enum Role {
     /// Executes every request.
     Active,
     /// A passive that was woken: executes what help is asked for, until it is put to sleep again.
-    Helping,
+    Activating,
     /// Paused, kept current by agreed updates.
     Passive,
     /// A fresh replica that will take over in a recovery; kept current like a passive.
@@ -26,7 +26,7 @@ pub(crate) enum Role {
 
 /// A replica in service, as every manager knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct RosterEntry {
     pub(crate) role: Role,
     /// Its state came from agreed updates only; it never executed a request.
     pub(crate) clean: bool,
@@ -41,20 +41,20 @@ pub(crate) struct Member {
     pub(crate) built_at: Position,
 }
 
-impl Member {
+impl RosterEntry {
     pub(crate) fn is_active(&self) -> bool {
         self.role == Role::Active
     }
 
     /// It can be woken, or was.
     pub(crate) fn is_passive(&self) -> bool {
-        matches!(self.role, Role::Passive | Role::Helping)
+        matches!(self.role, Role::Passive | Role::Activating)
     }
 
     pub(crate) fn state(&self) -> ReplicaState {
         match self.role {
             Role::Active => ReplicaState::Active,
-            Role::Helping => ReplicaState::Activating,
+            Role::Activating => ReplicaState::Activating,
             Role::Passive if self.suspected => ReplicaState::Suspected,
             Role::Passive => ReplicaState::Passive,
             Role::Successor => ReplicaState::Successor,
@@ -74,7 +74,7 @@ pub(crate) struct Missed {
 /// The replicas in service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Roster {
-    members: BTreeMap<ReplicaId, Member>,
+    members: BTreeMap<ReplicaId, RosterEntry>,
     /// The greatest generation that came into service, of each seat. A vote names its replica, so a seat
     /// whose disk is new must not name another one alike.
     generations: BTreeMap<SeatId, u32>,
@@ -93,7 +93,7 @@ impl Roster {
         self.members.contains_key(&replica)
     }
 
-    pub(crate) fn get(&self, replica: ReplicaId) -> Option<&Member> {
+    pub(crate) fn get(&self, replica: ReplicaId) -> Option<&RosterEntry> {
         self.members.get(&replica)
     }
 
@@ -101,11 +101,11 @@ impl Roster {
         self.get(replica).map(|m| m.role)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ReplicaId, &Member)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ReplicaId, &RosterEntry)> {
         self.members.iter().map(|(r, m)| (*r, m))
     }
 
-    pub(crate) fn of_seat(&self, seat: SeatId) -> impl Iterator<Item = (ReplicaId, &Member)> {
+    pub(crate) fn of_seat(&self, seat: SeatId) -> impl Iterator<Item = (ReplicaId, &RosterEntry)> {
         self.iter().filter(move |(r, _)| r.seat == seat)
     }
 
@@ -130,7 +130,7 @@ impl Roster {
         });
         let best = spare.min_by_key(|(r, m)| {
             (
-                m.role != Role::Helping,
+                m.role != Role::Activating,
                 m.role == Role::Successor,
                 m.suspected,
                 *r,
@@ -164,7 +164,7 @@ impl Roster {
         built_at: Position,
         events: &mut Events,
     ) {
-        let member = Member {
+        let member = RosterEntry {
             role,
             clean,
             suspected: false,
@@ -182,7 +182,7 @@ impl Roster {
     }
 
     /// A replica leaves service; what it was until then.
-    pub(crate) fn leave(&mut self, replica: ReplicaId, events: &mut Events) -> Option<Member> {
+    pub(crate) fn leave(&mut self, replica: ReplicaId, events: &mut Events) -> Option<RosterEntry> {
         let member = self.members.remove(&replica)?;
         events.replica(replica, Some(member.state()), None);
         self.list_executing();
@@ -208,9 +208,9 @@ impl Roster {
 
     /// It was chosen to help. Whether it slept until then.
     pub(crate) fn wake(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
-        let slept = self.role(replica) != Some(Role::Helping);
+        let slept = self.role(replica) != Some(Role::Activating);
         let known = self.change(replica, events, |member| {
-            member.role = Role::Helping;
+            member.role = Role::Activating;
             member.suspected = false;
             member.clean = false;
         });
@@ -219,9 +219,9 @@ impl Roster {
 
     /// It is a passive like any other: it was awake, or it was suspected. False if it was neither.
     pub(crate) fn rest(&mut self, replica: ReplicaId, events: &mut Events) -> bool {
-        let rests = self
-            .get(replica)
-            .is_some_and(|m| m.role == Role::Helping || (m.role == Role::Passive && m.suspected));
+        let rests = self.get(replica).is_some_and(|m| {
+            m.role == Role::Activating || (m.role == Role::Passive && m.suspected)
+        });
         rests
             && self.change(replica, events, |member| {
                 member.role = Role::Passive;
@@ -230,7 +230,7 @@ impl Roster {
     }
 
     /// It was silent too often: a passive that is asked for help last.
-    pub(crate) fn suspend(&mut self, replica: ReplicaId, events: &mut Events) {
+    pub(crate) fn demote(&mut self, replica: ReplicaId, events: &mut Events) {
         self.change(replica, events, |member| {
             member.role = Role::Passive;
             member.suspected = true;
@@ -276,7 +276,7 @@ impl Roster {
         window: u64,
     ) -> Option<Missed> {
         let member = self.members.get_mut(&replica)?;
-        if !matches!(member.role, Role::Active | Role::Helping) {
+        if !matches!(member.role, Role::Active | Role::Activating) {
             return None;
         }
         let newly_late = member.is_active() && awaited && member.late.is_none();
@@ -301,7 +301,7 @@ impl Roster {
         &mut self,
         replica: ReplicaId,
         events: &mut Events,
-        change: impl FnOnce(&mut Member),
+        change: impl FnOnce(&mut RosterEntry),
     ) -> bool {
         let Some(member) = self.members.get_mut(&replica) else {
             return false;
@@ -315,9 +315,9 @@ impl Roster {
 
     fn list_executing(&mut self) {
         self.executing = self.actives().collect();
-        let late = |m: &Member| m.is_active() && m.late.is_some();
+        let late = |m: &RosterEntry| m.is_active() && m.late.is_some();
         self.following = if self.members.values().any(late) {
-            let awake = self.iter().filter(|(_, m)| m.role == Role::Helping);
+            let awake = self.iter().filter(|(_, m)| m.role == Role::Activating);
             awake.map(|(r, _)| r).collect()
         } else {
             SmallVec::new()

@@ -26,7 +26,7 @@ impl GroupState {
             self.activate(replica);
             self.remove_surplus_actives();
         }
-        let seats: BTreeSet<SeatId> = self.members().map(|(r, _)| r.seat).collect();
+        let seats: BTreeSet<SeatId> = self.in_service().map(|(r, _)| r.seat).collect();
         for seat in seats {
             self.remove_surplus_passives(seat);
         }

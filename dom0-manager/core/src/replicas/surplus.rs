@@ -36,7 +36,7 @@ impl GroupState {
         let of_seat = self.roster.of_seat(seat);
         let (awake, asleep): (Vec<_>, Vec<_>) = of_seat
             .filter(|(_, m)| m.is_passive())
-            .partition(|(_, m)| m.role == Role::Helping);
+            .partition(|(_, m)| m.role == Role::Activating);
         let spared = self.usable() > self.quorum();
         let surplus = actives + awake.len() + asleep.len() > REPLICAS_PER_SEAT;
         if !complete || recovering || !surplus || !spared {
@@ -61,7 +61,7 @@ impl GroupState {
         if !complete || self.staffed_seats().count() < self.quorum() {
             return;
         }
-        let members = self.members().map(|(r, _)| r);
+        let members = self.in_service().map(|(r, _)| r);
         let elsewhere: Vec<_> = members.filter(|r| !self.is_staffed_seat(r.seat)).collect();
         for replica in elsewhere {
             self.lost(replica, LossReason::Surplus);

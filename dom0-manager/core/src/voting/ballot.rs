@@ -7,12 +7,12 @@
 //!       │                                                                          ▼
 //!  ┌────┴────┐   ordered while an active is late, and   ┌──────┐ first vote of ┌─────────┐
 //!  │ excused │   it is awake; chosen or activated when  │      │ another; the  │ awaited │
-//!  │  (or no │   a replica died of it, perhaps, and     │ held │ second        │         │
+//!  │  (or no │   a replica fell on it, perhaps, and     │ held │ second        │         │
 //!  │  part)  │ ── nobody has voted ───────────────────▶ │      │ HELP_ME ────▶ │         │
 //!  └─────────┘                                          └──┬───┘               └─┬─────┬─┘
 //!     ▲  ▲  ▲                                              │                     │     │
-//!     │  │  └─── slept, suspended, left; decided ──────────┘                     │     │ vote
-//!     │  └────── slept, suspended, left; decided, and it only helps ─────────────┘     ▼
+//!     │  │  └─── slept, demoted, left; decided ──────────┘                     │     │ vote
+//!     │  └────── slept, demoted, left; decided, and it only helps ─────────────┘     ▼
 //!     │                                                                            ┌───────┐
 //!     └──── struck: the vote is based on a write that was aborted ──────────────── │ voted │
 //!                                                                                  └───────┘
@@ -212,7 +212,7 @@ impl Ballot {
         self.part(replica).is_some_and(|p| p.asked)
     }
 
-    /// How many replicas died of it, perhaps.
+    /// How many replicas fell on it, perhaps.
     pub(crate) fn fallen(&self) -> usize {
         self.parts.iter().map(|p| usize::from(p.falls)).sum()
     }

@@ -138,7 +138,7 @@ impl GroupState {
     pub(crate) fn end(&mut self, position: Position, resolution: Resolution) {
         let roster = &self.roster;
         // A woken passive may leave out what is decided already; its silence is no fault.
-        let owes = |r| roster.role(r).is_some_and(|role| role != Role::Helping);
+        let owes = |r| roster.role(r).is_some_and(|role| role != Role::Activating);
         let epoch = self.views.epoch();
         if self.order.close(position, resolution, epoch, owes) {
             self.notice(Notice::HelpEnded { position });

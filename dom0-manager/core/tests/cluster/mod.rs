@@ -220,7 +220,7 @@ impl Cluster {
         let ring = self.rings_formed;
         for seat in seats {
             self.rings[usize::from(*seat)] = Some(ring);
-            self.queues[usize::from(*seat)].push_back(Input::View {
+            self.queues[usize::from(*seat)].push_back(Input::Ring {
                 ring,
                 members: seats.iter().map(|s| SeatId(*s)).collect(),
                 primary,

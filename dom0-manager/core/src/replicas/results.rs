@@ -1,7 +1,7 @@
 //! What local replicas and their virtual machines say. Everything a replica says is hostile input: an answer that it
 //! was not asked for convicts it by its channel.
 
-use super::{Seat, Vm};
+use super::{LocalReplicas, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::{Notice, Output};
@@ -12,7 +12,7 @@ use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::messages::{outcome_hash, RootVote, Vote};
 use spare_protocol::{Hash, Position, ReplicaId};
 
-impl Seat<'_> {
+impl LocalReplicas<'_> {
     /// A replica applied updates, or loaded its first state (SPARE §3.2).
     pub(crate) fn applied(&mut self, replica: ReplicaId, position: Position, root: Option<Hash>) {
         self.unpaused(replica);
