@@ -63,7 +63,7 @@ pub enum AcceleratorChoice {
     Auto,
     /// KVM, or fail.
     Kvm,
-    /// TCG.
+    /// TCG, QEMU's own translation of instructions: slow, on every machine.
     Tcg,
 }
 
@@ -186,8 +186,10 @@ impl Config {
     /// The service whose replicas this agent may touch.
     #[must_use]
     pub fn service(&self) -> Service {
-        // `check` has parsed the same name before anyone gets hold of a `Config`.
-        #[allow(clippy::expect_used)]
+        #[allow(
+            clippy::expect_used,
+            reason = "`check` has parsed the same name before anyone gets hold of a `Config`"
+        )]
         Service::parse(&self.service).expect("the service's name was checked when it was read")
     }
 

@@ -1,7 +1,9 @@
 //! The D-Bus interface `org.spare.Agent1`.
 
-// The macro `interface` makes a public trait for the signals, whose methods it leaves undocumented.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    reason = "the macro `interface` makes a public trait for the signals, whose methods it leaves undocumented"
+)]
 
 use crate::config::Timeouts;
 use crate::error::Error;
@@ -88,7 +90,7 @@ impl Agent {
         }
     }
 
-    /// As this one, for the connection of the process `manager`.
+    /// The object for the connection of the process `manager`, with this one's workers and timeouts.
     #[must_use]
     pub fn for_manager(&self, manager: Option<u32>) -> Agent {
         Agent {

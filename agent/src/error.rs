@@ -74,9 +74,9 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]
 pub struct Failure {
-    /// What was tried, on what.
+    /// The operation and its object, in words.
     pub what: String,
-    /// What it said.
+    /// The refusal, in the words of what refused.
     pub why: String,
 }
 

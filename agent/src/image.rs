@@ -123,9 +123,9 @@ impl<'a> Files<'a> {
 pub struct Image {
     /// The name of its folder.
     pub name: String,
-    /// `vmlinuz`.
+    /// `vmlinuz`, the kernel that QEMU boots the guest with.
     pub kernel: PathBuf,
-    /// `initrd`.
+    /// `initrd`, the initial file system of that kernel.
     pub initrd: PathBuf,
     /// `root.img`, the root file system: a raw disk that all replicas share and none writes to.
     pub root: PathBuf,

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Any but 0.
+/// Number of the one session of a rehearsal; any but 0.
 const SESSION: u32 = 1;
 /// Bytes asked for in one read.
 const READ_BYTES: usize = 64 << 10;
@@ -74,7 +74,6 @@ impl Manager {
         })
     }
 
-    /// Sends a message.
     pub(crate) async fn send(&mut self, message: &ToGuest) -> Result<(), RehearsalError> {
         self.sent += 1;
         let frame = Frame {

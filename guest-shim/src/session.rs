@@ -56,7 +56,7 @@ pub enum SessionLost {
 }
 
 impl Session {
-    /// No session yet.
+    /// Before the manager's first `Hello`: no session is open.
     #[must_use]
     pub fn new() -> Session {
         Session::default()

@@ -138,7 +138,6 @@ impl Rig {
         result.map_err(error_name)
     }
 
-    /// `Quarantine`
     pub(crate) async fn quarantine(&mut self, replica: &str) -> Result<PathBuf, String> {
         let begun = Instant::now();
         let result: zbus::Result<String> = self.proxy().call("Quarantine", &(replica,)).await;
@@ -146,7 +145,7 @@ impl Rig {
         result.map(PathBuf::from).map_err(error_name)
     }
 
-    /// `OpenChannel`
+    /// Calls `OpenChannel`: a connection to a port of the replica.
     pub(crate) async fn open(&self, replica: &str, port: &str) -> Result<UnixStream, String> {
         let channel: OwnedFd = self
             .proxy()
@@ -156,17 +155,17 @@ impl Rig {
         Ok(UnixStream::from(std::os::fd::OwnedFd::from(channel)))
     }
 
-    /// `List`
+    /// Replicas and their states.
     pub(crate) async fn list(&self) -> Vec<(String, String)> {
         self.proxy().call("List", &()).await.unwrap()
     }
 
-    /// `Usage`
+    /// Processor time in nanoseconds, and memory in KiB.
     pub(crate) async fn usage(&self, replica: &str) -> (u64, u64) {
         self.proxy().call("Usage", &(replica,)).await.unwrap()
     }
 
-    /// `Host`
+    /// The host's name and how guests run on it.
     pub(crate) async fn host(&self) -> (String, String) {
         self.proxy().call("Host", &()).await.unwrap()
     }

@@ -9,13 +9,13 @@ use spare_protocol::admin::{Event, FaultTimeline, ScrubReport, Status};
 /// The manager's answer to one call of its admin API.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// To [`spare_protocol::admin::STATUS`].
+    /// The answer to [`spare_protocol::admin::STATUS`].
     Status(Box<Status>),
-    /// To [`spare_protocol::admin::EVENTS`].
+    /// The answer to [`spare_protocol::admin::EVENTS`].
     Events(Vec<Event>),
-    /// To [`spare_protocol::admin::FAULTS`].
+    /// The answer to [`spare_protocol::admin::FAULTS`].
     Faults(Vec<FaultTimeline>),
-    /// To [`spare_protocol::admin::SCRUB`].
+    /// The answer to [`spare_protocol::admin::SCRUB`].
     Scrub(ScrubReport),
 }
 

@@ -112,19 +112,20 @@ impl Reply {
 
 /// No whole reply came back.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum HttpError {
     /// Nobody answers there, or not to us.
     #[error("cannot connect to {address}: {source}")]
     Connect {
-        /// The server.
         address: Address,
-        /// What the system says.
         source: std::io::Error,
     },
     /// The connection broke, or what came was not HTTP.
     #[error("the connection to {address} failed: {reason}")]
     Broken {
-        /// The server.
         address: Address,
         /// What is wrong, in hyper's words or in ours.
         reason: String,
@@ -132,7 +133,6 @@ pub enum HttpError {
     /// No whole reply in time.
     #[error("no reply from {address} within {after:?}")]
     Timeout {
-        /// The server.
         address: Address,
         /// How long the request was given, connecting included.
         after: Duration,

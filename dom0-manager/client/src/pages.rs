@@ -41,31 +41,29 @@ pub struct RecordedPage {
 
 /// The record cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum PagesError {
     /// The operating system refused.
     #[error("{path}: {source}")]
     Io {
-        /// The record.
         path: PathBuf,
-        /// What the system says.
         source: std::io::Error,
     },
     /// The file is something else.
     #[error(
         "{path}: not a record of pages of version {PAGES_VERSION}; spare bench --record writes one"
     )]
-    NotPages {
-        /// The record.
-        path: PathBuf,
-    },
+    NotPages { path: PathBuf },
     /// A record is damaged.
     #[error("{path}: the record at byte {offset} is damaged ({what})")]
     Damaged {
-        /// The record.
         path: PathBuf,
-        /// Where the record begins.
+        /// Where in the file the damaged record begins, in bytes.
         offset: u64,
-        /// What is wrong with it, in words.
+        /// How the damage shows, in words.
         what: String,
     },
 }

@@ -11,9 +11,9 @@ pub type MemberId = u16;
 pub enum Delivery {
     /// A multicast, the sender's own included.
     Message {
-        /// The sender.
+        /// The member that multicast it.
         from: MemberId,
-        /// As they were multicast.
+        /// The whole message, however many packets it took.
         bytes: Bytes,
     },
     /// From here on these members hear each other.
@@ -31,7 +31,7 @@ pub enum Delivery {
     /// From here on these members hear each other. They may not decide now, but no other membership can either:
     /// what they are in the middle of may stay as it is. Only [`crate::guarded`] tells of such.
     Suspended {
-        /// As of a [`Delivery::View`].
+        /// Names the membership, as in [`Delivery::View`].
         ring: u64,
         /// In ascending order.
         members: Vec<MemberId>,

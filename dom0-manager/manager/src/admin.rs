@@ -254,7 +254,7 @@ async fn status(State(api): State<Arc<AdminApi>>) -> Answered {
 /// Which events are asked for.
 #[derive(Deserialize)]
 pub(crate) struct Window {
-    /// Those with greater numbers.
+    /// Only events with greater numbers; 0 is below all of them.
     #[serde(default)]
     pub(crate) after: u64,
     /// How long to wait for the first of them.

@@ -44,7 +44,7 @@ const FLUSH_DELAY: Duration = Duration::from_millis(200);
 /// What is to be done when the manager has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The process ends.
+    /// The process ends, too.
     Exit,
     /// It begins anew, in a new process: with a snapshot of another host.
     Restart,

@@ -41,9 +41,9 @@ pub(crate) struct CoreStatus {
     pub(crate) awaits: Vec<SeatId>,
     /// The members of the primary view.
     pub(crate) view: Vec<SeatId>,
-    /// Those of them that are to have no replicas.
+    /// Members of the view that are to have no replicas, by an operator's word.
     pub(crate) drained: Vec<SeatId>,
-    /// Those of them that may be drained.
+    /// Members of the view without whose replicas the others are enough, so that they may be drained.
     pub(crate) spared: Vec<SeatId>,
     /// Every seat has everything up to here, and it is on disk here that it does.
     pub(crate) safe: Position,

@@ -4,6 +4,9 @@
 //! A line for each change, handed to the operating system before anything else is done, and never synced: what
 //! survives the loss of the host's memory names replicas that did not, which the host's boot id shows.
 //!
+//! The file is called `kept`, and its first line says so: an older word for replicas that outlive their manager. The
+//! format on disk stays, so that a manager of a newer build takes up the replicas of an older one.
+//!
 //! ```text
 //! spare-kept 1 BOOT
 //! + REPLICA clean      in service, and never executed a request

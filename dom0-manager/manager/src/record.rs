@@ -94,7 +94,7 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// A request was decided.
+    /// A request was decided; its record waits, as the log may still go back behind it.
     pub(crate) fn decided(&mut self, decided: &DecidedRequest) {
         self.waiting.push_back(recorded(decided));
     }

@@ -8,7 +8,7 @@ use std::time::Instant;
 /// Arrivals remembered: as many as can be between a reply and the conviction that it leads to, in
 /// the usual case. A wrong reply older than that is timed from its detection.
 const ARRIVALS_MAX: usize = 16_384;
-/// Timelines kept.
+/// Timelines kept, the newest ones.
 const TIMELINES_MAX: usize = 10_000;
 /// Faults in progress that are followed.
 const OPEN_MAX: usize = 4096;

@@ -111,10 +111,10 @@ pub enum Mode {
     Apart,
 }
 
-/// One machine.
+/// A machine with a manager and an agent, as the manager that answers sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HostStatus {
-    /// Its name.
+    /// The name that `group.hosts` gives it, or its agent where there is no group.
     pub name: String,
     /// `kvm` or `tcg`.
     pub accelerator: String,
@@ -138,10 +138,10 @@ fn yes() -> bool {
     true
 }
 
-/// One seat.
+/// One replica manager's part in the group, with its store and its replicas.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SeatStatus {
-    /// Its number.
+    /// Number of the seat, with which the names of its replicas (`seat.generation`) begin.
     pub seat: u16,
     /// The host it is on.
     pub host: String,
@@ -150,7 +150,7 @@ pub struct SeatStatus {
     /// The manager that answers has this seat. Of the others neither positions nor stores are known.
     #[serde(default = "yes")]
     pub here: bool,
-    /// Its store.
+    /// How far its store is, and what it takes; zeros where the store is another host's or cannot be read.
     #[serde(default)]
     pub disk: DiskStatus,
 }
@@ -163,7 +163,7 @@ pub struct DiskStatus {
     pub stored: u64,
     /// The position of the newest snapshot.
     pub snapshot: Option<u64>,
-    /// The log.
+    /// All segments of the ordered log.
     pub log_bytes: u64,
     /// The agreed state in snapshots.
     pub snapshot_bytes: u64,
@@ -183,7 +183,7 @@ impl DiskStatus {
     }
 }
 
-/// One replica.
+/// A replica, as the manager that answers sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReplicaStatus {
     /// `seat.generation`.
@@ -204,7 +204,7 @@ pub struct ReplicaStatus {
     pub memory_kib: Option<u64>,
 }
 
-/// The state of a replica; the diagram is in the core's module `replica`.
+/// The state of a replica; the diagram is in `docs/protocol.md#life-of-a-replica`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReplicaState {
@@ -226,7 +226,7 @@ pub enum ReplicaState {
     Quarantined,
     /// Its VM died or was given up.
     Lost,
-    /// Gone.
+    /// Its VM no longer exists; the group does not count on it any more.
     Destroyed,
 }
 
@@ -234,9 +234,9 @@ pub enum ReplicaState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counters {
-    /// Requests ordered.
+    /// Requests ordered, of every class.
     pub requests: u64,
-    /// Of these, writes.
+    /// Requests of class write that were ordered.
     pub writes: u64,
     /// Positions on which the active replicas' votes differed.
     pub mismatches: u64,
@@ -265,11 +265,11 @@ pub struct Conviction {
     pub position: u64,
     /// When: microseconds since the Unix epoch.
     pub at_us: i64,
-    /// What was wrong.
+    /// What shows that it is faulty.
     pub reason: ConvictionReason,
     /// The request in one line, for HTTP `GET /item?id=3`.
     pub request: String,
-    /// All votes on it.
+    /// The votes on that request, the convicted replica's too.
     pub votes: Vec<VoteStatus>,
     /// Hash of the reply that was agreed on.
     pub agreed_reply: String,
@@ -279,7 +279,7 @@ pub struct Conviction {
     pub evidence: Option<String>,
 }
 
-/// What was wrong.
+/// What shows that a convicted replica is faulty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConvictionReason {
@@ -297,7 +297,7 @@ pub enum ConvictionReason {
 /// One replica's vote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoteStatus {
-    /// Who voted.
+    /// The replica that voted: `seat.generation`.
     pub replica: String,
     /// Hash of its reply.
     pub reply: String,
@@ -312,7 +312,7 @@ pub struct Event {
     pub number: u64,
     /// When: microseconds since the Unix epoch.
     pub at_us: i64,
-    /// What.
+    /// By what programs tell events apart; `text` is for people.
     pub kind: EventKind,
     /// Where in the order, if it has to do with one request.
     pub position: Option<u64>,
@@ -378,7 +378,7 @@ pub enum EventKind {
 /// reply that turned out to be wrong (or, if a reply was missing, since its timer expired).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FaultTimeline {
-    /// The request.
+    /// The position of the request on which the votes differed, or one was missing.
     pub position: u64,
     /// The replica that was woken.
     pub woken: String,
@@ -401,7 +401,7 @@ pub struct FaultTimeline {
 /// The outcome of a scrub.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
-    /// Where in the order it took place.
+    /// Its place in the order: every root is that of the state up to here.
     pub position: u64,
     /// Replica and root (hexadecimal) of every replica that reported.
     pub roots: Vec<(String, String)>,

@@ -50,7 +50,7 @@ pub fn inherited_port(ports: &str, port: &str) -> Option<i32> {
 /// Which root a replica is to report with its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RootRequest {
-    /// None.
+    /// The answer carries no root.
     No,
     /// The root kept up from the updates; costs next to nothing.
     Incremental,
@@ -82,7 +82,7 @@ pub enum ToGuest {
     /// A part of the difference between the pristine image and a later state; only ever sent to a
     /// guest whose position is 0. The parts are canonical updates of disjoint keys.
     Load {
-        /// One part.
+        /// A canonical update whose keys are in no other part.
         part: Bytes,
         /// With the last part: the position that the state then has. Answered by `Applied`.
         last: Option<Position>,
@@ -99,7 +99,7 @@ pub struct Execute {
     /// The agreed time: microseconds since the Unix epoch, greater than that of every request
     /// before.
     pub time_us: i64,
-    /// The agreed seed.
+    /// The agreed seed, from which the service draws its random numbers.
     pub seed: [u8; 32],
     /// Whether the answer carries a root. Never set for reads.
     pub root: RootRequest,
@@ -114,25 +114,25 @@ pub enum FromGuest {
     Hello {
         /// [`CHANNEL_VERSION`] of the guest.
         version: u16,
-        /// What its state contains.
+        /// The last request whose effects its state contains.
         position: Position,
     },
     /// One request was executed.
     Executed {
-        /// Which one.
+        /// The position of the request.
         position: Position,
-        /// What came of it.
+        /// The reply, or that the request has to be ordered as a write.
         outcome: Outcome,
         /// The canonical update of a write (present even if nothing changed); empty for a read.
         update: Bytes,
-        /// If one was asked for.
+        /// Present if [`Execute::root`] asked for one.
         root: Option<Hash>,
     },
     /// `Apply`, or the last `Load`, is done.
     Applied {
         /// The position that the state now has.
         position: Position,
-        /// If one was asked for.
+        /// Present if [`ToGuest::Apply`] asked for one.
         root: Option<Hash>,
     },
     /// The replica knows that it is of no more use: its service died, its position is in doubt.
@@ -154,14 +154,14 @@ pub enum Outcome {
     WriteInRead,
 }
 
-/// One frame.
+/// What the channel carries at once; on the wire, a header with a checksum and the payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The session it belongs to.
     pub session: u32,
     /// Its number in that session and direction.
     pub sequence: u64,
-    /// An encoded message.
+    /// An encoded [`ToGuest`] or [`FromGuest`], at most [`FRAME_BYTES_MAX`] bytes.
     pub payload: Bytes,
 }
 

@@ -23,7 +23,7 @@ pub struct RequestId {
 /// `REQUEST`: a client's request on its way into the order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
-    /// Its name.
+    /// The name that its gateway gave it; a request has no position before it is ordered.
     pub id: RequestId,
     /// Read, write or scrub.
     pub class: Class,
@@ -43,9 +43,9 @@ pub struct Request {
 /// One replica's vote on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vote {
-    /// The request.
+    /// The position of the request that was executed.
     pub position: Position,
-    /// Who executed it.
+    /// The replica that executed it; its manager sends the vote.
     pub replica: ReplicaId,
     /// Hash of the normalised reply ([`outcome_hash`]).
     #[serde(with = "crate::bytes32")]
@@ -82,11 +82,11 @@ pub fn aborted_hash() -> Hash {
 /// `CHECKPOINT`: the root of a replica's state at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootVote {
-    /// The position.
+    /// The last request whose effects the state contains.
     pub position: Position,
-    /// Whose state.
+    /// The replica that reported the root.
     pub replica: ReplicaId,
-    /// Its root.
+    /// One hash of the replica's whole state; equal on every correct replica.
     pub root: Hash,
 }
 
@@ -168,7 +168,7 @@ impl LossReason {
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 pub struct ViewId {
-    /// Its number.
+    /// Grows with each primary view.
     pub epoch: u64,
     /// The ring in which it formed.
     pub ring: u64,
@@ -177,7 +177,7 @@ pub struct ViewId {
 /// The managers that may decide together.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PrimaryView {
-    /// Its name.
+    /// Tells it from every other primary view; greater than the names of those before.
     pub id: ViewId,
     /// Its members, ascending.
     pub members: Vec<SeatId>,
@@ -233,7 +233,7 @@ struct RequestIn<'a> {
 }
 
 impl Envelope {
-    /// Its encoding.
+    /// The bytes that are multicast; [`Envelope::from_bytes`] reads them.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         crate::codec::encode_into(Vec::with_capacity(self.bytes_about()), self)
@@ -376,17 +376,17 @@ pub struct DecidedRequest {
     pub position: Position,
     /// The epoch in which it was decided.
     pub epoch: u64,
-    /// Its name.
+    /// The name that its gateway gave it.
     pub id: RequestId,
     /// Read, write or scrub.
     pub class: Class,
-    /// What a retry has in common with it.
+    /// As in [`Request::key`]; a retry with the same one gets the same outcome.
     pub key: Option<Hash>,
-    /// The agreed time.
+    /// The agreed time: microseconds since the Unix epoch, greater than that of every request before.
     pub time_us: i64,
-    /// The agreed seed.
+    /// The agreed seed, from which the service drew its random numbers.
     pub seed: [u8; 32],
-    /// The request.
+    /// The request as the replicas got it.
     pub request: Bytes,
     /// Hash of the agreed outcome.
     pub reply_hash: Hash,
@@ -412,7 +412,7 @@ pub enum PeerMessage {
         position: Position,
         /// What came of it; none if it was aborted.
         outcome: Option<Outcome>,
-        /// Its update.
+        /// The canonical update; empty for a read.
         update: Bytes,
     },
     /// Send me the group's state in this ring.
@@ -422,7 +422,7 @@ pub enum PeerMessage {
         ring: u64,
         /// It contains the effects of this many messages that were delivered in the ring.
         seen: u64,
-        /// The encoded state.
+        /// The group state in the core's own encoding.
         state: Bytes,
     },
     /// Send me the records of the ordered log above this position.

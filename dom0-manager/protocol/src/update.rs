@@ -58,14 +58,14 @@ pub enum RowOp {
     /// The row has these values, whatever was there. One request puts only rows that were not there
     /// before; others are changed. Several requests merged may put one in the place of another.
     Put {
-        /// All columns.
+        /// The values of all columns, in the order of [`TableUpdate::columns`].
         row: Row,
         /// [`row_hash`] of the row that was there before the request, if one was.
         before: Option<Hash>,
     },
     /// Some columns of a row that is there have other values now.
     Change {
-        /// Its key columns.
+        /// The values of the row's key columns.
         key: Key,
         /// Indexes into [`TableUpdate::columns`], ascending and not of the key, with the new values.
         values: Vec<(u16, Value)>,
@@ -76,7 +76,7 @@ pub enum RowOp {
     },
     /// The row is gone.
     Delete {
-        /// Its key columns.
+        /// The values of the row's key columns.
         key: Key,
         /// [`row_hash`] of the row that was there before the request.
         before: Hash,

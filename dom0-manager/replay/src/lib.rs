@@ -116,7 +116,7 @@ impl ReplayReport {
     }
 }
 
-/// Replays a log.
+/// Executes a log on a fresh replica and compares what comes of each request with what the log says.
 ///
 /// # Errors
 /// When a file is unusable or the replica does not start or fails. Differences are no errors: they are

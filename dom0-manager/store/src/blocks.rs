@@ -50,7 +50,7 @@ struct Head {
     number: u64,
     /// The copy that is durable.
     durable: u64,
-    /// The other one was written since.
+    /// The copy that is not `durable` was written since the last sync, and is the newer one.
     dirty: bool,
 }
 
@@ -92,7 +92,7 @@ impl Blocks {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of data.
+    /// The length as the engine sees it, in bytes.
     pub(crate) fn len(&self) -> io::Result<u64> {
         let blocks = self.file.len()? / STRIDE as u64;
         Ok(blocks.saturating_sub(1) * DATA as u64)

@@ -49,7 +49,7 @@ pub enum LogError {
     Io {
         /// The log's file.
         path: PathBuf,
-        /// What it said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The file is not an ordered log of a version that is known here.

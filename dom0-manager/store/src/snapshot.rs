@@ -51,15 +51,15 @@ pub struct ChunkRef {
 /// A chunk of retained replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyChunk {
-    /// The position of the first one.
+    /// The position of the first request whose reply is in it.
     pub first: Position,
-    /// The position of the last one.
+    /// The position of the last request whose reply is in it.
     pub last: Position,
     /// How many replies are in it.
     pub count: u32,
     /// The greatest agreed time of them, microseconds since the Unix epoch: the chunk goes when it expires.
     pub newest_us: i64,
-    /// Their encoding.
+    /// Where the encoded replies are.
     pub chunk: ChunkRef,
 }
 
@@ -85,7 +85,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Its encoding, after the hash of that.
+    /// The hash of its encoding, then the encoding.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let encoded = spare_protocol::encode(self);

@@ -138,8 +138,10 @@ impl Child {
     ///
     /// # Errors
     /// When it can't be started.
-    // Not waited for here: the first process collects all that die.
-    #[allow(clippy::zombie_processes)]
+    #[allow(
+        clippy::zombie_processes,
+        reason = "the first process collects all that die"
+    )]
     pub(super) fn start(mut program: Program) -> Result<Child, ChildError> {
         let command = &mut program.command;
         command.stdin(Stdio::null()).current_dir("/");

@@ -47,7 +47,7 @@ pub struct WriteError {
     source: io::Error,
 }
 
-/// Prepares the machine.
+/// Mounts and sets up what programs expect of a machine; a container on a host gets less.
 ///
 /// # Errors
 /// When something that programs can't do without is refused.

@@ -54,7 +54,7 @@ pub enum LeavesFormatError {
     SumLength,
 }
 
-/// Reads the leaves.
+/// Reads the file that [`write_leaves`] wrote.
 ///
 /// # Errors
 /// When the file is missing, damaged or of another version.

@@ -414,7 +414,6 @@ impl Manager {
         self.receive()
     }
 
-    /// Sends a message.
     pub(crate) fn send(&mut self, message: ToGuest) {
         self.sent += 1;
         let frame = Frame {

@@ -48,7 +48,7 @@ pub(crate) struct Book {
     number: u64,
     pub(crate) acknowledged: u64,
     pub(crate) unknown: u64,
-    /// Of these, how many took effect.
+    /// How many of the unanswered writes (`unknown`) turned out to have taken effect.
     pub(crate) unknown_found: u64,
     pub(crate) retried: u64,
 }

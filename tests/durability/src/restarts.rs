@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 const KILLS: u16 = 8;
 const KILLS_MAX: u16 = 40;
 const MOMENT_US_MAX: u64 = 15_000;
-/// For it to begin.
+/// How long the tests wait for the agent to begin to make or destroy a replica.
 const HALF_LIMIT: Duration = Duration::from_secs(5);
-/// For replicas that are not needed any more to be destroyed.
+/// How long replicas that are not needed any more may take to be destroyed.
 const LEFT_LIMIT: Duration = Duration::from_secs(20);
-/// For what happened last to be on disk everywhere, and known to be.
+/// How long it takes until what happened last is on disk everywhere, and known to be.
 const SETTLE: Duration = Duration::from_secs(3);
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -13,7 +13,7 @@ pub const PACKETS: Limit = Limit::new(32, 4 * KIB);
 /// A line of two bytes takes two strings in a list.
 pub const CONF: Limit = Limit::new(400, 16 * KIB);
 
-/// The same messages, however the bytes arrive.
+/// A stream gives the same messages whether its bytes arrive at once or seven at a time.
 fn streams(kind: PeerStream, stream: &[u8]) {
     let whole = within(STREAM, stream.len(), || {
         peer_stream(kind, stream, stream.len())

@@ -25,7 +25,7 @@ pub const TO_GUEST: Limit = Limit::new(80, KIB);
 /// Of messages between managers, which trust each other. What a list claims to have is taken at once if
 /// there are as many bytes, up to a MiB a level; what follows is then about as large as it says.
 pub const GROUP_MESSAGE: Limit = Limit::new(16, 4 * MIB);
-/// Like [`GROUP_MESSAGE`].
+/// Messages outside the order are made like those in it ([`GROUP_MESSAGE`]) and take as much.
 pub const PEER_MESSAGE: Limit = Limit::new(16, 4 * MIB);
 /// Of requests and replies: [`HEADERS_MAX`] headers are as many empty ones at most.
 pub const HTTP: Limit = Limit::new(3, 16 * KIB);

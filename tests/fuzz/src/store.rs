@@ -44,7 +44,7 @@ pub fn store_values(bytes: &[u8]) {
     within(VALUES, bytes.len(), || decoders::synced(bytes));
 }
 
-/// A backup.
+/// The file that `spare backup` writes.
 pub fn store_backup(bytes: &[u8]) {
     let mut chunks = 0;
     let read = within(BACKUP, bytes.len(), || {

@@ -20,7 +20,7 @@ enum Edit {
     Insert(Index, Vec<u8>),
     /// So many bytes less.
     Cut(Index, u8),
-    /// What follows once more.
+    /// So many bytes from the index on, once more.
     Repeat(Index, u8),
 }
 

@@ -158,7 +158,7 @@ async fn load(group: &mut CorosyncGroup, me: u16, length: usize, time: Duration)
     }
     let rate = delivered as f64 / started.elapsed().as_secs_f64();
     println!("rate {rate}");
-    // The other one's last messages.
+    // This member is done; the other one's last messages are still to come.
     let quiet = Duration::from_millis(300);
     while tokio::time::timeout(quiet, group.receive()).await.is_ok() {}
     println!("done");

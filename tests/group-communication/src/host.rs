@@ -116,7 +116,7 @@ impl Hosts {
         Hosts::new(count, false)
     }
 
-    /// The same, and a witness: `corosync-qnetd`, and `corosync-qdevice` on each host.
+    /// Hosts as [`Hosts::start`] starts them, and a witness: `corosync-qnetd`, and `corosync-qdevice` on each host.
     ///
     /// # Errors
     /// When something cannot be started.

@@ -49,7 +49,7 @@ fn parse(line: &str) -> Option<Heard> {
 
 type Lines = Arc<(Mutex<Vec<(Instant, Heard)>>, Condvar)>;
 
-/// A member.
+/// A process that joined the group on one of the hosts, and all that it has reported so far.
 pub struct Member {
     child: Child,
     stdin: ChildStdin,

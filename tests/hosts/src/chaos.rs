@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 const RETURN_LIMIT: Duration = Duration::from_secs(180);
-/// Between two steps.
+/// Milliseconds between two steps of the chaos, drawn anew for each.
 const STEP_MS: std::ops::Range<u64> = 500..6000;
 
 const CLIENTS: Clients = Clients {

@@ -28,7 +28,7 @@ pub(crate) enum Shape {
     Fencing,
     /// Three hosts, without a witness, that mask two faults.
     Three,
-    /// The same, and they mask one: one host is to spare.
+    /// Three hosts, without a witness, that mask one fault: one host is to spare.
     Spare,
     /// As [`Shape::Spare`], with a witness.
     SpareAndWitness,

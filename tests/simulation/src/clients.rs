@@ -10,7 +10,7 @@ use spare_protocol::Hash;
 /// What became of an operation, as its client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Answered.
+    /// Answered: whether its condition held, and the register's value before.
     Done { held: bool, before: u64 },
     /// An error: it had no effect.
     Nothing,

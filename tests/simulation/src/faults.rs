@@ -771,7 +771,7 @@ impl World {
         self.input(host, Input::Lease { until });
     }
 
-    /// All faults end.
+    /// Ends all faults, for the healing phase.
     pub(crate) fn heal(&mut self) {
         self.network.healed = true;
         self.network.connect_all();

@@ -98,7 +98,7 @@ pub(crate) enum Work {
     },
 }
 
-/// A virtual machine.
+/// The virtual machine of a replica.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
     pub(crate) replica: ReplicaId,

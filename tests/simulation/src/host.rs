@@ -18,7 +18,7 @@ pub(crate) enum Call {
     Pause,
 }
 
-/// A host.
+/// A simulated host: a manager's core, its disk and guests, its clocks, and what the invariants know of it.
 #[derive(Debug)]
 pub(crate) struct Host {
     /// Its manager, while it runs.

@@ -299,7 +299,7 @@ impl World {
         self.speaks_soon(host, replica);
     }
 
-    /// Asks the hypervisor.
+    /// Begins a call of the hypervisor; it ends after a time drawn anew, and may fail.
     fn call(&mut self, host: usize, replica: ReplicaId, call: Call) {
         let h = &mut self.hosts[host];
         let life = h.life;

@@ -11,7 +11,7 @@ use spare_protocol::{Position, SeatId};
 
 /// Clients go on this long in the healing phase.
 const HEALING: u64 = 12 * SECOND;
-/// Then everything must have ended within this.
+/// Once clients have stopped, everything must have ended within this.
 const ENDING: u64 = 240 * SECOND;
 /// What may be kept once nothing is under way: requests whose missing votes were given up.
 const SLOTS_MAX: usize = 600;

@@ -23,7 +23,7 @@ pub(crate) struct Report {
     pub(crate) trace: String,
 }
 
-/// Runs a seed.
+/// Runs one seed in a world of its own; a panic of it ends in the report.
 pub(crate) fn run(seed: u64, fixed: Fixed, trace: bool) -> Report {
     let plan = Plan::new(seed, fixed);
     crate::seeded_bugs::put_in(fixed.bug);

@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     Poison,
 }
 
-/// One request.
+/// A request to the simulated service, about one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Operation {
     pub(crate) kind: Kind,

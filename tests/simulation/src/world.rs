@@ -111,16 +111,16 @@ impl Ord for Scheduled {
     }
 }
 
-/// Where a run is.
+/// The phases of a run, in their order; a run only goes on to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// The first view forms and the first replicas are built.
     Beginning,
-    /// Faults happen.
+    /// Faults are injected while clients send: safety must hold.
     Safety,
     /// No new faults; clients go on.
     Healing,
-    /// Clients have stopped.
+    /// Clients send nothing new: what is under way must end.
     Ending,
     Over,
 }

@@ -3,7 +3,7 @@
 /// A variant of an enum and the names of its fields, if they have names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// Its name.
+    /// The name as the source has it, without the enum's.
     pub name: String,
     /// In the order of the source.
     pub fields: Vec<String>,

@@ -155,7 +155,7 @@ impl Settings {
                 table.insert("seat", i64::from(host.seat).into());
                 table.insert("address", host.address.to_string().into());
                 let mut value = Value::from(table);
-                // As the line before it.
+                // Laid out like the entry before it: the file keeps the style of whoever wrote it.
                 if let Some(last) = array.iter().last() {
                     *value.decor_mut() = last.decor().clone();
                     value.decor_mut().set_suffix("");
@@ -198,7 +198,8 @@ impl Settings {
         Ok(self.hosts.remove(index))
     }
 
-    /// The same for another host: what is this host's alone is left out.
+    /// The configuration for another host of the group: `group.host` is `name`, and `peers.listen`, an address of
+    /// this host alone, is left out.
     #[must_use]
     pub(super) fn of_host(&self, name: &str) -> String {
         let mut document = self.document.clone();

@@ -33,7 +33,6 @@ const TAKEN_UP: &str =
     "Once all have it: corosync-cfgtool -R on one of them, and systemctl restart spare-manager on \
     each, one after the other, when spare status says that the last one is a member again.";
 
-/// What is to be done.
 #[derive(clap::Subcommand)]
 pub(crate) enum HostCommand {
     /// Write HOST into this host's files; on every host. On one of them, with --authority, also write what HOST needs
@@ -302,7 +301,7 @@ fn new_host(
         NewFile::open(peers(fragment::CERTIFICATE_FILE), certificate),
         NewFile::secret(peers(fragment::KEY_FILE), secret),
     ];
-    // The same on every host, if there is a witness with certificates.
+    // A witness with certificates has one database for all hosts: the new one gets a copy.
     for entry in std::fs::read_dir(beside.join(DEVICE_DATABASE))
         .into_iter()
         .flatten()

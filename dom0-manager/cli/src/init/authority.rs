@@ -15,7 +15,7 @@ pub(crate) const LINK_KEY_BYTES: usize = 256;
 pub(crate) struct Certificates {
     /// The authority's certificate, for every host.
     pub(crate) authority: String,
-    /// Its key, for nobody but who adds a host.
+    /// The authority's private key: it goes to no host, only who adds one needs it.
     pub(crate) authority_key: String,
     /// Certificate and key of each host, in the order of the plan.
     pub(crate) hosts: Vec<(String, String)>,

@@ -36,9 +36,8 @@ pub(crate) enum FolderError {
 pub(crate) struct NewFile {
     /// Relative to the folder that is written to.
     pub(crate) path: String,
-    /// What stands in it.
     pub(crate) content: Vec<u8>,
-    /// Who may read it.
+    /// Permission bits, which say who may read it.
     pub(crate) mode: u32,
 }
 

@@ -8,9 +8,9 @@ use std::path::Path;
 pub(crate) const PEERS_FOLDER: &str = "/etc/spare/peers";
 /// The host's certificate.
 pub(crate) const CERTIFICATE_FILE: &str = "certificate.pem";
-/// Its key.
+/// The private key of the host's certificate.
 pub(crate) const KEY_FILE: &str = "key.pem";
-/// Whose certificates are believed.
+/// The certificate of the authority: a host whose certificate it did not sign is not spoken with.
 pub(crate) const AUTHORITY_FILE: &str = "authority.pem";
 
 /// `[group]` and `[peers]` for the manager on `host`.

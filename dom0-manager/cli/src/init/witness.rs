@@ -210,7 +210,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     make_folder(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        // With its mode.
+        // `copy` takes the mode along: keys stay readable by their owner only.
         std::fs::copy(entry.path(), to.join(entry.file_name()))?;
     }
     Ok(())

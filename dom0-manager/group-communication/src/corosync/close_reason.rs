@@ -23,9 +23,9 @@ pub enum CloseReason {
     /// The packets of a member do not follow one another.
     #[error("packets of member {member} got lost: {why}")]
     PacketsLost {
-        /// Their sender.
+        /// The member that sent the packets.
         member: MemberId,
-        /// How that shows.
+        /// What does not continue the packets before it.
         why: Torn,
     },
     /// The reader does not keep up.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Corosync takes no connections while its nodes form a ring.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
-/// Between two attempts.
+/// Between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Something in the ordered stream.
@@ -25,7 +25,7 @@ pub(super) enum Event {
     Configuration(BTreeSet<Peer>, Vec<Peer>),
     /// From here on it is another ring.
     Ring(Ring),
-    /// A multicast.
+    /// The bytes that a process multicast, this one's own included.
     Message(Peer, Bytes),
 }
 

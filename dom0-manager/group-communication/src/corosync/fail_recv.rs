@@ -7,9 +7,9 @@
 
 use rust_corosync::{cmap, CsError};
 
-/// What a node that misses messages waits for.
+/// The setting as an operator makes it, in rounds of the token; a change of it takes effect at once.
 const ROUNDS_KEY: &str = "totem.fail_recv_const";
-/// What Corosync goes by.
+/// The number of rounds that Corosync goes by at present: the setting, or its own default.
 const ROUNDS_NOW_KEY: &str = "runtime.config.totem.fail_recv_const";
 /// Corosync's own default.
 const ROUNDS_DEFAULT: u32 = 2500;
@@ -20,7 +20,7 @@ const ROUNDS_SHORT: u32 = 11;
 /// A connection to Corosync's map that is there before it is needed: none is made while a ring is formed.
 pub(super) struct FailRecvConst {
     map: cmap::Handle,
-    /// What to go back to.
+    /// While the number is lowered, the one that it had before.
     usual: Option<u32>,
 }
 

@@ -27,7 +27,7 @@ pub struct CorosyncGroup {
 /// taken this process into the group, which takes milliseconds, or seconds while its nodes form a ring.
 ///
 /// # Errors
-/// See [`JoinError`].
+/// When the group cannot be joined, or must not be with these settings; [`JoinError`] has all reasons.
 pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
     if settings.group.is_empty() || settings.group.len() > GROUP_NAME_MAX {
         return Err(JoinError::Name);

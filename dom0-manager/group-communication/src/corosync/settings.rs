@@ -74,7 +74,7 @@ pub enum JoinError {
     /// Another process of this host is in the group.
     #[error("process {process} on this host is in the group already: end it first")]
     Taken {
-        /// Its number on this host.
+        /// Its process id on this host.
         process: u32,
     },
     /// CPG takes no such name.

@@ -22,7 +22,7 @@ const KIND_PART: u8 = 2;
 const KIND_CLAIM: u8 = 3;
 const KIND_PING: u8 = 4;
 
-/// One multicast.
+/// What one multicast of a member carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Packet {
     /// Whole messages.
@@ -31,7 +31,7 @@ pub(super) enum Packet {
         view: u64,
         /// Counts the sender's packets in this membership, from 0.
         number: u64,
-        /// In their order.
+        /// In the order in which the member sent them.
         messages: Vec<Bytes>,
     },
     /// A part of a message.
@@ -90,14 +90,12 @@ pub(super) fn put_part(
     buffer.extend_from_slice(bytes);
 }
 
-/// A ping.
 pub(super) fn ping(number: u64) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(HEADER_BYTES);
     begin(&mut buffer, KIND_PING, 0, number);
     buffer
 }
 
-/// A claim.
 pub(super) fn claim(claim: &Claim) -> Vec<u8> {
     let mut buffer = Vec::new();
     begin(&mut buffer, KIND_CLAIM, 0, 0);

@@ -49,7 +49,7 @@ pub(super) struct Disk {
     told_stored: Position,
     told_view: ViewId,
     safe: Position,
-    /// When the store is told of it at the latest.
+    /// When the store is told of `safe` at the latest; none if it knows.
     safe_due: Option<Instant>,
     /// What the log grew by since the last snapshot was asked for.
     grown_bytes: u64,
@@ -196,7 +196,7 @@ impl Disk {
         }
     }
 
-    /// A replica is in service.
+    /// A replica came into service: a later run takes it up, if it is still there.
     pub(super) fn put_in_service(&mut self, replica: ReplicaId, clean: bool) {
         let done = self.files.in_service.add(replica, clean);
         self.done_or_fail(done);

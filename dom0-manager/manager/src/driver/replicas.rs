@@ -32,7 +32,7 @@ pub(super) struct Replicas {
     opened_sender: mpsc::Sender<(ReplicaId, ChannelStream)>,
     /// Positions of replicas that ran before this manager, until they are brought up to date.
     attached_at: HashMap<ReplicaId, Position>,
-    /// Those that are created once their generation is on disk.
+    /// Replicas that wait for their generation to be on disk: only then are they created.
     to_create: Vec<ReplicaId>,
 }
 

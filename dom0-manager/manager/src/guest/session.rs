@@ -13,8 +13,8 @@ use std::sync::Arc;
 /// Bytes that belong to no frame or to an old session, before the guest's first `Hello`: what was in
 /// the port's buffers when the manager connected.
 pub(crate) const STALE_BYTES_MAX: usize = 1 << 20;
-/// The same for a guest that ran before this manager: what it had to say to the last one may all be
-/// there still.
+/// As many of a guest that ran before this manager: all that it had to say to the manager's last run may be
+/// in the port's buffers still.
 const STALE_BYTES_ATTACHED_MAX: usize = 256 << 20;
 
 /// The rule that a guest broke; it is convicted for it.

@@ -23,7 +23,7 @@ pub(super) struct Batch {
     pub(super) truncate: Option<Position>,
     /// Then these are appended: encoded, ascending without gaps.
     pub(super) records: Vec<(Position, Bytes)>,
-    /// What holds then.
+    /// The seat's state once this batch is durable.
     pub(super) state: SeatState,
 }
 

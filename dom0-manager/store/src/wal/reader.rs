@@ -8,7 +8,7 @@ use spare_protocol::Position;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-/// Reads the log.
+/// Reads records of the log by their positions, while its writer goes on.
 #[derive(Clone)]
 pub(crate) struct Reader {
     pub(super) index: Arc<Mutex<Index>>,

@@ -23,7 +23,7 @@ use spare_protocol::Position;
 
 /// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
-/// Records in one batch.
+/// A batch takes no further record once it has so many.
 pub(super) const BATCH_RECORDS_MAX: usize = 4096;
 /// A batch takes no further record once it has so many bytes.
 pub(super) const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -66,7 +66,7 @@ pub(super) struct BatchHead {
     pub(super) first: Position,
     /// Length and CRC-32 of each record.
     pub(super) records: Vec<(u32, u32)>,
-    /// What holds from here on.
+    /// The seat's state once this batch is durable.
     pub(super) state: SeatState,
 }
 

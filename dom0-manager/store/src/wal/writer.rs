@@ -20,7 +20,7 @@ struct Queue {
     truncate: Option<Position>,
     records: VecDeque<(Position, Bytes)>,
     bytes: usize,
-    /// What holds after everything handed in.
+    /// The seat's state after everything handed in.
     state: SeatState,
     state_changed: bool,
     /// The batch that is being written.
@@ -268,12 +268,12 @@ impl Writer {
         }
     }
 
-    /// What holds after everything handed in.
+    /// The seat's state after everything handed in.
     pub(crate) fn state(&self) -> SeatState {
         self.shared.lock().state.clone()
     }
 
-    /// As [`Writer::state`], as far as a crash would leave it.
+    /// The seat's state as a crash would leave it: [`Writer::state`] may be ahead.
     pub(crate) fn durable_state(&self) -> SeatState {
         self.shared.lock().durable_state.clone()
     }

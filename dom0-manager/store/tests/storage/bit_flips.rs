@@ -148,7 +148,7 @@ fn a_flipped_bit_in_the_log_is_named_or_harmless_and_a_peer_puts_it_right() {
             }
             named += 1;
             put_right(&opened, &model, &peer);
-            // Durably so.
+            // The repair must outlive the process, too.
             drop(opened);
             let again = open(&flipped.after_kill()).expect("open");
             assert_eq!(again.resumed.damage, [], "{name}, bit {bit}");

@@ -99,7 +99,7 @@ struct Inner {
     contents: Vec<Content>,
     /// Calls that write or sync, so far.
     calls: u64,
-    /// This call fails.
+    /// The number of the one call that fails.
     fail_at: Option<u64>,
     /// From this call on, all of them do: the power is gone.
     dead_at: Option<u64>,

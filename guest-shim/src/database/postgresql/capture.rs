@@ -47,7 +47,7 @@ pub(super) enum CaptureError {
 /// Where each sequence stands, by name.
 type Sequences = BTreeMap<String, SequenceState>;
 
-/// Captures updates.
+/// Finds out what a request changed in the database, as its canonical update.
 #[derive(Debug)]
 pub(super) struct Capture {
     schema: Arc<Schema>,

@@ -31,7 +31,6 @@ pub(super) enum Message {
         relation: u32,
         /// The whole row before, if the table's replica identity is FULL.
         old: Option<Vec<Datum>>,
-        /// The row after.
         new: Vec<Datum>,
     },
     /// A row was deleted.
@@ -43,7 +42,7 @@ pub(super) enum Message {
     },
     /// Tables were emptied.
     Truncate {
-        /// Their OIDs.
+        /// OIDs of the tables.
         relations: Vec<u32>,
     },
     /// The beginning of a transaction, a message written with `pg_logical_emit_message`, an origin, a
@@ -74,10 +73,10 @@ pub(super) enum Datum {
     Binary(Bytes),
 }
 
-/// Reads a message.
+/// Decodes one message of the change stream.
 ///
 /// # Errors
-/// When they are none.
+/// When the bytes are no such message.
 pub(super) fn parse(bytes: Bytes) -> Result<Message, ParseError> {
     let mut input = Input(bytes);
     match input.u8()? {

@@ -99,7 +99,7 @@ const COLUMNS: &str = "
 const KEYS: &str = "SELECT indrelid, indkey::int2[] FROM pg_index WHERE indisprimary";
 
 impl Schema {
-    /// Reads the catalogues.
+    /// Finds in the database's catalogues what there is to replicate.
     ///
     /// # Errors
     /// Names the first table that can't be replicated, and why.

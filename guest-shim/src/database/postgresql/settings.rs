@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub struct Settings {
     /// Folder of the `postgres` program.
     pub bin: PathBuf,
-    /// The data folder.
+    /// The folder in which the database keeps all of its files.
     pub data: PathBuf,
     /// Folder of the Unix socket.
     pub socket_dir: PathBuf,

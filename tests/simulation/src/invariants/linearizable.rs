@@ -147,7 +147,7 @@ fn search(steps: &[Step]) -> Option<bool> {
                 done >>= 1;
                 first += 1;
             }
-            // Tried last.
+            // At the bottom of the stack, so tried last.
             stack.insert(0, (first, done, register));
         }
     }

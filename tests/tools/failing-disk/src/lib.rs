@@ -77,7 +77,7 @@ pub extern "C" fn fdatasync(file: c_int) -> c_int {
 /// Takes the place of pwrite(2).
 ///
 /// # Safety
-/// As that.
+/// `bytes` points to `count` bytes that can be read, as pwrite(2) demands.
 #[no_mangle]
 pub unsafe extern "C" fn pwrite(
     file: c_int,
@@ -99,7 +99,7 @@ pub unsafe extern "C" fn pwrite(
 /// Takes the place of pwrite64(2), by which name the standard library calls it.
 ///
 /// # Safety
-/// As pwrite(2).
+/// `bytes` points to `count` bytes that can be read, as pwrite(2) demands.
 #[no_mangle]
 pub unsafe extern "C" fn pwrite64(
     file: c_int,

@@ -180,7 +180,7 @@ fn agent_on(arguments: &[String], input: &mut dyn BufRead, socket: &Path) -> Res
     }
 }
 
-/// Switches `host` off.
+/// Has the device at `socket` switch `host` off, as a fence agent would.
 pub(crate) fn switch_off(host: &str, socket: &Path) -> Result<()> {
     let lines = format!("action=off\nplug={host}\n");
     agent_on(&[], &mut lines.as_bytes(), socket).map(drop)

@@ -287,7 +287,7 @@ impl Lab {
         self.setup.witness
     }
 
-    /// One of them.
+    /// The host, the witness or the client of this name.
     ///
     /// # Errors
     /// When there is none of that name.

@@ -20,7 +20,7 @@ fn ip(line: &str) -> Result<()> {
     run("ip", &words).map(drop)
 }
 
-/// The file of a namespace.
+/// Where `ip netns` keeps a handle of a namespace.
 pub(crate) fn file(namespace: &str) -> PathBuf {
     Path::new("/run/netns").join(namespace)
 }
@@ -81,7 +81,7 @@ pub(crate) fn unplug(places: &Places, host: &str) -> Result<()> {
     Ok(())
 }
 
-/// Removes everything.
+/// Removes the lab's network namespaces, and with them all that is in these.
 pub(crate) fn remove(places: &Places) -> Result<()> {
     let prefix = format!("{}-", places.bridge_namespace());
     for entry in std::fs::read_dir("/run/netns")

@@ -19,9 +19,9 @@ pub struct Fault {
 /// From one host to another.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Direction {
-    /// The sender.
+    /// Name of the host whose frames are affected.
     pub from: String,
-    /// The receiver.
+    /// Name of the host to which those frames go.
     pub to: String,
 }
 

@@ -36,7 +36,7 @@ const RULES: &str = "rules.json";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum FenceMode {
-    /// What it is asked for.
+    /// Does what it is asked for.
     #[default]
     Works,
     /// Nothing; it says that it failed.

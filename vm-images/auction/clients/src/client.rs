@@ -31,7 +31,7 @@ pub(crate) struct Client {
     run: Arc<Run>,
     /// One to each gateway.
     connections: Vec<Connection>,
-    /// The one in use.
+    /// Index of the connection in use; a client changes it when a gateway fails.
     gateway: usize,
     /// Writes that were sent with a key.
     keys: u64,

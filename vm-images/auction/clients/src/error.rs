@@ -14,7 +14,7 @@ pub enum BenchError {
     Unreachable {
         /// The first gateway.
         url: String,
-        /// What the connection says.
+        /// Why the home page could not be fetched.
         source: HttpError,
     },
     /// Something answers, but not the auction.

@@ -19,7 +19,7 @@ ul{columns:2}dt{color:#667}dd{margin:0 0 .4em}main[data-page=Error]{border-top:5
 pub struct Html(String);
 
 impl Html {
-    /// Appends markup.
+    /// Appends markup as it is; `'static`, so that nothing of a request gets in unescaped.
     pub fn raw(&mut self, markup: &'static str) -> &mut Self {
         self.0.push_str(markup);
         self
@@ -50,7 +50,7 @@ impl Html {
         self
     }
 
-    /// Appends another piece.
+    /// Appends a piece that was made this way, whose texts are escaped already.
     pub fn html(&mut self, other: &Self) -> &mut Self {
         self.0.push_str(&other.0);
         self

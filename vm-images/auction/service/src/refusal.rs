@@ -29,7 +29,7 @@ impl Refusal {
         }
     }
 
-    /// The same with one more attribute.
+    /// Adds an attribute, by which a program learns what `reason` is about; one at most is kept.
     #[must_use]
     pub fn with(mut self, attribute: &'static str, value: impl ToString) -> Self {
         self.detail = Some((attribute, value.to_string()));
@@ -69,7 +69,7 @@ impl Refusal {
         Self::new(500, "missing-header", message).with("data-parameter", name)
     }
 
-    /// The page.
+    /// The refusal as an HTML page, for people and for programs.
     #[must_use]
     pub fn page(&self) -> String {
         let title = match self.status {

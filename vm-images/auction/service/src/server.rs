@@ -38,13 +38,16 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why the service does not start, or ends.
 #[derive(Debug, thiserror::Error)]
+#[expect(
+    missing_docs,
+    reason = "a field has a comment where name and type leave a question"
+)]
 pub enum ServeError {
     /// The system lacks what every program needs.
     #[error("cannot {what}")]
     System {
         /// What cannot be done.
         what: &'static str,
-        /// What the system says.
         source: io::Error,
     },
     /// Nobody can connect.
@@ -54,7 +57,6 @@ pub enum ServeError {
         kind: &'static str,
         /// The address or the path.
         at: String,
-        /// What the system says.
         source: io::Error,
     },
     /// Only its owner could connect.
@@ -62,7 +64,6 @@ pub enum ServeError {
     Open {
         /// The path of the socket.
         at: String,
-        /// What the system says.
         source: io::Error,
     },
     /// What is in the place of the socket cannot be looked at.
@@ -70,7 +71,6 @@ pub enum ServeError {
     Look {
         /// The path that was to be listened at.
         path: PathBuf,
-        /// What the system says.
         source: io::Error,
     },
     /// Something else is in the place of the socket.
@@ -84,7 +84,6 @@ pub enum ServeError {
     Remove {
         /// The path that was to be listened at.
         path: PathBuf,
-        /// What the system says.
         source: io::Error,
     },
     /// The database is of no use.

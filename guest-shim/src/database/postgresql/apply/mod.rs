@@ -31,11 +31,11 @@ use spare_protocol::update::Update;
 use std::sync::Arc;
 use tokio_postgres::Client;
 
-/// Applies updates.
+/// Brings the database up to date by updates that other replicas captured.
 #[derive(Debug)]
 pub(super) struct Applier {
     schema: Arc<Schema>,
-    /// At least one.
+    /// Never empty; an update is shared out among them.
     connections: Vec<ApplyConnection>,
 }
 

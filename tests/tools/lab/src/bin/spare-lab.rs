@@ -200,7 +200,7 @@ fn in_lab(lab: &Lab, command: Command) -> Result<i32> {
         Command::Fence { host } => lab.fence(&host)?,
         Command::FenceMode { mode } => lab.set_fence_mode(mode)?,
         Command::FenceDevice => device::serve(lab)?,
-        // Those that need no lab.
+        // Commands that need no lab were executed before.
         Command::Up { .. }
         | Command::Down { .. }
         | Command::FenceAgent { .. }

@@ -1,4 +1,4 @@
-//! Bidding.
+//! The pages on which a user bids for an item, from the login to the stored bid.
 
 use futures_util::future::join;
 

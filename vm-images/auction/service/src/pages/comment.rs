@@ -1,4 +1,4 @@
-//! Comments on users.
+//! The pages on which a user comments on another one, from the login to the stored comment.
 
 use futures_util::future::{join, join3};
 

@@ -1,4 +1,4 @@
-//! New users.
+//! The pages on which somebody becomes a user of the auction.
 
 use crate::database::Session;
 use crate::html::Page;

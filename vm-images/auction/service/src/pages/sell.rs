@@ -1,4 +1,4 @@
-//! Selling.
+//! The pages on which a user puts an item on sale, from the login to the stored item.
 
 use futures_util::future::join;
 
