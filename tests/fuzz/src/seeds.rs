@@ -16,6 +16,7 @@ use spare_protocol::channel::{
 use spare_protocol::http::{HttpReply, HttpRequest};
 use spare_protocol::update::{row_hash, RowOp, SequenceState, TableUpdate, Update, Value};
 use spare_protocol::{encode, Class, Hash, Position};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A name and what it names.
 pub type Seed = (String, Vec<u8>);
@@ -489,7 +490,14 @@ fn ordered_log() -> Vec<Seed> {
 /// The backup of a store that was written to.
 fn written_backup() -> Vec<u8> {
     use spare_store::{Durability, Event, KeyWindow, Options, Store};
-    let folder = std::env::temp_dir().join(format!("spare-seeds-{}", std::process::id()));
+    // Several tests of one program ask for it at the same time.
+    static ASKED: AtomicU64 = AtomicU64::new(0);
+    let name = format!(
+        "spare-seeds-{}-{}",
+        std::process::id(),
+        ASKED.fetch_add(1, Ordering::Relaxed)
+    );
+    let folder = std::env::temp_dir().join(name);
     let window = KeyWindow {
         lifetime_us: i64::MAX,
         keys_max: 10,
