@@ -1,4 +1,5 @@
-//! Agreed updates that wait for passive replicas (SPARE §3.2), in the order of positions.
+//! Agreed updates that wait for passive replicas (SPARE §3.2), in the order of positions: filled by `log/records.rs`,
+//! emptied by `replicas/driving.rs`.
 
 use bytes::Bytes;
 use spare_protocol::Position;

@@ -164,7 +164,7 @@ impl Suspicions {
 }
 
 impl GroupState {
-    /// A vote was missing for too long, says the manager of its replica.
+    /// A vote was missing for too long, says some manager.
     pub(crate) fn suspect(&mut self, replica: ReplicaId, position: Position) {
         if position > self.ordered() {
             return;
