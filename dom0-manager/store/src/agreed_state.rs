@@ -1,5 +1,5 @@
 //! The agreed state as a difference to the pristine image: the newest agreed content of every row
-//! that was ever written. New replicas are loaded with it, so no guest is ever the source of another
+//! that was ever written. New replicas are loaded with it (`snapshotter.rs`), so no guest is ever the source of another
 //! guest's state. Its size is bounded by the state's, not by the time it has been kept.
 
 use bytes::Bytes;

@@ -1,6 +1,7 @@
 //! Who makes snapshots: a thread with the agreed state of its own, so that nobody waits for it. It replays
 //! the log, cuts the state into chunks, writes those that are new, and lets the log go that is no
-//! longer needed.
+//! longer needed. From it, new replicas are given the state at a position: the newest snapshot and the log since
+//! (SPARE §4.2).
 
 use crate::agreed_state::AgreedState;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};

@@ -1,5 +1,7 @@
 //! Activation of passive replicas (SPARE §3.1, §4.1.1), and the state updates that keep them current (§3.2).
 //!
+//! What a woken replica is given to do, and that it is paused again, comes out of `replicas/driving.rs`.
+//!
 //! - [`help`]: `HELP_ME` and `I_DO` as this manager says and hears them
 //! - [`sleep`]: woken passives go back to sleep
 //! - [`buffer`]: agreed updates that wait for passives

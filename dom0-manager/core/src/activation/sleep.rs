@@ -1,5 +1,5 @@
 //! Woken passives go back to sleep once they were not needed for a while (SPARE §4.1.1); those woken often stay awake
-//! longer.
+//! longer. The pause itself: `replicas/driving.rs`.
 
 use super::Activation;
 use crate::clock::Timer;

@@ -1,6 +1,6 @@
 //! Node crashes (SPARE §4.1.4, `docs/protocol.md#node-crashes`): a replica is gone without having lied, because its VM or
 //! its host crashed, it was given up, or it is not needed any more. There are to be f+1 actives: when one is missing,
-//! another replica of its seat takes its place, or one of another seat steps in (`COMPENSATE`).
+//! another replica of its seat takes its place, or one of another seat steps in (`COMPENSATE`). What it is given then: `replicas/driving.rs`.
 
 use crate::bugs::{planted, Bug};
 use crate::clock::{Clock, Timer};
