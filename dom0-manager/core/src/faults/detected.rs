@@ -1,6 +1,7 @@
 //! Detected faults (SPARE §4.1.2, `docs/protocol.md#detected-faults`): a replica that voted otherwise than f+1 others
-//! did, reported another root, or broke the rules of its channel is out of service at once. (That votes differ, and
-//! help is asked for, is noticed in `voting/votes.rs`.)
+//! did, reported another root, or broke the rules of its channel is out of service at once (`replicas/service.rs`; who
+//! takes its place: `faults/crash.rs`). That votes differ, and who voted otherwise than decided, is noticed in
+//! `voting/votes.rs`.
 
 use crate::config::Config;
 use crate::group_state::{Disposal, Event, GroupState};

@@ -1,4 +1,5 @@
-//! A request between its delivery and the moment when nobody needs it any more.
+//! A request between its delivery and the moment when nobody needs it any more; also who was asked for help with it, and
+//! who is chosen (SPARE §4.1.1, `docs/protocol.md#activation`).
 
 use crate::order::Resolution;
 use crate::voting::{Ballot, Decision};
