@@ -266,7 +266,7 @@ pub enum Output {
     Refuse { id: RequestId, reason: Refusal },
     /// A request was decided and its agreed bytes are here; in the order of positions, without gaps.
     /// Ends in [`Input::Stored`].
-    Decided(DecidedRequest),
+    Decided(Box<DecidedRequest>),
     /// For operators: whatever it tells was done by other outputs.
     Notice(Notice),
 }

@@ -89,7 +89,7 @@ impl World {
                 } else {
                     Ok(())
                 };
-                let next = h.disk.append(record);
+                let next = h.disk.append(*record);
                 self.hold(verdict);
                 self.hold(enough);
                 let verdict = correct_pages::recorded(before.as_deref(), &next);

@@ -81,7 +81,7 @@ impl Records<'_> {
         if !record.update.is_empty() {
             self.buffer.push(record.position, record.update.clone());
         }
-        self.out.push(Output::Decided(record));
+        self.out.push(Output::Decided(Box::new(record)));
         announce_soon(self.config, self.clock);
     }
 }

@@ -625,7 +625,7 @@ impl Cluster {
                 };
                 self.agreed.insert((from, decided.position), after);
                 let position = decided.position;
-                self.logs[seat].push(decided);
+                self.logs[seat].push(*decided);
                 if !self.stalled[seat] {
                     self.queues[seat].push_back(Input::Stored { position });
                 }
