@@ -206,6 +206,15 @@ impl Guest {
         self.answers.pop_front().map(|(_, input)| input)
     }
 
+    /// It stops executing a request: what it has to say of it, if anything, it says at once.
+    pub(crate) fn abandon(&mut self, position: Position, now: u64) {
+        let is_it = |(_, input): &(u64, Input)| matches!(input, Input::Executed { position: p, .. } if *p == position);
+        let at = self.answers.iter().position(is_it);
+        if let Some((_, input)) = at.and_then(|at| self.answers.remove(at)) {
+            self.answers.push_front((now, input));
+        }
+    }
+
     fn say(&mut self, at: u64, input: Input) {
         let last = self.answers.back().map_or(0, |(at, _)| *at);
         self.answers.push_back((at.max(last), input));

@@ -115,10 +115,10 @@ impl World {
                 self.release(host, position, in_time);
                 let record = self.hosts[host].disk.record(position).cloned();
                 if let Some(record) = record {
-                    let verdict = correct_pages::released(&record, outcome.as_ref());
+                    let verdict = correct_pages::released(&record, outcome.as_ref().ok());
                     self.hold(verdict);
                 }
-                self.answered(host, id.number, position, outcome.as_ref());
+                self.answered(host, id.number, position, outcome.as_ref().ok());
             }
             Output::AnswerAgain { id, position } => {
                 self.coverage.count("request decided -> answered again");
@@ -130,6 +130,7 @@ impl World {
             Output::Refuse { id, reason } => {
                 self.coverage.count(match reason {
                     Refusal::Busy => "request refused: busy",
+                    Refusal::Overloaded { .. } => "request refused: overloaded",
                     Refusal::NotPrimary => "request refused: not primary",
                     Refusal::Interrupted => "request interrupted",
                     Refusal::KeyReused => "request refused: key reused",
@@ -188,6 +189,13 @@ impl World {
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, request.position);
                 self.give(host, replica, Work::Execute(request));
+            }
+            Output::Cancel { replica, position } => {
+                let now = self.now;
+                if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                    guest.abandon(position, now);
+                }
+                self.speaks_soon(host, replica);
             }
             Output::Apply {
                 replica,
