@@ -276,6 +276,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         tokio::spawn(async move {
+            let mut hanging = Vec::new();
             loop {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
                 let mut seen = Vec::new();
@@ -286,6 +287,10 @@ mod tests {
                 }
                 let text = String::from_utf8_lossy(&seen);
                 let path = text.split(' ').nth(1).unwrap_or_default();
+                if path == "/hang" {
+                    hanging.push(stream);
+                    continue;
+                }
                 if let Ok(key) = path.trim_start_matches('/').parse() {
                     *rows.lock().expect("no panic").entry(key).or_default() += 1;
                 }
@@ -417,5 +422,27 @@ mod tests {
             served,
             Err(ReplicaError::Executor(ExecutorError::NotLoaded))
         ));
+    }
+
+    /// The service never answers `/hang`. With one read at a time the second one waits.
+    #[tokio::test]
+    async fn a_cancelled_read_is_answered_at_once_whether_it_runs_or_waits() {
+        let (mut replica, _, mut manager) = replica().await;
+        for position in [1, 2] {
+            let read = request(position, Class::Read, "/hang", RootRequest::No);
+            manager.send(&read).await.expect("room");
+        }
+        for position in [2, 1] {
+            let position = Position(position);
+            let cancel = ToGuest::Cancel { position };
+            let answer = ask(&mut replica, &mut manager, cancel).await;
+            assert!(matches!(answer, FromGuest::Executed { position: p, .. } if p == position));
+        }
+        // One that is answered is left alone, and what comes next is executed.
+        let position = Position(1);
+        manager.send(&ToGuest::Cancel { position }).await.expect("room");
+        let write = request(3, Class::Write, "/7", RootRequest::No);
+        let (update, _) = executed(ask(&mut replica, &mut manager, write).await);
+        assert!(!update.is_empty());
     }
 }
