@@ -440,7 +440,10 @@ mod tests {
         }
         // One that is answered is left alone, and what comes next is executed.
         let position = Position(1);
-        manager.send(&ToGuest::Cancel { position }).await.expect("room");
+        manager
+            .send(&ToGuest::Cancel { position })
+            .await
+            .expect("room");
         let write = request(3, Class::Write, "/7", RootRequest::No);
         let (update, _) = executed(ask(&mut replica, &mut manager, write).await);
         assert!(!update.is_empty());
