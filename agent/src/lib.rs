@@ -29,10 +29,13 @@ pub mod server;
 pub mod workers;
 
 mod console;
+mod hashes;
 mod libvirt;
 mod pids;
+mod places;
 mod quarantine;
 mod states;
+mod trusted;
 
 #[cfg(test)]
 mod double;

@@ -8,7 +8,7 @@ mod process;
 mod realtime;
 
 pub use accelerator::Accelerator;
-pub use domain_xml::Guest;
+pub use domain_xml::{Guest, Limits};
 pub use guests::Qemu;
 #[cfg(feature = "fuzzing")]
 pub(crate) use probe::answer_for;

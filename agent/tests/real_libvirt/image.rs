@@ -1,5 +1,6 @@
 //! A tiny guest image, made on the spot: Debian's cloud kernel and a RAM disk with busybox.
 
+use crate::rig;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -103,7 +104,7 @@ pub(crate) fn make(images: &Path, cache: &Path) -> Result<(), String> {
     disk.set_len(8 << 20).map_err(|e| e.to_string())?;
     let description = "name = \"tiny\"\ncontent = \"test\"\nmemory_mib = 128\n\
         cmdline = \"console=ttyS0 panic=-1 mitigations=off\"\n";
-    fs::write(folder.join("image.toml"), description).map_err(|e| e.to_string())
+    rig::describe(&folder, description, &["vmlinuz", "initrd", "root.img"])
 }
 
 /// Downloads and unpacks the kernel's package, unless an earlier run did. Returns the tree.

@@ -277,7 +277,7 @@ pub(crate) struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Agent {
-            socket: "/run/spare/agent.sock".into(),
+            socket: "/run/spare-agent/agent.sock".into(),
         }
     }
 }

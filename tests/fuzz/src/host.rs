@@ -6,7 +6,7 @@ use spare_agent::config::Config;
 use spare_agent::decoders;
 use spare_agent::image::Image;
 use spare_agent::names::{check_image_name, parse_replica, Service};
-use spare_agent::qemu::{Accelerator, Guest};
+use spare_agent::qemu::{Accelerator, Guest, Limits};
 use spare_protocol::ReplicaId;
 use std::path::Path;
 
@@ -52,6 +52,10 @@ pub fn image_description(bytes: &[u8]) {
             overlay: None,
             console: Path::new("/con"),
             ports: &[],
+            limits: Limits {
+                bounds_memory: true,
+                disk_mib_per_s: 200,
+            },
         };
         guest.xml()
     };

@@ -766,7 +766,7 @@ publication = "spare"
 leaves = "/var/lib/spare/leaves"
 "#;
 
-const AGENT_TOML: &str = r#"socket = "/run/spare/agent.sock"
+const AGENT_TOML: &str = r#"socket = "/run/spare-agent/agent.sock"
 service = "auction"
 manager_user = "spare"
 uri = "qemu:///system"
