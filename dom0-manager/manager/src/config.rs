@@ -287,12 +287,15 @@ impl Default for Agent {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
     pub(crate) socket: PathBuf,
+    /// Who is in it may use the socket; without one, the manager's own group.
+    pub(crate) group: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
         Admin {
             socket: "/run/spare/admin.sock".into(),
+            group: None,
         }
     }
 }
