@@ -14,7 +14,7 @@
 //!           processes/, roots/       see the module `processes`
 //! ```
 //! QEMU runs as a user of its own: it may pass through the folder and open what it was given; it
-//! can't list anything. Files are root's alone from the moment they exist; libvirt gives a guest's disk to QEMU. What
+//! can't list anything. Files are root's alone from the moment they exist; a guest's disk is given to QEMU. What
 //! process replicas wrote nobody else can reach at all: they could have left programs there that run with the rights
 //! of their owner, root. Only root can write to the folder and to those above it, or the agent does not start.
 
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::names::parse_replica;
 use crate::pids;
+use crate::qemu::QemuUser;
 use crate::trusted::{Folder, Untrusted};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
@@ -29,7 +30,7 @@ use spare_protocol::ReplicaId;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{fchown, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -177,12 +178,17 @@ impl StateDir {
         self.root.join(name)
     }
 
-    /// Makes a guest's disk: an empty layer over the image's.
-    pub fn create_disk(&self, replica: ReplicaId, image: &Image) -> Result<PathBuf> {
+    /// Makes a guest's disk, an empty layer over the image's, and gives it to the user that QEMU runs as.
+    pub(crate) fn create_disk(
+        &self,
+        replica: ReplicaId,
+        image: &Image,
+        user: Option<QemuUser>,
+    ) -> Result<PathBuf> {
         let disk = self.disk(replica);
         // qemu-img fills the file that is there, and leaves its mode.
-        private(&disk)
-            .map_err(|e| Error::failed(format!("cannot create {}", disk.display()), e))?;
+        let what = format!("cannot create the disk {}", disk.display());
+        let file = private(&disk).map_err(|e| Error::failed(&what, e))?;
         let mut create = Command::new("qemu-img");
         create
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -190,13 +196,15 @@ impl StateDir {
         let output = pids::end_with_agent(&mut create)
             .output()
             .map_err(|e| Error::failed("cannot start qemu-img (package qemu-utils)", e))?;
-        if output.status.success() {
-            return Ok(disk);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(Error::failed(what, said.trim()));
         }
-        Err(Error::failed(
-            format!("cannot create the disk {}", disk.display()),
-            String::from_utf8_lossy(&output.stderr).trim(),
-        ))
+        if let Some(QemuUser { user, group }) = user {
+            fchown(&file, Some(user.as_raw()), Some(group.as_raw()))
+                .map_err(|e| Error::failed(what, e))?;
+        }
+        Ok(disk)
     }
 
     /// The replicas that have files here.

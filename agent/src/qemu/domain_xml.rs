@@ -24,7 +24,7 @@ const NEVER: [&str; 2] = ["vmx", "svm"];
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The memory of its whole process is bounded, so that a QEMU that was taken over, or one that leaks, takes no
-    /// more. Without a cgroup for it libvirt refuses that.
+    /// more. Not every host's libvirt can do that.
     pub bounds_memory: bool,
     /// What it reads from its disk and writes to it in a second.
     pub disk_mib_per_s: u64,
@@ -49,6 +49,8 @@ pub struct Guest<'a> {
     pub ports: &'a [Port],
     /// What it may take of its host.
     pub limits: Limits,
+    /// libvirt leaves its files to whom they belong ([`super::user`]).
+    pub keeps_owners: bool,
 }
 
 impl Guest<'_> {
@@ -71,6 +73,9 @@ impl Guest<'_> {
             "  <on_crash>destroy</on_crash>\n",
         ));
         self.push_devices(xml);
+        if self.keeps_owners {
+            xml.push_str("  <seclabel type='none' model='dac'/>\n");
+        }
         xml.push_str("</domain>\n");
     }
 
@@ -285,8 +290,15 @@ mod tests {
                 bounds_memory: true,
                 disk_mib_per_s: 200,
             },
+            keeps_owners: true,
         }
         .xml()
+    }
+
+    #[test]
+    fn libvirt_is_to_give_no_file_away() {
+        let xml = xml(&image(), Accelerator::Kvm, &[]);
+        assert!(xml.contains("<seclabel type='none' model='dac'/>"), "{xml}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::domain_xml::{Guest, Limits};
 use super::probe::Probe;
 use super::process;
 use super::realtime::Realtime;
+use super::user::{self, QemuUser};
 use crate::config::{AcceleratorChoice, Config};
 use crate::console;
 use crate::error::{Error, Result};
@@ -26,13 +27,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::broadcast;
 use virt::connect::Connect;
 use virt::domain::Domain;
-use virt::error::ErrorNumber;
 use virt::sys;
 
 /// Pause between two comparisons of what is known with what libvirt lists. Events come at once; this
@@ -47,8 +46,10 @@ pub struct Qemu {
     images: Images,
     places: Places,
     disk_mib_per_s: u64,
-    /// libvirt could bound the memory of a guest's process so far.
-    memory_is_bounded: AtomicBool,
+    /// Whom guests' disks are given to, once libvirt was asked.
+    user: OnceLock<Option<QemuUser>>,
+    /// Whether libvirt can bound the memory of a guest's process, once a guest was started.
+    memory_is_bounded: OnceLock<bool>,
     choice: AcceleratorChoice,
     probe_deadline: Duration,
     realtime: Realtime,
@@ -88,7 +89,8 @@ impl Qemu {
             images: Images::open(config.images.clone(), bounds, files.hashes())?,
             places: Places::new(config.replicas_max),
             disk_mib_per_s: config.disk_mib_per_s(),
-            memory_is_bounded: AtomicBool::new(true),
+            user: OnceLock::new(),
+            memory_is_bounded: OnceLock::new(),
             choice: config.accelerator(),
             probe_deadline: config.timeouts.probe(),
             realtime: Realtime::new(config.woken_realtime(), config.realtime_per_minute()),
@@ -202,7 +204,9 @@ impl Qemu {
     /// Makes the guest's disk and starts it.
     fn start_guest(&self, replica: ReplicaId, image: &Image, kind: Accelerator) -> Result<()> {
         self.files.begin(replica)?;
-        let disk = self.files.create_disk(replica, image)?;
+        let connect = self.link.connect()?;
+        let user = self.qemu_user(&connect)?;
+        let disk = self.files.create_disk(replica, image, user)?;
         let xml = |bounds_memory| {
             Guest {
                 domain: &self.service.domain_of(replica),
@@ -216,10 +220,11 @@ impl Qemu {
                     bounds_memory,
                     disk_mib_per_s: self.disk_mib_per_s,
                 },
+                keeps_owners: user.is_some(),
             }
             .xml()
         };
-        self.start_domain(&self.link.connect()?, xml)
+        self.start_domain(&connect, xml)
             .map_err(|e| failed(&format!("cannot start replica {replica}"), &e))?;
         self.files.complete(replica)?;
         // If the event was here first, this changes nothing.
@@ -228,25 +233,39 @@ impl Qemu {
         self.read_console(replica)
     }
 
-    /// Starts a domain, its memory bounded where libvirt has a cgroup to do it with.
+    /// Whom guests' disks are given to; libvirt is asked once.
+    fn qemu_user(&self, connect: &Connect) -> Result<Option<QemuUser>> {
+        if let Some(user) = self.user.get() {
+            return Ok(*user);
+        }
+        let found = user::find(connect)?;
+        Ok(*self.user.get_or_init(|| found))
+    }
+
+    /// Starts a domain, the memory of its process bounded unless libvirt can start none that is: it takes the memory
+    /// cgroup, and the right to raise the bound on locked memory, which libvirt sets to the same. What is missing it
+    /// says in words alone, so it is tried without.
     fn start_domain(
         &self,
         connect: &Connect,
         xml: impl Fn(bool) -> String,
     ) -> std::result::Result<(), virt::error::Error> {
-        let bounded = self.memory_is_bounded.load(Ordering::Relaxed);
-        match Domain::create_xml(connect, &xml(bounded), 0) {
-            Err(e) if bounded && is_without_memory_cgroup(&e) => {
-                tracing::warn!(
-                    "libvirt cannot bound the memory of guests' processes on this host ({}); that of the guests \
-                     themselves is bounded all the same",
-                    e.message()
-                );
-                self.memory_is_bounded.store(false, Ordering::Relaxed);
-                Domain::create_xml(connect, &xml(false), 0).map(drop)
-            }
-            started => started.map(drop),
+        let start = |bounded| Domain::create_xml(connect, &xml(bounded), 0).map(drop);
+        let known = self.memory_is_bounded.get().copied();
+        let Err(refused) = start(known.unwrap_or(true)) else {
+            let _ = self.memory_is_bounded.set(known.unwrap_or(true));
+            return Ok(());
+        };
+        if known.is_some() || start(false).is_err() {
+            return Err(refused);
         }
+        tracing::warn!(
+            "libvirt cannot bound the memory of guests' processes on this host ({}); what the guests themselves have \
+             is bounded all the same",
+            refused.message()
+        );
+        let _ = self.memory_is_bounded.set(false);
+        Ok(())
     }
 
     /// KVM or TCG, tried out with `image`'s kernel if nobody knows yet.
@@ -277,6 +296,7 @@ impl Qemu {
             domain: &self.service.probe_domain(),
             link: &self.link,
             files: &self.files,
+            keeps_owners: self.qemu_user(&self.link.connect()?)?.is_some(),
             deadline: self.probe_deadline,
         };
         let answer = probe.accelerator(&image)?;
@@ -467,12 +487,6 @@ impl Hypervisor for Qemu {
     fn events(&self) -> broadcast::Receiver<StateChange> {
         self.states.subscribe()
     }
-}
-
-/// Whether libvirt refused a bound on memory because it has no cgroup on this host.
-fn is_without_memory_cgroup(error: &virt::error::Error) -> bool {
-    // qemuSetupMemoryCgroup: "Memory cgroup is not available on this host".
-    error.code() == ErrorNumber::ConfigUnsupported && error.message().contains("emory cgroup")
 }
 
 /// What is done with each event of libvirt.

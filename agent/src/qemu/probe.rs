@@ -30,6 +30,8 @@ pub(super) struct Probe<'a> {
     pub(super) domain: &'a str,
     pub(super) link: &'a Link,
     pub(super) files: &'a StateDir,
+    /// libvirt can leave the files of a domain to whom they belong.
+    pub(super) keeps_owners: bool,
     /// How long the kernel may take to boot.
     pub(super) deadline: Duration,
 }
@@ -83,6 +85,7 @@ impl Probe<'_> {
                 bounds_memory: false,
                 disk_mib_per_s: 1,
             },
+            keeps_owners: self.keeps_owners,
         }
         .xml();
         Domain::create_xml(&connect, &xml, 0)

@@ -6,6 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// What guests may have of real time in a minute.
+pub(crate) const REALTIME_MS: u64 = 1000;
+
 /// The image's name.
 pub(crate) const NAME: &str = "tiny";
 /// What the guest says on its console when it is up.
@@ -25,7 +28,7 @@ pub(crate) fn configuration() -> Result<String, String> {
     }
     let accelerator = std::env::var("SPARE_TEST_ACCELERATOR").unwrap_or_else(|_| "auto".to_owned());
     Ok(format!(
-        "uri = \"{uri}\"\naccelerator = \"{accelerator}\"\n"
+        "uri = \"{uri}\"\naccelerator = \"{accelerator}\"\nrealtime_ms_per_minute = {REALTIME_MS}\n"
     ))
 }
 
@@ -34,6 +37,16 @@ pub(crate) fn process(_: &Path, service: &str, replica: &str) -> u32 {
     let domain = format!("spare-{service}-{}", replica.replace('.', "-"));
     let text = fs::read_to_string(format!("/run/libvirt/qemu/{domain}.pid")).unwrap();
     text.trim().parse().unwrap()
+}
+
+/// The guest as libvirt has it, in XML.
+pub(crate) fn domain(service: &str, replica: &str) -> String {
+    let uri = std::env::var("SPARE_TEST_URI").unwrap_or_else(|_| "qemu:///system".to_owned());
+    let domain = format!("spare-{service}-{}", replica.replace('.', "-"));
+    let output = Command::new("virsh")
+        .args(["-q", "-c", &uri, "dumpxml", &domain])
+        .output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
 }
 
 /// Drivers in the order in which they need each other, below the kernel's modules.

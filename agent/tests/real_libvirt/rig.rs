@@ -83,6 +83,11 @@ impl Rig {
         std::fs::write(self.config(), config).map_err(|e| e.to_string())
     }
 
+    /// Something below the agent's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
     fn config(&self) -> PathBuf {
         self.folder.join("agent.toml")
     }

@@ -56,6 +56,7 @@ pub fn image_description(bytes: &[u8]) {
                 bounds_memory: true,
                 disk_mib_per_s: 200,
             },
+            keeps_owners: true,
         };
         guest.xml()
     };
