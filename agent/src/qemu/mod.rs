@@ -13,4 +13,6 @@ pub use domain_xml::{Guest, Limits};
 pub use guests::Qemu;
 #[cfg(feature = "fuzzing")]
 pub(crate) use probe::answer_for;
+#[cfg(feature = "fuzzing")]
+pub(crate) use user::user_in;
 pub(crate) use user::QemuUser;

@@ -39,6 +39,12 @@ fn parse(capabilities: &str) -> Option<QemuUser> {
     })
 }
 
+/// For `decoders`: the numbers of user and group.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn user_in(capabilities: &str) -> Option<(u32, u32)> {
+    parse(capabilities).map(|found| (found.user.as_raw(), found.group.as_raw()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,9 +27,18 @@ pub fn agent_config(bytes: &[u8]) {
     }
 }
 
-/// `image.toml`, up to the description that libvirt gets.
+/// `image.toml`, up to the description that libvirt gets; the note of the hashes of images' files, and what libvirt
+/// says of QEMU's user.
 pub fn image_description(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
+    if let Some(line) = decoders::hash_note(&text) {
+        assert_eq!(decoders::hash_note(&line).as_ref(), Some(&line));
+    }
+    if let Some((user, group)) = decoders::qemu_user(&text) {
+        for number in [user, group] {
+            assert!(text.contains(&number.to_string()), "{number}");
+        }
+    }
     let described = within(CONFIG, text.len(), || decoders::image_description(&text));
     let Some((cmdline, memory_mib, processors)) = described else {
         return;
