@@ -20,7 +20,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::names::parse_replica;
+use crate::names::{parse_replica, quoted};
 use crate::pids;
 use crate::qemu::QemuUser;
 use crate::trusted::{Folder, Untrusted};
@@ -169,7 +169,7 @@ impl StateDir {
         let found = ports.into_iter().find(|known| known.name == port);
         found
             .map(|known| known.socket)
-            .ok_or_else(|| Error::NoSuchPort(port.to_owned(), names))
+            .ok_or_else(|| Error::NoSuchPort(quoted(port), names))
     }
 
     /// A part of the folder that one hypervisor alone has.

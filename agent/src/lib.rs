@@ -22,6 +22,7 @@ pub mod error;
 pub mod files;
 pub mod hypervisor;
 pub mod image;
+pub mod memory;
 pub mod names;
 pub mod processes;
 pub mod qemu;

@@ -14,6 +14,7 @@
 //! An agent that dies in between leaves nothing running: the starter dies with it, and without "go" the replica
 //! ends.
 
+use crate::memory;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg};
 use nix::libc;
@@ -138,6 +139,7 @@ fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), StartError>
     setsid().map_err(system("a session of its own"))?;
     // The agent's is for its own files.
     umask(Mode::from_bits_truncate(REPLICA_UMASK));
+    memory::unbound().map_err(system("memory of its own"))?;
     // The agent may have a better place than replicas should have. Worse is always allowed.
     // SAFETY: no pointers are involved.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };

@@ -126,6 +126,11 @@ impl Host {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
+    /// The number of the agent's process.
+    pub(crate) fn agent_process(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
     /// The agent's socket, as the manager names it.
     pub(crate) fn socket(&self) -> String {
         self.places[0].1.display().to_string()

@@ -81,6 +81,7 @@ fn trials() -> Vec<Trial> {
         trial!(what_a_replica_has_cannot_be_read_past_the_agent),
         trial!(a_program_that_a_replica_left_cannot_be_run_with_roots_rights),
         trial!(odd_names_lead_to_nothing),
+        trial!(the_agents_memory_is_bounded_and_no_replica_by_it),
     ]
 }
 
@@ -307,4 +308,23 @@ fn odd_names_lead_to_nothing() {
     }
     let files = std::fs::read_dir(host.path("state/processes")).unwrap();
     assert_eq!(files.count(), 0);
+}
+
+/// Calls of any size, whose answers nobody reads, cannot take the host's memory.
+fn the_agents_memory_is_bounded_and_no_replica_by_it() {
+    let mut host = Host::new();
+    host.start("");
+    assert_eq!(host.create("0.1", "tiny"), DONE);
+    let init = std::fs::read_to_string(host.path("state/processes/0.1/init")).unwrap();
+    let init = init.split(' ').next().unwrap().parse().unwrap();
+    let soft = |process: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let data = limits
+            .lines()
+            .find(|line| line.starts_with("Max data size"));
+        let words: Vec<&str> = data.unwrap().split_whitespace().collect();
+        words[3].to_owned()
+    };
+    assert_eq!(soft(host.agent_process()), (1u64 << 30).to_string());
+    assert_eq!(soft(init), soft(std::process::id()));
 }
