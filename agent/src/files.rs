@@ -22,10 +22,10 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::names::{parse_replica, quoted};
 use crate::pids;
-use crate::qemu::QemuUser;
 use crate::trusted::{Folder, Untrusted};
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
+use nix::unistd::{Gid, Uid};
 use spare_protocol::ReplicaId;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -47,6 +47,13 @@ pub struct Port {
     pub name: &'static str,
     /// Whoever connects here talks to the guest.
     pub socket: PathBuf,
+}
+
+/// Whom a guest's disk is given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) user: Uid,
+    pub(crate) group: Gid,
 }
 
 /// `state_dir` of the configuration.
@@ -183,7 +190,7 @@ impl StateDir {
         &self,
         replica: ReplicaId,
         image: &Image,
-        user: Option<QemuUser>,
+        owner: Option<Owner>,
     ) -> Result<PathBuf> {
         let disk = self.disk(replica);
         // qemu-img fills the file that is there, and leaves its mode.
@@ -200,7 +207,7 @@ impl StateDir {
             let said = String::from_utf8_lossy(&output.stderr);
             return Err(Error::failed(what, said.trim()));
         }
-        if let Some(QemuUser { user, group }) = user {
+        if let Some(Owner { user, group }) = owner {
             fchown(&file, Some(user.as_raw()), Some(group.as_raw()))
                 .map_err(|e| Error::failed(what, e))?;
         }

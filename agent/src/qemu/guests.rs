@@ -5,11 +5,11 @@ use super::domain_xml::{Guest, Limits};
 use super::probe::Probe;
 use super::process;
 use super::realtime::Realtime;
-use super::user::{self, QemuUser};
+use super::user;
 use crate::config::{AcceleratorChoice, Config};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::files::StateDir;
+use crate::files::{Owner, StateDir};
 use crate::hypervisor::{Hypervisor, State, StateChange, Usage};
 use crate::image::{Bounds, Image, Images};
 use crate::libvirt::{
@@ -47,7 +47,7 @@ pub struct Qemu {
     places: Places,
     disk_mib_per_s: u64,
     /// Whom guests' disks are given to, once libvirt was asked.
-    user: OnceLock<Option<QemuUser>>,
+    user: OnceLock<Option<Owner>>,
     /// Whether libvirt can bound the memory of a guest's process, once a guest was started.
     memory_is_bounded: OnceLock<bool>,
     choice: AcceleratorChoice,
@@ -234,7 +234,7 @@ impl Qemu {
     }
 
     /// Whom guests' disks are given to; libvirt is asked once.
-    fn qemu_user(&self, connect: &Connect) -> Result<Option<QemuUser>> {
+    fn qemu_user(&self, connect: &Connect) -> Result<Option<Owner>> {
         if let Some(user) = self.user.get() {
             return Ok(*user);
         }

@@ -15,4 +15,3 @@ pub use guests::Qemu;
 pub(crate) use probe::answer_for;
 #[cfg(feature = "fuzzing")]
 pub(crate) use user::user_in;
-pub(crate) use user::QemuUser;

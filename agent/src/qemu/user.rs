@@ -5,19 +5,13 @@
 //! is to be given away, and the agent gives QEMU the one file that it writes, the guest's disk.
 
 use crate::error::Result;
+use crate::files::Owner;
 use crate::libvirt::failed;
 use nix::unistd::{Gid, Uid};
 use virt::connect::Connect;
 
-/// QEMU's user and group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct QemuUser {
-    pub(crate) user: Uid,
-    pub(crate) group: Gid,
-}
-
 /// The user that QEMU runs as; `None` if this libvirt changes no owners.
-pub(super) fn find(connect: &Connect) -> Result<Option<QemuUser>> {
+pub(super) fn find(connect: &Connect) -> Result<Option<Owner>> {
     let capabilities = connect
         .get_capabilities()
         .map_err(|e| failed("cannot tell which user QEMU runs as", &e))?;
@@ -26,14 +20,14 @@ pub(super) fn find(connect: &Connect) -> Result<Option<QemuUser>> {
 
 /// The label of the security model `dac` in libvirt's capabilities:
 /// `<model>dac</model> … <baselabel type='qemu'>+64055:+994</baselabel>`.
-fn parse(capabilities: &str) -> Option<QemuUser> {
+fn parse(capabilities: &str) -> Option<Owner> {
     let (_, model) = capabilities.split_once("<model>dac</model>")?;
     let (model, _) = model.split_once("</secmodel>")?;
     let (_, label) = model.split_once("<baselabel")?;
     let (label, _) = label.split_once('>')?.1.split_once('<')?;
     let (user, group) = label.split_once(':')?;
     let number = |text: &str| text.trim().strip_prefix('+')?.parse::<u32>().ok();
-    Some(QemuUser {
+    Some(Owner {
         user: Uid::from_raw(number(user)?),
         group: Gid::from_raw(number(group)?),
     })
@@ -55,7 +49,7 @@ mod tests {
             <secmodel>\n<model>dac</model>\n<doi>0</doi>\n<baselabel type='kvm'>+64055:+994</baselabel>\n\
             <baselabel type='qemu'>+64055:+994</baselabel></secmodel></host>";
         let (user, group) = (Uid::from_raw(64_055), Gid::from_raw(994));
-        assert_eq!(parse(text), Some(QemuUser { user, group }));
+        assert_eq!(parse(text), Some(Owner { user, group }));
         for without in [
             "",
             "<secmodel><model>none</model><doi>0</doi></secmodel>",
