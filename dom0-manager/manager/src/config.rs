@@ -293,7 +293,7 @@ pub(crate) struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Agent {
-            socket: "/run/spare/agent.sock".into(),
+            socket: "/run/spare-agent/agent.sock".into(),
         }
     }
 }
@@ -303,12 +303,15 @@ impl Default for Agent {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
     pub(crate) socket: PathBuf,
+    /// Who is in it may use the socket; without one, the manager's own group.
+    pub(crate) group: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
         Admin {
             socket: "/run/spare/admin.sock".into(),
+            group: None,
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
 use crate::handle::{DriverHandle, Queues};
+use crate::operators::Peer;
 use crate::peers::{LocalSeat, Peers};
 use crate::stores;
 use axum::Router;
@@ -57,6 +58,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         gateway,
         network,
         admin,
+        operators,
         agent,
         watch,
         host,
@@ -73,7 +75,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let api = Arc::new(AdminApi::new(config.clone(), host.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(gateway::serve(gateway, Arc::clone(&clients)));
-    tasks.spawn(serve_admin(admin, admin::router(Arc::clone(&api))));
+    tasks.spawn(serve_admin(admin, admin::router(&api, operators)));
     let stores = tokio::select! {
         stores = catch_up::open(&config, (image, replicas), network.as_ref(), &api) => stores?,
         () = api.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
@@ -198,7 +200,8 @@ fn clients(config: &Config, speaker: &DriverHandle) -> Clients {
 }
 
 async fn serve_admin(listener: UnixListener, router: Router) {
-    if let Err(error) = axum::serve(listener, router).await {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    if let Err(error) = axum::serve(listener, service).await {
         tracing::error!("the admin API ended: {error}");
     }
 }
