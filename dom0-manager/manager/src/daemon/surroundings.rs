@@ -4,6 +4,7 @@
 use super::error::DaemonError;
 use crate::agent_link::{self, AgentLink, AgentWatch};
 use crate::config::{Config, Durability};
+use crate::gateway;
 use crate::normalise::Normaliser;
 use crate::peers::Network;
 use crate::stores;
@@ -33,7 +34,7 @@ impl Surroundings {
     pub(super) async fn find(config: &Config) -> Result<Surroundings, DaemonError> {
         let normaliser = Arc::new(Normaliser::new(&config.normalise)?);
         warn_of_memory(config);
-        let gateway = bind_gateway(config).await?;
+        let gateway = bind_gateway(config)?;
         let network = Network::open(config).await?;
         let admin = bind_admin(&config.admin.socket)?;
         let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
@@ -84,10 +85,9 @@ fn warn_of_memory(config: &Config) {
     }
 }
 
-async fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
+fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
     let address = config.gateway.listen;
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|cause| DaemonError::Gateway { address, cause })
+    gateway::listen(address).map_err(|cause| DaemonError::Gateway { address, cause })
 }
 
 fn bind_admin(socket: &Path) -> Result<UnixListener, DaemonError> {
