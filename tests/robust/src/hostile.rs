@@ -69,11 +69,12 @@ async fn beside(suite: &mut Suite, kinds: &[Kind], clients: usize, seconds: u64)
     Ok(())
 }
 
-/// Waits until every client of an attack has connected, and has its page if it is to be slow in reading it.
+/// Waits until every client of an attack has connected, and many have their pages if they are to be slow in reading
+/// them: all never have at once, as those who are too slow are cut.
 async fn under_way(kind: Kind, tally: &Tally, clients: u64) -> Result<()> {
     let begun = Instant::now();
     let done = || match kind {
-        Kind::SlowReading => tally.answered() >= clients,
+        Kind::SlowReading => tally.opened() >= clients && tally.answered() >= clients / 4,
         _ => tally.opened() >= clients,
     };
     while !done() {

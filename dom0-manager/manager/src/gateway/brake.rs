@@ -9,8 +9,8 @@ use tokio::time::Instant;
 const STEP: Duration = Duration::from_millis(1);
 /// So many may leave at once after a while without.
 const AT_ONCE: u32 = 100;
-/// No refusal waits longer.
-const DELAY_MAX: Duration = Duration::from_secs(2);
+/// No refusal waits longer: as many connections as there are by default have their turns in it.
+const DELAY_MAX: Duration = Duration::from_secs(4);
 
 /// When the next refusal may leave.
 #[derive(Debug)]
@@ -40,10 +40,10 @@ mod tests {
     fn a_few_refusals_leave_at_once_and_a_flood_waits_but_not_for_ever() {
         let now = Instant::now() + Duration::from_secs(1000);
         let brake = Brake::new(now - Duration::from_secs(10));
-        let delays: Vec<Duration> = (0..4000).map(|_| brake.delay(now)).collect();
+        let delays: Vec<Duration> = (0..6000).map(|_| brake.delay(now)).collect();
         assert_eq!(delays[100], Duration::ZERO);
         assert_eq!(delays[1100], Duration::from_secs(1));
-        assert_eq!(delays[3999], DELAY_MAX);
+        assert_eq!(delays[5999], DELAY_MAX);
         // What was waited for is over.
         let later = now + DELAY_MAX + STEP * 51;
         assert_eq!(brake.delay(later), Duration::ZERO);

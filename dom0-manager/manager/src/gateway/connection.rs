@@ -50,7 +50,7 @@ pub(crate) async fn serve(
     place: Place,
     share: Option<Share>,
 ) {
-    let limits = Arc::clone(&clients.limits);
+    let (limits, all) = (Arc::clone(&clients.limits), Arc::clone(&clients));
     if let Err(error) = prepare(&stream, &limits) {
         tracing::debug!("a connection cannot be used: {error}");
         return;
@@ -90,7 +90,15 @@ pub(crate) async fn serve(
     }
     match (cut, ended) {
         (Some(Cut::Slow(Phase::Writing)), _) => reset(&stream),
-        (Some(Cut::Slow(Phase::Head)), _) => say(&stream, too_slow(&limits)).await,
+        (Some(Cut::Slow(Phase::Head)), _) => {
+            // Those who came together are not refused together.
+            place.enter(Phase::Idle);
+            tokio::select! {
+                () = all.refusal_may_leave() => {}
+                () = place.closing() => return,
+            }
+            say(&stream, too_slow(&limits)).await;
+        }
         (Some(Cut::NoRoom), _) => say(&stream, no_room(&limits)).await,
         // Without a word: nothing was asked.
         (Some(Cut::Slow(Phase::Idle)), _) => return,

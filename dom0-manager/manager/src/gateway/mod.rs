@@ -162,7 +162,7 @@ impl Clients {
             Err(refusal) => {
                 // Meanwhile it gives way to others.
                 place.enter(Phase::Idle);
-                tokio::time::sleep(self.brake.delay(Instant::now())).await;
+                self.refusal_may_leave().await;
                 place.enter(Phase::Busy);
                 refusal
             }
@@ -178,6 +178,11 @@ impl Clients {
                 unavailable(&why).into_response(Held::default())
             }
         }
+    }
+
+    /// Returns when it is one more refusal's turn.
+    async fn refusal_may_leave(&self) {
+        tokio::time::sleep(self.brake.delay(Instant::now())).await;
     }
 
     /// The agreed reply, or the gateway's refusal.
