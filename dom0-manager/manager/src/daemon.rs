@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surroundings::Surroundings;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// So long answers that are on their way to clients have, before their connections are closed.
@@ -71,7 +71,12 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let speaker = seats.iter().find(|s| s.seat == voice);
     let speaker = speaker.ok_or(DaemonError::NoSeat)?;
     // Until the group serves clients get 503, and operators learn why.
-    let clients = Arc::new(clients(&config, speaker));
+    let clients = Arc::new(Clients::new(
+        &config.gateway,
+        &config.requests,
+        speaker.seat,
+        speaker.inputs.clone(),
+    ));
     let api = Arc::new(AdminApi::new(config.clone(), host.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(gateway::serve(gateway, Arc::clone(&clients)));
@@ -183,19 +188,6 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
             destroy_all(&agent).await?;
             Ok(Next::Exit)
         }
-    }
-}
-
-/// The clients' side, which reaches the group through `speaker`.
-fn clients(config: &Config, speaker: &DriverHandle) -> Clients {
-    Clients {
-        limits: config.gateway.clone(),
-        rules: config.requests.clone(),
-        seat: speaker.seat,
-        pending: Arc::default(),
-        inputs: speaker.inputs.clone(),
-        serving: Arc::default(),
-        in_flight: Semaphore::new(config.gateway.requests_max),
     }
 }
 

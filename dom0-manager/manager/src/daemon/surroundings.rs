@@ -4,6 +4,7 @@
 use super::error::DaemonError;
 use crate::agent_link::{self, AgentLink, AgentWatch};
 use crate::config::{Config, Durability};
+use crate::gateway;
 use crate::normalise::Normaliser;
 use crate::operators::{self, Operators};
 use crate::peers::Network;
@@ -35,7 +36,7 @@ impl Surroundings {
     pub(super) async fn find(config: &Config) -> Result<Surroundings, DaemonError> {
         let normaliser = Arc::new(Normaliser::new(&config.normalise)?);
         warn_of_memory(config);
-        let gateway = bind_gateway(config).await?;
+        let gateway = bind_gateway(config)?;
         let network = Network::open(config).await?;
         let (admin, operators) =
             operators::listen_at(&config.admin.socket, config.admin.group.as_deref())?;
@@ -88,8 +89,7 @@ fn warn_of_memory(config: &Config) {
     }
 }
 
-async fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
+fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
     let address = config.gateway.listen;
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|cause| DaemonError::Gateway { address, cause })
+    gateway::listen(address).map_err(|cause| DaemonError::Gateway { address, cause })
 }
