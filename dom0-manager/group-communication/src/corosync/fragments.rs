@@ -3,7 +3,7 @@
 //! A sender has at most one long message under way, and what is kept of it never exceeds what arrived, so
 //! the memory is bounded by [`MESSAGE_BYTES_MAX`] a sender. It is dropped with the membership.
 
-use super::packing::MESSAGE_BYTES_MAX;
+use crate::channel::MESSAGE_BYTES_MAX;
 use bytes::Bytes;
 
 /// Packets of a sender do not follow one another as it sent them.

@@ -15,10 +15,6 @@ const BATCH_BYTES_MAX: usize = 64 << 10;
 /// in between.
 const PART_BYTES_MAX: usize = 128 << 10;
 
-/// The longest message. Far above what a gateway accepts as a request or a reply (16 MiB by default), and
-/// a bound for what is put together at the receivers.
-pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 20;
-
 /// What a message takes in memory.
 pub(super) fn cost(message: &Bytes) -> usize {
     message.len() + 64
