@@ -2,6 +2,7 @@
 
 use crate::Micros;
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
@@ -68,6 +69,9 @@ pub struct Config {
     pub batch_requests_max: usize,
     /// Bytes of the requests in one message.
     pub batch_bytes_max: usize,
+    /// Bytes of this gateway's requests that were not delivered yet; above that clients are refused. While a ring forms
+    /// nothing is delivered, and clients go on sending.
+    pub undelivered_bytes_max: usize,
     /// Requests of this gateway under way; above that clients are refused.
     pub in_flight_max: usize,
     /// A proposed time further ahead of the other managers' clocks is cut back, in microseconds.
@@ -76,6 +80,8 @@ pub struct Config {
     pub key_lifetime_us: i64,
     /// How many keys are remembered.
     pub keys_max: usize,
+    /// The versions of the protocol that this manager speaks: those of its build.
+    pub versions: VersionRange,
 }
 
 /// What a manager has on disk from an earlier run.

@@ -8,6 +8,7 @@ use hosts::HostsProblem;
 
 use serde::Deserialize;
 use spare_core::Micros;
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 use spare_settings::SettingsError;
 use std::net::SocketAddr;
@@ -19,6 +20,8 @@ const RECOVERY_BUILDS: u64 = 3;
 const BATCH_REQUESTS_MAX: usize = 256;
 /// Bytes of requests in one multicast message.
 const BATCH_BYTES_MAX: usize = 256 << 10;
+/// What waits for a ring to form: half of what the engine takes.
+const UNDELIVERED_BYTES_MAX: usize = 128 << 20;
 /// A gateway's clock may be so far ahead of the other managers' clocks.
 const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 
@@ -399,12 +402,14 @@ impl Config {
             batch_delay: Micros(0),
             batch_requests_max: BATCH_REQUESTS_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
+            undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
             in_flight_max: self.gateway.requests_max,
             clock_ahead_max_us: CLOCK_AHEAD_MAX_US,
             key_lifetime_us: i64::try_from(self.gateway.key_lifetime_s)
                 .unwrap_or(i64::MAX)
                 .saturating_mul(1_000_000),
             keys_max: self.gateway.keys_max,
+            versions: VersionRange::OF_THIS_BUILD,
         }
     }
 

@@ -310,6 +310,7 @@ impl<G: GroupChannel> Driver<G> {
         };
         let mut outputs = std::mem::take(&mut self.outputs);
         self.core.step_into(now, input, &mut outputs);
+        self.peers.speak(self.core.version());
         for output in outputs.drain(..) {
             self.perform(output);
         }
@@ -329,7 +330,7 @@ impl<G: GroupChannel> Driver<G> {
     fn perform(&mut self, output: Output) {
         match output {
             Output::Multicast(envelope) => {
-                let bytes = Bytes::from(envelope.to_bytes());
+                let bytes = Bytes::from(envelope.to_bytes(self.core.version()));
                 self.multicast(bytes);
             }
             Output::SendPeer { to, message } => self.peers.send(self.me, to, message),

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use spare_protocol::messages::{
     LossReason, OrderedMessage, Request, RequestId, RootVote, ViewId, Vote, Votes,
 };
+use spare_protocol::versions::{decode_any, encode_as, FIRST_VERSION};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 
 fn replica(seat: u16, generation: u32) -> ReplicaId {
@@ -342,4 +343,32 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
         stream.say(1, OrderedMessage::Slept { replica });
     }
     assert_eq!(of_seat_1(&stream), 2);
+}
+
+/// Managers of the build before versions were negotiated take this over, and give it.
+#[test]
+fn the_state_in_the_first_version_is_that_of_builds_before_negotiation() {
+    let mut stream = Stream::begun(1);
+    let first = stream.write();
+    stream.votes(0, 1, first, "right");
+    stream.votes(1, 1, first, "wrong");
+    stream.say(
+        0,
+        OrderedMessage::HelpMe {
+            position: first,
+            attempt: 1,
+            needed: 1,
+        },
+    );
+    stream.write();
+    stream.lost(1, 2);
+    let encoded = encode_as(FIRST_VERSION, &stream.group);
+    let expected = "618a1508d2eac16002d7bbd831fc2e48e9c2fa67ff7fc8c011cc2e91b8da05bc";
+    assert_eq!(Hash::of(&encoded).to_string(), expected);
+    let decoded: GroupState = decode_any(&encoded).expect("a state");
+    assert_eq!(decoded.version(), FIRST_VERSION);
+    assert_eq!(
+        spare_protocol::encode(&decoded),
+        spare_protocol::encode(&stream.group)
+    );
 }
