@@ -223,6 +223,117 @@ impl Load {
     }
 }
 
+/// Uploads at all gateways, again and again, until it is finished or dropped.
+pub(crate) struct Uploads {
+    counts: Arc<Counts>,
+    stop: StopUploads,
+    thread: JoinHandle<Result<()>>,
+}
+
+/// Those of a test that failed are not to disturb the next one.
+struct StopUploads(Arc<AtomicBool>);
+
+impl Drop for StopUploads {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    under_way: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Uploads {
+    /// So many at each gateway at once, each of so many bytes. The service refuses them for their length, once they
+    /// are agreed on like any other request.
+    pub(crate) fn start(service: &Service<'_>, at_each: usize, bytes: usize) -> Result<Uploads> {
+        let (gateways, network) = (service.gateways()?, service.lab.host(CLIENT)?.network());
+        let (counts, stop) = (
+            Arc::new(Counts::default()),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (theirs, until) = (Arc::clone(&counts), Arc::clone(&stop));
+        let thread = in_network(network, move || {
+            runtime()?.block_on(upload_all(&gateways, at_each, bytes, &theirs, &until))
+        });
+        Ok(Uploads {
+            counts,
+            stop: StopUploads(stop),
+            thread,
+        })
+    }
+
+    /// Waits until so many are under way at the same time.
+    pub(crate) fn wait_until_under_way(&self, count: usize) -> Result<()> {
+        let begun = Instant::now();
+        while self.counts.under_way.load(Ordering::SeqCst) < count as u64 {
+            ensure!(
+                begun.elapsed() < ANSWER_LIMIT,
+                "too few uploads are under way"
+            );
+            ensure!(!self.thread.is_finished(), "the uploads have ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Stops them; returns how many were answered.
+    pub(crate) fn finish(self) -> Result<u64> {
+        drop(self.stop);
+        ended(self.thread)?;
+        Ok(self.counts.answered.load(Ordering::SeqCst))
+    }
+}
+
+async fn upload_all(
+    gateways: &[String],
+    at_each: usize,
+    bytes: usize,
+    counts: &Arc<Counts>,
+    stop: &Arc<AtomicBool>,
+) -> Result<()> {
+    let body = "x".repeat(bytes);
+    let mut tasks = Vec::new();
+    for _ in 0..at_each {
+        for connection in connections(gateways)? {
+            let (counts, stop) = (Arc::clone(counts), Arc::clone(stop));
+            tasks.push(tokio::spawn(upload(connection, body.clone(), counts, stop)));
+        }
+    }
+    for task in tasks {
+        task.await?;
+    }
+    Ok(())
+}
+
+/// One client: what it is told does not matter, but that it is told something does.
+async fn upload(
+    mut connection: Connection,
+    body: String,
+    counts: Arc<Counts>,
+    stop: Arc<AtomicBool>,
+) {
+    let request = Request {
+        method: "POST",
+        target: "/comment".to_owned(),
+        headers: Vec::new(),
+        body,
+    };
+    while !stop.load(Ordering::SeqCst) {
+        counts.under_way.fetch_add(1, Ordering::SeqCst);
+        let reply = connection.send(&request).await;
+        counts.under_way.fetch_sub(1, Ordering::SeqCst);
+        match reply {
+            Ok(reply) if reply.status != 503 => {
+                counts.answered.fetch_add(1, Ordering::SeqCst);
+            }
+            _ => tokio::time::sleep(AWAY).await,
+        }
+    }
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
