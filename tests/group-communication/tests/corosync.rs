@@ -320,6 +320,31 @@ fn with_a_witness_the_one_that_is_left_goes_on_without_a_break() -> Result<()> {
     Ok(())
 }
 
+/// While a ring forms nothing is delivered, and what members send piles up: Corosync must answer all the same, or the
+/// survivor takes it for one that stood still.
+#[test]
+fn with_a_witness_the_one_that_is_left_goes_on_without_a_break_however_much_it_sends() -> Result<()>
+{
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (mut hosts, mut members) = members_on(Hosts::start_with_witness(2)?)?;
+    let (seen, _) = members[0].wait_for_view(0, &[0, 1], true)?;
+    for member in &mut members {
+        member.tell("send 200 1048576")?;
+    }
+    wait_for_messages(&members[0], 0, 3)?;
+    hosts.kill_corosync(1);
+    members[0].wait_for_view(seen, &[0], true)?;
+    wait_for_messages(&members[0], 0, 199)?;
+    let heard = members[0].heard();
+    let views: Vec<_> = (heard.iter().filter(|h| matches!(h, Heard::View(..)))).collect();
+    assert!(
+        views.iter().all(|h| matches!(h, Heard::View(_, true, _))),
+        "{views:?}"
+    );
+    assert_eq!(messages(&heard, 0), (0..200).collect::<Vec<u64>>());
+    Ok(())
+}
+
 /// A is alone, hangs, B takes over with the witness, A wakes: it must not decide for a moment.
 #[test]
 fn a_lone_host_that_stood_still_while_another_took_over_does_not_decide() -> Result<()> {

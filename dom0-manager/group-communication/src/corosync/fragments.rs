@@ -189,6 +189,25 @@ mod tests {
     }
 
     #[test]
+    fn so_much_is_under_way_that_the_queue_of_corosync_never_gets_full() {
+        let mut outbox = Outbox::new(1 << 20);
+        for _ in 0..20 {
+            outbox.push(vec![0; 1 << 20].into());
+        }
+        for view in 1..3 {
+            outbox.enter(view);
+            let mut taken = 0;
+            while let Some(packet) = outbox.next() {
+                taken += packet.len();
+                outbox.sent();
+            }
+            assert!((512 << 10..1 << 20).contains(&taken), "{taken}");
+            outbox.delivered();
+            assert!(outbox.next().is_some(), "the next after one was delivered");
+        }
+    }
+
+    #[test]
     fn many_small_messages_share_a_packet() {
         let mut outbox = Outbox::new(1 << 20);
         for i in 0..1000u32 {
