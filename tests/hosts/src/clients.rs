@@ -24,6 +24,8 @@ const LISTS: std::ops::RangeInclusive<u64> = 2..=1000;
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+/// An upload waits behind all others.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
 const AWAY: Duration = Duration::from_millis(20);
 /// For the service to answer at all.
@@ -223,7 +225,7 @@ impl Load {
     }
 }
 
-/// Uploads at all gateways, again and again, until it is finished or dropped.
+/// Uploads at all gateways, each sent until it is answered, or all are finished or dropped.
 pub(crate) struct Uploads {
     counts: Arc<Counts>,
     stop: StopUploads,
@@ -279,7 +281,18 @@ impl Uploads {
         Ok(())
     }
 
-    /// Stops them; returns how many were answered.
+    /// Waits until so many more were answered.
+    pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
+        let before = self.counts.answered.load(Ordering::SeqCst);
+        let begun = Instant::now();
+        while self.counts.answered.load(Ordering::SeqCst) < before + count {
+            ensure!(begun.elapsed() < ANSWER_LIMIT, "uploads are not answered");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Gives up what is under way; returns how many were answered.
     pub(crate) fn finish(self) -> Result<u64> {
         drop(self.stop);
         ended(self.thread)?;
@@ -297,37 +310,37 @@ async fn upload_all(
     let body = "x".repeat(bytes);
     let mut tasks = Vec::new();
     for _ in 0..at_each {
-        for connection in connections(gateways)? {
-            let (counts, stop) = (Arc::clone(counts), Arc::clone(stop));
-            tasks.push(tokio::spawn(upload(connection, body.clone(), counts, stop)));
+        for connection in connections(gateways, UPLOAD_LIMIT)? {
+            tasks.push(tokio::spawn(upload(
+                connection,
+                body.clone(),
+                Arc::clone(counts),
+            )));
         }
     }
-    for task in tasks {
-        task.await?;
+    while !stop.load(Ordering::SeqCst) {
+        tokio::time::sleep(AWAY).await;
     }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
     Ok(())
 }
 
-/// One client: what it is told does not matter, but that it is told something does.
-async fn upload(
-    mut connection: Connection,
-    body: String,
-    counts: Arc<Counts>,
-    stop: Arc<AtomicBool>,
-) {
+/// One client: what it is told does not matter, but that it is told something does, in the end.
+async fn upload(mut connection: Connection, body: String, counts: Arc<Counts>) {
     let request = Request {
         method: "POST",
         target: "/comment".to_owned(),
         headers: Vec::new(),
         body,
     };
-    while !stop.load(Ordering::SeqCst) {
+    loop {
         counts.under_way.fetch_add(1, Ordering::SeqCst);
         let reply = connection.send(&request).await;
         counts.under_way.fetch_sub(1, Ordering::SeqCst);
         match reply {
             Ok(reply) if reply.status != 503 => {
                 counts.answered.fetch_add(1, Ordering::SeqCst);
+                return;
             }
             _ => tokio::time::sleep(AWAY).await,
         }
@@ -360,7 +373,7 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
         for (gateway, stays) in staying.chain(roaming) {
             let client = Client {
                 shared: Arc::clone(shared),
-                connections: connections(gateways)?,
+                connections: connections(gateways, ATTEMPT_LIMIT)?,
                 gateway,
                 stays,
                 pause: clients.pause,
@@ -375,10 +388,10 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
     })
 }
 
-fn connections(gateways: &[String]) -> Result<Vec<Connection>> {
+fn connections(gateways: &[String], limit: Duration) -> Result<Vec<Connection>> {
     let connection = |url: &String| {
         let address = Address::from_url(url)?;
-        Ok(Connection::new(address, ATTEMPT_LIMIT))
+        Ok(Connection::new(address, limit))
     };
     gateways.iter().map(connection).collect()
 }
@@ -558,7 +571,7 @@ async fn settle(
     operations: &mut [Operation],
 ) -> Result<BTreeMap<u64, Vec<String>>> {
     let mut ways = Ways {
-        connections: connections(gateways)?,
+        connections: connections(gateways, ATTEMPT_LIMIT)?,
         current: 0,
     };
     let mut lists: BTreeMap<u64, Vec<String>> = BTreeMap::new();
