@@ -20,6 +20,7 @@ mod run;
 mod seeded_bugs;
 mod service;
 mod trace;
+mod upgrades;
 mod world;
 
 use clap::Parser;
