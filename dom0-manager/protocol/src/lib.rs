@@ -13,5 +13,5 @@ mod ids;
 pub mod messages;
 pub mod update;
 
-pub use codec::{decode, encode, DecodeError};
+pub use codec::{decode, encode, encoded_length, DecodeError};
 pub use ids::{Class, Epoch, Hash, Position, ReplicaId, SeatId};
