@@ -12,7 +12,7 @@ use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use crate::state_tree::ReadChunks;
 use redb::{
-    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
     TableDefinition, WriteTransaction,
 };
 use spare_protocol::{Hash, Position};
@@ -30,11 +30,18 @@ const UNBORN: &str = "state.blocks.new";
 pub(crate) const UNVERIFIED: &str = "state.redb";
 /// How much of it is converted at once.
 const PORTION: u64 = 1 << 20;
+/// A longer chunk stands in pieces of this length. The engine's pages are powers of two, and it reads and writes them
+/// whole: a row a little longer than 8 MiB would take twice as much, on disk and several times in memory. One piece and its page's
+/// head take 64 KiB.
+const PIECE_BYTES: usize = (64 << 10) - 512;
 /// Memory for its pages: chunks are read and written in order, once.
 const CACHE_BYTES: usize = 8 << 20;
 
 const ABOUT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("about");
+/// Chunks, or their first pieces.
 const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("chunks");
+/// What follows the first piece of a long chunk.
+const PIECES: TableDefinition<'_, (&[u8; 32], u32), &[u8]> = TableDefinition::new("pieces");
 /// Chunks in `CHUNKS` that no manifest names yet: after a crash nobody wants them.
 const FRESH: TableDefinition<'_, &[u8; 32], ()> = TableDefinition::new("fresh");
 const MANIFESTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("manifests");
@@ -164,7 +171,7 @@ impl Tables {
                 let mut about = transaction.open_table(ABOUT)?;
                 about.insert(VERSION, FORMAT_VERSION.to_le_bytes().as_slice())?;
                 about.insert(IMAGE, image.0.as_slice())?;
-                transaction.open_table(CHUNKS)?;
+                Chunks::of(transaction)?;
                 transaction.open_table(FRESH)?;
                 transaction.open_table(MANIFESTS)?;
                 transaction.open_table(REPLICAS)?;
@@ -263,21 +270,21 @@ impl Tables {
             }
             transaction.delete_table(FRESH)?;
             transaction.open_table(FRESH)?;
-            let mut chunks = transaction.open_table(CHUNKS)?;
-            for hash in &commit.garbage {
-                chunks.remove(&hash.0)?;
-            }
-            Ok(())
+            let mut chunks = Chunks::of(transaction)?;
+            commit
+                .garbage
+                .iter()
+                .try_for_each(|hash| chunks.remove(*hash))
         })
     }
 
     /// Writes chunks that a snapshot which is to follow will name.
     pub(crate) fn put_fresh(&self, portion: &[(Hash, Vec<u8>)]) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let mut chunks = transaction.open_table(CHUNKS)?;
+            let mut chunks = Chunks::of(transaction)?;
             let mut fresh = transaction.open_table(FRESH)?;
             for (hash, bytes) in portion {
-                chunks.insert(&hash.0, bytes.as_slice())?;
+                chunks.insert(*hash, bytes)?;
                 fresh.insert(&hash.0, ())?;
             }
             Ok(())
@@ -290,10 +297,10 @@ impl Tables {
             return Ok(());
         }
         self.write(|transaction| {
-            let mut chunks = transaction.open_table(CHUNKS)?;
+            let mut chunks = Chunks::of(transaction)?;
             let mut fresh = transaction.open_table(FRESH)?;
             for hash in gone {
-                chunks.remove(&hash.0)?;
+                chunks.remove(*hash)?;
                 fresh.remove(&hash.0)?;
             }
             Ok(())
@@ -308,13 +315,7 @@ impl Tables {
 
     /// Puts a chunk in its place again. Its page holds the damaged one until then.
     pub(crate) fn put_chunk(&self, hash: Hash, bytes: &[u8]) -> Result<(), StoreError> {
-        leniently(|| {
-            self.write(|transaction| {
-                let mut chunks = transaction.open_table(CHUNKS)?;
-                chunks.insert(&hash.0, bytes)?;
-                Ok(())
-            })
-        })
+        leniently(|| self.write(|transaction| Chunks::of(transaction)?.insert(hash, bytes)))
     }
 
     pub(crate) fn put_replica(&self, generation: u32, note: &[u8]) -> Result<(), StoreError> {
@@ -340,9 +341,14 @@ impl Tables {
             let chunks = transaction
                 .open_table(CHUNKS)
                 .map_err(|e| failed(&self.path, e))?;
+            let pieces = match transaction.open_table(PIECES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => None,
+                other => Some(other.map_err(|e| failed(&self.path, e))?),
+            };
             Ok(TablesReader {
                 transaction,
                 chunks,
+                pieces,
                 path: self.path.clone(),
             })
         })
@@ -357,10 +363,47 @@ impl Tables {
     }
 }
 
+/// Chunks while they are changed.
+struct Chunks<'a> {
+    first: Table<'a, &'static [u8; 32], &'static [u8]>,
+    others: Table<'a, (&'static [u8; 32], u32), &'static [u8]>,
+}
+
+impl<'a> Chunks<'a> {
+    fn of(transaction: &'a WriteTransaction) -> Result<Chunks<'a>, redb::Error> {
+        Ok(Chunks {
+            first: transaction.open_table(CHUNKS)?,
+            others: transaction.open_table(PIECES)?,
+        })
+    }
+
+    fn insert(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), redb::Error> {
+        let mut pieces = bytes.chunks(PIECE_BYTES);
+        self.first
+            .insert(&hash.0, pieces.next().unwrap_or_default())?;
+        for (piece, number) in pieces.zip(1..) {
+            self.others.insert((&hash.0, number), piece)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, hash: Hash) -> Result<(), redb::Error> {
+        let removed = self.first.remove(&hash.0)?;
+        let has_others = removed.is_some_and(|first| first.value().len() == PIECE_BYTES);
+        if has_others {
+            let all = (&hash.0, 0)..=(&hash.0, u32::MAX);
+            self.others.retain_in(all, |_, _| false)?;
+        }
+        Ok(())
+    }
+}
+
 /// The tables as they are at one moment, whatever is written meanwhile.
 pub(crate) struct TablesReader {
     transaction: ReadTransaction,
     chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
+    /// None in tables that the release before this one made.
+    pieces: Option<ReadOnlyTable<(&'static [u8; 32], u32), &'static [u8]>>,
     path: PathBuf,
 }
 
@@ -424,11 +467,19 @@ impl TablesReader {
     }
 
     fn get(&self, hash: Hash) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self
-            .chunks
-            .get(&hash.0)
-            .map_err(|e| failed(&self.path, e))?;
-        Ok(found.map(|bytes| bytes.value().to_vec()))
+        let get = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let Some(first) = self.chunks.get(&hash.0)? else {
+                return Ok(None);
+            };
+            let mut bytes = first.value().to_vec();
+            if let (PIECE_BYTES, Some(pieces)) = (bytes.len(), &self.pieces) {
+                for piece in pieces.range((&hash.0, 0)..=(&hash.0, u32::MAX))? {
+                    bytes.extend_from_slice(piece?.1.value());
+                }
+            }
+            Ok(Some(bytes))
+        };
+        get().map_err(|e| failed(&self.path, e))
     }
 
     fn fresh(&self) -> Result<Vec<Hash>, StoreError> {

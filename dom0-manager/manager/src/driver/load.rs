@@ -1,8 +1,9 @@
 //! What a replica is told so that it gets to a position: the agreed state there, or what it missed since it ran.
 
 use bytes::Bytes;
+use spare_core::Input;
 use spare_protocol::channel::{RootRequest, ToGuest};
-use spare_protocol::{DecodeError, Position};
+use spare_protocol::{DecodeError, Position, ReplicaId};
 use spare_store::{AgreedState, StateParts, Store, StoreError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,16 +44,16 @@ pub(super) enum LoadError {
     Reading(tokio::task::JoinError),
 }
 
-/// Sends a replica which is at `from` what brings it to `upto`; calls `advanced` now and then while the replica takes
-/// it.
+/// Sends a replica which is at `from` what brings it to `upto`; `inputs` hear now and then that the replica
+/// takes it.
 pub(super) async fn bring(
     store: Arc<Store>,
     (from, upto): (Position, Position),
     queue: &mpsc::Sender<ToGuest>,
-    advanced: impl AsyncFn(),
+    (replica, inputs): (ReplicaId, &mpsc::Sender<Input>),
 ) -> Result<(), LoadError> {
     if from == Position(0) {
-        return send_first_state(&store, upto, queue, advanced).await;
+        return send_first_state(&store, upto, queue, (replica, inputs)).await;
     }
     let message = missed_updates(store, from, upto).await?;
     // A channel that is closed has told so.
@@ -65,7 +66,7 @@ async fn send_first_state(
     store: &Store,
     upto: Position,
     queue: &mpsc::Sender<ToGuest>,
-    advanced: impl AsyncFn(),
+    (replica, inputs): (ReplicaId, &mpsc::Sender<Input>),
 ) -> Result<(), LoadError> {
     let (sender, parts) = oneshot::channel();
     store.load(upto, PART_BYTES_MAX, move |parts| drop(sender.send(parts)))?;
@@ -81,7 +82,7 @@ async fn send_first_state(
         }
         if told.elapsed() >= TOLD_EVERY {
             told = Instant::now();
-            advanced().await;
+            let _ = inputs.send(Input::LoadAdvanced(replica)).await;
         }
     }
     Ok(())

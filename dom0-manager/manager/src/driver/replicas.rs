@@ -90,10 +90,7 @@ impl Replicas {
         let (inputs, store) = (self.inputs.clone(), Arc::clone(store));
         let from = self.attached_at.remove(&replica).unwrap_or_default();
         tokio::spawn(async move {
-            let advanced = async || {
-                let _ = inputs.send(Input::LoadAdvanced(replica)).await;
-            };
-            if let Err(error) = load::bring(store, (from, upto), &queue, advanced).await {
+            if let Err(error) = load::bring(store, (from, upto), &queue, (replica, &inputs)).await {
                 let text = format!("it cannot be brought to position {upto}: {error}");
                 let reason = LossReason::Broken(text);
                 let _ = inputs.send(Input::Failed { replica, reason }).await;
