@@ -1,9 +1,10 @@
 //! Every decoder of this crate that is not public otherwise, as a function of the bytes that it reads.
 //! For `tests/fuzz`, which turns the feature `fuzzing` on; nothing else may use it.
 
+use crate::chunks::ChunkRef;
 use crate::replica_notes::ReplicaNote;
 use crate::replies::{keys_of, RetainedKey};
-use crate::snapshot::{ChunkRef, Manifest};
+use crate::snapshot::Manifest;
 use crate::state_tree::leaves_of;
 pub use crate::wal::decoders::{sealed, segment, synced};
 

@@ -4,6 +4,7 @@
 
 pub mod agreed_state;
 mod blocks;
+mod chunks;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod decoders;
@@ -26,6 +27,7 @@ mod wal;
 mod working_state;
 
 pub use agreed_state::AgreedState;
+pub use chunks::ChunkRef;
 pub use error::{Damage, DamagedPart, Range, Refusal, StoreError};
 pub use format::FORMAT_VERSION;
 pub use options::{Durability, KeyWindow, Options, SEGMENT_BYTES};
@@ -33,7 +35,7 @@ pub use ordered_log::{LogError, LogReader, LogRecord, LogWriter};
 pub use replica_notes::{ConvictionNote, ReplicaNote};
 pub use replies::{RetainedKey, RetainedReply};
 pub use report::{Event, Progress, Report};
-pub use snapshot::{read_backup, BackupDamage, BackupError, ChunkRef, Manifest};
+pub use snapshot::{read_backup, BackupDamage, BackupError, Manifest};
 pub use snapshotter::LoadReply;
 pub use state_tree::{leaves_of, StateParts};
 pub use store::{DiskUse, Pinned, Resumed, Store};

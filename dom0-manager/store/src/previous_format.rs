@@ -1,9 +1,9 @@
 //! What the release before this one wrote (version 1): snapshots whose manifest lists every chunk of the state, and
 //! replies that stand with their keys. They are read, and converted when a store is opened.
 
+use crate::chunks::ChunkRef;
 use crate::error::StoreError;
 use crate::replies::{Candidate, RetainedReply};
-use crate::snapshot::{ChunkRef, Manifest, State};
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
@@ -11,8 +11,8 @@ use spare_protocol::update::Update;
 use spare_protocol::{Hash, Position};
 
 /// The chunks of such a snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FlatManifest {
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlatChunks {
     state: Vec<ChunkRef>,
     replies: Vec<FlatReplies>,
 }
@@ -26,51 +26,19 @@ struct FlatReplies {
     chunk: ChunkRef,
 }
 
-/// A manifest as it stands there.
+/// A manifest as it stands there; its fields are those of `Manifest`.
 #[derive(Serialize, Deserialize)]
-struct Encoded {
-    image: Hash,
-    position: Position,
-    root: Option<Hash>,
-    view: PrimaryView,
-    last: Option<DecidedRequest>,
-    numbers: Vec<RequestId>,
-    state: Vec<ChunkRef>,
-    replies: Vec<FlatReplies>,
+pub(crate) struct FlatManifest {
+    pub(crate) image: Hash,
+    pub(crate) position: Position,
+    pub(crate) root: Option<Hash>,
+    pub(crate) view: PrimaryView,
+    pub(crate) last: Option<DecidedRequest>,
+    pub(crate) numbers: Vec<RequestId>,
+    pub(crate) chunks: FlatChunks,
 }
 
-impl FlatManifest {
-    pub(crate) fn decode(encoded: &[u8]) -> Option<Manifest> {
-        let found: Encoded = spare_protocol::decode(encoded).ok()?;
-        Some(Manifest {
-            image: found.image,
-            position: found.position,
-            root: found.root,
-            view: found.view,
-            last: found.last,
-            numbers: found.numbers,
-            state: State::Flat(FlatManifest {
-                state: found.state,
-                replies: found.replies,
-            }),
-            replies: Vec::new(),
-        })
-    }
-
-    /// `of` has these chunks.
-    pub(crate) fn encode(&self, of: &Manifest) -> Vec<u8> {
-        spare_protocol::encode(&Encoded {
-            image: of.image,
-            position: of.position,
-            root: of.root,
-            view: of.view.clone(),
-            last: of.last.clone(),
-            numbers: of.numbers.clone(),
-            state: self.state.clone(),
-            replies: self.replies.clone(),
-        })
-    }
-
+impl FlatChunks {
     pub(crate) fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
         let replies = self.replies.iter().map(|r| r.chunk);
         self.state.iter().copied().chain(replies)

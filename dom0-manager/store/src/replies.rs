@@ -7,10 +7,9 @@
 //! chunk of replies = the encoded outcomes that these keys name, one after the other
 //! ```
 
+use crate::chunks::{ChunkRef, ReadChunks, WriteChunks};
 use crate::error::StoreError;
 use crate::options::KeyWindow;
-use crate::snapshot::ChunkRef;
-use crate::state_tree::{ReadChunks, WriteChunks};
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{credentials, essence};

@@ -10,9 +10,10 @@
 //! the BLAKE3 of all before. Numbers are little-endian. Version 1, which had no nodes, is read too: `previous_format`
 //! tells its form.
 
+use crate::chunks::ChunkRef;
 use crate::error::{Damage, DamagedPart, StoreError};
 use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
-use crate::previous_format::FlatManifest;
+use crate::previous_format::{FlatChunks, FlatManifest};
 use crate::replies::ReplyChunk;
 use crate::state_tree::{leaves_of, StateRoot};
 use crate::wal::RECORD_BYTES_MAX;
@@ -30,31 +31,13 @@ pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 /// The longest chunk: a leaf that had almost reached its cut, and a row as long as a record may be.
 const CHUNK_BYTES_MAX: usize = RECORD_BYTES_MAX + (1 << 20);
 
-/// A chunk as a manifest names it. Chunks with the same content are one, whichever snapshots they are of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChunkRef {
-    /// BLAKE3 of its content.
-    pub hash: Hash,
-    /// Length of its content.
-    pub bytes: u32,
-}
-
-impl ChunkRef {
-    pub(crate) fn of(content: &[u8]) -> ChunkRef {
-        ChunkRef {
-            hash: Hash::of(content),
-            bytes: u32::try_from(content.len()).unwrap_or(u32::MAX),
-        }
-    }
-}
-
 /// The form of a snapshot's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum State {
     Tree(StateRoot),
     /// As the release before wrote it, with its replies: a store that is opened converts it.
     #[serde(skip)]
-    Flat(FlatManifest),
+    Flat(FlatChunks),
 }
 
 /// Names everything that a snapshot consists of.
@@ -84,7 +67,15 @@ impl Manifest {
     pub fn to_bytes(&self) -> Vec<u8> {
         let encoded = match &self.state {
             State::Tree(_) => [MANIFEST_MAGIC.as_slice(), &spare_protocol::encode(self)].concat(),
-            State::Flat(flat) => flat.encode(self),
+            State::Flat(chunks) => spare_protocol::encode(&FlatManifest {
+                image: self.image,
+                position: self.position,
+                root: self.root,
+                view: self.view.clone(),
+                last: self.last.clone(),
+                numbers: self.numbers.clone(),
+                chunks: chunks.clone(),
+            }),
         };
         let mut bytes = Hash::of(&encoded).0.to_vec();
         bytes.extend_from_slice(&encoded);
@@ -100,7 +91,22 @@ impl Manifest {
         }
         match encoded.strip_prefix(MANIFEST_MAGIC) {
             Some(encoded) => spare_protocol::decode(encoded).ok(),
-            None => FlatManifest::decode(encoded),
+            None => spare_protocol::decode(encoded)
+                .ok()
+                .map(Manifest::from_flat),
+        }
+    }
+
+    fn from_flat(found: FlatManifest) -> Manifest {
+        Manifest {
+            image: found.image,
+            position: found.position,
+            root: found.root,
+            view: found.view,
+            last: found.last,
+            numbers: found.numbers,
+            state: State::Flat(found.chunks),
+            replies: Vec::new(),
         }
     }
 

@@ -7,10 +7,10 @@
 //! bit costs what it hits instead of the file.
 
 use crate::blocks::{leniently, Blocks};
+use crate::chunks::ReadChunks;
 use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
-use crate::state_tree::ReadChunks;
 use redb::{
     Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
     TableDefinition, WriteTransaction,

@@ -2,9 +2,9 @@
 //! bounded in bytes, whatever the state's size.
 
 use crate::agreed_state::AgreedState;
+use crate::chunks::{ChunkRef, ReadChunks, WriteChunks};
 use crate::error::StoreError;
-use crate::snapshot::ChunkRef;
-use crate::state_tree::{self, CannotFollow, ReadChunks, StateRoot, WriteChunks};
+use crate::state_tree::{self, CannotFollow, StateRoot};
 use crate::tables::{Presence, Tables, TablesReader};
 use spare_protocol::update::{RowOp, Update};
 use spare_protocol::{DecodeError, Hash, Position};

@@ -1,7 +1,8 @@
 //! Which chunks go when a state is not kept any longer. Both states ascend, so they are walked side by side:
 //! a chunk that both have begins with the same key in both.
 
-use super::{key_from, last_up_to, read_node, LeafRef, ReadChunks, StateRoot, TableRoot};
+use super::{key_from, last_up_to, read_node, LeafRef, StateRoot, TableRoot};
+use crate::chunks::ReadChunks;
 use crate::error::StoreError;
 use spare_protocol::Hash;
 use std::collections::BTreeSet;

@@ -2,9 +2,10 @@
 
 use super::{
     ends_leaf, ends_node, key_from, read_leaf, read_node, LeafRef, NodeRef, StateRoot, TableRoot,
-    WriteChunks, LEAF_BYTES_CUT, NODE_LEAVES_CUT,
+    LEAF_BYTES_CUT, NODE_LEAVES_CUT,
 };
 use crate::agreed_state::{Changes, TableChanges};
+use crate::chunks::WriteChunks;
 use crate::error::StoreError;
 use bytes::Bytes;
 use spare_protocol::update::{Key, RowOp, TableUpdate, Update};

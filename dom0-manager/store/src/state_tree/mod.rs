@@ -23,8 +23,8 @@ pub use parts::StateParts;
 #[cfg(test)]
 pub(crate) use tests::MemoryChunks;
 
+use crate::chunks::{ChunkRef, ReadChunks};
 use crate::error::StoreError;
-use crate::snapshot::ChunkRef;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
@@ -79,21 +79,6 @@ struct LeafRef {
     first: Bytes,
     /// An encoded [`Update`] of these rows alone.
     chunk: ChunkRef,
-}
-
-/// Where chunks are read.
-pub(crate) trait ReadChunks {
-    /// The chunk of this hash, which it was held against.
-    fn read(&self, hash: Hash) -> Result<Vec<u8>, StoreError>;
-}
-
-/// Where chunks are written too.
-pub(crate) trait WriteChunks: ReadChunks {
-    /// Keeps a chunk.
-    fn write(&mut self, bytes: Vec<u8>) -> Result<ChunkRef, StoreError>;
-    /// The state that is being made does not have this chunk of the one before any more, unless it is written
-    /// again.
-    fn supersede(&mut self, hash: Hash);
 }
 
 impl StateRoot {

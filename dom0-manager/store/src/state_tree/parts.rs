@@ -1,7 +1,8 @@
 //! An agreed state as a new replica is given it: canonical updates of disjoint keys, read from the disk one
 //! after the other.
 
-use super::{read_leaf, read_node, LeafRef, ReadChunks, StateRoot};
+use super::{read_leaf, read_node, LeafRef, StateRoot};
+use crate::chunks::ReadChunks;
 use crate::error::StoreError;
 use crate::tables::TablesReader;
 use bytes::Bytes;

@@ -3,6 +3,7 @@
 use super::parts::Parts;
 use super::*;
 use crate::agreed_state::AgreedState;
+use crate::chunks::WriteChunks;
 use proptest::prelude::*;
 use spare_protocol::update::{row_hash, Value};
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,10 +2,11 @@
 
 use super::handle::Store;
 use super::lock::lock_folder;
+use crate::chunks::ChunkRef;
 use crate::disk::{Disk, Folder};
 use crate::error::{io_at, Refusal, StoreError};
 use crate::snapshot::{
-    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, ChunkRef, Manifest,
+    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, Manifest,
 };
 use crate::tables::{Commit, Tables, TablesReader};
 use spare_protocol::Hash;

@@ -1,11 +1,12 @@
 //! A store that the release before this one wrote: its snapshots are converted when it is opened, each with one
 //! commit; what a crash interrupts begins anew. Nothing of them is in memory as a whole.
 
+use crate::chunks::ReadChunks;
 use crate::error::{Damage, StoreError};
-use crate::previous_format::FlatManifest;
+use crate::previous_format::FlatChunks;
 use crate::replies;
 use crate::snapshot::{Manifest, State};
-use crate::state_tree::{build, ReadChunks};
+use crate::state_tree::build;
 use crate::tables::{Commit, Tables};
 use crate::working_state::NewChunks;
 use spare_protocol::Hash;
@@ -50,7 +51,7 @@ pub(super) fn upgrade(
 fn converted(
     tables: &Tables,
     manifest: &Manifest,
-    flat: &FlatManifest,
+    flat: &FlatChunks,
     others: &[Arc<Manifest>],
 ) -> Result<Manifest, StoreError> {
     let reader = tables.reader()?;
