@@ -398,12 +398,14 @@ impl<'a> Chunks<'a> {
     }
 }
 
+type PiecesRead = ReadOnlyTable<(&'static [u8; 32], u32), &'static [u8]>;
+
 /// The tables as they are at one moment, whatever is written meanwhile.
 pub(crate) struct TablesReader {
     transaction: ReadTransaction,
     chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
     /// None in tables that the release before this one made.
-    pieces: Option<ReadOnlyTable<(&'static [u8; 32], u32), &'static [u8]>>,
+    pieces: Option<PiecesRead>,
     path: PathBuf,
 }
 
