@@ -105,6 +105,8 @@ pub enum Input {
     },
     /// A new local replica booted and opened its channel; its state is the pristine one.
     Booted(ReplicaId),
+    /// A new local replica has taken another part of the state that it is loaded with ([`Output::Load`]).
+    LoadAdvanced(ReplicaId),
     /// A local replica executed a request. The reply is normalised already.
     Executed {
         replica: ReplicaId,

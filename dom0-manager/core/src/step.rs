@@ -132,6 +132,7 @@ impl Core {
                 self.gateway().answer();
             }
             Input::Booted(replica) => self.local_replicas().booted(replica),
+            Input::LoadAdvanced(replica) => self.local_replicas().load_advanced(replica),
             Input::Executed {
                 replica,
                 position,

@@ -317,3 +317,22 @@ fn fewer_updates_wait_where_applying_takes_long() {
     let most = waiting.iter().filter_map(|r| r.updates_waiting).max();
     assert!(most.is_some_and(|m| m < 60), "{most:?} updates wait");
 }
+
+/// However long its state takes to load, a replica that takes it is not given up: the next one would take as long.
+#[test]
+fn a_load_that_goes_on_may_take_longer_than_the_build_timeout() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.load_s = 150;
+    cluster.kill(0, 2);
+    cluster.run_for(140_000);
+    let alarms = |(_, notice): &&(SeatId, Notice)| matches!(notice, Notice::Alarm(text) if text.contains("could not be built"));
+    assert_eq!(cluster.notices.iter().filter(alarms).count(), 0);
+    cluster.run_for(30_000);
+    assert_eq!(cluster.cores[0].replicas().len(), 4);
+    // One that takes nothing any more is.
+    cluster.hang_at_boot = 1;
+    cluster.kill(0, 1);
+    cluster.run_for(100_000);
+    assert!(cluster.notices.iter().filter(alarms).count() > 0);
+}

@@ -5,9 +5,8 @@ mod cluster;
 
 use cluster::{answered, config, three_seats, Cluster};
 use spare_core::{Config, Core, ManagerState, Notice};
-use spare_protocol::messages::Envelope;
 use spare_protocol::versions::{VersionRange, FIRST_VERSION, PROTOCOL_VERSION};
-use spare_protocol::{decode, Class, SeatId};
+use spare_protocol::{Class, SeatId};
 
 /// A build that speaks the version before the newest one as well.
 const BOTH: VersionRange = VersionRange {

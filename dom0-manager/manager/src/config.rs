@@ -302,6 +302,10 @@ pub(crate) struct Store {
     pub(crate) evidence_convictions_max: usize,
     /// … and about so much of it; the oldest make room, the last one stays.
     pub(crate) evidence_mib_max: u64,
+    /// Replies that are kept for retries, beyond those in the log …
+    pub(crate) replies_mib_max: u64,
+    /// … and so much of them of one client. A retry whose reply had no room gets 409.
+    pub(crate) client_replies_mib_max: u64,
     /// The file of the ordered log that `spare replay` reads.
     pub(crate) record: Option<PathBuf>,
     /// Every sync of the disk takes so much longer: for measurements.
@@ -317,6 +321,8 @@ impl Default for Store {
             snapshot_requests: 50_000,
             evidence_convictions_max: 100,
             evidence_mib_max: 256,
+            replies_mib_max: 512,
+            client_replies_mib_max: 64,
             record: None,
             sync_delay_ms: 0,
         }
@@ -415,6 +421,11 @@ impl Config {
                 self.store.evidence_convictions_max as u64,
             ),
             ("store.evidence_mib_max", self.store.evidence_mib_max),
+            ("store.replies_mib_max", self.store.replies_mib_max),
+            (
+                "store.client_replies_mib_max",
+                self.store.client_replies_mib_max,
+            ),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Err(Problem::Zero(name));

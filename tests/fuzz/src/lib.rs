@@ -28,10 +28,10 @@
 //! | `corosync_conf` | a `corosync.conf` that is there already | operator | 400 × + 16 KiB | a cluster that is accepted has hosts |
 //! | `manager_frames` | `ToGuest`, the shim's `Session` | manager | 80 × + 1 KiB | same arrivals however bytes arrive; round trip |
 //! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 256 × + 4 KiB | round trip; merged with itself canonical; one root |
-//! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |
+//! | `agreed_state` | `AgreedState::apply`, `into_update` | peer | 512 × + 4 KiB | the whole is canonical |
 //! | `ordered_log` | `LogReader`, `LogRecord` | disk | 4 × + 16 KiB | no more records than there are bytes for; what was appended is read |
 //! | `store_segment` | the durable log: a segment's batches and records | disk | 16 × + 4 MiB | no more than there are bytes for |
-//! | `store_values` | manifests, kept replies, notes on replicas, `synced` | disk | 16 × + 4 MiB | round trip |
+//! | `store_values` | manifests, nodes of the state, kept keys, notes on replicas, `synced` | disk | 16 × + 4 MiB | round trip |
 //! | `store_backup` | `read_backup` | operator (backup) | 16 × + 4 MiB | chunks as long as the manifest says |
 //! | `leaves_file` | the leaves of the pristine state, `LtHash::from_bytes` | disk (image) | 192 × + 8 KiB | round trip, equal roots |
 //! | `change_stream` | PostgreSQL's messages, copied data, `pgoutput`, write set, errors | database | 256 × + 256 MiB | the captured update is canonical, however bytes arrive |

@@ -500,10 +500,7 @@ fn written_backup() -> Vec<u8> {
         ASKED.fetch_add(1, Ordering::Relaxed)
     );
     let folder = std::env::temp_dir().join(name);
-    let window = KeyWindow {
-        lifetime_us: i64::MAX,
-        keys_max: 10,
-    };
+    let window = KeyWindow::new(i64::MAX, 10);
     let options = Options::new(Durability::Memory, spare_protocol::Hash::default(), window);
     let (sender, events) = std::sync::mpsc::channel();
     let report = move |event| {
@@ -579,17 +576,25 @@ fn store_values() -> Vec<Seed> {
             evidence: Some("0.3-at-7".to_owned()),
         }),
     };
-    let kept = spare_store::RetainedReply {
-        key: spare_protocol::Hash::of(b"key"),
-        request: spare_protocol::Hash::of(b"request"),
-        position: Position(7),
-        time_us: 1,
-        outcome: None,
-    };
+    let hash = spare_protocol::Hash::of;
+    // Key, request, client, position, time; the reply's place: the second kind, from a byte on, so many.
+    let kept = (
+        hash(b"key"),
+        hash(b"request"),
+        hash(b"client"),
+        Position(7),
+        1i64,
+        (1u8, 0u32, 9u32),
+    );
+    let leaf = (
+        bytes::Bytes::from_static(b"\x01\x02\x0e"),
+        (hash(b"leaf"), 9u32),
+    );
     named(&[
         ("manifest", backup[16 + 32..16 + length].to_vec()),
+        ("node", encode(&vec![leaf; 2])),
         ("note", encode(&note)),
-        ("replies", encode(&vec![kept; 2])),
+        ("keys", encode(&vec![kept; 2])),
     ])
 }
 

@@ -73,6 +73,8 @@ pub struct Cluster {
     pub hypervisor_fails: bool,
     /// So many of the next virtual machines never get ready.
     pub hang_at_boot: u32,
+    /// So many seconds pass with every load; a part of it is taken in each.
+    pub load_s: u64,
     /// Whatever is multicast gets lost.
     pub multicasts_lost: bool,
     /// Messages beside the order do not reach these seats.
@@ -223,6 +225,7 @@ impl Cluster {
             hold_writes: false,
             hypervisor_fails: false,
             hang_at_boot: 0,
+            load_s: 0,
             multicasts_lost: false,
             deaf: Vec::new(),
             hung: Vec::new(),
@@ -763,8 +766,12 @@ impl Cluster {
             return;
         }
         let mut delay = 1;
+        let mut loading = Vec::new();
         let input = match work {
             Work::Load(state, upto) => {
+                delay += self.load_s * 1000;
+                let advances = (1..=self.load_s).map(|s| (s * 1000, Input::LoadAdvanced(replica)));
+                loading.extend(advances);
                 guest.state = state;
                 guest.position = upto;
                 Input::Applied {
@@ -824,6 +831,9 @@ impl Cluster {
                 guest.execute(replica, &request)
             }
         };
+        for (ms, advance) in loading {
+            self.after(ms, seat, advance);
+        }
         self.after(delay, seat, input);
     }
 }

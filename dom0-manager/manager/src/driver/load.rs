@@ -1,17 +1,26 @@
 //! What a replica is told so that it gets to a position: the agreed state there, or what it missed since it ran.
 
 use bytes::Bytes;
+use spare_core::Input;
 use spare_protocol::channel::{RootRequest, ToGuest};
-use spare_protocol::{DecodeError, Position};
-use spare_store::{AgreedState, Store, StoreError};
+use spare_protocol::{DecodeError, Position, ReplicaId};
+use spare_store::{AgreedState, StateParts, Store, StoreError};
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
 
-/// Rows in one part of a first state.
-const LOAD_ROWS_MAX: usize = 2000;
+/// Bytes in one part of a first state; a row that is longer is a part of its own.
+const PART_BYTES_MAX: usize = 1 << 20;
+/// Parts that wait for a guest to take them.
+const PARTS_WAITING_MAX: usize = 4;
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// From telling that a replica takes its state until that is told again.
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 /// Records that are read at once to bring a replica up to date that ran before this manager, and their bytes.
 const CATCH_UP_RECORDS: usize = 4096;
 const CATCH_UP_BYTES: usize = 16 << 20;
+/// What a replica missed may take in memory while it is merged.
+const MISSED_BYTES_MAX: usize = 64 << 20;
 /// The longest update that fits into a frame of the guest channel, with room for its encoding.
 const UPDATE_BYTES_MAX: usize = 18 << 20;
 
@@ -35,33 +44,63 @@ pub(super) enum LoadError {
     Reading(tokio::task::JoinError),
 }
 
-/// The messages that bring a replica which is at `from` to `upto`.
-pub(super) async fn messages(
+/// Sends a replica which is at `from` what brings it to `upto`; `inputs` hear now and then that the replica
+/// takes it.
+pub(super) async fn bring(
     store: Arc<Store>,
-    from: Position,
-    upto: Position,
-) -> Result<Vec<ToGuest>, LoadError> {
+    (from, upto): (Position, Position),
+    queue: &mpsc::Sender<ToGuest>,
+    (replica, inputs): (ReplicaId, &mpsc::Sender<Input>),
+) -> Result<(), LoadError> {
     if from == Position(0) {
-        first_state(&store, upto).await
-    } else {
-        missed_updates(store, from, upto).await
+        return send_first_state(&store, upto, queue, (replica, inputs)).await;
     }
+    let message = missed_updates(store, from, upto).await?;
+    // A channel that is closed has told so.
+    let _ = queue.send(message).await;
+    Ok(())
 }
 
-/// The agreed state at `upto`, for a replica in its pristine state.
-async fn first_state(store: &Store, upto: Position) -> Result<Vec<ToGuest>, LoadError> {
+/// The agreed state at `upto`, for a replica in its pristine state: read from the disk as the replica takes it.
+async fn send_first_state(
+    store: &Store,
+    upto: Position,
+    queue: &mpsc::Sender<ToGuest>,
+    (replica, inputs): (ReplicaId, &mpsc::Sender<Input>),
+) -> Result<(), LoadError> {
     let (sender, parts) = oneshot::channel();
-    store.load(upto, LOAD_ROWS_MAX, move |parts| drop(sender.send(parts)))?;
+    store.load(upto, PART_BYTES_MAX, move |parts| drop(sender.send(parts)))?;
     let parts = parts.await.map_err(|_| LoadError::StoreEnded)??;
-    let last = parts.len().saturating_sub(1);
-    let messages = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, part)| ToGuest::Load {
-            part,
-            last: (i == last).then_some(upto),
-        });
-    Ok(messages.collect())
+    let (mut next, mut parts) = next_part(parts).await?;
+    let mut told = Instant::now();
+    while let Some(part) = next {
+        (next, parts) = next_part(parts).await?;
+        let last = next.is_none().then_some(upto);
+        until_taken(queue).await;
+        if queue.send(ToGuest::Load { part, last }).await.is_err() {
+            return Ok(());
+        }
+        if told.elapsed() >= TOLD_EVERY {
+            told = Instant::now();
+            let _ = inputs.send(Input::LoadAdvanced(replica)).await;
+        }
+    }
+    Ok(())
+}
+
+async fn next_part(mut parts: StateParts) -> Result<(Option<Bytes>, StateParts), LoadError> {
+    let read = move || (parts.next().transpose(), parts);
+    let (part, parts) = tokio::task::spawn_blocking(read)
+        .await
+        .map_err(LoadError::Reading)?;
+    Ok((part?, parts))
+}
+
+/// Waits until the guest has taken all parts but a few: those wait in memory.
+async fn until_taken(queue: &mpsc::Sender<ToGuest>) {
+    while queue.max_capacity() - queue.capacity() >= PARTS_WAITING_MAX && !queue.is_closed() {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// What was agreed on after `from`, up to `upto`, as one update.
@@ -69,17 +108,17 @@ async fn missed_updates(
     store: Arc<Store>,
     from: Position,
     upto: Position,
-) -> Result<Vec<ToGuest>, LoadError> {
+) -> Result<ToGuest, LoadError> {
     let read = tokio::task::spawn_blocking(move || updates_between(&store, from, upto));
     let update = read.await.map_err(LoadError::Reading)??;
     if update.len() > UPDATE_BYTES_MAX {
         return Err(LoadError::TooLong(update.len()));
     }
-    Ok(vec![ToGuest::Apply {
+    Ok(ToGuest::Apply {
         updates: vec![(upto, update)],
         upto,
         root: RootRequest::No,
-    }])
+    })
 }
 
 fn updates_between(store: &Store, from: Position, upto: Position) -> Result<Bytes, LoadError> {
@@ -93,6 +132,10 @@ fn updates_between(store: &Store, from: Position, upto: Position) -> Result<Byte
             let position = record.position;
             all.apply(position, &record.update)
                 .map_err(|cause| LoadError::Update { position, cause })?;
+        }
+        // Rows that were written several times count as often: what is in memory is no more.
+        if all.bytes() > MISSED_BYTES_MAX {
+            return Err(LoadError::TooLong(all.bytes()));
         }
         after = last;
     }

@@ -90,19 +90,10 @@ impl Replicas {
         let (inputs, store) = (self.inputs.clone(), Arc::clone(store));
         let from = self.attached_at.remove(&replica).unwrap_or_default();
         tokio::spawn(async move {
-            match load::messages(store, from, upto).await {
-                Ok(messages) => {
-                    for message in messages {
-                        if queue.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    let text = format!("it cannot be brought to position {upto}: {error}");
-                    let reason = LossReason::Broken(text);
-                    let _ = inputs.send(Input::Failed { replica, reason }).await;
-                }
+            if let Err(error) = load::bring(store, (from, upto), &queue, (replica, &inputs)).await {
+                let text = format!("it cannot be brought to position {upto}: {error}");
+                let reason = LossReason::Broken(text);
+                let _ = inputs.send(Input::Failed { replica, reason }).await;
             }
         });
     }

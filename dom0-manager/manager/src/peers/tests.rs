@@ -93,10 +93,7 @@ struct End {
 const IMAGE: Hash = Hash([7; 32]);
 
 fn options(durability: Durability) -> Options {
-    let window = KeyWindow {
-        lifetime_us: 1_000_000_000,
-        keys_max: 1000,
-    };
+    let window = KeyWindow::new(1_000_000_000, 1000);
     Options::new(durability, IMAGE, window)
 }
 
@@ -457,7 +454,12 @@ async fn a_snapshot_is_fetched_what_has_arrived_is_not_fetched_again_and_it_make
         .expect("fetched")
         .expect("a snapshot");
     assert_eq!(fetched.manifest.position, Position(500));
-    let chunks: Vec<_> = fetched.manifest.chunks().collect();
+    let mut chunks = Vec::new();
+    let listed = fetched.manifest.each_chunk(|chunk| {
+        chunks.push(chunk);
+        Ok::<_, BackupError>(fetched.chunk(chunk)?)
+    });
+    listed.expect("all are there");
     assert!(chunks.len() > 2, "{}", chunks.len());
 
     // One is gone, one is cut short, and one is of no snapshot.
