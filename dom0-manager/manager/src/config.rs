@@ -27,6 +27,10 @@ const SYNC_DELAY_MS_MAX: u64 = 1000;
 
 /// The greatest body of a request: it must fit into a frame of the guest channel with room for its encoding.
 const BODY_BYTES_MAX: usize = 16 << 20;
+/// The least and the greatest limit of an update. A page of a small service fits the one; the other is what the shim
+/// can capture of one row.
+const UPDATE_BYTES_LEAST: u64 = 1 << 20;
+const UPDATE_BYTES_MOST: u64 = 480 << 20;
 /// hyper refuses a smaller read buffer.
 const HEADER_BYTES_MIN: usize = 8192;
 
@@ -53,6 +57,10 @@ enum Problem {
     SyncDelay,
     #[error("gateway.header_bytes_max must be at least {HEADER_BYTES_MIN}")]
     HeaderBytes,
+    #[error(
+        "service.update_bytes_max must be between {UPDATE_BYTES_LEAST} (1 MiB) and {UPDATE_BYTES_MOST} (480 MiB)"
+    )]
+    UpdateBytes,
     #[error("gateway.body_bytes_max must be at most {BODY_BYTES_MAX} (16 MiB)")]
     BodyBytes,
 }
@@ -89,6 +97,14 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
+    /// The longest update of one request; the same in every host's file. A guest with less room undoes shorter
+    /// ones, too.
+    #[serde(default = "default_update_bytes_max")]
+    pub(crate) update_bytes_max: u64,
+}
+
+fn default_update_bytes_max() -> u64 {
+    256 << 20
 }
 
 /// Where clients connect, and what one client may take.
@@ -447,6 +463,9 @@ impl Config {
         if g.body_bytes_max > BODY_BYTES_MAX {
             return Err(Problem::BodyBytes);
         }
+        if !(UPDATE_BYTES_LEAST..=UPDATE_BYTES_MOST).contains(&self.service.update_bytes_max) {
+            return Err(Problem::UpdateBytes);
+        }
         Ok(())
     }
 }
@@ -569,12 +588,27 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_no_guest_could_send_is_refused() {
+        for bytes in ["1000", "1000000000"] {
+            let text = SMALLEST.replace("image =", &format!("update_bytes_max = {bytes}\nimage ="));
+            let path = Path::new("spare.toml");
+            let config: Config = spare_settings::parse(path, &text).expect("well formed");
+            let problem = config.check().expect_err(bytes).to_string();
+            assert!(problem.contains("service.update_bytes_max"), "{problem}");
+        }
+    }
+
+    #[test]
     fn the_example_configuration_is_valid_and_names_every_key_with_its_default() {
         let text = include_str!("../spare.toml.example");
         let example: Config =
             spare_settings::parse(Path::new("spare.toml.example"), text).expect("valid");
         example.check().expect("it can be used");
         let smallest: Config = spare_settings::parse(Path::new("x"), SMALLEST).expect("valid");
+        assert_eq!(
+            example.service.update_bytes_max,
+            smallest.service.update_bytes_max
+        );
         assert_eq!(
             format!("{:?}", example.replication),
             format!("{:?}", smallest.replication)

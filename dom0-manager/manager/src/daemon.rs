@@ -19,6 +19,7 @@ use crate::driver::{Shared, SnapshotRule};
 use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
+use crate::guest::GuestRules;
 use crate::handle::{DriverHandle, Queues};
 use crate::peers::{LocalSeat, Peers};
 use crate::stores;
@@ -95,7 +96,10 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         image: config.service.image.clone(),
         agent: agent.clone(),
         event_log: Arc::clone(&event_log),
-        normaliser,
+        guest_rules: GuestRules {
+            normaliser,
+            update_bytes_max: config.service.update_bytes_max,
+        },
         pending: Arc::clone(&clients.pending),
         serving: Arc::clone(&clients.serving),
         ending: Arc::new(AtomicBool::new(false)),

@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 use spare_protocol::channel::{RootRequest, ToGuest};
+use spare_protocol::update::Update;
 use spare_protocol::{DecodeError, Position};
 use spare_store::{AgreedState, Store, StoreError};
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-/// Rows in one part of a first state.
+/// Rows in one part of a first state, and their bytes; a longer row is a part alone.
 const LOAD_ROWS_MAX: usize = 2000;
+const LOAD_BYTES_MAX: usize = 8 << 20;
 /// Records that are read at once to bring a replica up to date that ran before this manager, and their bytes.
 const CATCH_UP_RECORDS: usize = 4096;
 const CATCH_UP_BYTES: usize = 16 << 20;
-/// The longest update that fits into a frame of the guest channel, with room for its encoding.
-const UPDATE_BYTES_MAX: usize = 18 << 20;
 
 /// A replica cannot be brought to a position.
 #[derive(Debug, thiserror::Error)]
@@ -29,72 +29,150 @@ pub(super) enum LoadError {
         position: Position,
         cause: DecodeError,
     },
-    #[error("what it missed has {0} bytes; a new replica is quicker")]
-    TooLong(usize),
+    #[error("a part of the agreed state: {0}")]
+    Part(#[from] DecodeError),
     #[error("reading the log failed: {0}")]
-    Reading(tokio::task::JoinError),
+    Reading(#[from] tokio::task::JoinError),
 }
 
-/// The messages that bring a replica which is at `from` to `upto`.
-pub(super) async fn messages(
+/// The replica's channel is gone; whoever closed it has said why.
+#[derive(Debug)]
+struct Gone;
+
+/// Sends what brings a replica which is at `from` to `upto`, as fast as it takes it.
+pub(super) async fn bring(
     store: Arc<Store>,
-    from: Position,
-    upto: Position,
-) -> Result<Vec<ToGuest>, LoadError> {
+    (from, upto): (Position, Position),
+    replica: &mpsc::Sender<ToGuest>,
+) -> Result<(), LoadError> {
     if from == Position(0) {
-        first_state(&store, upto).await
+        first_state(&store, upto, replica).await
     } else {
-        missed_updates(store, from, upto).await
+        missed_updates(store, (from, upto), replica).await
     }
+}
+
+async fn say(replica: &mpsc::Sender<ToGuest>, message: ToGuest) -> Result<(), Gone> {
+    replica.send(message).await.map_err(|_| Gone)
 }
 
 /// The agreed state at `upto`, for a replica in its pristine state.
-async fn first_state(store: &Store, upto: Position) -> Result<Vec<ToGuest>, LoadError> {
+async fn first_state(
+    store: &Store,
+    upto: Position,
+    replica: &mpsc::Sender<ToGuest>,
+) -> Result<(), LoadError> {
     let (sender, parts) = oneshot::channel();
     store.load(upto, LOAD_ROWS_MAX, move |parts| drop(sender.send(parts)))?;
     let parts = parts.await.map_err(|_| LoadError::StoreEnded)??;
-    let last = parts.len().saturating_sub(1);
-    let messages = parts
-        .into_iter()
-        .enumerate()
-        .map(|(i, part)| ToGuest::Load {
-            part,
-            last: (i == last).then_some(upto),
-        });
-    Ok(messages.collect())
+    let mut parts = parts.into_iter().peekable();
+    while let Some(part) = parts.next() {
+        let cut = tokio::task::spawn_blocking(|| cut_part(part)).await??;
+        let mut cut = cut.into_iter().peekable();
+        while let Some(part) = cut.next() {
+            let is_last = cut.peek().is_none() && parts.peek().is_none();
+            let last = is_last.then_some(upto);
+            if let Err(Gone) = say(replica, ToGuest::Load { part, last }).await {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
-/// What was agreed on after `from`, up to `upto`, as one update.
+/// A part of the state in parts of a bounded length.
+fn cut_part(part: Bytes) -> Result<Vec<Bytes>, DecodeError> {
+    if part.len() <= LOAD_BYTES_MAX {
+        return Ok(vec![part]);
+    }
+    let update = Update::from_bytes(&part)?;
+    drop(part);
+    let parts = update.into_parts(LOAD_BYTES_MAX).into_iter();
+    Ok(parts.map(|part| part.to_bytes().into()).collect())
+}
+
+/// What was agreed on after `from`, up to `upto`, in steps that each lead to a state of their own.
 async fn missed_updates(
     store: Arc<Store>,
-    from: Position,
-    upto: Position,
-) -> Result<Vec<ToGuest>, LoadError> {
-    let read = tokio::task::spawn_blocking(move || updates_between(&store, from, upto));
-    let update = read.await.map_err(LoadError::Reading)??;
-    if update.len() > UPDATE_BYTES_MAX {
-        return Err(LoadError::TooLong(update.len()));
+    (from, upto): (Position, Position),
+    replica: &mpsc::Sender<ToGuest>,
+) -> Result<(), LoadError> {
+    let mut after = from;
+    loop {
+        let store = Arc::clone(&store);
+        let read = tokio::task::spawn_blocking(move || next_step(&store, after, upto));
+        let (update, end) = read.await??;
+        after = end;
+        let message = if after < upto {
+            ToGuest::ApplyUnanswered {
+                update,
+                upto: after,
+            }
+        } else {
+            ToGuest::Apply {
+                updates: vec![(upto, update)],
+                upto,
+                root: RootRequest::No,
+            }
+        };
+        let gone = say(replica, message).await.is_err();
+        if gone || after >= upto {
+            return Ok(());
+        }
     }
-    Ok(vec![ToGuest::Apply {
-        updates: vec![(upto, update)],
-        upto,
-        root: RootRequest::No,
-    }])
 }
 
-fn updates_between(store: &Store, from: Position, upto: Position) -> Result<Bytes, LoadError> {
+/// Some of what was agreed on after `after`, as one update, and the position that it leads to.
+fn next_step(
+    store: &Store,
+    after: Position,
+    upto: Position,
+) -> Result<(Bytes, Position), LoadError> {
     let mut all = AgreedState::new();
-    let mut after = from;
-    while after < upto {
-        let records = store.records_after(after, CATCH_UP_RECORDS, CATCH_UP_BYTES)?;
-        let last = records.last().map(|r| r.position);
-        let last = last.ok_or(LoadError::LogEnds(after))?;
-        for record in records.iter().filter(|r| r.position <= upto) {
-            let position = record.position;
-            all.apply(position, &record.update)
-                .map_err(|cause| LoadError::Update { position, cause })?;
-        }
-        after = last;
+    let records = store.records_after(after, CATCH_UP_RECORDS, CATCH_UP_BYTES)?;
+    let last = records.last().map(|r| r.position.min(upto));
+    let last = last.filter(|last| *last > after);
+    let last = match last {
+        Some(last) => last,
+        None if after >= upto => upto,
+        None => return Err(LoadError::LogEnds(after)),
+    };
+    for record in records.iter().filter(|r| r.position <= upto) {
+        let position = record.position;
+        all.apply(position, &record.update)
+            .map_err(|cause| LoadError::Update { position, cause })?;
     }
-    Ok(Bytes::from(all.into_update().to_bytes()))
+    Ok((Bytes::from(all.into_update().to_bytes()), last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spare_protocol::update::{RowOp, TableUpdate, Value};
+
+    #[test]
+    fn a_part_of_long_rows_is_cut_by_bytes() {
+        let ops = (0..40).map(|id| RowOp::Put {
+            row: vec![Value::Int(id), Value::Bytes(vec![7; 1 << 20])],
+            before: None,
+        });
+        let whole = Update {
+            tables: vec![TableUpdate {
+                table: "public.t".into(),
+                columns: vec!["id".into(), "v".into()],
+                key: vec![0],
+                truncated: false,
+                ops: ops.collect(),
+            }],
+            sequences: vec![],
+        };
+        let parts = cut_part(whole.to_bytes().into()).expect("canonical");
+        assert!((5..=6).contains(&parts.len()), "{} parts", parts.len());
+        let mut merged = Update::default();
+        for part in parts {
+            assert!(part.len() <= LOAD_BYTES_MAX + 1000);
+            merged.merge(Update::from_bytes(&part).expect("canonical"));
+        }
+        assert!(merged == whole);
+    }
 }
