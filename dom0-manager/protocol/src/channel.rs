@@ -479,7 +479,7 @@ mod tests {
     fn what_was_cut_is_whole_again_and_each_piece_fits_a_frame_beside_a_long_reply() {
         const REPLY_BYTES: usize = 16 << 20;
         const HEAD_BYTES: usize = 1 << 20;
-        assert!(PART_BYTES_MAX + REPLY_BYTES + HEAD_BYTES < FRAME_BYTES_MAX);
+        const { assert!(PART_BYTES_MAX + REPLY_BYTES + HEAD_BYTES < FRAME_BYTES_MAX) };
         for length in [0, 1, PART_BYTES_MAX, PART_BYTES_MAX + 1, 3 * PART_BYTES_MAX] {
             let whole: Bytes = (0..length).map(|i| (i / 1000) as u8).collect();
             let (parts, rest) = cut(whole.clone());

@@ -144,6 +144,33 @@ fn a_request_that_changes_too_much_is_undone_whatever_it_did() {
 }
 
 #[test]
+fn a_row_of_255_mib_is_carried_and_400_mib_of_rows_are_undone() {
+    let Some((_one, mut active, _two, mut passive)) = pair("large") else {
+        return;
+    };
+    let sql = "INSERT INTO own (v) SELECT repeat('x', 267386880)";
+    let (answer, update, root) = write(&mut active, 1, sql, RootRequest::Incremental);
+    assert_eq!(answer, "done");
+    passive.send_cut(ToGuest::Apply {
+        updates: vec![(Position(1), update.into())],
+        upto: Position(1),
+        root: RootRequest::Incremental,
+    });
+    match passive.receive() {
+        FromGuest::Applied { root: applied, .. } => assert_eq!(applied, root),
+        other => panic!("{other:?}"),
+    }
+    let sql = "INSERT INTO own (v) SELECT repeat('x', 1048576) FROM generate_series(1, 400)";
+    assert_eq!(status(&mut active, 2, sql).0, 507);
+    let sql = "INSERT INTO own (v) VALUES ('x')";
+    let expected = write(&mut passive, 3, sql, RootRequest::Incremental);
+    assert_eq!(
+        write(&mut active, 3, sql, RootRequest::Incremental),
+        expected
+    );
+}
+
+#[test]
 fn a_row_that_could_not_be_captured_is_refused_before_it_is_committed() {
     let Some((_one, mut manager, _two, _)) = pair("rows") else {
         return;

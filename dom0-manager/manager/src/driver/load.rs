@@ -128,21 +128,31 @@ fn next_step(
     after: Position,
     upto: Position,
 ) -> Result<(Bytes, Position), LoadError> {
-    let mut all = AgreedState::new();
     let records = store.records_after(after, CATCH_UP_RECORDS, CATCH_UP_BYTES)?;
-    let last = records.last().map(|r| r.position.min(upto));
-    let last = last.filter(|last| *last > after);
-    let last = match last {
-        Some(last) => last,
-        None if after >= upto => upto,
-        None => return Err(LoadError::LogEnds(after)),
-    };
-    for record in records.iter().filter(|r| r.position <= upto) {
-        let position = record.position;
-        all.apply(position, &record.update)
+    step_of(
+        records.into_iter().map(|r| (r.position, r.update)),
+        after,
+        upto,
+    )
+}
+
+/// The next records of the log as one update, as far as `upto`.
+fn step_of(
+    records: impl Iterator<Item = (Position, Bytes)>,
+    after: Position,
+    upto: Position,
+) -> Result<(Bytes, Position), LoadError> {
+    let mut all = AgreedState::new();
+    let mut end = after;
+    for (position, update) in records.take_while(|(position, _)| *position <= upto) {
+        all.apply(position, &update)
             .map_err(|cause| LoadError::Update { position, cause })?;
+        end = position;
     }
-    Ok((Bytes::from(all.into_update().to_bytes()), last))
+    if end == after && after < upto {
+        return Err(LoadError::LogEnds(after));
+    }
+    Ok((Bytes::from(all.into_update().to_bytes()), end))
 }
 
 #[cfg(test)]
@@ -150,13 +160,13 @@ mod tests {
     use super::*;
     use spare_protocol::update::{RowOp, TableUpdate, Value};
 
-    #[test]
-    fn a_part_of_long_rows_is_cut_by_bytes() {
-        let ops = (0..40).map(|id| RowOp::Put {
-            row: vec![Value::Int(id), Value::Bytes(vec![7; 1 << 20])],
+    /// New rows with such keys, each so long.
+    fn update(keys: std::ops::Range<i64>, row_bytes: usize) -> Update {
+        let ops = keys.map(|id| RowOp::Put {
+            row: vec![Value::Int(id), Value::Bytes(vec![7; row_bytes])],
             before: None,
         });
-        let whole = Update {
+        Update {
             tables: vec![TableUpdate {
                 table: "public.t".into(),
                 columns: vec!["id".into(), "v".into()],
@@ -165,7 +175,28 @@ mod tests {
                 ops: ops.collect(),
             }],
             sequences: vec![],
+        }
+    }
+
+    #[test]
+    fn what_was_missed_goes_as_far_as_was_read_and_asked_for() {
+        let record = |p: i64| (Position(p as u64), update(p..p + 1, 10).to_bytes().into());
+        let step = |read: std::ops::Range<i64>, after, upto| {
+            step_of(read.map(record), Position(after), Position(upto))
         };
+        let expected = |keys| Bytes::from(update(keys, 10).to_bytes());
+        let read_less = step(5..8, 4, 20).expect("some of it");
+        assert_eq!(read_less, (expected(5..8), Position(7)));
+        let read_more = step(5..8, 4, 6).expect("all of it");
+        assert_eq!(read_more, (expected(5..7), Position(6)));
+        assert!(matches!(step(5..5, 4, 6), Err(LoadError::LogEnds(_))));
+        let nothing = step(5..8, 4, 4).expect("it is there");
+        assert_eq!(nothing.1, Position(4));
+    }
+
+    #[test]
+    fn a_part_of_long_rows_is_cut_by_bytes() {
+        let whole = update(0..40, 1 << 20);
         let parts = cut_part(whole.to_bytes().into()).expect("canonical");
         assert!((5..=6).contains(&parts.len()), "{} parts", parts.len());
         let mut merged = Update::default();
