@@ -2,7 +2,7 @@
 
 use crate::database::DatabaseError;
 use crate::http::{too_large, HttpService, ServiceError};
-use crate::replicated_state::ReplicatedState;
+use crate::replicated_state::{merged, ReplicatedState};
 use crate::replies::Replies;
 use crate::session::payloads;
 use bytes::Bytes;
@@ -232,21 +232,4 @@ impl Executor {
 /// The update of a request that changed nothing.
 fn nothing() -> Bytes {
     Update::default().to_bytes().into()
-}
-
-/// All updates in one. Neighbours are merged first, so that the many small ones are not each merged
-/// into a large one.
-pub(crate) fn merged(mut updates: Vec<Update>) -> Update {
-    while updates.len() > 1 {
-        let mut halved = Vec::with_capacity(updates.len().div_ceil(2));
-        let mut rest = updates.into_iter();
-        while let Some(mut earlier) = rest.next() {
-            if let Some(later) = rest.next() {
-                earlier.merge(later);
-            }
-            halved.push(earlier);
-        }
-        updates = halved;
-    }
-    updates.pop().unwrap_or_default()
 }

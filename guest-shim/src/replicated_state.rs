@@ -2,7 +2,6 @@
 //! update.
 
 use crate::database::{Applied, Captured, Database, DatabaseError, Server};
-use crate::executor::merged;
 use crate::root::{read_leaves, LeavesError, StateRoot};
 use bytes::Bytes;
 use spare_protocol::channel::RootRequest;
@@ -188,4 +187,21 @@ impl ReplicatedState {
         self.leaves.root(self.database.sequences());
         Ok(())
     }
+}
+
+/// All updates in one. Neighbours are merged first, so that the many small ones are not each merged
+/// into a large one.
+pub(crate) fn merged(mut updates: Vec<Update>) -> Update {
+    while updates.len() > 1 {
+        let mut halved = Vec::with_capacity(updates.len().div_ceil(2));
+        let mut rest = updates.into_iter();
+        while let Some(mut earlier) = rest.next() {
+            if let Some(later) = rest.next() {
+                earlier.merge(later);
+            }
+            halved.push(earlier);
+        }
+        updates = halved;
+    }
+    updates.pop().unwrap_or_default()
 }

@@ -416,6 +416,11 @@ fn tables_that_cannot_be_replicated_are_refused_by_name() {
         assert!(error.contains(complaint), "{error}");
         cluster.sql(drop);
     }
+    let create = "CREATE DATABASE old ENCODING 'SQL_ASCII' TEMPLATE template0";
+    let output = cluster.prepare_in("old", create);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(error.contains("encoding is SQL_ASCII"), "{error}");
 }
 
 /// Not a claim but a measurement: `cargo test --release -- --nocapture` prints it.

@@ -3,17 +3,8 @@
 
 mod channel;
 mod merge;
+mod rules;
 pub(crate) mod session;
 
-use crate::normalise::Normaliser;
-use std::sync::Arc;
-
 pub(crate) use channel::{attach, GuestChannel};
-
-/// What all guests of the service are held to.
-#[derive(Clone)]
-pub(crate) struct GuestRules {
-    pub(crate) normaliser: Arc<Normaliser>,
-    /// The longest update of one request.
-    pub(crate) update_bytes_max: u64,
-}
+pub(crate) use rules::GuestRules;

@@ -126,6 +126,18 @@ impl Cluster {
             .expect("the shim")
     }
 
+    /// Runs `prepare` in another database of the server, which is created with that SQL.
+    pub(crate) fn prepare_in(&self, database: &str, create: &str) -> Output {
+        assert!(self.psql("postgres", create).status.success(), "{create}");
+        let text = self.config_text();
+        let text = text.replace("database = \"app\"", &format!("database = \"{database}\""));
+        let config = self.folder.join("other.toml");
+        std::fs::write(&config, text).expect("a file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spare-shim"));
+        command.args(["prepare", "--config"]).arg(config);
+        command.output().expect("the shim")
+    }
+
     fn psql(&self, database: &str, sql: &str) -> Output {
         Command::new(format!("{BIN}/psql"))
             .args([

@@ -1,8 +1,8 @@
 //! Two tasks for each guest's channel, one for each direction (`docs/contributors/channel.md`), over any stream of bytes.
 
 use super::merge::merged;
+use super::rules::GuestRules;
 use super::session::{Expected, Said, Session};
-use super::GuestRules;
 use crate::agent_link::{AgentError, AgentLink};
 use bytes::Bytes;
 use spare_core::Input;

@@ -1,7 +1,7 @@
 //! What a guest says on its channel, without any I/O: bytes go in, inputs for the core come out, or the rule of
 //! `docs/contributors/channel.md` that the guest broke. Whatever a hostile guest says, it harms nobody but itself.
 
-use super::GuestRules;
+use super::rules::GuestRules;
 use crate::normalise::ReplyError;
 use spare_core::Input;
 use spare_protocol::channel::{

@@ -2,12 +2,10 @@
 
 use super::connection::{connect, ConnectError, SUPERUSER};
 use super::schema::{quoted, Schema, SchemaError, Table, PRELOADED};
-use super::settings::Settings;
+use super::settings::{Settings, PLUGIN};
 use super::values::Kind;
 use tokio_postgres::Client;
 
-/// The output plugin of the slot, which also guards sessions (`guest-shim/output-plugin`).
-pub(super) const PLUGIN: &str = "spare_output";
 /// The replication origins under which agreed updates are applied: one for each connection that does it
 /// beside others. The plugin drops what has an origin.
 pub(super) const ORIGINS: [&str; 2] = ["spare", "spare-2"];

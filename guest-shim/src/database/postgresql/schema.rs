@@ -2,7 +2,7 @@
 //! starts. What can't be replicated is refused here, by name.
 
 use super::pgoutput::Relation;
-use super::prepare::PLUGIN;
+use super::settings::PLUGIN;
 use super::values::Kind;
 use spare_protocol::update::{Key, Row, TableUpdate};
 use std::collections::HashMap;
