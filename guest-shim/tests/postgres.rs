@@ -268,27 +268,6 @@ fn requests_are_executed_once_and_reads_run_together() {
 }
 
 #[test]
-fn a_write_is_captured_while_others_go_on_writing_to_the_log() {
-    let Some((one, mut manager, _two, _)) = pair("noise") else {
-        return;
-    };
-    let mut noise = one.noise();
-    for position in 1..=20 {
-        // Not flushed by its own commit.
-        let sql = format!(
-            "SET synchronous_commit = off; INSERT INTO users (nick) VALUES ('n{position}')"
-        );
-        let (answer, update, _) = write(&mut manager, position, &sql, RootRequest::No);
-        assert_eq!(answer, "done");
-        let update = Update::from_bytes(&update).expect("canonical");
-        assert_eq!(update.tables[0].ops.len(), 1);
-    }
-    assert!(noise.try_wait().expect("a child").is_none(), "it goes on");
-    one.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'DO %noise%' AND pid <> pg_backend_pid()");
-    noise.wait().expect("it ends");
-}
-
-#[test]
 fn a_state_is_loaded_in_parts() {
     let Some((_one, mut active, _two, mut fresh)) = pair("loaded") else {
         return;

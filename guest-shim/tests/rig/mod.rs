@@ -262,15 +262,6 @@ impl Guest {
         self.cluster.sql(sql);
     }
 
-    /// Fills the server's log from another database until it is ended.
-    pub(crate) fn noise(&self) -> Child {
-        let endless = "DO 'BEGIN LOOP PERFORM pg_logical_emit_message(false, ''noise'', ''x''); END LOOP; END'";
-        let mut command = Command::new(format!("{BIN}/psql"));
-        command.args(["-X", "-q", "-U", "postgres", "-d", "postgres", "-h"]);
-        command.arg(&self.cluster.folder).args(["-c", endless]);
-        command.spawn().expect("psql")
-    }
-
     /// What a query of a superuser finds, one row a line.
     pub(crate) fn query(&self, sql: &str) -> String {
         let output = self.cluster.psql("app", sql);
