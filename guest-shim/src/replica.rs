@@ -8,13 +8,13 @@
 
 use crate::channel::{Channel, ChannelError};
 use crate::executor::{Executor, ExecutorError, Known};
-use crate::http::{own_answer, reply, ServiceError};
+use crate::http::{own_answer, reply, Answer, ServiceError};
 use crate::scheduler::{Mode, Scheduler};
-use crate::session::{payload, version_conflict, Arrived, Session};
+use crate::session::{payloads, version_conflict, Arrived, Session};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use spare_protocol::channel::{Execute, FromGuest, Outcome, ToGuest};
+use spare_protocol::channel::{Execute, FromGuest, RootRequest, ToGuest};
 use spare_protocol::Position;
 use std::collections::BTreeMap;
 use tokio::sync::oneshot;
@@ -29,7 +29,7 @@ struct Job {
 struct ReadDone {
     session: u32,
     position: Position,
-    result: Result<Outcome, ServiceError>,
+    result: Result<Answer, ServiceError>,
 }
 
 /// A replica that is ready.
@@ -69,10 +69,12 @@ pub(crate) async fn answer_broken(
     mut session: Session,
     reason: String,
 ) -> Result<(), ChannelError> {
-    let broken = payload(&FromGuest::Broken { reason });
+    let broken = payloads(FromGuest::Broken { reason });
     loop {
-        if let Some(frame) = session.frame(broken.clone()) {
-            channel.send(&frame)?;
+        for payload in &broken {
+            if let Some(frame) = session.frame(payload.clone()) {
+                channel.send(frame)?;
+            }
         }
         loop {
             receive(&mut channel, &mut session).await?;
@@ -136,7 +138,7 @@ impl Replica {
             Arrived::Opened { version } => {
                 self.scheduler.clear();
                 if let Some(conflict) = version_conflict(version) {
-                    return self.send(self.session.id(), payload(&conflict));
+                    return self.send(self.session.id(), payloads(conflict));
                 }
                 self.push(Mode::Exclusive, ToGuest::Hello { version });
             }
@@ -178,7 +180,18 @@ impl Replica {
                 upto,
                 root,
             } => Some(self.executor.apply(&updates, upto, root).await?),
+            ToGuest::ApplyUnanswered { update, upto } => {
+                let updates = [(upto, update)];
+                self.executor.apply(&updates, upto, RootRequest::No).await?;
+                None
+            }
             ToGuest::Load { part, last } => self.executor.load(&part, last).await?,
+            ToGuest::Limits { update_bytes_max } => {
+                self.executor.limit(update_bytes_max);
+                None
+            }
+            // The session puts them together.
+            ToGuest::Part(_) => None,
             // It does not wait for its turn.
             ToGuest::Cancel { .. } => None,
         };
@@ -219,9 +232,9 @@ impl Replica {
         let Some(job) = self.scheduler.remove(is_it) else {
             return Ok(());
         };
-        let answer = payload(&FromGuest::Executed {
+        let answer = payloads(FromGuest::Executed {
             position,
-            outcome: cancelled(),
+            outcome: cancelled().outcome,
             update: Bytes::new(),
             root: None,
         });
@@ -231,25 +244,31 @@ impl Replica {
     fn read_done(&mut self, done: ReadDone) -> Result<(), ReplicaError> {
         self.scheduler.finished(Mode::Shared);
         self.reading.remove(&done.position);
-        let answer = self.executor.read_done(done.position, done.result?);
+        let outcome = done.result?.outcome;
+        let answer = self.executor.read_done(done.position, outcome);
         self.send(done.session, answer)
     }
 
     /// Sends an answer, unless the session that asked is over.
-    fn send(&mut self, session: u32, answer: Vec<u8>) -> Result<(), ReplicaError> {
+    fn send(&mut self, session: u32, answer: Vec<Bytes>) -> Result<(), ReplicaError> {
         if session != self.session.id() {
             return Ok(());
         }
-        match self.session.frame(answer) {
-            Some(frame) => Ok(self.channel.send(&frame)?),
-            None => Ok(()),
+        for payload in answer {
+            if let Some(frame) = self.session.frame(payload) {
+                self.channel.send(frame)?;
+            }
         }
+        Ok(())
     }
 }
 
 /// What is said of a read that was stopped; nobody looks at it.
-fn cancelled() -> Outcome {
-    reply(&own_answer(504, "The request was cancelled.\n"))
+fn cancelled() -> Answer {
+    Answer {
+        outcome: reply(&own_answer(504, "The request was cancelled.\n")),
+        unanswered: false,
+    }
 }
 
 #[cfg(test)]
@@ -262,7 +281,7 @@ mod tests {
     use crate::replicated_state::ReplicatedState;
     use crate::root::StateRoot;
     use crate::transport::unix_socket::SocketPair;
-    use spare_protocol::channel::{RootRequest, CHANNEL_VERSION};
+    use spare_protocol::channel::CHANNEL_VERSION;
     use spare_protocol::http::HttpRequest;
     use spare_protocol::update::Update;
     use spare_protocol::{decode, encode, Class, Hash};
@@ -270,6 +289,8 @@ mod tests {
     use std::sync::{Arc, Mutex};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    const UPDATE_BYTES_MAX: u64 = 1 << 20;
 
     /// Adds 1 to the row with the key that a request's path names.
     async fn service(rows: Arc<Mutex<Rows>>) -> HttpService {
@@ -303,6 +324,7 @@ mod tests {
             address: Address::Tcp(address),
             request_timeout_ms: 5000,
             reads_max: NonZeroUsize::MIN,
+            update_bytes_max: UPDATE_BYTES_MAX,
             warm_up: vec![],
         })
     }
@@ -312,7 +334,7 @@ mod tests {
         let rows = Arc::new(Mutex::new(Rows::new()));
         let database = Box::new(InMemory::over(rows.clone()));
         let state = ReplicatedState::new(database, StateRoot::default());
-        let executor = Executor::new(service(rows.clone()).await, state);
+        let executor = Executor::new(service(rows.clone()).await, state, UPDATE_BYTES_MAX);
         let (transport, manager) = SocketPair::new().expect("sockets");
         let channel = Channel::open(Box::new(transport)).await.expect("a channel");
         let mut replica = Replica::new(channel, executor, 1);

@@ -32,6 +32,11 @@ const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 /// A sync that is slowed down more than this measures nothing.
 const SYNC_DELAY_MS_MAX: u64 = 1000;
 
+/// The least and the greatest limit of an update. A page of a small service fits the one; the other is what the shim
+/// can capture of one row.
+const UPDATE_BYTES_LEAST: u64 = 1 << 20;
+const UPDATE_BYTES_MOST: u64 = 480 << 20;
+
 /// A value that cannot work, by the name of its key, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
@@ -55,6 +60,10 @@ enum Problem {
     Zero(&'static str),
     #[error("store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}")]
     SyncDelay,
+    #[error(
+        "service.update_bytes_max must be between {UPDATE_BYTES_LEAST} (1 MiB) and {UPDATE_BYTES_MOST} (480 MiB)"
+    )]
+    UpdateBytes,
 }
 
 /// `spare.toml`, read and checked.
@@ -89,6 +98,14 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
+    /// The longest update of one request; the same in every host's file. A guest with less room undoes shorter
+    /// ones, too.
+    #[serde(default = "default_update_bytes_max")]
+    pub(crate) update_bytes_max: u64,
+}
+
+fn default_update_bytes_max() -> u64 {
+    256 << 20
 }
 
 /// Which requests are reads; everything else is a write.
@@ -433,6 +450,9 @@ impl Config {
         if self.store.sync_delay_ms > SYNC_DELAY_MS_MAX {
             return Err(Problem::SyncDelay);
         }
+        if !(UPDATE_BYTES_LEAST..=UPDATE_BYTES_MOST).contains(&self.service.update_bytes_max) {
+            return Err(Problem::UpdateBytes);
+        }
         Ok(())
     }
 }
@@ -560,12 +580,27 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_no_guest_could_send_is_refused() {
+        for bytes in ["1000", "1000000000"] {
+            let text = SMALLEST.replace("image =", &format!("update_bytes_max = {bytes}\nimage ="));
+            let path = Path::new("spare.toml");
+            let config: Config = spare_settings::parse(path, &text).expect("well formed");
+            let problem = config.check().expect_err(bytes).to_string();
+            assert!(problem.contains("service.update_bytes_max"), "{problem}");
+        }
+    }
+
+    #[test]
     fn the_example_configuration_is_valid_and_names_every_key_with_its_default() {
         let text = include_str!("../spare.toml.example");
         let example: Config =
             spare_settings::parse(Path::new("spare.toml.example"), text).expect("valid");
         example.check().expect("it can be used");
         let smallest: Config = spare_settings::parse(Path::new("x"), SMALLEST).expect("valid");
+        assert_eq!(
+            example.service.update_bytes_max,
+            smallest.service.update_bytes_max
+        );
         assert_eq!(
             format!("{:?}", example.replication),
             format!("{:?}", smallest.replication)

@@ -19,6 +19,7 @@ use crate::driver::{Shared, SnapshotRule};
 use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
+use crate::guest::GuestRules;
 use crate::handle::{DriverHandle, Queues};
 use crate::operators::Peer;
 use crate::peers::{LocalSeat, Peers};
@@ -103,7 +104,10 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         image: config.service.image.clone(),
         agent: agent.clone(),
         event_log: Arc::clone(&event_log),
-        normaliser,
+        guest_rules: GuestRules {
+            normaliser,
+            update_bytes_max: config.service.update_bytes_max,
+        },
         pending: Arc::clone(&clients.pending),
         serving: Arc::clone(&clients.serving),
         ending: Arc::new(AtomicBool::new(false)),

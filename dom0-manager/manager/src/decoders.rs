@@ -7,6 +7,7 @@ use crate::evidence;
 use crate::gateway::request::Reader;
 use crate::gateway::{connection, reply, Budget, Client, Held, Places};
 use crate::guest::session::{Expected, Said, Session};
+use crate::guest::GuestRules;
 use crate::normalise::Normaliser;
 use crate::peers::frame::Frames;
 use crate::peers::message::{LinkMessage, SnapshotAnswer, SnapshotQuestion};
@@ -26,6 +27,9 @@ use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// The longest update that a fuzzed guest may send: more than its input.
+const UPDATE_BYTES_MAX: u64 = 1 << 20;
 
 /// The configuration file: what is wrong with it, in words.
 ///
@@ -148,7 +152,11 @@ pub fn understood(
         seat: SeatId(0),
         generation: 1,
     };
-    let mut session = Session::new(replica, session, Expected::New, Arc::clone(&rules.0));
+    let rules = GuestRules {
+        normaliser: Arc::clone(&rules.0),
+        update_bytes_max: UPDATE_BYTES_MAX,
+    };
+    let mut session = Session::new(replica, session, Expected::New, rules);
     let mut texts = Vec::new();
     for piece in bytes.chunks(piece_bytes) {
         session.push(piece);

@@ -250,6 +250,7 @@ fn from_guest() -> Vec<FromGuest> {
         FromGuest::Broken {
             reason: "the service ended\u{1b}[2J".into(),
         },
+        FromGuest::UpdatePart(update().to_bytes().into()),
     ]
 }
 
@@ -316,6 +317,14 @@ fn to_guest() -> Vec<ToGuest> {
             ],
             upto: Position(7),
             root: RootRequest::No,
+        },
+        ToGuest::Limits {
+            update_bytes_max: 1 << 28,
+        },
+        ToGuest::Part(update().to_bytes().into()),
+        ToGuest::ApplyUnanswered {
+            update: Bytes::new(),
+            upto: Position(8),
         },
     ]
 }
@@ -426,6 +435,7 @@ fn every_value() -> Update {
         Value::Date(-1),
         Value::Time(86_399_999_999),
         Value::Uuid([7; 16]),
+        Value::FarTimestamp(i64::MAX - 1),
     ];
     let table = TableUpdate {
         table: "public.u".into(),
