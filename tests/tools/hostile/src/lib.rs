@@ -27,7 +27,7 @@ const RECEIVE_BYTES: usize = 4096;
 
 /// Slow readers that wait for their pages at a time: they are to be slow, not many requests at once, which is another
 /// matter.
-const ASKING_MAX: usize = 32;
+const ASKING_MAX: usize = 4;
 
 /// In which way a client is hostile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
