@@ -8,7 +8,6 @@ use serde::Deserialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 /// Where the configuration is if no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
@@ -95,9 +94,6 @@ pub struct ServiceSettings {
     pub user: String,
     /// Where it listens: `unix:/path` or `host:port`.
     pub address: Address,
-    /// A request that takes longer breaks the replica.
-    #[serde(default = "default_request_timeout_ms")]
-    pub request_timeout_ms: u64,
     /// Reads that run at once; those behind them wait in the agreed order.
     #[serde(default = "default_reads_max")]
     pub reads_max: NonZeroUsize,
@@ -113,10 +109,6 @@ pub struct ServiceSettings {
 
 fn default_update_bytes_max() -> u64 {
     256 << 20
-}
-
-fn default_request_timeout_ms() -> u64 {
-    30_000
 }
 
 /// One for each processor. More would only share them, so that all take longer, and each replica ends
@@ -249,14 +241,6 @@ impl ChannelSettings {
     }
 }
 
-impl ServiceSettings {
-    /// How long a request may take.
-    #[must_use]
-    pub fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.request_timeout_ms)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,7 +273,6 @@ mod tests {
             config.service.address,
             Address::Unix("/run/service/http.sock".into())
         );
-        assert_eq!(config.service.request_timeout(), Duration::from_secs(30));
         assert!(config.service.reads_max >= READS_MAX_LEAST);
     }
 

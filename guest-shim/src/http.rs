@@ -38,7 +38,6 @@ const RESERVED: &str = "spare-";
 #[derive(Clone, Debug)]
 pub struct HttpService {
     address: Address,
-    timeout: Duration,
 }
 
 /// What came of a request.
@@ -56,9 +55,6 @@ pub enum ServiceError {
     /// It does not listen.
     #[error("cannot connect to the service at {0:?}: {1}")]
     Unreachable(Address, std::io::Error),
-    /// It did not answer in time.
-    #[error("the service did not answer within {0:?}")]
-    TimedOut(Duration),
     /// It closed a request's connection, and listens no more.
     #[error("the service ended in the middle of a request: {0}")]
     Ended(String),
@@ -85,14 +81,14 @@ impl HttpService {
     pub fn new(settings: &ServiceSettings) -> HttpService {
         HttpService {
             address: settings.address.clone(),
-            timeout: settings.request_timeout(),
         }
     }
 
     /// Executes one ordered request.
     ///
     /// A request that is not valid HTTP, and a reply that can't be passed on or is missing, are answered here, by
-    /// every correct replica in the same way: a client must not be able to break replicas.
+    /// every correct replica in the same way: a client must not be able to break replicas. It takes as long as it takes: the
+    /// managers end what takes too long, all at the same point of the order.
     ///
     /// # Errors
     /// When the service fails; what it did is then not known.
@@ -104,10 +100,7 @@ impl HttpService {
             )));
         };
         // Boxed, so that all callers run the same code: the warm-up's requests would leave a copy cold.
-        let exchange = self.exchange(request).boxed();
-        let exchanged = tokio::time::timeout(self.timeout, exchange)
-            .await
-            .map_err(|_| ServiceError::TimedOut(self.timeout))??;
+        let exchanged = self.exchange(request).boxed().await?;
         let reply = match exchanged {
             Ok(reply) => reply,
             Err(why) => return self.in_place_of_reply(&why).await,
@@ -347,8 +340,7 @@ mod tests {
                 let _ = stream.write_all(&answer).await;
             }
         });
-        let timeout = Duration::from_secs(5);
-        (HttpService { address, timeout }, rx)
+        (HttpService { address }, rx)
     }
 
     fn decoded(answer: Answer) -> HttpReply {
@@ -442,7 +434,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let service = HttpService {
             address: Address::Tcp(listener.local_addr().expect("an address").to_string()),
-            timeout: Duration::from_secs(5),
         };
         let ends = tokio::spawn(async move {
             let _ = listener.accept().await;

@@ -322,7 +322,6 @@ mod tests {
             command: vec![],
             user: String::new(),
             address: Address::Tcp(address),
-            request_timeout_ms: 5000,
             reads_max: NonZeroUsize::MIN,
             update_bytes_max: UPDATE_BYTES_MAX,
             warm_up: vec![],

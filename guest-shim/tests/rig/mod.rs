@@ -174,7 +174,7 @@ impl Cluster {
         format!(
             "[channel]\nsocket = \"{folder}/channel\"\n\
              [service]\ncommand = [\"none\"]\nuser = \"nobody\"\naddress = \"unix:{folder}/http\"\n\
-             request_timeout_ms = 20000\nwarm_up = [\"/\", \"POST / SELECT+count(*)+FROM+users\", {forms}]\n\
+             warm_up = [\"/\", \"POST / SELECT+count(*)+FROM+users\", {forms}]\n\
              [postgresql]\nbin = \"{BIN}\"\ndata = \"{folder}/data\"\nsocket_dir = \"{folder}\"\n\
              database = \"app\"\nslot = \"spare\"\npublication = \"spare\"\nleaves = \"{folder}/leaves\"\n"
         )

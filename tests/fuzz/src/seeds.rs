@@ -771,7 +771,6 @@ port = "org.spare.shim.0"
 command = ["/usr/lib/spare/auction", "serve"]
 user = "auction"
 address = "unix:/run/service/http.sock"
-request_timeout_ms = 5000
 warm_up = ["/", "POST /bid item=1&bid=2"]
 [postgresql]
 bin = "/usr/lib/postgresql/15/bin"
