@@ -5,6 +5,7 @@ use crate::invariants::hold;
 use crate::network::seat;
 use crate::plan::{MS, SECOND};
 use crate::service::Kind;
+use crate::strain::Strain;
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, Refusal};
 use spare_protocol::channel::Outcome;
@@ -32,8 +33,25 @@ impl World {
         if c.burst_left == 0 {
             c.burst_left = c.random.range(1, self.plan.burst);
         }
-        c.invent(self.now, floor, poison);
+        let strain = match self.phase {
+            // What never ends would outlast the beginning.
+            Phase::Beginning => Strain::default(),
+            _ => self.plan.strain,
+        };
+        c.invent(self.now, floor, poison, (strain, &mut self.allowance));
         self.send_attempt(client);
+    }
+
+    /// Everybody who does nothing comes now.
+    pub(crate) fn rush(&mut self) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].pending.is_none() {
+                self.client_acts(client);
+            }
+        }
+        if self.phase < Phase::Ending {
+            self.later(2 * SECOND, 20 * SECOND, Event::Rush);
+        }
     }
 
     fn send_attempt(&mut self, client: usize) {
@@ -58,6 +76,7 @@ impl World {
             return;
         };
         pending.attempt += 1;
+        pending.sent = self.now;
         pending.id = Some(id);
         let attempt = pending.attempt;
         let mut seed = [0; 32];
@@ -71,7 +90,9 @@ impl World {
             request: pending.bytes.clone(),
         };
         h.open.insert(id.number, (client, attempt));
-        if c.random.permille(30) {
+        if c.random
+            .permille(if self.plan.strain.stalls { 150 } else { 30 })
+        {
             let patience = c.random.range(SECOND, 20 * SECOND);
             self.schedule(self.now + patience, Event::Impatient { client, attempt });
         }
@@ -124,6 +145,7 @@ impl World {
             self.scrub_asked = false;
             return;
         }
+        self.answered_last = self.now;
         if !self.waiting(client, host, number) {
             return;
         }
@@ -163,7 +185,9 @@ impl World {
         let operated = c.end(self.now, end);
         self.history.extend(operated);
         c.burst_left = c.burst_left.saturating_sub(1);
-        let wait = if c.burst_left == 0 {
+        let wait = if c.floods {
+            c.random.range(10, 200)
+        } else if c.burst_left == 0 {
             c.random.range(0, self.plan.pause)
         } else {
             c.random.range(100, 2 * MS)

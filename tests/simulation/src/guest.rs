@@ -4,7 +4,7 @@
 //! says.
 
 use crate::random::Random;
-use crate::service::{Kind, Operation, State};
+use crate::service::{Executor, Kind, Operation, State, ENDLESS};
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
@@ -14,6 +14,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// Of a thousand services that execute a treacherous request so many die of it.
 const TREACHERY: u64 = 700;
+
+/// A manager waits so long for a guest that opens its channel.
+const HELLO_TIMEOUT: u64 = 10 * crate::plan::SECOND;
 
 /// How a faulty replica misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,6 +114,8 @@ pub(crate) struct Guest {
     pub(crate) executions: u64,
     /// The writes that it executed: its state contains them.
     pub(crate) wrote: BTreeSet<Position>,
+    /// The writes and scrubs that it was given, whether it began with them or not.
+    pub(crate) given_writes: BTreeSet<Position>,
     /// How many roots it reported.
     pub(crate) roots: u64,
     pub(crate) share: Share,
@@ -120,9 +125,24 @@ pub(crate) struct Guest {
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
     work: VecDeque<Work>,
-    answers: VecDeque<(u64, Input)>,
+    /// What it is going to say, by time.
+    answers: VecDeque<Answer>,
+    /// When everything that it was given so far will have ended.
     free_at: u64,
+    /// When the last write, scrub or batch of updates will have ended: reads begin after that.
+    exclusive_until: u64,
+    /// When each of those that execute reads will be free.
+    readers: Vec<u64>,
     pub(crate) speech_scheduled: bool,
+}
+
+/// Something that a guest is going to say.
+#[derive(Clone, Debug)]
+struct Answer {
+    at: u64,
+    /// Not before this, however fast its host is: a request takes so long by itself.
+    earliest: u64,
+    input: Input,
 }
 
 /// What its VM gets of the processors. (It is as fast with each: only that it has the right one is simulated.)
@@ -137,10 +157,13 @@ pub(crate) enum Share {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Speed {
     pub(crate) factor: u64,
+    /// They never pause for a moment.
+    pub(crate) steady: bool,
 }
 
 impl Guest {
-    pub(crate) fn new(replica: ReplicaId) -> Guest {
+    /// With so many that execute reads.
+    pub(crate) fn new(replica: ReplicaId, readers: usize) -> Guest {
         Guest {
             replica,
             booted: false,
@@ -150,6 +173,7 @@ impl Guest {
             state: State::default(),
             executions: 0,
             wrote: BTreeSet::new(),
+            given_writes: BTreeSet::new(),
             roots: 0,
             share: Share::Building,
             realtime: false,
@@ -158,11 +182,18 @@ impl Guest {
             work: VecDeque::new(),
             answers: VecDeque::new(),
             free_at: 0,
+            exclusive_until: 0,
+            readers: vec![0; readers],
             speech_scheduled: false,
         }
     }
 
     pub(crate) fn take(&mut self, work: Work, now: u64, speed: Speed, random: &mut Random) {
+        if let Work::Execute(request) = &work {
+            if request.class.is_exclusive() {
+                self.given_writes.insert(request.position);
+            }
+        }
         if self.running {
             self.perform(work, now, speed, random);
         } else {
@@ -178,7 +209,7 @@ impl Guest {
     }
 
     /// Its manager is another one, which opens its channel anew: it does what it was given, says nothing about
-    /// that any more, and tells its position. None if it is gone.
+    /// that any more, and tells its position. None if it is gone, or at something that does not end in time.
     pub(crate) fn hello(
         &mut self,
         now: u64,
@@ -189,26 +220,71 @@ impl Guest {
             return None;
         }
         self.resume(now, speed, random);
+        if self.exclusive_until > now + HELLO_TIMEOUT {
+            return None;
+        }
         self.answers.clear();
         self.speech_scheduled = false;
         self.free_at = now;
+        self.exclusive_until = self.exclusive_until.min(now);
+        self.readers.fill(0);
         let lies = self.lies(&[Lie::Ahead], random).is_some();
         (!self.dead).then_some(Position(self.position.0 + 7 * u64::from(lies)))
     }
 
     pub(crate) fn next_answer_at(&self) -> Option<u64> {
         let running = self.running;
-        self.answers.front().map(|(at, _)| *at).filter(|_| running)
+        let next = self.answers.front().filter(|_| running);
+        next.map(|a| a.at).filter(|at| *at != ENDLESS)
     }
 
     pub(crate) fn next_answer(&mut self, now: u64) -> Option<Input> {
         self.next_answer_at().filter(|at| *at <= now)?;
-        self.answers.pop_front().map(|(_, input)| input)
+        self.answers.pop_front().map(|a| a.input)
     }
 
     fn say(&mut self, at: u64, input: Input) {
-        let last = self.answers.back().map_or(0, |(at, _)| *at);
-        self.answers.push_back((at.max(last), input));
+        self.say_not_before(at, 0, input);
+    }
+
+    fn say_not_before(&mut self, at: u64, earliest: u64, input: Input) {
+        let answer = Answer {
+            at,
+            earliest,
+            input,
+        };
+        let later = self.answers.partition_point(|a| a.at <= at);
+        self.answers.insert(later, answer);
+    }
+
+    /// Whatever it is at has ended by then, but for what never ends.
+    fn be_free_by(&mut self, at: u64) {
+        let own = [&mut self.free_at, &mut self.exclusive_until];
+        for until in own.into_iter().chain(&mut self.readers) {
+            if *until != ENDLESS {
+                *until = (*until).min(at);
+            }
+        }
+    }
+
+    /// When it begins with something that it is given now, and how it is known when that ends: reads run together,
+    /// everything else alone.
+    fn occupy(&mut self, shared: bool, now: u64, span: u64) -> u64 {
+        let reader = self.readers.iter_mut().min_by_key(|free| **free);
+        let end = match reader.filter(|_| shared) {
+            Some(reader) => {
+                let begin = now.max(self.exclusive_until).max(*reader);
+                *reader = begin.saturating_add(span);
+                *reader
+            }
+            None => {
+                let end = now.max(self.free_at).saturating_add(span);
+                self.exclusive_until = end;
+                end
+            }
+        };
+        self.free_at = self.free_at.max(end);
+        end
     }
 
     /// Whether the fault shows on this occasion.
@@ -243,15 +319,20 @@ impl Guest {
             Work::Execute(_) => random.skewed(80, 900),
             Work::Apply { updates, .. } => 100 + updates.len() as u64 * random.skewed(20, 120),
         } * speed.factor;
-        if random.permille(4) {
+        if random.permille(4) && !speed.steady {
             span += random.below(30_000);
         }
-        let begin = self.free_at.max(now);
-        let mut end = begin + span;
         if let Some(fault) = self.lies(&[Lie::Slow], random) {
-            end += fault.late;
+            span += fault.late;
         }
-        self.free_at = end;
+        let (shared, takes) = match &work {
+            Work::Execute(request) => (
+                request.class == Class::Read,
+                Operation::decode(&request.request).map_or(0, |o| o.burden.takes),
+            ),
+            Work::Load(..) | Work::Apply { .. } => (false, 0),
+        };
+        let end = self.occupy(shared, now, span.saturating_add(takes));
         let replica = self.replica;
         match work {
             Work::Load(state, upto) => {
@@ -280,7 +361,7 @@ impl Guest {
                 self.position = upto;
                 self.confirm(end, upto, root, random);
             }
-            Work::Execute(request) => self.execute(end, &request, random),
+            Work::Execute(request) => self.execute((end, takes), &request, random),
         }
     }
 
@@ -357,11 +438,14 @@ impl Guest {
     /// Its host is fast again: what it is at does not take as long as it looked.
     pub(crate) fn hurry(&mut self, now: u64) {
         let mut latest = now;
-        for (at, _) in &mut self.answers {
+        for answer in &mut self.answers {
             latest += 300;
-            *at = (*at).min(latest);
+            answer.at = answer.at.min(latest.max(answer.earliest));
         }
-        self.free_at = self.free_at.min(latest);
+        self.answers.make_contiguous().sort_by_key(|a| a.at);
+        let ends = self.answers.iter().map(|a| a.at);
+        let last = ends.filter(|at| *at != ENDLESS).max();
+        self.be_free_by(latest.max(last.unwrap_or(0)));
     }
 
     /// Its VM stops now: what it had to say is lost.
@@ -371,8 +455,13 @@ impl Guest {
         self.answers.clear();
     }
 
-    fn execute(&mut self, end: u64, request: &Execute, random: &mut Random) {
+    fn execute(&mut self, (end, takes): (u64, u64), request: &Execute, random: &mut Random) {
         let replica = self.replica;
+        // It began so long before.
+        let earliest = match takes {
+            0 => 0,
+            _ => end,
+        };
         let position = request.position;
         self.position = position;
         self.executions += 1;
@@ -385,6 +474,7 @@ impl Guest {
             &request.request,
             request.time_us,
             &request.seed,
+            Executor::of(replica),
         );
         let treacherous =
             Operation::decode(&request.request).is_some_and(|o| o.kind == Kind::Treacherous);
@@ -426,8 +516,11 @@ impl Guest {
             update = self.wrong(&update, fault);
         }
         let root = self.root(request.root, random);
-        let end = end + late;
+        let end = end.saturating_add(late);
         self.free_at = self.free_at.max(end);
+        if request.class != Class::Read {
+            self.exclusive_until = self.exclusive_until.max(end);
+        }
         let answer = |position, outcome, update| Input::Executed {
             replica,
             position,
@@ -443,7 +536,7 @@ impl Guest {
             let old = Position(position.0.saturating_sub(3));
             self.say(end, answer(old, outcome.clone(), update.clone()));
         }
-        self.say(end, answer(position, outcome, update));
+        self.say_not_before(end, earliest, answer(position, outcome, update));
         self.let_reads_overtake(request.class, random);
     }
 
@@ -456,15 +549,16 @@ impl Guest {
         let Some(before) = last.checked_sub(1) else {
             return;
         };
-        let is_read = matches!(
-            self.answers.get(before),
-            Some((_, Input::Executed { update, root: None, .. })) if update.is_empty()
-        );
-        if is_read {
-            let (at_before, at_last) = (self.answers[before].0, self.answers[last].0);
+        let is_read = |a: &Answer| {
+            let read = |u: &Bytes, r: &Option<Hash>| u.is_empty() && r.is_none();
+            matches!(&a.input, Input::Executed { update, root, .. } if read(update, root))
+        };
+        let short = |a: &Answer| a.earliest == 0;
+        if is_read(&self.answers[before]) && self.answers.range(before..).all(short) {
+            let (at_before, at_last) = (self.answers[before].at, self.answers[last].at);
             self.answers.swap(before, last);
-            self.answers[before].0 = at_before;
-            self.answers[last].0 = at_last;
+            self.answers[before].at = at_before;
+            self.answers[last].at = at_last;
         }
     }
 }

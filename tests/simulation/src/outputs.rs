@@ -2,17 +2,19 @@
 
 mod notices;
 
+use crate::faults::TROUBLE_LASTS;
 use crate::guest::{Guest, Share, Work};
 use crate::host::Call;
 use crate::invariants::acknowledged_survives::AcknowledgedSurvives;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
-    agreed_roots, applied_once, correct_never_convicted, correct_pages, fresh_base,
-    nothing_aborted_stays, updates_agreed,
+    agreed_roots, applied_once, bytes_within_budget, correct_never_convicted, correct_pages,
+    fresh_base, nothing_aborted_stays, updates_agreed,
 };
 use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
+use crate::service::{request_bytes, Operation};
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, ManagerState, Output, Refusal};
 use spare_protocol::admin::ReplicaState;
@@ -148,7 +150,8 @@ impl World {
                 let h = &mut self.hosts[host];
                 let new = replica.generation > h.disk.generation;
                 h.disk.generation = h.disk.generation.max(replica.generation);
-                h.guests.insert(replica, Guest::new(replica));
+                h.guests
+                    .insert(replica, Guest::new(replica, self.plan.readers));
                 h.sent.insert(replica, Position(0));
                 let verdict = crate::invariants::hold("one total order", new, || {
                     format!("the name {replica} is used a second time")
@@ -187,6 +190,10 @@ impl World {
                 let verdict = applied_once::execute(replica, sent, request.position);
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, request.position);
+                if let Some(operation) = Operation::decode(&request.request) {
+                    let (position, class) = (request.position, request.class);
+                    self.checks.independent.given(position, class, operation.id);
+                }
                 self.give(host, replica, Work::Execute(request));
             }
             Output::Apply {
@@ -312,6 +319,7 @@ impl World {
         let mut works = true;
         if h.random.permille(h.call_trouble) {
             self.tally.faults += 1;
+            self.trouble_until = self.trouble_until.max(self.now + TROUBLE_LASTS);
             match h.random.below(3) {
                 0 => return,
                 1 => works = false,
@@ -547,6 +555,9 @@ impl World {
 
     /// A manager announces a replica of its own, or votes for one.
     fn judge_own(&mut self, host: usize, message: &OrderedMessage) {
+        let bytes_max = self.plan.config.batch_bytes_max + request_bytes();
+        let fits = bytes_within_budget::multicast(host, message, bytes_max);
+        self.hold(fits);
         let h = &self.hosts[host];
         let verdict = match message {
             OrderedMessage::Built {

@@ -46,6 +46,12 @@ impl Clients {
         first.map_or(Position(u64::MAX), Position::previous)
     }
 
+    /// Bytes of the requests that are not delivered yet.
+    pub(crate) fn bytes(&self) -> usize {
+        let submitted = self.submitted.iter().map(|r| r.request.len());
+        self.batch_bytes + submitted.sum::<usize>()
+    }
+
     /// What was found of a request counts for nothing.
     pub(crate) fn reopened(&mut self, position: Position) {
         self.answerable.remove(position);

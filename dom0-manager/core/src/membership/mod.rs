@@ -46,7 +46,7 @@ use crate::config::{Config, Resume};
 use crate::group_state::GroupState;
 use crate::io::{ManagerState, Micros, Notice};
 use crate::outputs::Outputs;
-use spare_protocol::messages::{PrimaryView, ViewId};
+use spare_protocol::messages::{OrderedMessage, PrimaryView, ViewId};
 use spare_protocol::{Position, SeatId};
 
 use ring::Ring;
@@ -160,6 +160,14 @@ impl Membership {
     /// Messages that wait for the group's state.
     pub(crate) fn backlog_len(&self) -> usize {
         self.ring.backlog.len()
+    }
+
+    /// Those messages.
+    pub(crate) fn backlog(&self) -> impl Iterator<Item = &OrderedMessage> {
+        self.ring
+            .backlog
+            .iter()
+            .map(|(_, envelope)| &envelope.message)
     }
 
     /// The group's state was taken over from a manager that had delivered more than this one has yet.

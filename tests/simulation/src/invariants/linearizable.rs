@@ -22,6 +22,7 @@ struct Step {
     completed: u64,
     id: u64,
     kind: Kind,
+    changes: bool,
     value: u64,
     expected: u64,
     /// What the client saw; none if it saw nothing.
@@ -44,7 +45,7 @@ pub(crate) fn histories(history: &[Operated]) -> Result<u64, super::Violation> {
             End::Nothing => continue,
             // Nobody saw what it wrote: it may as well not have happened.
             End::Unknown if !observed.contains(&operation.value) => continue,
-            End::Unknown if operation.kind == Kind::Read => continue,
+            End::Unknown if !operation.changes() => continue,
             End::Unknown => None,
         };
         registers.entry(operation.register).or_default().push(Step {
@@ -52,6 +53,7 @@ pub(crate) fn histories(history: &[Operated]) -> Result<u64, super::Violation> {
             completed: seen.map_or(u64::MAX, |_| operated.completed),
             id: operation.id,
             kind: operation.kind,
+            changes: operation.changes(),
             value: operation.value,
             expected: operation.expected,
             seen,
@@ -85,7 +87,7 @@ fn next(step: &Step, register: u64) -> Option<u64> {
             return None;
         }
     }
-    let changes = step.kind != Kind::Read && holds;
+    let changes = step.changes && holds;
     Some(if changes { step.value } else { register })
 }
 
@@ -168,6 +170,7 @@ mod tests {
                 id: value * 100 + times.0,
                 value,
                 expected: 0,
+                burden: crate::service::Burden::default(),
             },
             invoked: times.0,
             completed: times.1,

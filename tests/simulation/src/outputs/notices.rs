@@ -2,14 +2,17 @@
 
 use super::looks_anew;
 use crate::invariants::{
-    acknowledged_survives::AcknowledgedSurvives, correct_never_convicted, fresh_base,
-    no_stale_state, recovery_keeps_quorum, seat_keeps_its_active,
+    a_client_costs_no_place::{self, Condition},
+    acknowledged_survives::AcknowledgedSurvives,
+    correct_never_convicted, fresh_base, no_stale_state, recovery_keeps_quorum,
+    seat_keeps_its_active,
 };
+use crate::service::{Kind, Operation};
 use crate::world::World;
 use spare_core::{ConvictionBasis, ManagerState, Notice, Output};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::messages::LossReason;
-use spare_protocol::Position;
+use spare_protocol::{Position, ReplicaId};
 
 impl World {
     pub(super) fn noticed(&mut self, host: usize, notice: Notice) {
@@ -61,7 +64,7 @@ impl World {
                 replica,
                 position,
                 basis,
-                ..
+                evidence,
             } => {
                 let faulty = self.budget.was_faulty(*replica);
                 self.coverage.count(match basis {
@@ -70,6 +73,7 @@ impl World {
                     ConvictionBasis::Root { .. } => "convicted: root",
                     ConvictionBasis::Channel(_) => "convicted: channel",
                 });
+                let faulty = faulty || self.took_a_side(*position, basis, &evidence.request);
                 let verdict =
                     correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
@@ -79,7 +83,13 @@ impl World {
                     self.hold(verdict);
                 }
             }
-            Notice::Lost { reason, .. } => {
+            Notice::Suspected { replica, missed } if !self.budget.was_faulty(*replica) => {
+                let verdict =
+                    a_client_costs_no_place::suspected(*replica, *missed, self.is_quiet());
+                self.hold(verdict);
+            }
+            Notice::Lost { replica, reason } => {
+                self.judge_loss(host, *replica, reason);
                 self.coverage.count(match reason {
                     LossReason::VmStopped(_) => "lost: VM stopped",
                     LossReason::Broken(_) | LossReason::ChannelStalled => "lost: broken",
@@ -119,6 +129,35 @@ impl World {
             _ => {}
         }
         self.provoke(host, &notice);
+    }
+
+    /// Whether a replica was convicted for its page, where there are two of it and others gave the other one. Nobody
+    /// could tell that from a lie.
+    fn took_a_side(&self, position: Position, basis: &ConvictionBasis, request: &[u8]) -> bool {
+        let records = self.hosts.iter().filter_map(|h| h.disk.record(position));
+        let recorded = records.map(|r| r.record.request.as_ref());
+        let mut requests = recorded.chain([request]).filter_map(Operation::decode);
+        *basis == ConvictionBasis::Reply && requests.any(|o| o.kind == Kind::Sides)
+    }
+
+    /// A local replica left service without having lied.
+    fn judge_loss(&mut self, host: usize, replica: ReplicaId, reason: &LossReason) {
+        if usize::from(replica.seat.0) != host || self.budget.was_faulty(replica) {
+            return;
+        }
+        let Some(guest) = self.hosts[host].guests.get(&replica) else {
+            return;
+        };
+        let condition = Condition {
+            dead: guest.dead,
+            wrote: matches!(reason, LossReason::Poisoned(p) if guest.given_writes.contains(p)),
+            quiet: self.is_quiet(),
+        };
+        let verdict = a_client_costs_no_place::lost(replica, reason, condition);
+        self.hold(verdict);
+        if condition.dead {
+            self.died_last = self.now;
+        }
     }
 
     /// At the end of a step in which actives left.
@@ -170,7 +209,7 @@ impl World {
         }
     }
 
-    fn usable(&self, host: usize) -> usize {
+    pub(crate) fn usable(&self, host: usize) -> usize {
         let replicas = self.hosts[host]
             .core
             .as_ref()
