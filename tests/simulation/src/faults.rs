@@ -405,7 +405,7 @@ impl World {
         for replica in replicas {
             if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
                 guest.hurry(self.now);
-                guest.speech_scheduled = false;
+                guest.speaks_at = u64::MAX;
             }
             self.speaks_soon(host, replica);
         }

@@ -4,7 +4,8 @@
 //! says.
 
 use crate::random::Random;
-use crate::service::{Executor, Kind, Operation, State, ENDLESS};
+use crate::schedule::Schedule;
+use crate::service::{Executor, Kind, Operation, State};
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
@@ -114,8 +115,6 @@ pub(crate) struct Guest {
     pub(crate) executions: u64,
     /// The writes that it executed: its state contains them.
     pub(crate) wrote: BTreeSet<Position>,
-    /// The writes and scrubs that it was given, whether it began with them or not.
-    pub(crate) given_writes: BTreeSet<Position>,
     /// How many roots it reported.
     pub(crate) roots: u64,
     pub(crate) share: Share,
@@ -125,24 +124,9 @@ pub(crate) struct Guest {
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
     work: VecDeque<Work>,
-    /// What it is going to say, by time.
-    answers: VecDeque<Answer>,
-    /// When everything that it was given so far will have ended.
-    free_at: u64,
-    /// When the last write, scrub or batch of updates will have ended: reads begin after that.
-    exclusive_until: u64,
-    /// When each of those that execute reads will be free.
-    readers: Vec<u64>,
-    pub(crate) speech_scheduled: bool,
-}
-
-/// Something that a guest is going to say.
-#[derive(Clone, Debug)]
-struct Answer {
-    at: u64,
-    /// Not before this, however fast its host is: a request takes so long by itself.
-    earliest: u64,
-    input: Input,
+    schedule: Schedule,
+    /// When it is listened to next.
+    pub(crate) speaks_at: u64,
 }
 
 /// What its VM gets of the processors. (It is as fast with each: only that it has the right one is simulated.)
@@ -173,27 +157,18 @@ impl Guest {
             state: State::default(),
             executions: 0,
             wrote: BTreeSet::new(),
-            given_writes: BTreeSet::new(),
             roots: 0,
             share: Share::Building,
             realtime: false,
             fault: None,
             faulty: false,
             work: VecDeque::new(),
-            answers: VecDeque::new(),
-            free_at: 0,
-            exclusive_until: 0,
-            readers: vec![0; readers],
-            speech_scheduled: false,
+            schedule: Schedule::new(readers),
+            speaks_at: u64::MAX,
         }
     }
 
     pub(crate) fn take(&mut self, work: Work, now: u64, speed: Speed, random: &mut Random) {
-        if let Work::Execute(request) = &work {
-            if request.class.is_exclusive() {
-                self.given_writes.insert(request.position);
-            }
-        }
         if self.running {
             self.perform(work, now, speed, random);
         } else {
@@ -220,71 +195,41 @@ impl Guest {
             return None;
         }
         self.resume(now, speed, random);
-        if self.exclusive_until > now + HELLO_TIMEOUT {
+        if self.schedule.alone_until() > now + HELLO_TIMEOUT {
             return None;
         }
-        self.answers.clear();
-        self.speech_scheduled = false;
-        self.free_at = now;
-        self.exclusive_until = self.exclusive_until.min(now);
-        self.readers.fill(0);
+        self.schedule.clear();
+        self.speaks_at = u64::MAX;
         let lies = self.lies(&[Lie::Ahead], random).is_some();
         (!self.dead).then_some(Position(self.position.0 + 7 * u64::from(lies)))
     }
 
     pub(crate) fn next_answer_at(&self) -> Option<u64> {
         let running = self.running;
-        let next = self.answers.front().filter(|_| running);
-        next.map(|a| a.at).filter(|at| *at != ENDLESS)
+        self.schedule.next_at().filter(|_| running)
     }
 
     pub(crate) fn next_answer(&mut self, now: u64) -> Option<Input> {
         self.next_answer_at().filter(|at| *at <= now)?;
-        self.answers.pop_front().map(|a| a.input)
+        self.schedule.next()
     }
 
     fn say(&mut self, at: u64, input: Input) {
-        self.say_not_before(at, 0, input);
+        self.schedule.say(at, input);
     }
 
-    fn say_not_before(&mut self, at: u64, earliest: u64, input: Input) {
-        let answer = Answer {
-            at,
-            earliest,
-            input,
-        };
-        let later = self.answers.partition_point(|a| a.at <= at);
-        self.answers.insert(later, answer);
-    }
-
-    /// Whatever it is at has ended by then, but for what never ends.
-    fn be_free_by(&mut self, at: u64) {
-        let own = [&mut self.free_at, &mut self.exclusive_until];
-        for until in own.into_iter().chain(&mut self.readers) {
-            if *until != ENDLESS {
-                *until = (*until).min(at);
+    /// A request is aborted: it stops that, and answers something. If it is paused it does not come to it at all.
+    pub(crate) fn cancel(&mut self, position: Position, now: u64, random: &mut Random) {
+        let instead = Outcome::Reply(Bytes::from_static(b"stopped"));
+        let span = random.skewed(50, 5000);
+        for work in &mut self.work {
+            if let Work::Execute(request) = work {
+                if request.position == position {
+                    request.request = Operation::NOTHING.encode();
+                }
             }
         }
-    }
-
-    /// When it begins with something that it is given now, and how it is known when that ends: reads run together,
-    /// everything else alone.
-    fn occupy(&mut self, shared: bool, now: u64, span: u64) -> u64 {
-        let reader = self.readers.iter_mut().min_by_key(|free| **free);
-        let end = match reader.filter(|_| shared) {
-            Some(reader) => {
-                let begin = now.max(self.exclusive_until).max(*reader);
-                *reader = begin.saturating_add(span);
-                *reader
-            }
-            None => {
-                let end = now.max(self.free_at).saturating_add(span);
-                self.exclusive_until = end;
-                end
-            }
-        };
-        self.free_at = self.free_at.max(end);
-        end
+        self.schedule.cancel(now, position, span, &instead);
     }
 
     /// Whether the fault shows on this occasion.
@@ -332,7 +277,7 @@ impl Guest {
             ),
             Work::Load(..) | Work::Apply { .. } => (false, 0),
         };
-        let end = self.occupy(shared, now, span.saturating_add(takes));
+        let end = self.schedule.take(now, shared, span, takes);
         let replica = self.replica;
         match work {
             Work::Load(state, upto) => {
@@ -361,7 +306,7 @@ impl Guest {
                 self.position = upto;
                 self.confirm(end, upto, root, random);
             }
-            Work::Execute(request) => self.execute((end, takes), &request, random),
+            Work::Execute(request) => self.execute(end, &request, random),
         }
     }
 
@@ -437,31 +382,18 @@ impl Guest {
 
     /// Its host is fast again: what it is at does not take as long as it looked.
     pub(crate) fn hurry(&mut self, now: u64) {
-        let mut latest = now;
-        for answer in &mut self.answers {
-            latest += 300;
-            answer.at = answer.at.min(latest.max(answer.earliest));
-        }
-        self.answers.make_contiguous().sort_by_key(|a| a.at);
-        let ends = self.answers.iter().map(|a| a.at);
-        let last = ends.filter(|at| *at != ENDLESS).max();
-        self.be_free_by(latest.max(last.unwrap_or(0)));
+        self.schedule.hurry(now, 300);
     }
 
     /// Its VM stops now: what it had to say is lost.
     pub(crate) fn stop(&mut self) {
         self.dead = true;
         self.work.clear();
-        self.answers.clear();
+        self.schedule.clear();
     }
 
-    fn execute(&mut self, (end, takes): (u64, u64), request: &Execute, random: &mut Random) {
+    fn execute(&mut self, end: u64, request: &Execute, random: &mut Random) {
         let replica = self.replica;
-        // It began so long before.
-        let earliest = match takes {
-            0 => 0,
-            _ => end,
-        };
         let position = request.position;
         self.position = position;
         self.executions += 1;
@@ -517,10 +449,6 @@ impl Guest {
         }
         let root = self.root(request.root, random);
         let end = end.saturating_add(late);
-        self.free_at = self.free_at.max(end);
-        if request.class != Class::Read {
-            self.exclusive_until = self.exclusive_until.max(end);
-        }
         let answer = |position, outcome, update| Input::Executed {
             replica,
             position,
@@ -536,7 +464,7 @@ impl Guest {
             let old = Position(position.0.saturating_sub(3));
             self.say(end, answer(old, outcome.clone(), update.clone()));
         }
-        self.say_not_before(end, earliest, answer(position, outcome, update));
+        self.say(end, answer(position, outcome, update));
         self.let_reads_overtake(request.class, random);
     }
 
@@ -545,20 +473,9 @@ impl Guest {
         if class != Class::Read || !random.permille(150) {
             return;
         }
-        let last = self.answers.len().saturating_sub(1);
-        let Some(before) = last.checked_sub(1) else {
-            return;
-        };
-        let is_read = |a: &Answer| {
+        self.schedule.overtake(|input| {
             let read = |u: &Bytes, r: &Option<Hash>| u.is_empty() && r.is_none();
-            matches!(&a.input, Input::Executed { update, root, .. } if read(update, root))
-        };
-        let short = |a: &Answer| a.earliest == 0;
-        if is_read(&self.answers[before]) && self.answers.range(before..).all(short) {
-            let (at_before, at_last) = (self.answers[before].at, self.answers[last].at);
-            self.answers.swap(before, last);
-            self.answers[before].at = at_before;
-            self.answers[last].at = at_last;
-        }
+            matches!(input, Input::Executed { update, root, .. } if read(update, root))
+        });
     }
 }

@@ -17,6 +17,7 @@ mod phases;
 mod plan;
 mod random;
 mod run;
+mod schedule;
 mod seeded_bugs;
 mod service;
 mod strain;

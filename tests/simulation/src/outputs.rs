@@ -190,10 +190,9 @@ impl World {
                 let verdict = applied_once::execute(replica, sent, request.position);
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, request.position);
-                if let Some(operation) = Operation::decode(&request.request) {
-                    let (position, class) = (request.position, request.class);
-                    self.checks.independent.given(position, class, operation.id);
-                }
+                let operation = Operation::decode(&request.request).map(|o| o.id);
+                let (position, class) = (request.position, request.class);
+                self.checks.independent.given(position, class, operation);
                 self.give(host, replica, Work::Execute(request));
             }
             Output::Apply {
@@ -268,11 +267,11 @@ impl World {
         let Some(guest) = h.guests.get_mut(&replica) else {
             return;
         };
-        let Some(at) = guest.next_answer_at().filter(|_| !guest.speech_scheduled) else {
+        let at = guest.next_answer_at().map(|at| at.max(self.now));
+        let Some(at) = at.filter(|at| *at < guest.speaks_at) else {
             return;
         };
-        guest.speech_scheduled = true;
-        let at = at.max(self.now);
+        guest.speaks_at = at;
         self.schedule(
             at,
             Event::Speaks {
@@ -287,7 +286,11 @@ impl World {
         let Some(guest) = self.hosts[host].guests.get_mut(&replica) else {
             return;
         };
-        guest.speech_scheduled = false;
+        if self.now < guest.speaks_at {
+            // It had something to say sooner, or nothing any more.
+            return;
+        }
+        guest.speaks_at = u64::MAX;
         let Some(input) = guest.next_answer(self.now) else {
             return self.speaks_soon(host, replica);
         };

@@ -139,8 +139,8 @@ impl World {
             verdict = verdict.and(every_request_ends::goes_on(since(self.answered_last)));
         }
         self.hold(verdict);
-        let died_lately = self.died_last > 0 && self.now < self.died_last + TROUBLE_LASTS;
-        if died_lately || !self.budget.is_untouched() {
+        let fewer = self.fewer_since > 0 && self.now < self.fewer_since + TROUBLE_LASTS;
+        if fewer || !self.budget.is_untouched() {
             return;
         }
         let quorum = self.plan.config.quorum();
@@ -328,7 +328,11 @@ impl World {
             let verdict = self.checks.acknowledged.at_the_end(host, digest);
             self.hold(verdict);
         }
-        match linearizable::histories(&self.history) {
+        let steps_max = match self.plan.strain.crowd {
+            true => linearizable::STEPS_MAX_CROWDED,
+            false => linearizable::STEPS_MAX,
+        };
+        match linearizable::histories(&self.history, steps_max) {
             Ok(unjudged) => self.tally.unjudged += unjudged,
             Err(violation) => self.hold(Err(violation)),
         }

@@ -90,6 +90,22 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// A read that asks for nothing.
+    pub(crate) const NOTHING: Operation = Operation {
+        kind: Kind::Read,
+        register: 0,
+        stamped: false,
+        id: 0,
+        value: 0,
+        expected: 0,
+        burden: Burden {
+            takes: 0,
+            request_bytes: 0,
+            reply_bytes: 0,
+            update_bytes: 0,
+        },
+    };
+
     pub(crate) fn encode(&self) -> Bytes {
         let kind = match self.kind {
             Kind::Read => 0,

@@ -154,8 +154,8 @@ pub(crate) struct World {
     pub(crate) allowance: Allowance,
     /// Until then what a replica suffers may come from a machine or a network that failed.
     pub(crate) trouble_until: u64,
-    /// When the service of a correct replica ended last, with a request that ends whoever executes it.
-    pub(crate) died_last: u64,
+    /// When a correct replica was lost last by a request: it ended, or what it executed was aborted.
+    pub(crate) fewer_since: u64,
     pub(crate) answered_last: u64,
     /// Who became a member while the others were cut off ([`World::part_at_a_return`]).
     pub(crate) newest_member: Option<usize>,
@@ -201,7 +201,7 @@ impl World {
             poison_next: false,
             allowance: Allowance::default(),
             trouble_until: u64::MAX,
-            died_last: 0,
+            fewer_since: 0,
             answered_last: 0,
             newest_member: None,
             scrub_asked: false,

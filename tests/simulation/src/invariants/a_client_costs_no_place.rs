@@ -1,10 +1,11 @@
 //! A client costs no correct replica its place: what a request asks for, and how many there are, gets no replica that is
 //! right suspected, lost or built anew, and never leaves fewer than f+1 (`docs/protocol.md#fault-model`, rule 1).
 //!
-//! Three things are a replica's own doing, whoever asked for them: its service or VM really ended; it executed a write
-//! that was aborted, so its state is not the group's any more; its service gave another page than f+1 others gave.
-//! And what a machine or a network did is no client's: while one is in trouble, or was a short while ago, only the first
-//! rule here is held.
+//! Three things are a replica's own doing, whoever asked for them: its service or VM really ended; a write was aborted
+//! that it executed or was to execute, so its state may not be the group's any more (`docs/protocol.md#poison`); its service
+//! gave another page than f+1 others gave. After the first two fewer than f+1 may be left until others are built. And what
+//! a machine or a network did is no client's: while one is in trouble, or was a short while ago, only this is held: a
+//! read costs nobody anything.
 
 use super::{hold, Verdict};
 use spare_protocol::messages::LossReason;
@@ -17,7 +18,7 @@ const RULE: &str = "a client costs no correct replica its place";
 pub(crate) struct Condition {
     /// Its service or its VM ended.
     pub(crate) dead: bool,
-    /// It was given the write that it is said to be lost for.
+    /// What it is said to be lost for is a write.
     pub(crate) wrote: bool,
     /// No machine and no network failed lately.
     pub(crate) quiet: bool,

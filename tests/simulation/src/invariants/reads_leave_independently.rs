@@ -32,15 +32,26 @@ pub(crate) struct Waiting<'a> {
 
 impl ReadsLeaveIndependently {
     /// A replica is given a request.
-    pub(crate) fn given(&mut self, position: Position, class: Class, operation: u64) {
+    pub(crate) fn given(&mut self, position: Position, class: Class, operation: Option<u64>) {
+        if class == Class::Read {
+            self.writes.remove(&position);
+        } else {
+            self.writes.insert(position);
+        }
+        let Some(operation) = operation else {
+            return;
+        };
         self.ripe.remove(&operation);
         if class == Class::Read {
             self.reads.insert(operation, position);
-            self.writes.remove(&position);
         } else {
             self.reads.remove(&operation);
-            self.writes.insert(position);
         }
+    }
+
+    /// Whether what was ordered there is no read.
+    pub(crate) fn is_write(&self, position: Position) -> bool {
+        self.writes.contains(&position)
     }
 
     /// Where an operation was ordered, if it is a read.

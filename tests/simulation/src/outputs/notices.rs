@@ -150,13 +150,13 @@ impl World {
         };
         let condition = Condition {
             dead: guest.dead,
-            wrote: matches!(reason, LossReason::Poisoned(p) if guest.given_writes.contains(p)),
+            wrote: matches!(reason, LossReason::Poisoned(p) if self.checks.independent.is_write(*p)),
             quiet: self.is_quiet(),
         };
         let verdict = a_client_costs_no_place::lost(replica, reason, condition);
         self.hold(verdict);
-        if condition.dead {
-            self.died_last = self.now;
+        if condition.dead || condition.wrote {
+            self.fewer_since = self.now;
         }
     }
 
