@@ -196,11 +196,11 @@ fn strip_reserved(mut answer: HttpReply) -> HttpReply {
     answer
 }
 
-fn reply(answer: &HttpReply) -> Outcome {
+pub(crate) fn reply(answer: &HttpReply) -> Outcome {
     Outcome::Reply(encode(answer).into())
 }
 
-fn own_answer(status: u16, text: &str) -> HttpReply {
+pub(crate) fn own_answer(status: u16, text: &str) -> HttpReply {
     HttpReply {
         status,
         headers: vec![("content-type".into(), b"text/plain".to_vec())],

@@ -8,14 +8,16 @@
 
 use crate::channel::{Channel, ChannelError};
 use crate::executor::{Executor, ExecutorError, Known};
-use crate::http::ServiceError;
+use crate::http::{own_answer, reply, ServiceError};
 use crate::scheduler::{Mode, Scheduler};
 use crate::session::{payload, version_conflict, Arrived, Session};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use spare_protocol::channel::{Execute, FromGuest, Outcome, ToGuest};
 use spare_protocol::Position;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use tokio::sync::oneshot;
 
 /// A message in its session.
 struct Job {
@@ -36,7 +38,8 @@ pub(crate) struct Replica {
     session: Session,
     scheduler: Scheduler<Job>,
     reads: FuturesUnordered<BoxFuture<'static, ReadDone>>,
-    reading: BTreeSet<Position>,
+    /// The reads that run, each with what stops it, unless it was stopped.
+    reading: BTreeMap<Position, Option<oneshot::Sender<()>>>,
     executor: Executor,
 }
 
@@ -90,7 +93,7 @@ impl Replica {
             session: Session::new(),
             scheduler: Scheduler::new(reads_max),
             reads: FuturesUnordered::new(),
-            reading: BTreeSet::new(),
+            reading: BTreeMap::new(),
             executor,
         }
     }
@@ -137,6 +140,7 @@ impl Replica {
                 }
                 self.push(Mode::Exclusive, ToGuest::Hello { version });
             }
+            Arrived::Message(ToGuest::Cancel { position }) => self.cancel(position)?,
             Arrived::Message(message) => {
                 let mode = match &message {
                     ToGuest::Execute(e) if !e.class.is_exclusive() => Mode::Shared,
@@ -158,7 +162,7 @@ impl Replica {
         let answer = match message {
             ToGuest::Hello { .. } => Some(self.executor.hello()?),
             ToGuest::Execute(execute) => {
-                if self.reading.contains(&execute.position) {
+                if self.reading.contains_key(&execute.position) {
                     None
                 } else if let Known::Answered(answer) = self.executor.known(execute.position)? {
                     Some(answer)
@@ -175,6 +179,8 @@ impl Replica {
                 root,
             } => Some(self.executor.apply(&updates, upto, root).await?),
             ToGuest::Load { part, last } => self.executor.load(&part, last).await?,
+            // It does not wait for its turn.
+            ToGuest::Cancel { .. } => None,
         };
         self.scheduler.finished(mode);
         match answer {
@@ -185,15 +191,41 @@ impl Replica {
 
     fn start_read(&mut self, session: u32, execute: Execute) {
         let position = execute.position;
-        self.reading.insert(position);
+        let (stop, stopped) = oneshot::channel();
+        self.reading.insert(position, Some(stop));
         let service = self.executor.start_read(position);
         self.reads.push(Box::pin(async move {
+            let result = tokio::select! {
+                result = service.execute(&execute) => result,
+                Ok(()) = stopped => Ok(cancelled()),
+            };
             ReadDone {
                 session,
                 position,
-                result: service.execute(&execute).await,
+                result,
             }
         }));
+    }
+
+    /// Stops a read, whether it runs or waits. One that was answered already is none of these.
+    fn cancel(&mut self, position: Position) -> Result<(), ReplicaError> {
+        if let Some(stop) = self.reading.get_mut(&position) {
+            // It is answered as it ends, which it does now. If it just did by itself, nobody listens.
+            let _ = stop.take().map(|stop| stop.send(()));
+            return Ok(());
+        }
+        let is_it =
+            |job: &Job| matches!(&job.message, ToGuest::Execute(e) if e.position == position);
+        let Some(job) = self.scheduler.remove(is_it) else {
+            return Ok(());
+        };
+        let answer = payload(&FromGuest::Executed {
+            position,
+            outcome: cancelled(),
+            update: Bytes::new(),
+            root: None,
+        });
+        self.send(job.session, answer)
     }
 
     fn read_done(&mut self, done: ReadDone) -> Result<(), ReplicaError> {
@@ -215,6 +247,11 @@ impl Replica {
     }
 }
 
+/// What is said of a read that was stopped; nobody looks at it.
+fn cancelled() -> Outcome {
+    reply(&own_answer(504, "The request was cancelled.\n"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +262,6 @@ mod tests {
     use crate::replicated_state::ReplicatedState;
     use crate::root::StateRoot;
     use crate::transport::unix_socket::SocketPair;
-    use bytes::Bytes;
     use spare_protocol::channel::{RootRequest, CHANNEL_VERSION};
     use spare_protocol::http::HttpRequest;
     use spare_protocol::update::Update;
@@ -240,6 +276,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         tokio::spawn(async move {
+            let mut hanging = Vec::new();
             loop {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
                 let mut seen = Vec::new();
@@ -250,6 +287,10 @@ mod tests {
                 }
                 let text = String::from_utf8_lossy(&seen);
                 let path = text.split(' ').nth(1).unwrap_or_default();
+                if path == "/hang" {
+                    hanging.push(stream);
+                    continue;
+                }
                 if let Ok(key) = path.trim_start_matches('/').parse() {
                     *rows.lock().expect("no panic").entry(key).or_default() += 1;
                 }
@@ -381,5 +422,30 @@ mod tests {
             served,
             Err(ReplicaError::Executor(ExecutorError::NotLoaded))
         ));
+    }
+
+    /// The service never answers `/hang`. With one read at a time the second one waits.
+    #[tokio::test]
+    async fn a_cancelled_read_is_answered_at_once_whether_it_runs_or_waits() {
+        let (mut replica, _, mut manager) = replica().await;
+        for position in [1, 2] {
+            let read = request(position, Class::Read, "/hang", RootRequest::No);
+            manager.send(&read).await.expect("room");
+        }
+        for position in [2, 1] {
+            let position = Position(position);
+            let cancel = ToGuest::Cancel { position };
+            let answer = ask(&mut replica, &mut manager, cancel).await;
+            assert!(matches!(answer, FromGuest::Executed { position: p, .. } if p == position));
+        }
+        // One that is answered is left alone, and what comes next is executed.
+        let position = Position(1);
+        manager
+            .send(&ToGuest::Cancel { position })
+            .await
+            .expect("room");
+        let write = request(3, Class::Write, "/7", RootRequest::No);
+        let (update, _) = executed(ask(&mut replica, &mut manager, write).await);
+        assert!(!update.is_empty());
     }
 }

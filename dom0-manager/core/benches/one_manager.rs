@@ -195,8 +195,12 @@ fn config(me: SeatId, clients: usize) -> Config {
         buffer_max: 100_000,
         checkpoint_writes: 200,
         vote_timeout: (Micros::from_ms(2000), Micros::from_ms(5000)),
-        delivery_timeout: (Micros::from_ms(10_000), Micros::from_ms(20_000)),
+        read_timeout: Micros::from_ms(30_000),
+        read_patience: Micros::from_ms(500),
         abort_timeout: Micros::from_ms(60_000),
+        scrub_timeout: Micros::from_ms(600_000),
+        executing_max: 64,
+        executing_bytes_max: 32 << 20,
         help_timeout: Micros::from_ms(2000),
         fetch_timeout: Micros::from_ms(500),
         apply_timeout: Micros::from_ms(15_000),
@@ -215,6 +219,7 @@ fn config(me: SeatId, clients: usize) -> Config {
         batch_requests_max: 256,
         batch_bytes_max: 256 << 10,
         in_flight_max: clients,
+        wait_max: Micros::from_ms(600_000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 24 * 3600 * 1_000_000,
         keys_max: 100_000,
@@ -301,7 +306,7 @@ impl Group {
                     root: (root != RootRequest::No).then(|| root_at(position.0)),
                 },
                 Output::Answer { outcome, .. } => {
-                    assert!(outcome.is_some(), "a request was aborted");
+                    assert!(outcome.is_ok(), "a request was aborted");
                     self.cost.requests += 1;
                     self.submit();
                     continue;

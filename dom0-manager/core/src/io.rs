@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::messages::{
-    DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId, ViewId,
-    Vote,
+    AbortReason, DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request,
+    RequestId, ViewId, Vote,
 };
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
@@ -225,6 +225,11 @@ pub enum Output {
         replica: ReplicaId,
         request: Execute,
     },
+    /// A request that a local replica executes is aborted: it is to stop, and to answer something, soon.
+    Cancel {
+        replica: ReplicaId,
+        position: Position,
+    },
     /// Hand agreed updates to a local replica.
     Apply {
         replica: ReplicaId,
@@ -251,8 +256,8 @@ pub enum Output {
     Answer {
         id: RequestId,
         position: Position,
-        /// The agreed outcome; none if the request was aborted.
-        outcome: Option<Outcome>,
+        /// The agreed outcome, or why the request was aborted.
+        outcome: Result<Outcome, AbortReason>,
         /// Not to be released later than this: the lease ends.
         release_before: Option<Micros>,
     },
@@ -276,6 +281,11 @@ pub enum Output {
 pub enum Refusal {
     /// As many requests as are allowed are under way; nothing was done about this one.
     Busy,
+    /// It would have to wait longer than requests may until a replica begins it; nothing was done about this one.
+    Overloaded {
+        /// How long, as it seems.
+        wait: Micros,
+    },
     /// This manager is not in the primary view; nothing was done about this one.
     NotPrimary,
     /// This manager left the primary view while the request was under way; it may take effect.
@@ -411,8 +421,11 @@ pub enum Notice {
     },
     /// A request that needed help is decided. Seen by all.
     HelpEnded { position: Position },
-    /// So many replicas failed on a request that it was aborted. Seen by all.
-    Aborted { position: Position },
+    /// A request was aborted: its client gets an error. Seen by all.
+    Aborted {
+        position: Position,
+        reason: AbortReason,
+    },
     /// A replica was convicted. Seen by all.
     Convicted {
         replica: ReplicaId,

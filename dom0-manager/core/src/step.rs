@@ -15,13 +15,14 @@
 
 use crate::activation::Activation;
 use crate::clients::{Clients, Gateway};
-use crate::clock::{Clock, Timer, Wait};
+use crate::clock::{Clock, Timer};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
 use crate::group_state::{Event, EventSlot, GroupState, Rules};
 use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
 use crate::log::{AgreedBytes, Log, Records, Slot};
 use crate::membership::Membership;
+use crate::order::Entry;
 use crate::outputs::Outputs;
 use crate::replicas::{LocalReplicas, ReplicaStatus, Replicas, RosterEntry};
 use crate::voting::{self, Outbox};
@@ -106,7 +107,8 @@ impl Core {
             },
             Input::Executed { replica, .. } => {
                 let member = self.group.roster_entry(*replica);
-                member.is_some_and(RosterEntry::is_active)
+                let behind = self.replicas.is_behind(*replica, self.group.ordered());
+                member.is_some_and(RosterEntry::is_active) && !behind
             }
             _ => false,
         }
@@ -211,12 +213,7 @@ impl Core {
         match event {
             Event::Ordered(position) => self.ordered_one(position),
             Event::FirstVote(position) => self.timing().first_vote(position),
-            Event::Voted(position, replica) => self.timing().note_slowness(position, replica),
             Event::Decided(position) => self.decided(position),
-            Event::Reopened(position) => {
-                self.clients.reopened(position);
-                self.timing().reopened(position);
-            }
             Event::HelpWanted { position, needed } => self.activation().ask(position, needed),
             Event::HelpAsked { position, attempt } => self.activation().asked(position, attempt),
             Event::Woken { replica, slept } => {
@@ -233,7 +230,6 @@ impl Core {
             Event::Removed { replica, disposal } => {
                 self.local_replicas().removed(replica, disposal)
             }
-            Event::AbortWanted(position) => self.out.multicast(OrderedMessage::Abort { position }),
             Event::ActiveMissing => self.compensation().offer(),
             Event::Repeated { id, position } => self.gateway().repeats(id, position),
             Event::KeyReused(id) => self.gateway().key_reused(id),
@@ -279,20 +275,20 @@ impl Core {
         let request = entry.request();
         let (id, class) = (request.id, request.class);
         self.replicas.mark_checkpoint(position, entry.root());
-        let slot = Slot::new(id, class, request.key, self.clock.now());
+        let slot = Slot::new(id, class, request.key);
         self.log.ordered(slot);
         self.gateway().delivered(id);
-        let silence = self.clock.delivery_timeout(&self.config, class);
-        self.clock
-            .await_votes(Wait::Delivery, class, silence, position);
         self.announce_soon();
     }
 
     /// A request was decided.
     pub(crate) fn decided(&mut self, position: Position) {
         self.clock.cancel(Timer::Help(position));
-        self.clock.cancel(Timer::Abort(position));
         self.activation().note_needed(position);
+        self.clients.admission.note_decided();
+        if self.group.entry(position).is_some_and(Entry::is_aborted) {
+            self.local_replicas().cancel(position);
+        }
         if self.agreed_bytes().find(position) {
             self.gateway().bytes_found(position);
         }
@@ -357,7 +353,6 @@ impl Core {
 
     /// A replica executes from here on.
     fn begins(&mut self, replica: ReplicaId) {
-        self.clock.note_begun(replica);
         self.replicas.begins(replica, &mut self.out);
     }
 
@@ -382,7 +377,6 @@ impl Core {
     fn expired(&mut self, timer: Timer) {
         match timer {
             Timer::Help(position) => self.activation().renew(position),
-            Timer::Abort(position) => self.timing().may_abort(position),
             Timer::Fetch(position) => self.agreed_bytes().fetch(position),
             Timer::Work(replica) => self
                 .local_replicas()
@@ -505,6 +499,7 @@ impl Core {
         Timing {
             config: &self.config,
             group: &self.group,
+            replicas: &mut self.replicas,
             log: &mut self.log,
             outbox: &mut self.outbox,
             clock: &mut self.clock,

@@ -7,6 +7,7 @@ use cluster::{config, Cluster, Fault};
 use spare_core::{Config, ConvictionBasis, Input, Micros, Notice};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
+use spare_protocol::messages::AbortReason;
 use spare_protocol::{Class, ReplicaId, SeatId};
 
 fn states(cluster: &Cluster) -> Vec<(String, ReplicaState)> {
@@ -16,8 +17,8 @@ fn states(cluster: &Cluster) -> Vec<(String, ReplicaState)> {
 }
 
 fn wrong_pages(cluster: &Cluster) -> usize {
-    let wrong = |outcome: &Option<Outcome>| match outcome {
-        Some(Outcome::Reply(page)) => page.ends_with(b"!"),
+    let wrong = |outcome: &Result<Outcome, AbortReason>| match outcome {
+        Ok(Outcome::Reply(page)) => page.ends_with(b"!"),
         _ => false,
     };
     let answers = cluster.answers.values();
@@ -290,7 +291,7 @@ fn a_suspected_replica_in_an_idle_group_is_paused_and_a_passive_again() {
     for _ in 0..40 {
         cluster.submit(Class::Read);
     }
-    cluster.run_for(3000);
+    cluster.run_for(12_000);
     cluster.recover(1, 1);
     cluster.run_for(10_000); // nothing else is ordered
     let slow = states(&cluster).into_iter().find(|(r, _)| r == "1.1");

@@ -7,6 +7,7 @@ use cluster::{config, Cluster, Fault};
 use spare_core::{Config, Micros, Notice, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
+use spare_protocol::messages::AbortReason;
 use spare_protocol::{Class, Hash, SeatId};
 
 fn key(text: &str) -> Option<Hash> {
@@ -85,7 +86,7 @@ fn a_request_on_which_all_actives_die_is_aborted_and_the_passives_take_over() {
     cluster.load(31);
     let poison = cluster.submit_at(0, Class::Write, None, "poison");
     cluster.run_for(20_000);
-    assert_eq!(cluster.answers[&poison].1, None);
+    assert_eq!(cluster.answers[&poison].1, Err(AbortReason::Failed));
     let aborted = |n: &Notice| matches!(n, Notice::Aborted { .. });
     assert!(cluster.notices.iter().any(|(_, n)| aborted(n)));
     let passive_died = |n: &&(SeatId, Notice)| matches!(&n.1, Notice::Woken { .. });
@@ -106,7 +107,7 @@ fn a_request_on_which_everybody_falls_silent_is_aborted_in_the_end() {
     cluster.load(31);
     let stuck = cluster.submit_at(0, Class::Write, None, "hang");
     cluster.run_for(120_000);
-    assert_eq!(cluster.answers[&stuck].1, None);
+    assert_eq!(cluster.answers[&stuck].1, Err(AbortReason::Failed));
     cluster.load(60);
     cluster.run_for(20_000);
     assert_eq!(cluster.answers.len(), 92);
@@ -124,7 +125,7 @@ fn a_replica_that_is_built_after_an_abort_does_not_execute_the_aborted_request()
     cluster.kill(1, 2);
     cluster.run_for(100);
     cluster.corrupt(1, 1, Fault::Silent);
-    let undecided = cluster.submit(Class::Write);
+    let undecided = cluster.submit(Class::Read);
     cluster.run_for(10);
     let aborted = cluster.submit_at(0, Class::Write, None, "hang");
     cluster.run_for(60_000);
@@ -141,8 +142,8 @@ fn a_replica_that_is_built_after_an_abort_does_not_execute_the_aborted_request()
     cluster.hypervisor_fails = false;
     cluster.run_for(60_000);
     assert_eq!(handed_out(&cluster), before);
-    assert!(cluster.answers[&undecided].1.is_some());
-    assert_eq!(cluster.answers[&aborted].1, None);
+    assert!(cluster.answers[&undecided].1.is_ok());
+    assert_eq!(cluster.answers[&aborted].1, Err(AbortReason::Failed));
     cluster.load(60);
     cluster.run_for(10_000);
     assert!(cluster.convicted().is_empty());
@@ -155,7 +156,7 @@ fn a_read_that_tries_to_write_is_ordered_again_as_a_write() {
     let number = cluster.submit_at(0, Class::Read, None, "writes in a read");
     cluster.run_for(100);
     let (position, outcome) = &cluster.answers[&number];
-    assert!(matches!(outcome, Some(Outcome::Reply(_))));
+    assert!(matches!(outcome, Ok(Outcome::Reply(_))));
     let record = &cluster.logs[0][usize::try_from(position.0).expect("small") - 1];
     assert_eq!(record.class, Class::Write);
     assert_eq!(executions(&cluster, "writes in a read"), 2);

@@ -38,10 +38,10 @@ enum Problem {
     #[error(transparent)]
     Protocol(#[from] spare_core::ConfigError),
     #[error(
-        "replication.delivery_timeout_ms: {delivery_ms} is less than vote_timeout_ms ({vote_ms}); silence of all \
-         must be waited for longer than the silence of one"
+        "replication.read_timeout_ms: {read_ms} is less than vote_timeout_ms ({vote_ms}); a read must be \
+         given longer than the votes that are missing after the first one"
     )]
-    DeliveryBeforeVote { delivery_ms: u64, vote_ms: u64 },
+    ReadBeforeVote { read_ms: u64, vote_ms: u64 },
     #[error("replication.{greatest} is less than {least}")]
     Reversed {
         least: &'static str,
@@ -98,6 +98,8 @@ pub(crate) struct Gateway {
     pub(crate) listen: SocketAddr,
     /// Requests in flight; above that a client gets 503 with `Retry-After`.
     pub(crate) requests_max: usize,
+    /// How long a request may be expected to wait for the replicas; above that a client gets 503 with `Retry-After`.
+    pub(crate) wait_max_ms: u64,
     /// Open connections.
     pub(crate) connections_max: usize,
     pub(crate) header_bytes_max: usize,
@@ -119,6 +121,7 @@ impl Default for Gateway {
         Gateway {
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             requests_max: 1024,
+            wait_max_ms: 2000,
             connections_max: 4096,
             header_bytes_max: 64 << 10,
             body_bytes_max: 1 << 20,
@@ -196,9 +199,15 @@ pub(crate) struct Replication {
     /// Timeouts are learnt from what is usual, between these bounds.
     pub(crate) vote_timeout_ms: u64,
     pub(crate) vote_timeout_max_ms: u64,
-    pub(crate) delivery_timeout_ms: u64,
-    pub(crate) delivery_timeout_max_ms: u64,
+    /// What a read, a write and a scrub may take once f + 1 replicas have begun it.
+    pub(crate) read_timeout_ms: u64,
+    /// What a read may take while a write waits for it to end.
+    pub(crate) read_patience_ms: u64,
     pub(crate) abort_timeout_ms: u64,
+    pub(crate) scrub_timeout_ms: u64,
+    /// Requests, and MiB of them, that a replica is given at once.
+    pub(crate) executing_max: usize,
+    pub(crate) executing_mib_max: usize,
     pub(crate) help_timeout_ms: u64,
     pub(crate) apply_timeout_ms: u64,
     pub(crate) boot_timeout_ms: u64,
@@ -221,9 +230,12 @@ impl Default for Replication {
             checkpoint_writes: 200,
             vote_timeout_ms: 2000,
             vote_timeout_max_ms: 5000,
-            delivery_timeout_ms: 10_000,
-            delivery_timeout_max_ms: 20_000,
+            read_timeout_ms: 30_000,
+            read_patience_ms: 500,
             abort_timeout_ms: 60_000,
+            scrub_timeout_ms: 3_600_000,
+            executing_max: 64,
+            executing_mib_max: 32,
             help_timeout_ms: 2000,
             apply_timeout_ms: 15_000,
             boot_timeout_ms: 120_000,
@@ -240,9 +252,9 @@ impl Default for Replication {
 
 impl Replication {
     fn check(&self) -> Result<(), Problem> {
-        if self.delivery_timeout_ms < self.vote_timeout_ms {
-            return Err(Problem::DeliveryBeforeVote {
-                delivery_ms: self.delivery_timeout_ms,
+        if self.read_timeout_ms < self.vote_timeout_ms {
+            return Err(Problem::ReadBeforeVote {
+                read_ms: self.read_timeout_ms,
                 vote_ms: self.vote_timeout_ms,
             });
         }
@@ -254,10 +266,6 @@ impl Replication {
             (
                 ("vote_timeout_ms", self.vote_timeout_ms),
                 ("vote_timeout_max_ms", self.vote_timeout_max_ms),
-            ),
-            (
-                ("delivery_timeout_ms", self.delivery_timeout_ms),
-                ("delivery_timeout_max_ms", self.delivery_timeout_max_ms),
             ),
         ];
         match bounds.iter().find(|(least, greatest)| greatest.1 < least.1) {
@@ -380,8 +388,12 @@ impl Config {
             buffer_max: r.buffer_max,
             checkpoint_writes: r.checkpoint_writes,
             vote_timeout: (ms(r.vote_timeout_ms), ms(r.vote_timeout_max_ms)),
-            delivery_timeout: (ms(r.delivery_timeout_ms), ms(r.delivery_timeout_max_ms)),
+            read_timeout: ms(r.read_timeout_ms),
+            read_patience: ms(r.read_patience_ms),
             abort_timeout: ms(r.abort_timeout_ms),
+            scrub_timeout: ms(r.scrub_timeout_ms),
+            executing_max: r.executing_max,
+            executing_bytes_max: r.executing_mib_max.saturating_mul(1 << 20),
             help_timeout: ms(r.help_timeout_ms),
             fetch_timeout: self.group.fetch_timeout(),
             apply_timeout: ms(r.apply_timeout_ms),
@@ -400,6 +412,7 @@ impl Config {
             batch_requests_max: BATCH_REQUESTS_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
             in_flight_max: self.gateway.requests_max,
+            wait_max: ms(self.gateway.wait_max_ms),
             clock_ahead_max_us: CLOCK_AHEAD_MAX_US,
             key_lifetime_us: i64::try_from(self.gateway.key_lifetime_s)
                 .unwrap_or(i64::MAX)
@@ -553,10 +566,7 @@ mod tests {
     fn values_that_cannot_work_are_refused_by_name() {
         for (text, named) in [
             ("[replication]\nupdates_max = 0\n", "updates_max"),
-            (
-                "[replication]\ndelivery_timeout_ms = 5\n",
-                "delivery_timeout_ms",
-            ),
+            ("[replication]\nread_timeout_ms = 5\n", "read_timeout_ms"),
             ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
             ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
             ("[store]\nsnapshot_mib = 0\n", "snapshot_mib"),

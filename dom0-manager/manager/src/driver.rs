@@ -355,6 +355,9 @@ impl<G: GroupChannel> Driver<G> {
             Output::Execute { replica, request } => {
                 self.replicas.send(replica, ToGuest::Execute(request));
             }
+            Output::Cancel { replica, position } => {
+                self.replicas.send(replica, ToGuest::Cancel { position });
+            }
             Output::Apply {
                 replica,
                 updates,

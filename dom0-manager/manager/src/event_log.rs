@@ -13,7 +13,7 @@ use spare_protocol::admin::{
     Conviction, ConvictionReason, Counters, Event, EventKind, FaultTimeline, ReplicaState,
     VoteStatus,
 };
-use spare_protocol::messages::LossReason;
+use spare_protocol::messages::{AbortReason, LossReason};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -386,10 +386,18 @@ impl Inner {
                 let text = format!("the group has these seats now: {}", listed(&seats));
                 self.event(EventKind::View, None, None, text);
             }
-            Notice::Aborted { position } => {
-                let text = format!(
-                    "request {position} is aborted: f + 1 replicas failed on it; its client gets an error"
-                );
+            Notice::Aborted { position, reason } => {
+                let why = match reason {
+                    AbortReason::Failed => "f + 1 replicas failed on it",
+                    AbortReason::Disagreement => {
+                        "more than f votes on it must be wrong, whichever is right"
+                    }
+                    AbortReason::Overdue => {
+                        "no f + 1 replicas answered it within timing.read_timeout_ms"
+                    }
+                };
+                let text =
+                    format!("request {position} is aborted: {why}; its client gets an error");
                 self.event(EventKind::Alarm, Some(position), None, text);
             }
             Notice::RecoveryBegan { seat } => {

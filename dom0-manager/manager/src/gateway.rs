@@ -12,10 +12,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use spare_core::{Input, Refusal};
+use spare_core::{Input, Micros, Refusal};
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{is_connection_header, HttpReply, HttpRequest, HEADER_POSITION};
-use spare_protocol::messages::{Request as Ordered, RequestId};
+use spare_protocol::messages::{AbortReason, Request as Ordered, RequestId};
 use spare_protocol::{Class, Hash, Position, SeatId};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, Semaphore};
 
 /// After how many seconds a client that got 503 should try again.
+/// However long the replicas need, a client is not told to stay away for longer than this, in seconds.
+const RETRY_AFTER_MAX_S: u64 = 60;
 const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("1");
 
 /// The clients' side of the manager: what a client may do, and how its requests reach the group.
@@ -190,11 +192,8 @@ fn key(class: Class, http: &HttpRequest) -> Option<Hash> {
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {
     match answer {
-        Answer::Agreed(position, Some(outcome)) => reply(position, outcome),
-        Answer::Agreed(position, None) => refuse(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            &format!("every replica that executed this request failed on it (request {position})"),
-        ),
+        Answer::Agreed(position, Ok(outcome)) => reply(position, outcome),
+        Answer::Agreed(position, Err(reason)) => aborted(position, reason),
         Answer::Forgotten(position) => refuse(
             StatusCode::CONFLICT,
             &format!(
@@ -209,6 +208,7 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
         Answer::Refused(Refusal::Busy) => unavailable(
             "as many requests as are allowed are under way (gateway.requests_max)",
         ),
+        Answer::Refused(Refusal::Overloaded { wait }) => overloaded(wait),
         Answer::Refused(Refusal::NotPrimary) => unavailable(
             "this host is not in the primary view at present; nothing was done about the request",
         ),
@@ -216,6 +216,25 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
             "this host left the primary view, or cannot go on; the request may still take effect",
         ),
     }
+}
+
+/// The error that the client of an aborted request gets.
+fn aborted(position: Position, reason: AbortReason) -> Response<Full<Bytes>> {
+    let (status, why) = match reason {
+        AbortReason::Failed => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "every replica that executed this request failed on it",
+        ),
+        AbortReason::Disagreement => (
+            StatusCode::BAD_GATEWAY,
+            "the replicas gave different replies to this request, and no f + 1 of them agree",
+        ),
+        AbortReason::Overdue => (
+            StatusCode::GATEWAY_TIMEOUT,
+            "this request took longer than a read may take (timing.read_timeout_ms)",
+        ),
+    };
+    refuse(status, &format!("{why} (request {position})"))
 }
 
 /// A refusal that says why, and that closes the connection: what follows on it cannot be trusted to
@@ -229,6 +248,18 @@ fn refuse(status: StatusCode, why: &str) -> Response<Full<Bytes>> {
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert("connection", HeaderValue::from_static("close"));
+    response
+}
+
+/// The client may come again when what waits now is done.
+fn overloaded(wait: Micros) -> Response<Full<Bytes>> {
+    let seconds = (wait.0 / 1_000_000).clamp(1, RETRY_AFTER_MAX_S);
+    let mut response = unavailable(
+        "more requests wait than the replicas can serve in time (gateway.wait_max_ms); nothing was done about \
+         the request",
+    );
+    let headers = response.headers_mut();
+    headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     response
 }
 

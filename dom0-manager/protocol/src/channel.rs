@@ -28,7 +28,7 @@ pub const HEADER_BYTES: usize = 24;
 /// claims more is garbage.
 pub const FRAME_BYTES_MAX: usize = 20 << 20;
 /// Version of this protocol, exchanged in both `Hello`s.
-pub const CHANNEL_VERSION: u16 = 2;
+pub const CHANNEL_VERSION: u16 = 3;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.spare.shim.0";
 
@@ -86,6 +86,12 @@ pub enum ToGuest {
         part: Bytes,
         /// With the last part: the position that the state then has. Answered by `Applied`.
         last: Option<Position>,
+    },
+    /// A read is aborted. If it is not answered yet, the guest stops executing it and answers it at once; with what does
+    /// not matter.
+    Cancel {
+        /// The position of the read.
+        position: Position,
     },
 }
 

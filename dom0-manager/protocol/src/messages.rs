@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// Version of the messages in this module, exchanged in [`Sync`].
-pub const PROTOCOL_VERSION: u16 = 8;
+pub const PROTOCOL_VERSION: u16 = 9;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -73,10 +73,43 @@ pub fn write_in_read_hash() -> Hash {
     *HASH
 }
 
-/// The reply hash in the record of a request that was aborted.
-#[must_use]
-pub fn aborted_hash() -> Hash {
-    Hash::of(b"spare: every replica that executed this request failed on it")
+/// Why a request was aborted, and its client gets an error (`docs/protocol.md#poison`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AbortReason {
+    /// f+1 replicas failed on it.
+    Failed,
+    /// More than f of the votes on it must be wrong, whichever is right.
+    Disagreement,
+    /// A read that f+1 replicas had not answered when its time was over.
+    Overdue,
+}
+
+impl AbortReason {
+    const ALL: [AbortReason; 3] = [
+        AbortReason::Failed,
+        AbortReason::Disagreement,
+        AbortReason::Overdue,
+    ];
+
+    /// The reply hash in the record of a request that was aborted for this reason.
+    #[must_use]
+    pub fn hash(self) -> Hash {
+        Hash::of(match self {
+            AbortReason::Failed => {
+                b"spare: every replica that executed this request failed on it".as_slice()
+            }
+            AbortReason::Disagreement => b"spare: the replies to this request differ",
+            AbortReason::Overdue => b"spare: this read took longer than it may",
+        })
+    }
+
+    /// The reason in the record of an aborted request, whose reply hash this is. (One that a newer version wrote counts
+    /// as [`AbortReason::Failed`].)
+    #[must_use]
+    pub fn of(reply_hash: Hash) -> AbortReason {
+        let known = Self::ALL.into_iter().find(|r| r.hash() == reply_hash);
+        known.unwrap_or(AbortReason::Failed)
+    }
 }
 
 /// `CHECKPOINT`: the root of a replica's state at a position.
@@ -476,6 +509,6 @@ mod tests {
     fn no_reply_is_taken_for_something_else() {
         let empty = outcome_hash(&Outcome::Reply(Bytes::new()));
         assert_ne!(outcome_hash(&Outcome::WriteInRead), empty);
-        assert_ne!(aborted_hash(), empty);
+        assert_ne!(AbortReason::Failed.hash(), empty);
     }
 }

@@ -210,7 +210,7 @@ impl World {
             return;
         }
         match reason {
-            Refusal::Busy | Refusal::NotPrimary => {
+            Refusal::Busy | Refusal::Overloaded { .. } | Refusal::NotPrimary => {
                 let c = &mut self.clients[client];
                 let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
                 let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());

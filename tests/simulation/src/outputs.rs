@@ -117,10 +117,10 @@ impl World {
                 self.release(host, position, in_time);
                 let record = self.hosts[host].disk.record(position).cloned();
                 if let Some(record) = record {
-                    let verdict = correct_pages::released(&record, outcome.as_ref());
+                    let verdict = correct_pages::released(&record, outcome.as_ref().ok());
                     self.hold(verdict);
                 }
-                self.answered(host, id.number, position, outcome.as_ref());
+                self.answered(host, id.number, position, outcome.as_ref().ok());
             }
             Output::AnswerAgain { id, position } => {
                 self.coverage.count("request decided -> answered again");
@@ -132,6 +132,7 @@ impl World {
             Output::Refuse { id, reason } => {
                 self.coverage.count(match reason {
                     Refusal::Busy => "request refused: busy",
+                    Refusal::Overloaded { .. } => "request refused: overloaded",
                     Refusal::NotPrimary => "request refused: not primary",
                     Refusal::Interrupted => "request interrupted",
                     Refusal::KeyReused => "request refused: key reused",
@@ -194,6 +195,12 @@ impl World {
                 let (position, class) = (request.position, request.class);
                 self.checks.independent.given(position, class, operation);
                 self.give(host, replica, Work::Execute(request));
+            }
+            Output::Cancel { replica, position } => {
+                if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                    guest.cancel(position, self.now, &mut self.guest_random);
+                }
+                self.speaks_soon(host, replica);
             }
             Output::Apply {
                 replica,

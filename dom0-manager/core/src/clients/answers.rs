@@ -83,7 +83,7 @@ impl Gateway<'_> {
         let (id, class, key) = (slot.id(), slot.class(), slot.key());
         let repeated = self.clients.repeated.remove(&position).unwrap_or_default();
         // A read that tried to write was ordered again as a write; the answer is that one's.
-        if outcome == Some(Outcome::WriteInRead) && class == Class::Read {
+        if outcome == Ok(Outcome::WriteInRead) && class == Class::Read {
             let moved = key.and_then(|k| self.group.position_of_key(&k));
             for id in repeated {
                 self.repeats(id, moved.unwrap_or(position));

@@ -8,10 +8,12 @@
 //!   refused: busy, not primary    its number has passed, or this manager left the primary view: interrupted
 //! ```
 
+mod admission;
 mod answers;
 mod submission;
 
 use crate::ascending::Ascending;
+use crate::clients::admission::Admission;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::group_state::GroupState;
@@ -37,6 +39,7 @@ pub(crate) struct Clients {
     answerable: Ascending<Position>,
     /// Requests that repeat the one at a position.
     repeated: BTreeMap<Position, Vec<RequestId>>,
+    pub(crate) admission: Admission,
 }
 
 impl Clients {
@@ -50,11 +53,6 @@ impl Clients {
     pub(crate) fn bytes(&self) -> usize {
         let submitted = self.submitted.iter().map(|r| r.request.len());
         self.batch_bytes + submitted.sum::<usize>()
-    }
-
-    /// What was found of a request counts for nothing.
-    pub(crate) fn reopened(&mut self, position: Position) {
-        self.answerable.remove(position);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::Gateway;
 use crate::clock::Timer;
 use crate::io::Refusal;
+use crate::Micros;
 use spare_protocol::messages::{OrderedMessage, Request, RequestId};
 
 impl Gateway<'_> {
@@ -15,6 +16,10 @@ impl Gateway<'_> {
         if self.clients.open.len() >= self.config.in_flight_max {
             return self.refuse(id, Refusal::Busy);
         }
+        let wait = self.expected_wait();
+        if wait > self.config.wait_max {
+            return self.refuse(id, Refusal::Overloaded { wait });
+        }
         self.clients.open.insert(id.number);
         self.clients.batch_bytes += request.request.len();
         self.clients.batch.push(request);
@@ -25,6 +30,14 @@ impl Gateway<'_> {
         } else {
             self.clock.ensure(Timer::Batch, self.config.batch_delay);
         }
+    }
+
+    /// How long a request that comes now will have to wait until a replica begins it.
+    fn expected_wait(&mut self) -> Micros {
+        let undecided = self.group.undecided_count() + self.clients.submitted.len();
+        let waiting = undecided.saturating_sub(self.config.executing_max);
+        let now = self.clock.now();
+        self.clients.admission.expected_wait(now, waiting)
     }
 
     /// Multicasts what waits to go together.

@@ -2,28 +2,31 @@
 //! by itself excludes nobody. One that was silent too often, on distinct requests within a sliding window of the order,
 //! is put to sleep.
 //!
-//! Each manager notices silence by its own clock ([`Timing`]), asks for help with a request that lacks votes, and tells
-//! its suspicions; what they lead to is ordered.
+//! Each manager judges its own replicas, by its own clock ([`Timing`]): it alone knows when each began a request. It asks for
+//! help with a request that lacks their votes, and tells its suspicions; what they lead to is ordered.
 
 use crate::activation;
 use crate::activation::follow_for_late;
 use crate::bugs::{planted, Bug};
-use crate::clock::{Clock, Timer, Wait};
+use crate::clock::{Clock, Wait};
 use crate::config::Config;
 use crate::group_state::GroupState;
-use crate::io::{ConvictionBasis, Notice};
+use crate::io::{ConvictionBasis, Micros, Notice};
 use crate::log::Log;
 use crate::outputs::Outputs;
-use crate::replicas::RosterEntry;
+use crate::replicas::{Replicas, RosterEntry};
 use crate::voting::{announce_soon, Outbox};
 use serde::{Deserialize, Serialize};
-use spare_protocol::{Position, ReplicaId};
+use smallvec::SmallVec;
+use spare_protocol::messages::OrderedMessage;
+use spare_protocol::{Class, Position, ReplicaId};
 use std::collections::BTreeSet;
 
 /// Waits for votes: changes deadlines, what is learnt of latencies, and the suspicions to be told.
 pub(crate) struct Timing<'a> {
     pub(crate) config: &'a Config,
     pub(crate) group: &'a GroupState,
+    pub(crate) replicas: &'a mut Replicas,
     pub(crate) log: &'a mut Log,
     pub(crate) outbox: &'a mut Outbox,
     pub(crate) clock: &'a mut Clock,
@@ -40,53 +43,85 @@ impl Timing<'_> {
         });
     }
 
-    /// Takes up every request whose votes were waited for long enough.
+    /// Takes up every request that was waited for long enough.
     pub(crate) fn take_expired(&mut self) {
         self.drop_waits();
-        while let Some(position) = self.clock.expired_wait() {
-            self.votes_missed(position);
+        while let Some((wait, position)) = self.clock.expired_wait() {
+            match wait {
+                Wait::Vote => self.votes_missed(position),
+                Wait::Execution => self.execution_overdue(position),
+                Wait::Turn => self.turn_overdue(position),
+            }
             self.drop_waits();
         }
     }
 
-    /// The first vote on a request was counted: the others are waited for from now on.
+    /// The first vote on a request was counted: those of local replicas are waited for from now on.
     pub(crate) fn first_vote(&mut self, position: Position) {
-        let Some((class, took)) = self.log.first_vote(position, self.clock.now()) else {
+        let now = self.clock.now();
+        let Some(class) = self.log.first_vote(position, now) else {
             return;
         };
-        self.clock.first_vote_took(class, took);
-        let wait = self.clock.vote_timeout(self.config, class);
-        self.clock.await_votes(Wait::Vote, class, wait, position);
+        let Some(entry) = self.group.entry(position) else {
+            return;
+        };
+        let executing = self.replicas.executing(position, entry.awaited());
+        let begun: SmallVec<[Option<Micros>; 2]> = executing.map(|(_, g)| g.begun_at()).collect();
+        if let Some(begun_at) = begun.iter().copied().flatten().min() {
+            self.clock.first_vote_took(class, now.since(begun_at));
+        }
+        if !begun.is_empty() {
+            self.clock.await_votes(self.config, class, position);
+        }
     }
 
-    /// A request that was decided is not any more: its votes are waited for from now on.
-    pub(crate) fn reopened(&mut self, position: Position) {
-        self.clock.cancel(Timer::Fetch(position));
-        let Some(class) = self.log.reopened(position, self.clock.now()) else {
-            return;
-        };
-        let wait = self.clock.vote_timeout(self.config, class);
-        self.clock.await_votes(Wait::Vote, class, wait, position);
+    /// The vote of a local replica is missing although it had time: as long as is usual after the first vote, and as long
+    /// again as the first one took.
+    fn is_overdue(&self, class: Class, first_vote_at: Micros, begun_at: Micros) -> bool {
+        let usual = self.clock.vote_timeout(self.config, class);
+        let span = usual.max(first_vote_at.since(begun_at));
+        first_vote_at.max(begun_at).after(span) <= self.clock.now()
     }
 
-    /// A vote that comes long after the first one, again and again, is as bad as one that is missing: the
-    /// replica makes every reply slow (`docs/protocol.md#timing`).
-    pub(crate) fn note_slowness(&mut self, position: Position, replica: ReplicaId) {
-        let Some(slot) = self.log.slot(position) else {
+    /// The timer for the missing votes on a request expired: the local replicas that are silent are suspected, and if it is
+    /// undecided, help is asked for. Those of other seats are judged by their own managers, who know what each was given
+    /// and when.
+    fn votes_missed(&mut self, position: Position) {
+        let (Some(entry), Some(slot)) = (self.group.entry(position), self.log.slot(position))
+        else {
             return;
         };
-        let Some(first) = slot.first_vote_at() else {
+        let (class, Some(first_vote_at)) = (slot.class(), slot.first_vote_at()) else {
             return;
         };
-        let slow = self.clock.slow_after(self.config, slot.class());
-        let since = first.max(self.clock.executes_since(replica));
-        let late = self.clock.now().since(since);
-        let active = self
-            .group
-            .roster_entry(replica)
-            .is_some_and(|m| m.is_active());
-        if active && late > slow {
-            self.tell_suspicion(position, replica);
+        let executing = self.replicas.executing(position, entry.awaited());
+        let executing = executing.map(|(replica, given)| (replica, given.begun_at()));
+        let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = executing.collect();
+        let overdue = |begun: Micros| self.is_overdue(class, first_vote_at, begun);
+        let silent = executing.iter().filter(|(_, b)| b.is_some_and(overdue));
+        let silent: SmallVec<[ReplicaId; 2]> = silent.map(|(r, _)| *r).collect();
+        let undecided = entry.decision().is_none();
+        let (in_turn, asked) = (self.group.may_decide(position), entry.help().is_some());
+        // A request that is not to be decided yet may need help when it is.
+        if silent.len() < executing.len() || (undecided && !in_turn && !silent.is_empty()) {
+            self.clock.await_votes(self.config, class, position);
+        }
+        for replica in &silent {
+            if self.replicas.miss(*replica, position, self.clock.now()) {
+                self.tell_suspicion(position, *replica);
+            }
+        }
+        if silent.is_empty() || !in_turn || asked {
+            return;
+        }
+        if let Some(needed) = self.group.votes_needed(position) {
+            activation::ask(
+                self.config,
+                self.group,
+                self.clock,
+                self.out,
+                (position, needed),
+            );
         }
     }
 
@@ -96,43 +131,44 @@ impl Timing<'_> {
         announce_soon(self.config, self.clock);
     }
 
-    /// A timer for votes expired: whoever is silent is suspected, and if the request is undecided,
-    /// help is asked for.
-    fn votes_missed(&mut self, position: Position) {
-        let (Some(entry), Some(slot)) = (self.group.entry(position), self.log.slot(position))
-        else {
+    /// A request takes longer than it may: `ABORT` says so of the local replicas that have not answered it.
+    fn execution_overdue(&mut self, position: Position) {
+        let Some(entry) = self.group.entry(position) else {
             return;
         };
-        let (class, delivered_at) = (slot.class(), slot.delivered_at());
-        // A replica that began just now had no time to answer yet.
-        let grace = self.clock.vote_timeout(self.config, class);
-        let had_time = |r: &ReplicaId| {
-            let since = self.clock.executes_since(*r);
-            since.after(grace) <= self.clock.now()
-        };
-        let silent: Vec<ReplicaId> = entry.awaited().filter(had_time).collect();
-        let waiting = silent.len() < entry.awaited().count();
-        let (undecided, asked) = (entry.decision().is_none(), entry.help().is_some());
-        for replica in silent {
-            self.tell_suspicion(position, replica);
-        }
-        if waiting {
-            self.clock.await_votes(Wait::Vote, class, grace, position);
-        }
-        if !undecided {
+        if entry.decision().is_some() {
             return;
         }
-        if let Some(needed) = self.group.votes_needed(position).filter(|_| !asked) {
-            activation::ask(
-                self.config,
-                self.group,
-                self.clock,
-                self.out,
-                (position, needed),
-            );
+        let class = entry.request().class;
+        let limit = self.config.execution_timeout(class);
+        let executing = self.replicas.executing(position, entry.awaited());
+        let executing = executing.map(|(_, given)| given.counts_since());
+        let executing: SmallVec<[Option<Micros>; 2]> = executing.collect();
+        if executing.is_empty() {
+            return;
         }
-        let at = delivered_at.after(self.config.abort_timeout);
-        self.clock.ensure_at(Timer::Abort(position), at);
+        self.clock.limit_execution(self.config, class, position);
+        let now = self.clock.now();
+        let overdue = |since: Micros| since.after(limit) <= now;
+        if executing.iter().any(|since| since.is_some_and(overdue)) {
+            self.out.multicast(OrderedMessage::Abort { position });
+        }
+    }
+
+    /// A write waits for reads to end before it longer than a write has to: they take longer than they may.
+    fn turn_overdue(&mut self, write: Position) {
+        let reads = self.replicas.reads_before(write);
+        if reads.is_empty() {
+            return;
+        }
+        let undecided = |p: &Position| {
+            let entry = self.group.entry(*p);
+            entry.is_some_and(|e| e.decision().is_none())
+        };
+        for position in reads.into_iter().filter(undecided) {
+            self.out.multicast(OrderedMessage::Abort { position });
+        }
+        self.clock.limit_turn(self.config, write);
     }
 }
 
@@ -164,7 +200,7 @@ impl Suspicions {
 }
 
 impl GroupState {
-    /// A vote was missing for too long, says some manager.
+    /// A vote was missing for too long, says its replica's manager.
     pub(crate) fn suspect(&mut self, replica: ReplicaId, position: Position) {
         if position > self.ordered() {
             return;

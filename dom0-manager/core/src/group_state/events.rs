@@ -23,12 +23,8 @@ pub(crate) enum Event {
     Ordered(Position),
     /// The first vote on a request was counted.
     FirstVote(Position),
-    /// A vote was counted on a request that was decided or voted on before.
-    Voted(Position, ReplicaId),
     /// A request has its f+1 equal votes, or was aborted.
     Decided(Position),
-    /// A request that was decided is not any more: its votes were based on what was aborted.
-    Reopened(Position),
     /// The votes on a request cannot become f+1 equal ones by themselves.
     HelpWanted {
         position: Position,
@@ -53,8 +49,6 @@ pub(crate) enum Event {
         replica: ReplicaId,
         disposal: Disposal,
     },
-    /// f+1 replicas failed on a request.
-    AbortWanted(Position),
     /// There are fewer than f+1 actives, and none on the seat of the missing one can step in.
     ActiveMissing,
     /// A request repeats the one at this position.

@@ -124,6 +124,16 @@ impl GroupState {
         awaited.last().map(|(p, _)| p)
     }
 
+    /// Whether every write before a request is decided.
+    pub(crate) fn may_decide(&self, position: Position) -> bool {
+        self.order.may_decide(position)
+    }
+
+    /// How many requests are undecided.
+    pub(crate) fn undecided_count(&self) -> usize {
+        self.order.undecided_count()
+    }
+
     /// How many more equal votes an undecided request needs, at least.
     pub(crate) fn votes_needed(&self, position: Position) -> Option<usize> {
         votes_needed(&self.rules, &self.order, position)
@@ -137,7 +147,14 @@ impl GroupState {
 
     /// Whether this replica may answer a `HELP_ME`.
     pub(crate) fn may_help(&self, replica: ReplicaId, position: Position, attempt: u32) -> bool {
-        may_help(&self.order, &self.roster, replica, position, attempt)
+        may_help(
+            &self.rules,
+            &self.order,
+            &self.roster,
+            replica,
+            position,
+            attempt,
+        )
     }
 
     /// Where the request with this key is in the order.

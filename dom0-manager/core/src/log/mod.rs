@@ -21,7 +21,7 @@ use crate::voting::Decision;
 use ::bytes::Bytes;
 use smallvec::SmallVec;
 use spare_protocol::channel::Outcome;
-use spare_protocol::messages::{RequestId, Vote};
+use spare_protocol::messages::{AbortReason, RequestId, Vote};
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 
 /// What a local replica answered.
@@ -54,23 +54,20 @@ pub(crate) struct Slot {
     id: RequestId,
     class: Class,
     key: Option<Hash>,
-    delivered_at: Micros,
     first_vote_at: Option<Micros>,
     answers: SmallVec<[LocalAnswer; 1]>,
-    /// The agreed bytes, once they are here; no outcome if it was aborted.
-    agreed: Option<(Option<Outcome>, Bytes)>,
+    /// The agreed bytes, once they are here; in place of an outcome the reason if it was aborted.
+    agreed: Option<(Result<Outcome, AbortReason>, Bytes)>,
     /// How often the agreed bytes were asked for.
     fetches: u32,
 }
 
 impl Slot {
-    /// A request that was delivered at this point of time.
-    pub(crate) fn new(id: RequestId, class: Class, key: Option<Hash>, now: Micros) -> Slot {
+    pub(crate) fn new(id: RequestId, class: Class, key: Option<Hash>) -> Slot {
         Slot {
             id,
             class,
             key,
-            delivered_at: now,
             first_vote_at: None,
             answers: SmallVec::new(),
             agreed: None,
@@ -91,10 +88,6 @@ impl Slot {
         self.key
     }
 
-    pub(crate) fn delivered_at(&self) -> Micros {
-        self.delivered_at
-    }
-
     pub(crate) fn first_vote_at(&self) -> Option<Micros> {
         self.first_vote_at
     }
@@ -103,8 +96,8 @@ impl Slot {
         self.agreed.is_some()
     }
 
-    /// What came of it, once the agreed bytes are here; none in that if it was aborted.
-    pub(crate) fn outcome(&self) -> Option<Option<Outcome>> {
+    /// What came of it, once the agreed bytes are here, or why it was aborted.
+    pub(crate) fn outcome(&self) -> Option<Result<Outcome, AbortReason>> {
         self.agreed.as_ref().map(|(outcome, _)| outcome.clone())
     }
 }
@@ -168,7 +161,7 @@ impl Log {
             let answers = slot.answers.iter();
             let answers: usize = answers.map(|a| of(Some(&a.outcome), &a.update)).sum();
             let agreed = slot.agreed.as_ref();
-            answers + agreed.map_or(0, |(outcome, update)| of(outcome.as_ref(), update))
+            answers + agreed.map_or(0, |(outcome, update)| of(outcome.as_ref().ok(), update))
         });
         bytes.sum()
     }
@@ -187,15 +180,11 @@ impl Log {
         self.slots.push(slot);
     }
 
-    /// The first vote on a request was counted. Returns its class and how long that took.
-    pub(crate) fn first_vote(
-        &mut self,
-        position: Position,
-        now: Micros,
-    ) -> Option<(Class, Micros)> {
+    /// The first vote on a request was counted. Returns its class.
+    pub(crate) fn first_vote(&mut self, position: Position, now: Micros) -> Option<Class> {
         let slot = self.slots.get_mut(position)?;
         slot.first_vote_at = Some(now);
-        Some((slot.class, now.since(slot.delivered_at)))
+        Some(slot.class)
     }
 
     /// A local replica answered; `decided` is what the answer of a right one is, if that is known. Returns whether the
@@ -211,7 +200,7 @@ impl Log {
         };
         let found = slot.agreed.is_none() && decided == Some(answer.decision);
         if found {
-            slot.agreed = Some((Some(answer.outcome.clone()), answer.update.clone()));
+            slot.agreed = Some((Ok(answer.outcome.clone()), answer.update.clone()));
         }
         slot.answers.push(answer);
         found
@@ -221,16 +210,6 @@ impl Log {
     pub(crate) fn local_votes_above(&self, after: Position) -> impl Iterator<Item = Vote> + '_ {
         let slots = self.slots.iter_above(after);
         slots.flat_map(|(p, slot)| slot.answers.iter().map(move |a| a.vote(p)))
-    }
-
-    /// A request that was decided is not any more: what was found of it counts for nothing. Returns its class.
-    pub(crate) fn reopened(&mut self, position: Position, now: Micros) -> Option<Class> {
-        let slot = self.slots.get_mut(position)?;
-        slot.agreed = None;
-        slot.fetches = 0;
-        slot.first_vote_at = None;
-        slot.delivered_at = now;
-        Some(slot.class)
     }
 
     /// Adds the bytes of the wrong and of the agreed result to what shows that `replica` lied.
@@ -247,7 +226,7 @@ impl Log {
         let wrong = slot.answers.iter().find(|a| a.replica == replica);
         evidence.wrong = wrong.map(LocalAnswer::bytes);
         let right = slot.answers.iter().find(|a| a.decision == decision);
-        let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o?, u)));
+        let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o.ok()?, u)));
         evidence.agreed = right.map(LocalAnswer::bytes).or(fetched);
     }
 

@@ -200,7 +200,6 @@ impl LocalReplicas<'_> {
 
     /// A replica left service, of whatever seat.
     pub(crate) fn removed(&mut self, replica: ReplicaId, disposal: Disposal) {
-        self.clock.note_gone(replica);
         if self.forget(replica) {
             match disposal {
                 Disposal::Quarantine => self.out.push(Output::Quarantine(replica)),

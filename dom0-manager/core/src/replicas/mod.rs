@@ -18,16 +18,17 @@
 
 mod building;
 mod driving;
+mod executing;
 mod results;
 mod roster;
 mod service;
 mod surplus;
 
 pub(crate) use building::REPLICAS_PER_SEAT;
+pub(crate) use executing::{Executing, Given};
 pub(crate) use roster::{Role, Roster, RosterEntry};
 
 use crate::activation::{UpdateBuffer, Wakefulness};
-use crate::ascending::Ascending;
 use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
 use crate::config::{Config, Resume, SurvivingReplica};
@@ -41,7 +42,7 @@ use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The replicas of this seat.
 #[derive(Clone, Debug)]
@@ -146,6 +147,37 @@ impl Replicas {
         local.sleep_told = false;
     }
 
+    /// Those of `replicas` that are local and were given this request, each with what is known of that.
+    pub(crate) fn executing<'a>(
+        &'a self,
+        position: Position,
+        replicas: impl Iterator<Item = ReplicaId> + 'a,
+    ) -> impl Iterator<Item = (ReplicaId, &'a Given)> + 'a {
+        replicas.filter_map(move |replica| {
+            let local = self.local.get(&replica)?;
+            Some((replica, local.executing.get(position)?))
+        })
+    }
+
+    /// The reads that local replicas must end before they can begin this write.
+    pub(crate) fn reads_before(&self, write: Position) -> BTreeSet<Position> {
+        let waiting = self.local.values().map(|l| &l.executing);
+        let waiting = waiting.filter(|e| e.get(write).is_some());
+        waiting.flat_map(|e| e.reads_before(write)).collect()
+    }
+
+    /// The vote of a replica on this request is missed. False if that was known.
+    pub(crate) fn miss(&mut self, replica: ReplicaId, position: Position, now: Micros) -> bool {
+        let local = self.local.get_mut(&replica);
+        local.is_some_and(|l| l.executing.miss(position, now))
+    }
+
+    /// Whether a replica is behind with what is ordered: it is given the next request when it has answered one.
+    pub(crate) fn is_behind(&self, replica: ReplicaId, ordered: Position) -> bool {
+        let local = self.local.get(&replica);
+        local.is_some_and(|l| l.sent < ordered)
+    }
+
     /// How long a local replica stays awake.
     pub(crate) fn wakefulness(&mut self, replica: ReplicaId) -> Option<&mut Wakefulness> {
         let local = self.local.get_mut(&replica)?;
@@ -221,7 +253,7 @@ struct Local {
     /// It never executed a request.
     clean: bool,
     /// Requests sent to it and not answered.
-    executing: Ascending<Position>,
+    executing: Executing,
     /// Batches of updates sent to it and not confirmed: position afterwards, number of updates.
     applying: VecDeque<(Position, usize)>,
     /// Since when it can work on the first of these.
@@ -241,7 +273,7 @@ impl Local {
             vm: Vm::Creating,
             sent: Position(0),
             clean: true,
-            executing: Ascending::default(),
+            executing: Executing::default(),
             applying: VecDeque::new(),
             applying_since: Micros(0),
             announced: false,

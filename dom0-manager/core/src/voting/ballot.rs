@@ -165,11 +165,10 @@ impl Ballot {
         best.map(|(decision, votes)| (*decision, votes))
     }
 
-    /// How many replicas but these voted for `decision`.
-    pub(crate) fn count_without(&self, decision: Decision, without: &[ReplicaId]) -> usize {
-        let votes = self.votes();
-        let alike = votes.filter(|(r, d)| *d == decision && !without.contains(r));
-        alike.count()
+    /// How many votes must be wrong, whichever of them are right: all but the most that are equal.
+    pub(crate) fn dissent(&self) -> usize {
+        let most = self.leader().map_or(0, |(_, count)| count);
+        self.decisions().count() - most
     }
 
     /// Who voted otherwise than `decision`.
@@ -327,14 +326,6 @@ impl Ballot {
         }
     }
 
-    /// The request has to be decided anew: nobody was asked for help or silent until now.
-    pub(crate) fn reopen(&mut self) {
-        for part in &mut self.parts {
-            part.asked = false;
-            part.silent = false;
-        }
-    }
-
     fn decisions(&self) -> impl Iterator<Item = &Decision> {
         self.parts.iter().filter_map(Part::vote)
     }
@@ -439,7 +430,5 @@ mod tests {
         ballot.strike(replica(1));
         assert_eq!(ballot.failed(), 2);
         assert!(!ballot.takes_part(replica(1)));
-        ballot.reopen();
-        assert_eq!(ballot.failed(), 1);
     }
 }

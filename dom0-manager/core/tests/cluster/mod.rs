@@ -7,7 +7,7 @@ use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume, Survi
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::http::essence;
 use spare_protocol::messages::{
-    Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId,
+    AbortReason, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId,
 };
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -26,6 +26,8 @@ pub enum Fault {
     Slow(u64),
     /// Leaves out the roots that it is asked for.
     NoRoot,
+    /// Does not answer requests whose position is a multiple of this.
+    LeavesOut(u64),
 }
 
 /// One simulated virtual machine. Its state is the hash chain of all updates it saw.
@@ -38,6 +40,8 @@ pub struct Guest {
     pub fault: Option<Fault>,
     /// What arrived while it was paused.
     backlog: VecDeque<Work>,
+    /// It executes one request after the other, and is done with those it was given then.
+    busy_until: Micros,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +54,7 @@ enum Work {
 pub struct Cluster {
     pub cores: Vec<Core>,
     pub guests: BTreeMap<ReplicaId, Guest>,
-    pub answers: BTreeMap<u64, (Position, Option<Outcome>)>,
+    pub answers: BTreeMap<u64, (Position, Result<Outcome, AbortReason>)>,
     pub refused: BTreeMap<u64, spare_core::Refusal>,
     /// Each seat's log.
     pub logs: Vec<Vec<spare_core::DecidedRequest>>,
@@ -60,6 +64,10 @@ pub struct Cluster {
     pub clock_ahead_us: i64,
     /// What applying one update takes.
     pub apply_cost_ms: u64,
+    /// What executing one request takes a replica of each seat; 1 if there is none. Replicas execute one at a time.
+    pub execute_ms: BTreeMap<u16, u64>,
+    /// Replicas begin a write only when they have answered all before it, and what follows only after it.
+    pub hold_writes: bool,
     /// No virtual machine can be created.
     pub hypervisor_fails: bool,
     /// So many of the next virtual machines never get ready.
@@ -99,8 +107,12 @@ pub fn config(me: u16, faults: u16) -> Config {
         buffer_max: 10_000,
         checkpoint_writes: 10,
         vote_timeout: (Micros::from_ms(500), Micros::from_ms(500)),
-        delivery_timeout: (Micros::from_ms(2000), Micros::from_ms(2000)),
+        read_timeout: Micros::from_ms(10_000),
+        read_patience: Micros::from_ms(1000),
         abort_timeout: Micros::from_ms(20_000),
+        scrub_timeout: Micros::from_ms(60_000),
+        executing_max: 32,
+        executing_bytes_max: 1 << 20,
         help_timeout: Micros::from_ms(500),
         fetch_timeout: Micros::from_ms(100),
         apply_timeout: Micros::from_ms(5000),
@@ -119,6 +131,7 @@ pub fn config(me: u16, faults: u16) -> Config {
         batch_requests_max: 64,
         batch_bytes_max: 1 << 20,
         in_flight_max: 1000,
+        wait_max: Micros::from_ms(5000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 3_600_000_000,
         keys_max: 1000,
@@ -196,6 +209,8 @@ impl Cluster {
             trace: String::new(),
             clock_ahead_us: 0,
             apply_cost_ms: 0,
+            execute_ms: BTreeMap::new(),
+            hold_writes: false,
             hypervisor_fails: false,
             hang_at_boot: 0,
             multicasts_lost: false,
@@ -520,7 +535,9 @@ impl Cluster {
             }
             Output::AnswerAgain { id, position } => {
                 let record = self.logs[seat].iter().find(|r| r.position == position);
-                let outcome = record.expect("it is in the log").outcome.clone();
+                let record = record.expect("it is in the log");
+                let aborted = AbortReason::of(record.reply_hash);
+                let outcome = record.outcome.clone().ok_or(aborted);
                 self.answers.insert(id.number, (position, outcome));
             }
             Output::SendPeer { to, message } => {
@@ -539,6 +556,7 @@ impl Cluster {
                     executed: Vec::new(),
                     fault: None,
                     backlog: VecDeque::new(),
+                    busy_until: Micros(0),
                 };
                 self.guests.insert(replica, guest);
                 if self.hang_at_boot > 0 {
@@ -566,6 +584,7 @@ impl Cluster {
             Output::Execute { replica, request } => {
                 self.work(seat, replica, Work::Execute(request));
             }
+            Output::Cancel { replica, position } => self.stop(seat, replica, position),
             Output::Apply {
                 replica,
                 updates,
@@ -654,7 +673,37 @@ impl Cluster {
         }
     }
 
+    /// What a replica is in the middle of ends soon, and what it does after that.
+    fn stop(&mut self, seat: usize, replica: ReplicaId, position: Position) {
+        let at = |input: &Input| match input {
+            Input::Executed {
+                replica: r,
+                position,
+                ..
+            } if *r == replica => Some(*position),
+            _ => None,
+        };
+        let held = self.hold_writes;
+        let ends =
+            |input: &Input| at(input).is_some_and(|p| p == position || (held && p > position));
+        let found = self.parked.iter().filter(|(_, input)| ends(input));
+        let keys: Vec<u64> = found.map(|(key, _)| *key).collect();
+        for (key, ms) in keys.into_iter().zip(1..) {
+            if let Some(input) = self.parked.remove(&key) {
+                self.after(ms, seat, input);
+            }
+        }
+    }
+
+    /// When a replica has answered all that it is in the middle of.
+    fn done_at(&self, replica: ReplicaId) -> Option<Micros> {
+        let of_it = |key: &u64| matches!(self.parked.get(key), Some(Input::Executed { replica: r, .. }) if *r == replica);
+        let due = self.later.iter().filter(|entry| of_it(&entry.0 .3));
+        due.map(|entry| entry.0 .0).max()
+    }
+
     fn work(&mut self, seat: usize, replica: ReplicaId, work: Work) {
+        let after_others = self.done_at(replica).filter(|_| self.hold_writes);
         let Some(guest) = self.guests.get_mut(&replica) else {
             return;
         };
@@ -708,6 +757,23 @@ impl Cluster {
                 if let Some(Fault::WrongAndLate(ms) | Fault::Slow(ms)) = guest.fault {
                     delay = ms;
                 }
+                if let Some(ms) = request.request.strip_prefix(b"takes ms ") {
+                    let ms = std::str::from_utf8(ms).expect("digits");
+                    delay = ms.parse().expect("a number");
+                }
+                if let Some(ms) = self.execute_ms.get(&replica.seat.0) {
+                    guest.busy_until = guest.busy_until.max(self.now).after(Micros::from_ms(*ms));
+                    delay = guest.busy_until.since(self.now).0 / 1000;
+                }
+                if let Some(done_at) = after_others {
+                    delay += done_at.since(self.now).0 / 1000;
+                }
+                if let Some(Fault::LeavesOut(nth)) = guest.fault {
+                    if request.position.0.is_multiple_of(nth) {
+                        guest.execute(replica, &request);
+                        return;
+                    }
+                }
                 guest.execute(replica, &request)
             }
         };
@@ -740,10 +806,16 @@ impl Guest {
             if self.fault == Some(Fault::WrongUpdate) {
                 bytes.push(b'!');
             }
+            if request.request.starts_with(b"differs") {
+                bytes.extend_from_slice(replica.to_string().as_bytes());
+            }
             update = Bytes::from(bytes);
             self.state = chain(self.state, &update);
         }
         let mut page = format!("page of {} at {}", request.position, request.time_us);
+        if request.request.starts_with(b"differs") {
+            page.push_str(&replica.to_string());
+        }
         match self.fault {
             Some(Fault::WrongReply | Fault::WrongAndLate(_)) => page.push('!'),
             Some(Fault::WrongReplyOnce) => {

@@ -56,7 +56,7 @@ impl World {
                 }
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { position } => {
+            Notice::Aborted { position, .. } => {
                 self.coverage.count("request helped -> aborted");
                 self.hosts[host].aborted.insert(*position);
             }

@@ -1,0 +1,237 @@
+//! The requests that a local replica was given and has not answered, and since when it can have worked on each.
+//!
+//! A replica begins its requests in the order in which it was given them. So it has begun one, at the latest, when it
+//! answers a later one, and when it has answered all before it: what it spent in the queue before that is no silence
+//! (`docs/protocol.md#timing`).
+
+use crate::Micros;
+use spare_protocol::{Class, Position};
+use std::collections::VecDeque;
+
+/// A request that a replica was given.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    position: Position,
+    bytes: usize,
+    class: Class,
+    given_at: Micros,
+    /// The latest time at which it was begun, if it surely was.
+    begun_at: Option<Micros>,
+    /// It was told that its vote is missed.
+    missed: bool,
+    /// It is aborted, and the replica was told to stop.
+    pub(crate) cancelled: bool,
+}
+
+/// What one replica executes, in the order in which it was given it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Executing {
+    requests: VecDeque<Given>,
+    bytes: usize,
+}
+
+impl Executing {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    pub(crate) fn first(&self) -> Option<Position> {
+        self.requests.front().map(|g| g.position)
+    }
+
+    /// Whether another request of so many bytes may be given beside these. Those that are missed do not count: a
+    /// replica that leaves requests out is given others, and judged by them.
+    pub(crate) fn has_room(&self, bytes: usize, requests_max: usize, bytes_max: usize) -> bool {
+        if self.requests.is_empty() {
+            return true;
+        }
+        let few = self.requests.len() < requests_max || {
+            let missed = self.requests.iter().filter(|g| g.missed).count();
+            self.requests.len() - missed < requests_max
+        };
+        few && self.bytes.saturating_add(bytes) <= bytes_max
+    }
+
+    /// The replica was given a request, the next of its positions. It can begin at once if it has nothing else to do, or
+    /// nothing but what it has missed.
+    pub(crate) fn give(
+        &mut self,
+        (position, class, bytes): (Position, Class, usize),
+        now: Micros,
+        begins: bool,
+    ) {
+        let begins = begins && self.requests.iter().all(|g| g.missed);
+        self.bytes += bytes;
+        self.requests.push_back(Given {
+            position,
+            bytes,
+            class,
+            given_at: now,
+            begun_at: begins.then_some(now),
+            missed: false,
+            cancelled: false,
+        });
+    }
+
+    /// The replica can begin the first of its requests from now on, if it could not before.
+    pub(crate) fn begin_first(&mut self, now: Micros) {
+        let waiting = self.requests.iter_mut().find(|g| !g.missed);
+        if let Some(first) = waiting {
+            first.begun_at.get_or_insert(now);
+        }
+    }
+
+    /// The replica answered a request: those before it, and the first of all, have begun. None if it was not given it.
+    pub(crate) fn answered(&mut self, position: Position, now: Micros) -> Option<Given> {
+        let at = self.find(position)?;
+        let given = self.requests.remove(at)?;
+        self.bytes -= given.bytes;
+        for earlier in self.requests.iter_mut().take(at) {
+            earlier.begun_at.get_or_insert(now);
+        }
+        self.begin_first(now);
+        Some(given)
+    }
+
+    /// This request, if it is one of these.
+    pub(crate) fn get(&self, position: Position) -> Option<&Given> {
+        self.requests.get(self.find(position)?)
+    }
+
+    /// The reads that must end before the replica can begin this write.
+    pub(crate) fn reads_before(&self, write: Position) -> impl Iterator<Item = Position> + '_ {
+        let before = self.requests.iter().take_while(move |g| g.position < write);
+        let reads = before.filter(|g| g.class == Class::Read && !g.cancelled);
+        reads.map(|g| g.position)
+    }
+
+    /// Notes that its vote on this request is missed: it does not hold up the judgement of the next. False if that was
+    /// known.
+    pub(crate) fn miss(&mut self, position: Position, now: Micros) -> bool {
+        let at = self.find(position);
+        let Some(given) = at.and_then(|at| self.requests.get_mut(at)) else {
+            return false;
+        };
+        let news = !std::mem::replace(&mut given.missed, true);
+        self.begin_first(now);
+        news
+    }
+
+    /// Notes that it was told to stop. False if it was before, or was not given the request.
+    pub(crate) fn cancel(&mut self, position: Position) -> bool {
+        let at = self.find(position);
+        let given = at.and_then(|at| self.requests.get_mut(at));
+        given.is_some_and(|g| !std::mem::replace(&mut g.cancelled, true))
+    }
+
+    /// Whether it was told to stop something that it has not answered.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.requests.iter().any(|g| g.cancelled)
+    }
+
+    fn find(&self, position: Position) -> Option<usize> {
+        if self.first() == Some(position) {
+            return Some(0);
+        }
+        let found = self
+            .requests
+            .binary_search_by_key(&position, |g| g.position);
+        found.ok()
+    }
+}
+
+impl Given {
+    /// Since when it is executed at the latest; none if it may not have been begun.
+    pub(crate) fn begun_at(&self) -> Option<Micros> {
+        self.begun_at
+    }
+
+    /// Since when the time counts that it may take. Of a read that is since it was given: to cancel it costs nobody
+    /// anything, and its client has waited for that long.
+    pub(crate) fn counts_since(&self) -> Option<Micros> {
+        match self.class {
+            Class::Read => Some(self.given_at),
+            Class::Write | Class::Scrub => self.begun_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO_LIMIT: usize = usize::MAX;
+
+    fn given(positions: &[u64]) -> Executing {
+        let mut executing = Executing::default();
+        for position in positions {
+            executing.give(
+                (Position(*position), Class::Read, 10),
+                Micros(*position),
+                true,
+            );
+        }
+        executing
+    }
+
+    fn begun_at(executing: &Executing, position: u64) -> Option<Micros> {
+        executing
+            .get(Position(position))
+            .expect("it was given")
+            .begun_at()
+    }
+
+    #[test]
+    fn only_what_surely_was_begun_is_judged() {
+        let mut executing = given(&[1, 2, 3, 4]);
+        assert_eq!(begun_at(&executing, 1), Some(Micros(1)));
+        assert_eq!(begun_at(&executing, 2), None);
+        assert!(executing.get(Position(5)).is_none());
+        // It answers a later one: it began those before it. The last one may still be in its queue.
+        executing.answered(Position(3), Micros(20));
+        assert_eq!(begun_at(&executing, 2), Some(Micros(20)));
+        assert_eq!(begun_at(&executing, 4), None);
+        executing.answered(Position(1), Micros(21));
+        executing.answered(Position(2), Micros(22));
+        assert_eq!(begun_at(&executing, 4), Some(Micros(22)));
+        assert!(executing.answered(Position(2), Micros(23)).is_none());
+    }
+
+    #[test]
+    fn one_that_hangs_misses_one_request_after_the_other() {
+        let mut executing = given(&[1, 2, 3]);
+        assert!(
+            executing.miss(Position(1), Micros(10)) && !executing.miss(Position(1), Micros(11))
+        );
+        assert_eq!(begun_at(&executing, 2), Some(Micros(10)));
+        assert_eq!(begun_at(&executing, 3), None);
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_and_so_many_bytes_but_always_for_one() {
+        let mut executing = Executing::default();
+        assert!(executing.has_room(1000, 2, 100));
+        executing.give((Position(1), Class::Read, 10), Micros(0), true);
+        assert!(executing.has_room(10, 2, NO_LIMIT) && !executing.has_room(91, 2, 100));
+        executing.give((Position(2), Class::Read, 10), Micros(0), true);
+        assert!(!executing.has_room(10, 2, NO_LIMIT));
+        executing.miss(Position(1), Micros(5));
+        assert!(executing.has_room(10, 2, NO_LIMIT));
+        assert!(executing.cancel(Position(1)) && !executing.cancel(Position(1)));
+        assert!(executing.is_cancelled());
+        executing.answered(Position(1), Micros(6));
+        assert!(!executing.is_cancelled() && executing.has_room(90, 2, 100));
+    }
+
+    #[test]
+    fn a_write_waits_for_the_reads_before_it() {
+        let mut executing = given(&[1, 2]);
+        executing.give((Position(3), Class::Write, 10), Micros(3), true);
+        executing.give((Position(4), Class::Read, 10), Micros(4), true);
+        let reads: Vec<_> = executing.reads_before(Position(3)).collect();
+        assert_eq!(reads, [Position(1), Position(2)]);
+        executing.cancel(Position(1));
+        executing.answered(Position(2), Micros(5));
+        assert_eq!(executing.reads_before(Position(3)).count(), 0);
+    }
+}
