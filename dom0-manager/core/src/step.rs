@@ -275,7 +275,7 @@ impl Core {
         let request = entry.request();
         let (id, class) = (request.id, request.class);
         self.replicas.mark_checkpoint(position, entry.root());
-        let slot = Slot::new(id, class, request.key);
+        let slot = Slot::new(id, class, request.key, self.clock.now());
         self.log.ordered(slot);
         self.gateway().delivered(id);
         self.announce_soon();

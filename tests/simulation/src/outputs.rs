@@ -114,7 +114,11 @@ impl World {
                 let now = self.hosts[host].now(self.now).monotonic;
                 let in_time = release_before.is_none_or(|until| now < until);
                 self.coverage.count("request decided -> answered");
-                self.release(host, position, in_time);
+                if self.checks.order.is_read(position) {
+                    self.release_read(host, position, outcome.as_ref().ok(), in_time);
+                } else {
+                    self.release(host, position, in_time);
+                }
                 let record = self.hosts[host].disk.record(position).cloned();
                 if let Some(record) = record {
                     let verdict = correct_pages::released(&record, outcome.as_ref().ok());
@@ -187,6 +191,7 @@ impl World {
                 self.give(host, replica, work);
             }
             Output::Execute { replica, request } => {
+                self.checks.order.executed(request.position, request.class);
                 let sent = self.sent(host, replica);
                 let verdict = applied_once::execute(replica, sent, request.position);
                 self.hold(verdict);
@@ -457,6 +462,33 @@ impl World {
     }
 
     /// A reply is released.
+    /// The reply to a read leaves. Nobody needs its record, but what it shows must be there for good: the write before
+    /// it, as if that were answered now.
+    fn release_read(
+        &mut self,
+        host: usize,
+        position: Position,
+        outcome: Option<&Outcome>,
+        in_time: bool,
+    ) {
+        let quorum = self.plan.config.quorum();
+        if let Some(outcome) = outcome {
+            let verdict = self.checks.votes.released_read(position, outcome, quorum);
+            self.hold(verdict);
+        }
+        let view = self.hosts[host].core.as_ref().map(spare_core::Core::view);
+        for member in view.unwrap_or_default() {
+            let member = usize::from(member.0);
+            let ordered = self.hosts[member].ordered_max;
+            let verdict = ReplyNeedsVotes::member_delivered(position, member, ordered);
+            self.hold(verdict);
+        }
+        match self.checks.order.write_before(position) {
+            Some(write) => self.release(host, write, in_time),
+            None => self.tally.answered += 1,
+        }
+    }
+
     fn release(&mut self, host: usize, position: Position, in_time: bool) {
         let quorum = self.plan.config.quorum();
         let verdict = OneDecidingView::released(host, self.hosts[host].ring_is_primary, in_time);

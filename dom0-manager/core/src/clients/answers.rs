@@ -41,8 +41,8 @@ impl Gateway<'_> {
     }
 
     /// Answers clients: the request is decided, its bytes are here, and every member of the primary
-    /// view has delivered it and has it in its log — on disk, unless `durable` is off. That a
-    /// member delivered it is not enough without a disk either: its votes may all come from replicas of
+    /// view has delivered it and has it, or of a read the writes before it, in its log — on disk, unless `durable` is
+    /// off. That a member delivered a write is not enough without a disk either: its votes may all come from replicas of
     /// one seat, and what is only delivered is given up where all members leave the primary view.
     pub(crate) fn answer(&mut self) {
         if self.clients.answerable.is_empty() {
@@ -62,15 +62,19 @@ impl Gateway<'_> {
         }
     }
 
+    /// Up to here replies may leave. A read changes nothing, so nobody needs its record: it waits for the writes before
+    /// it, not for other reads.
     fn releasable_upto(&self) -> Position {
         if planted(Bug::ReplyBeforeDelivery) {
             return self.group.ordered();
         }
-        let delivered = self.group.delivered_everywhere().min(self.log.agreed());
+        let delivered = self.group.delivered_everywhere();
+        let agreed = delivered.min(self.log.agreed());
         if planted(Bug::ReplyBeforeDisk) {
-            return delivered;
+            return agreed;
         }
-        delivered.min(self.group.stored_everywhere())
+        let settled = agreed.min(self.group.stored_everywhere());
+        delivered.min(self.group.reads_settled_upto(settled))
     }
 
     fn answer_one(&mut self, position: Position) {

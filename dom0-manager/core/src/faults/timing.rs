@@ -12,7 +12,7 @@ use crate::clock::{Clock, Wait};
 use crate::config::Config;
 use crate::group_state::GroupState;
 use crate::io::{ConvictionBasis, Micros, Notice};
-use crate::log::Log;
+use crate::log::{FirstVote, Log};
 use crate::outputs::Outputs;
 use crate::replicas::{Replicas, RosterEntry};
 use crate::voting::{announce_soon, Outbox};
@@ -59,16 +59,19 @@ impl Timing<'_> {
     /// The first vote on a request was counted: those of local replicas are waited for from now on.
     pub(crate) fn first_vote(&mut self, position: Position) {
         let now = self.clock.now();
-        let Some(class) = self.log.first_vote(position, now) else {
+        let (Some(entry), Some(slot)) = (self.group.entry(position), self.log.slot(position))
+        else {
             return;
         };
-        let Some(entry) = self.group.entry(position) else {
-            return;
-        };
+        let (class, delivered_at) = (slot.class(), slot.delivered_at());
         let executing = self.replicas.executing(position, entry.awaited());
         let begun: SmallVec<[Option<Micros>; 2]> = executing.map(|(_, g)| g.begun_at()).collect();
-        if let Some(begun_at) = begun.iter().copied().flatten().min() {
-            self.clock.first_vote_took(class, now.since(begun_at));
+        let begun_at = begun.iter().copied().flatten().min();
+        let took = now.since(begun_at.unwrap_or(delivered_at));
+        self.log
+            .note_first_vote(position, FirstVote { at: now, took });
+        if begun_at.is_some() {
+            self.clock.first_vote_took(class, took);
         }
         if !begun.is_empty() {
             self.clock.await_votes(self.config, class, position);
@@ -77,10 +80,10 @@ impl Timing<'_> {
 
     /// The vote of a local replica is missing although it had time: as long as is usual after the first vote, and as long
     /// again as the first one took.
-    fn is_overdue(&self, class: Class, first_vote_at: Micros, begun_at: Micros) -> bool {
+    fn is_overdue(&self, class: Class, first_vote: FirstVote, begun_at: Micros) -> bool {
         let usual = self.clock.vote_timeout(self.config, class);
-        let span = usual.max(first_vote_at.since(begun_at));
-        first_vote_at.max(begun_at).after(span) <= self.clock.now()
+        let since = first_vote.at.max(begun_at);
+        since.after(usual.max(first_vote.took)) <= self.clock.now()
     }
 
     /// The timer for the missing votes on a request expired: the local replicas that are silent are suspected, and if it is
@@ -91,13 +94,13 @@ impl Timing<'_> {
         else {
             return;
         };
-        let (class, Some(first_vote_at)) = (slot.class(), slot.first_vote_at()) else {
+        let (class, Some(first_vote)) = (slot.class(), slot.first_vote()) else {
             return;
         };
         let executing = self.replicas.executing(position, entry.awaited());
         let executing = executing.map(|(replica, given)| (replica, given.begun_at()));
         let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = executing.collect();
-        let overdue = |begun: Micros| self.is_overdue(class, first_vote_at, begun);
+        let overdue = |begun: Micros| self.is_overdue(class, first_vote, begun);
         let silent = executing.iter().filter(|(_, b)| b.is_some_and(overdue));
         let silent: SmallVec<[ReplicaId; 2]> = silent.map(|(r, _)| *r).collect();
         let undecided = entry.decision().is_none();
@@ -157,9 +160,11 @@ impl Timing<'_> {
 
     /// A write waits for reads to end before it longer than a write has to: they take longer than they may.
     fn turn_overdue(&mut self, write: Position) {
-        let reads = self.replicas.reads_before(write);
-        if reads.is_empty() {
-            return;
+        let now = self.clock.now();
+        let given_by = Micros(now.0.saturating_sub(self.config.read_patience.0));
+        let (reads, later) = self.replicas.reads_before(write, given_by);
+        if !reads.is_empty() || later {
+            self.clock.limit_turn(self.config, write);
         }
         let undecided = |p: &Position| {
             let entry = self.group.entry(*p);
@@ -168,7 +173,6 @@ impl Timing<'_> {
         for position in reads.into_iter().filter(undecided) {
             self.out.multicast(OrderedMessage::Abort { position });
         }
-        self.clock.limit_turn(self.config, write);
     }
 }
 

@@ -216,6 +216,11 @@ impl GroupState {
         self.views.delivered_everywhere()
     }
 
+    /// Up to here, what a read shows was there for good once everything up to `settled` is.
+    pub(crate) fn reads_settled_upto(&self, settled: Position) -> Position {
+        self.order.reads_settled_upto(settled)
+    }
+
     /// Every member has everything up to here on disk.
     pub(crate) fn stored_everywhere(&self) -> Position {
         self.views.stored_everywhere()

@@ -48,13 +48,22 @@ impl LocalAnswer {
     }
 }
 
+/// When the first vote on a request was delivered, and what it took, as far as can be seen from here. What takes the
+/// first replica long may take the others as long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstVote {
+    pub(crate) at: Micros,
+    pub(crate) took: Micros,
+}
+
 /// What this manager knows about a request beyond what all know; longer than the group does, while a client waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
     id: RequestId,
     class: Class,
     key: Option<Hash>,
-    first_vote_at: Option<Micros>,
+    delivered_at: Micros,
+    first_vote: Option<FirstVote>,
     answers: SmallVec<[LocalAnswer; 1]>,
     /// The agreed bytes, once they are here; in place of an outcome the reason if it was aborted.
     agreed: Option<(Result<Outcome, AbortReason>, Bytes)>,
@@ -63,12 +72,14 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    pub(crate) fn new(id: RequestId, class: Class, key: Option<Hash>) -> Slot {
+    /// A request that was delivered at this point of time.
+    pub(crate) fn new(id: RequestId, class: Class, key: Option<Hash>, now: Micros) -> Slot {
         Slot {
             id,
             class,
             key,
-            first_vote_at: None,
+            delivered_at: now,
+            first_vote: None,
             answers: SmallVec::new(),
             agreed: None,
             fetches: 0,
@@ -88,8 +99,12 @@ impl Slot {
         self.key
     }
 
-    pub(crate) fn first_vote_at(&self) -> Option<Micros> {
-        self.first_vote_at
+    pub(crate) fn delivered_at(&self) -> Micros {
+        self.delivered_at
+    }
+
+    pub(crate) fn first_vote(&self) -> Option<FirstVote> {
+        self.first_vote
     }
 
     pub(crate) fn has_bytes(&self) -> bool {
@@ -180,11 +195,11 @@ impl Log {
         self.slots.push(slot);
     }
 
-    /// The first vote on a request was counted. Returns its class.
-    pub(crate) fn first_vote(&mut self, position: Position, now: Micros) -> Option<Class> {
-        let slot = self.slots.get_mut(position)?;
-        slot.first_vote_at = Some(now);
-        Some(slot.class)
+    /// The first vote on a request was counted.
+    pub(crate) fn note_first_vote(&mut self, position: Position, first_vote: FirstVote) {
+        if let Some(slot) = self.slots.get_mut(position) {
+            slot.first_vote = Some(first_vote);
+        }
     }
 
     /// A local replica answered; `decided` is what the answer of a right one is, if that is known. Returns whether the

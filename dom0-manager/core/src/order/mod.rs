@@ -58,6 +58,8 @@ pub(crate) struct Order {
     /// Everything up to here is decided.
     decided: Position,
     undecided_count: usize,
+    /// Writes and scrubs that are not settled, ascending.
+    unsettled_exclusive: VecDeque<Position>,
     /// Undecided writes and scrubs, ascending. They are decided in this order, and nothing after the first of them is.
     undecided_exclusive: VecDeque<Position>,
     /// Requests after a write that was decided just now: what was said of them counts from here on. Empty between
@@ -83,6 +85,7 @@ impl Order {
             entries: Window::above(position),
             decided: position,
             undecided_count: 0,
+            unsettled_exclusive: VecDeque::new(),
             undecided_exclusive: VecDeque::new(),
             released: VecDeque::new(),
             settled: position,
@@ -105,6 +108,7 @@ impl Order {
             entry.excuse_all();
         }
         self.undecided_count = 0;
+        self.unsettled_exclusive.clear();
         self.undecided_exclusive.clear();
         self.released.clear();
         self.helped.clear();
@@ -146,6 +150,20 @@ impl Order {
     /// Every member has this on disk.
     pub(crate) fn settle(&mut self, stored_everywhere: Position) {
         self.settled = self.settled.max(stored_everywhere);
+        let settled = self.settled;
+        let writes = &mut self.unsettled_exclusive;
+        while writes.front().is_some_and(|write| *write <= settled) {
+            writes.pop_front();
+        }
+    }
+
+    /// What replicas saw at this position was there for good once everything up to `settled` is: no write is in between.
+    pub(crate) fn reads_settled_upto(&self, settled: Position) -> Position {
+        let after = self
+            .unsettled_exclusive
+            .partition_point(|write| *write <= settled);
+        let next = self.unsettled_exclusive.get(after);
+        next.map_or(self.ordered(), |write| write.previous())
     }
 
     pub(crate) fn entry(&self, position: Position) -> Option<&Entry> {
@@ -225,6 +243,7 @@ impl Order {
         self.undecided_count += 1;
         if exclusive {
             self.undecided_exclusive.push_back(self.entries.last());
+            self.unsettled_exclusive.push_back(self.entries.last());
         }
         if !following.is_empty() {
             self.held.insert(self.entries.last());

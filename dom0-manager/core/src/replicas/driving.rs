@@ -220,14 +220,14 @@ impl LocalReplicas<'_> {
             return;
         };
         let passive = !matches!(role, Role::Active | Role::Activating);
-        let answering = passive && local.vm == Vm::Running && !local.executing.is_empty();
+        let answering = passive && local.vm == Vm::Running;
         let stops = local.executing.is_cancelled();
         let (config, timer) = (self.config, Timer::Work(replica));
         if local.is_changing() || !local.applying.is_empty() || stops {
             self.clock.ensure(timer, config.apply_timeout);
-        } else if answering {
-            self.clock
-                .ensure(timer, config.abort_timeout.max(config.apply_timeout));
+        } else if let Some(class) = local.executing.first_class().filter(|_| answering) {
+            let limit = config.execution_timeout(class).after(config.apply_timeout);
+            self.clock.ensure(timer, limit);
         } else {
             self.clock.cancel(Timer::Work(replica));
         }

@@ -39,6 +39,10 @@ impl Executing {
         self.requests.front().map(|g| g.position)
     }
 
+    pub(crate) fn first_class(&self) -> Option<Class> {
+        self.requests.front().map(|g| g.class)
+    }
+
     /// Whether another request of so many bytes may be given beside these. Those that are missed do not count: a
     /// replica that leaves requests out is given others, and judged by them.
     pub(crate) fn has_room(&self, bytes: usize, requests_max: usize, bytes_max: usize) -> bool {
@@ -144,6 +148,10 @@ impl Given {
     /// Since when it is executed at the latest; none if it may not have been begun.
     pub(crate) fn begun_at(&self) -> Option<Micros> {
         self.begun_at
+    }
+
+    pub(crate) fn given_at(&self) -> Micros {
+        self.given_at
     }
 
     /// Since when the time counts that it may take. Of a read that is since it was given: to cancel it costs nobody

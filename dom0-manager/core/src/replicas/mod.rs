@@ -159,11 +159,18 @@ impl Replicas {
         })
     }
 
-    /// The reads that local replicas must end before they can begin this write.
-    pub(crate) fn reads_before(&self, write: Position) -> BTreeSet<Position> {
+    /// The reads that local replicas must end before they can begin this write, which they were given by `given_by`; and
+    /// whether some were given it later, or not yet.
+    pub(crate) fn reads_before(
+        &self,
+        write: Position,
+        given_by: Micros,
+    ) -> (BTreeSet<Position>, bool) {
         let waiting = self.local.values().map(|l| &l.executing);
-        let waiting = waiting.filter(|e| e.get(write).is_some());
-        waiting.flat_map(|e| e.reads_before(write)).collect()
+        let given = waiting.filter_map(|e| Some((e, e.get(write)?.given_at())));
+        let (waited, later): (Vec<_>, Vec<_>) = given.partition(|(_, at)| *at <= given_by);
+        let reads = waited.iter().flat_map(|(e, _)| e.reads_before(write));
+        (reads.collect(), !later.is_empty())
     }
 
     /// The vote of a replica on this request is missed. False if that was known.

@@ -66,6 +66,10 @@ impl LocalReplicas<'_> {
             self.violated(replica, reason);
             return false;
         };
+        if self.group.role(replica) != Some(Role::Active) {
+            // It gets on: the limit is for each request.
+            self.clock.cancel(Timer::Work(replica));
+        }
         if given.cancelled {
             // It stopped, or was done just before: nobody counts its vote.
             return false;
@@ -115,14 +119,14 @@ impl LocalReplicas<'_> {
             return;
         };
         let (class, now) = (slot.class(), self.clock.now());
-        let Some(first) = slot.first_vote_at() else {
+        let Some(first) = slot.first_vote() else {
             return self.clock.first_vote_took(class, now.since(begun_at));
         };
         let usual = self.clock.slow_after(self.config, class);
         // What took the first one long may take others as long again.
-        let slow = usual.max(first.since(begun_at));
+        let slow = usual.max(first.took);
         let is_active = self.group.role(replica) == Some(Role::Active);
-        if is_active && now.since(first.max(begun_at)) > slow {
+        if is_active && now.since(first.at.max(begun_at)) > slow {
             self.out.notice(Notice::Silent { position, replica });
             self.outbox.suspect(replica, position);
         }
