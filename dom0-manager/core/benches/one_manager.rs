@@ -223,6 +223,7 @@ fn config(me: SeatId, clients: usize) -> Config {
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 24 * 3600 * 1_000_000,
         keys_max: 100_000,
+        keys_of_owner_max: 1000,
     }
 }
 
@@ -347,6 +348,7 @@ impl Group {
             },
             class,
             key: None,
+            key_owner: 0,
             proposed_time_us: i64::try_from(self.now.0).expect("small"),
             seed: seed(number),
             request: text(number, REQUEST_BYTES),

@@ -84,8 +84,10 @@ pub struct Config {
     pub clock_ahead_max_us: i64,
     /// How long a client's key is remembered, in agreed time: microseconds.
     pub key_lifetime_us: i64,
-    /// How many keys are remembered.
+    /// How many keys are remembered in all. Above that the oldest of whoever has the most is forgotten.
     pub keys_max: usize,
+    /// How many keys of one owner are remembered; above that its requests with new ones are refused until some expire.
+    pub keys_of_owner_max: usize,
 }
 
 /// What a manager has on disk from an earlier run.
@@ -190,6 +192,7 @@ impl Config {
             (self.in_flight_max as u64, "in_flight_max"),
             (self.executing_max as u64, "executing_max"),
             (self.keys_max as u64, "keys_max"),
+            (self.keys_of_owner_max as u64, "keys_of_owner_max"),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero(name));

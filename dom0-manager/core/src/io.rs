@@ -292,6 +292,8 @@ pub enum Refusal {
     Interrupted,
     /// Its key was used with another request before.
     KeyReused,
+    /// As many keys of its owner are remembered as may be; nothing was done about it.
+    KeysExhausted,
 }
 
 /// What a conviction rests on.

@@ -19,7 +19,7 @@ use crate::clock::{Clock, Timer};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
 use crate::group_state::{Event, EventSlot, GroupState, Rules};
-use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
+use crate::io::{Input, ManagerState, Micros, Notice, Now, Output, Refusal};
 use crate::log::{AgreedBytes, Log, Records, Slot};
 use crate::membership::Membership;
 use crate::order::Entry;
@@ -232,7 +232,8 @@ impl Core {
             }
             Event::ActiveMissing => self.compensation().offer(),
             Event::Repeated { id, position } => self.gateway().repeats(id, position),
-            Event::KeyReused(id) => self.gateway().key_reused(id),
+            Event::KeyReused(id) => self.gateway().not_ordered(id, Refusal::KeyReused),
+            Event::KeysExhausted(id) => self.gateway().not_ordered(id, Refusal::KeysExhausted),
             Event::ViewChanged => self.view_changed(),
             Event::Drained { seat, drained } => self.drained_changed(seat, drained),
             Event::SeatsChanged => self.seats_changed(),

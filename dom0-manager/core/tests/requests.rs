@@ -234,3 +234,30 @@ fn a_vote_that_is_always_just_in_time_is_noticed_and_its_replica_replaced_as_act
     assert!(cluster.convicted().is_empty());
     assert_eq!(cluster.answers.len(), 91);
 }
+
+/// Whoever sends many keys had those of others forgotten, and their retries took effect twice.
+#[test]
+fn who_sends_many_keys_is_refused_and_others_retries_are_recognised() {
+    let mut cluster = Cluster::with(Config {
+        keys_max: 100,
+        keys_of_owner_max: 50,
+        ..config(0, 1)
+    });
+    let key = |name: &str| Some(Hash::of(name.as_bytes()));
+    cluster.submit_owned(0, Class::Write, (key("paid"), 1), "pay");
+    cluster.run_for(50);
+    let mut flood = Vec::new();
+    for i in 0..200 {
+        let name = format!("flood {i}");
+        flood.push(cluster.submit_owned(0, Class::Write, (key(&name), 2), &name));
+        cluster.run_for(10);
+    }
+    let retry = cluster.submit_owned(1, Class::Write, (key("paid"), 1), "pay");
+    cluster.run_for(50);
+    assert!(cluster.answers.contains_key(&retry));
+    assert_eq!(executions(&cluster, "pay"), 1);
+    let refused = flood
+        .iter()
+        .filter(|number| cluster.refused.get(number) == Some(&Refusal::KeysExhausted));
+    assert_eq!(refused.count(), 150);
+}

@@ -114,6 +114,8 @@ pub(crate) struct Gateway {
     pub(crate) key_lifetime_s: u64,
     /// How many keys are remembered.
     pub(crate) keys_max: usize,
+    /// How many of one client are.
+    pub(crate) keys_of_owner_max: usize,
 }
 
 impl Default for Gateway {
@@ -130,6 +132,7 @@ impl Default for Gateway {
             reply_timeout_ms: 60_000,
             key_lifetime_s: 24 * 3600,
             keys_max: 100_000,
+            keys_of_owner_max: 10_000,
         }
     }
 }
@@ -418,6 +421,7 @@ impl Config {
                 .unwrap_or(i64::MAX)
                 .saturating_mul(1_000_000),
             keys_max: self.gateway.keys_max,
+            keys_of_owner_max: self.gateway.keys_of_owner_max,
         }
     }
 

@@ -49,7 +49,7 @@ impl Clients {
     pub(crate) async fn submit(
         &self,
         class: Class,
-        key: Option<Hash>,
+        key: Option<Key>,
         request: Bytes,
     ) -> Option<Answer> {
         let place = self.inputs.reserve().await.ok()?;
@@ -60,7 +60,8 @@ impl Clients {
                     number,
                 },
                 class,
-                key,
+                key: key.map(|k| k.hash),
+                key_owner: key.map_or(0, |k| k.owner),
                 proposed_time_us: unix_us(),
                 seed: rand::random(),
                 request,
@@ -174,9 +175,16 @@ impl Clients {
     }
 }
 
+/// A client's key, and whose it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) hash: Hash,
+    pub(crate) owner: u64,
+}
+
 /// What a retry of this request has in common with it: the client's `Idempotency-Key`, within the
 /// scope of its credentials (docs/protocol.md#exactly-once). A read needs none.
-fn key(class: Class, http: &HttpRequest) -> Option<Hash> {
+fn key(class: Class, http: &HttpRequest) -> Option<Key> {
     if class == Class::Read {
         return None;
     }
@@ -187,7 +195,10 @@ fn key(class: Class, http: &HttpRequest) -> Option<Hash> {
     };
     let key = value("idempotency-key")?;
     let scope = ["authorization", "cookie"].map(|name| value(name).unwrap_or_default());
-    Some(Hash::of(&spare_protocol::encode(&(scope, key))))
+    let owner = Hash::of(&spare_protocol::encode(&scope));
+    let hash = Hash::of(&spare_protocol::encode(&(scope, key)));
+    let owner = u64::from_le_bytes(*owner.0.first_chunk()?);
+    Some(Key { hash, owner })
 }
 
 fn respond(answer: Answer) -> Response<Full<Bytes>> {
@@ -205,6 +216,14 @@ fn respond(answer: Answer) -> Response<Full<Bytes>> {
             StatusCode::UNPROCESSABLE_ENTITY,
             "this Idempotency-Key was used with another request; use a new key for a new request",
         ),
+        Answer::Refused(Refusal::KeysExhausted) => {
+            let mut response = unavailable(
+                "as many of your Idempotency-Keys are remembered as may be (gateway.keys_of_owner_max); \
+                 nothing was done about the request",
+            );
+            *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+            response
+        }
         Answer::Refused(Refusal::Busy) => unavailable(
             "as many requests as are allowed are under way (gateway.requests_max)",
         ),

@@ -30,6 +30,9 @@ pub struct Request {
     /// What a retry of the same request has in common with it: the hash of the client's credentials
     /// and its `Idempotency-Key`; none if the client sent no key.
     pub key: Option<Hash>,
+    /// Whose key it is: so many are remembered for each owner, which is as much of a client as it cannot make up (where it
+    /// calls from). 0 if there is no key.
+    pub key_owner: u64,
     /// The gateway's clock: microseconds since the Unix epoch. The agreed time is at least this,
     /// unless it lies too far ahead of the other managers' clocks.
     pub proposed_time_us: i64,
@@ -258,6 +261,7 @@ struct RequestIn<'a> {
     id: RequestId,
     class: Class,
     key: Option<Hash>,
+    key_owner: u64,
     proposed_time_us: i64,
     #[serde(with = "crate::bytes32")]
     seed: [u8; 32],
@@ -290,6 +294,7 @@ impl Envelope {
             id: r.id,
             class: r.class,
             key: r.key,
+            key_owner: r.key_owner,
             proposed_time_us: r.proposed_time_us,
             seed: r.seed,
             request: bytes.slice_ref(r.request),
@@ -303,7 +308,7 @@ impl Envelope {
     /// About as long as its encoding, rather more.
     fn bytes_about(&self) -> usize {
         /// Everything of a request but its text, and a vote, are not longer.
-        const OF_REQUEST: usize = 112;
+        const OF_REQUEST: usize = 122;
         const OF_VOTE: usize = 88;
         const OF_REST: usize = 128;
         let of_content = match &self.message {
@@ -492,6 +497,7 @@ mod tests {
                 id: RequestId { seat: SeatId(1), number: i as u64 },
                 class: Class::Write,
                 key: key.map(Hash),
+                key_owner: i as u64,
                 proposed_time_us: -7,
                 seed: [i as u8; 32],
                 request: text.into(),

@@ -85,6 +85,7 @@ impl World {
             id,
             class: pending.operation.class(),
             key: pending.key,
+            key_owner: client as u64 + 1,
             proposed_time_us,
             seed,
             request: pending.bytes.clone(),
@@ -113,6 +114,7 @@ impl World {
             },
             class: Class::Scrub,
             key: None,
+            key_owner: 0,
             proposed_time_us: h.now(self.now).clock_us,
             seed: [0; 32],
             request: bytes::Bytes::new(),
@@ -210,7 +212,10 @@ impl World {
             return;
         }
         match reason {
-            Refusal::Busy | Refusal::Overloaded { .. } | Refusal::NotPrimary => {
+            Refusal::Busy
+            | Refusal::Overloaded { .. }
+            | Refusal::KeysExhausted
+            | Refusal::NotPrimary => {
                 let c = &mut self.clients[client];
                 let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
                 let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());

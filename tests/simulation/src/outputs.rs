@@ -128,9 +128,13 @@ impl World {
             }
             Output::AnswerAgain { id, position } => {
                 self.coverage.count("request decided -> answered again");
-                self.release(host, position, true);
                 let record = self.hosts[host].disk.record(position).cloned();
                 let outcome = record.and_then(|r| r.record.outcome.clone());
+                if self.checks.order.is_read(position) {
+                    self.release_read(host, position, outcome.as_ref(), true);
+                } else {
+                    self.release(host, position, true);
+                }
                 self.answered(host, id.number, position, outcome.as_ref());
             }
             Output::Refuse { id, reason } => {
@@ -140,6 +144,7 @@ impl World {
                     Refusal::NotPrimary => "request refused: not primary",
                     Refusal::Interrupted => "request interrupted",
                     Refusal::KeyReused => "request refused: key reused",
+                    Refusal::KeysExhausted => "request refused: keys exhausted",
                 });
                 self.refused(host, id.number, reason);
             }

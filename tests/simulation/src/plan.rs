@@ -110,6 +110,7 @@ impl Plan {
             clock_ahead_max_us: 1_000_000,
             key_lifetime_us: 86_400_000_000,
             keys_max: 100_000,
+            keys_of_owner_max: 100_000,
         };
         let clients = random.index(7) + 4;
         // Only half of an even number can be in doubt.

@@ -32,11 +32,11 @@ impl Gateway<'_> {
         self.answer();
     }
 
-    /// A request has the key of another one.
-    pub(crate) fn key_reused(&mut self, id: RequestId) {
+    /// A request was delivered and got no position, because of its key.
+    pub(crate) fn not_ordered(&mut self, id: RequestId, reason: Refusal) {
         self.delivered(id);
         if self.is_mine(id) && self.clients.open.contains(id.number) {
-            self.refuse(id, Refusal::KeyReused);
+            self.refuse(id, reason);
         }
     }
 

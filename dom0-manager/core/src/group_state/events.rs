@@ -58,6 +58,8 @@ pub(crate) enum Event {
     },
     /// A request has the key of another one.
     KeyReused(RequestId),
+    /// As many keys of this request's owner are remembered as may be.
+    KeysExhausted(RequestId),
     /// The primary view changed.
     ViewChanged,
     /// A seat is to have no replicas, or is to have its share again.

@@ -13,6 +13,7 @@ pub(crate) struct Rules {
     pub(crate) clock_ahead_max_us: i64,
     pub(crate) key_lifetime_us: i64,
     pub(crate) keys_max: usize,
+    pub(crate) keys_of_owner_max: usize,
 }
 
 impl From<&Config> for Rules {
@@ -25,6 +26,7 @@ impl From<&Config> for Rules {
             clock_ahead_max_us: config.clock_ahead_max_us,
             key_lifetime_us: config.key_lifetime_us,
             keys_max: config.keys_max,
+            keys_of_owner_max: config.keys_of_owner_max,
         }
     }
 }

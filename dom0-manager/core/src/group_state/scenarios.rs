@@ -34,6 +34,7 @@ impl Stream {
             clock_ahead_max_us: 1_000_000,
             key_lifetime_us: 1_000_000,
             keys_max: 10,
+            keys_of_owner_max: 10,
         };
         let mut group = GroupState::resumed(rules, seats.clone(), &Resume::default());
         let first = ViewId { epoch: 1, ring: 1 };
@@ -96,6 +97,7 @@ impl Stream {
             },
             class: Class::Write,
             key: None,
+            key_owner: 0,
             proposed_time_us: 1,
             seed: [0; 32],
             request: Bytes::from_static(b"a write"),

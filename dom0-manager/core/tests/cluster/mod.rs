@@ -135,6 +135,7 @@ pub fn config(me: u16, faults: u16) -> Config {
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 3_600_000_000,
         keys_max: 1000,
+        keys_of_owner_max: 1000,
     }
 }
 
@@ -367,6 +368,17 @@ impl Cluster {
     }
 
     pub fn submit_at(&mut self, seat: u16, class: Class, key: Option<Hash>, text: &str) -> u64 {
+        self.submit_owned(seat, class, (key, 1), text)
+    }
+
+    /// As [`Cluster::submit_at`], with a key of this owner.
+    pub fn submit_owned(
+        &mut self,
+        seat: u16,
+        class: Class,
+        (key, key_owner): (Option<Hash>, u64),
+        text: &str,
+    ) -> u64 {
         self.next += 1;
         let number = self.next;
         let request = Request {
@@ -376,6 +388,7 @@ impl Cluster {
             },
             class,
             key,
+            key_owner,
             proposed_time_us: i64::try_from(self.now.0).expect("small") + self.clock_ahead_us,
             seed: [7; 32],
             request: Bytes::copy_from_slice(text.as_bytes()),

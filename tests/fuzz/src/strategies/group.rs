@@ -23,11 +23,13 @@ fn id() -> impl Strategy<Value = RequestId> {
 
 fn request() -> impl Strategy<Value = Request> {
     let key = prop::option::of(hash());
+    let key = (key, any::<u64>());
     (id(), class(), key, any::<i64>(), any::<[u8; 32]>(), bytes()).prop_map(
-        |(id, class, key, proposed_time_us, seed, request)| Request {
+        |(id, class, (key, key_owner), proposed_time_us, seed, request)| Request {
             id,
             class,
             key,
+            key_owner,
             proposed_time_us,
             seed,
             request,
