@@ -88,7 +88,7 @@ impl Client {
         now: u64,
         floor: u64,
         poison: bool,
-        (strain, allowance): (Strain, &mut Allowance),
+        (strain, pace, allowance): (Strain, u64, &mut Allowance),
     ) -> &Pending {
         self.count += 1;
         let id = (self.number as u64 + 1) << 32 | self.count;
@@ -113,7 +113,12 @@ impl Client {
             burden: Burden::default(),
         };
         if !poison {
-            burden(&mut operation, strain, allowance, &mut self.strain_random);
+            burden(
+                &mut operation,
+                (strain, pace),
+                allowance,
+                &mut self.strain_random,
+            );
         }
         let keyed = self.random.permille(500) || self.floods;
         let mut key = keyed.then(|| Hash::of(&id.to_le_bytes()));

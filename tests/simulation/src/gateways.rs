@@ -38,7 +38,8 @@ impl World {
             Phase::Beginning => Strain::default(),
             _ => self.plan.strain,
         };
-        c.invent(self.now, floor, poison, (strain, &mut self.allowance));
+        let pace = self.plan.pace;
+        c.invent(self.now, floor, poison, (strain, pace, &mut self.allowance));
         self.send_attempt(client);
     }
 
@@ -212,10 +213,13 @@ impl World {
             return;
         }
         match reason {
-            Refusal::Busy
-            | Refusal::Overloaded { .. }
-            | Refusal::KeysExhausted
-            | Refusal::NotPrimary => {
+            Refusal::KeysExhausted => {
+                let pending = self.clients[client].pending.as_ref();
+                let unsure = pending.is_some_and(|p| p.unsure);
+                self.clients[client].floods = false;
+                self.finish(client, if unsure { End::Unknown } else { End::Nothing });
+            }
+            Refusal::Busy | Refusal::Overloaded { .. } | Refusal::NotPrimary => {
                 let c = &mut self.clients[client];
                 let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
                 let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());

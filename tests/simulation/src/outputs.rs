@@ -207,6 +207,7 @@ impl World {
                 self.give(host, replica, Work::Execute(request));
             }
             Output::Cancel { replica, position } => {
+                self.coverage.count("request stopped at a replica");
                 if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
                     guest.cancel(position, self.now, &mut self.guest_random);
                 }
@@ -466,7 +467,6 @@ impl World {
         self.sync_soon(host);
     }
 
-    /// A reply is released.
     /// The reply to a read leaves. Nobody needs its record, but what it shows must be there for good: the write before
     /// it, as if that were answered now.
     fn release_read(
@@ -494,6 +494,7 @@ impl World {
         }
     }
 
+    /// A reply is released.
     fn release(&mut self, host: usize, position: Position, in_time: bool) {
         let quorum = self.plan.config.quorum();
         let verdict = OneDecidingView::released(host, self.hosts[host].ring_is_primary, in_time);
@@ -703,6 +704,7 @@ impl World {
     /// The engine gives the next message of a host its place in the ring's order.
     pub(crate) fn sequence(&mut self, host: usize) {
         if !self.network.ring_works(&self.ports, host) {
+            self.ports[host].stalled += 1;
             return;
         }
         let Some(ring) = self.ports[host].ring else {
@@ -732,6 +734,18 @@ impl World {
         for formed in formed {
             self.formed(formed);
         }
+        self.sequence_stalled();
+    }
+
+    /// Rings that did not work and were not followed by others work again.
+    fn sequence_stalled(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.network.ring_works(&self.ports, host) {
+                for _ in 0..std::mem::take(&mut self.ports[host].stalled) {
+                    self.sequence_soon(host);
+                }
+            }
+        }
     }
 
     pub(crate) fn formed(&mut self, formed: Formed) {
@@ -747,6 +761,7 @@ impl World {
         }
         for member in members {
             self.drain_soon(member);
+            self.ports[member].stalled = 0;
             for _ in 0..self.ports[member].outbox.len() {
                 self.sequence_soon(member);
             }

@@ -139,18 +139,22 @@ impl World {
             verdict = verdict.and(every_request_ends::goes_on(since(self.answered_last)));
         }
         self.hold(verdict);
-        let fewer = self.fewer_since > 0 && self.now < self.fewer_since + TROUBLE_LASTS;
-        if fewer || !self.budget.is_untouched() {
+        let lately = |at: u64| at > 0 && self.now < at + TROUBLE_LASTS;
+        if lately(self.fewer_before) || !self.budget.is_untouched() {
             return;
         }
-        let quorum = self.plan.config.quorum();
+        let least = match lately(self.fewer_since) {
+            // Those that a request brought down, or that executed what was aborted, are built anew. One is kept from it.
+            true => 1,
+            false => self.plan.config.quorum(),
+        };
         for host in 0..self.hosts.len() {
             let serves = |c: &&Core| c.state() == ManagerState::Serving;
             let Some(core) = self.hosts[host].core.as_ref().filter(serves) else {
                 continue;
             };
             let verdict =
-                a_client_costs_no_place::usable(host, self.usable(host), quorum, core.ordered());
+                a_client_costs_no_place::usable(host, self.usable(host), least, core.ordered());
             self.hold(verdict);
         }
     }

@@ -42,6 +42,8 @@ pub(crate) struct Plan {
     pub(crate) strain: Strain,
     /// The strain was not drawn from the seed.
     strain_is_fixed: bool,
+    /// What a request takes at least where there are more clients than can be served, in microseconds.
+    pub(crate) pace: u64,
     /// How many reads a replica executes at once.
     pub(crate) readers: usize,
     pub(crate) random: Random,
@@ -138,6 +140,7 @@ impl Plan {
             adds,
             strain,
             strain_is_fixed: fixed.strain.is_some(),
+            pace: 0,
             readers: 1,
             random,
         };
@@ -155,12 +158,19 @@ impl Plan {
         if strain.crowd {
             self.clients = random.index(250) + 40;
             self.config.in_flight_max = random.index(300) + 60;
+            self.pace = random.skewed(MS, 15 * MS);
+        }
+        if strain.slow && random.permille(500) {
+            // As long as real ones: reads take more than one of them.
+            self.config.read_timeout = Micros::from_ms(random.range(5000, 20_000));
+            self.config.read_patience = Micros::from_ms(random.range(1000, 10_000));
         }
         if strain.sizes {
             self.config.batch_bytes_max = 16 << 10;
         }
         if strain.stalls {
-            self.config.keys_max = random.index(100) + 50;
+            self.config.keys_max = random.index(100) + 100 + self.clients * 40;
+            self.config.keys_of_owner_max = random.index(100) + 100;
         }
         if strain.calm {
             self.parts_at_returns = false;

@@ -146,8 +146,9 @@ impl Schedule {
             }
             outcome.clone_from(instead);
             update.clear();
-            let begun = now.saturating_sub(answer.job.begin);
-            answer.job.span = begun.saturating_add(span);
+            // One that waits is answered without its turn.
+            answer.job.begin = answer.job.begin.min(now);
+            answer.job.span = (now - answer.job.begin).saturating_add(span);
             answer.job.takes = 0;
             found = true;
         }

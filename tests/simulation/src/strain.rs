@@ -34,15 +34,39 @@ impl Strain {
         calm: false,
     };
 
-    /// What the core has the rules for: a seed draws from this.
-    const READY: Strain = Strain::NONE;
+    const ALL: Strain = Strain {
+        sizes: true,
+        slow: true,
+        crowd: true,
+        differs: true,
+        stalls: true,
+        calm: true,
+    };
+
+    /// What the core has the rules for, as far as the simulator knows: a seed draws from this.
+    pub(crate) const READY: Strain = Strain {
+        sizes: true,
+        slow: false,
+        crowd: false,
+        differs: false,
+        stalls: true,
+        calm: true,
+    };
 
     /// As the seed says. Drawn apart from everything else, so that a seed without strain means the same run as ever.
     pub(crate) fn drawn(seed: u64) -> Strain {
+        Strain::drawn_of(seed, Strain::READY)
+    }
+
+    /// As the seed says, of everything.
+    pub(crate) fn drawn_of_all(seed: u64) -> Strain {
+        Strain::drawn_of(seed, Strain::ALL)
+    }
+
+    fn drawn_of(seed: u64, ready: Strain) -> Strain {
         let mut random = Random::new(seed ^ 0x57EA_1417);
         let strained = random.permille(600);
         let mut one = |ready: bool| random.permille(400) && ready && strained;
-        let ready = Strain::READY;
         Strain {
             sizes: one(ready.sizes),
             slow: one(ready.slow),
@@ -127,7 +151,7 @@ fn take(left: &mut u64) -> bool {
 /// Puts strain on an operation that a client invented.
 pub(crate) fn burden(
     operation: &mut Operation,
-    strain: Strain,
+    (strain, pace): (Strain, u64),
     allowance: &mut Allowance,
     random: &mut Random,
 ) {
@@ -142,7 +166,7 @@ pub(crate) fn burden(
     }
     let mut burden = Burden::default();
     if strain.crowd {
-        burden.takes = random.skewed(2 * MS, 50 * MS);
+        burden.takes = random.skewed(pace, 20 * pace);
     }
     if strain.slow && random.permille(12) {
         burden.takes = match random.below(8) {

@@ -156,6 +156,8 @@ pub(crate) struct World {
     pub(crate) trouble_until: u64,
     /// When a correct replica was lost last by a request: it ended, or what it executed was aborted.
     pub(crate) fewer_since: u64,
+    /// When one was by the request before that.
+    pub(crate) fewer_before: u64,
     pub(crate) answered_last: u64,
     /// Who became a member while the others were cut off ([`World::part_at_a_return`]).
     pub(crate) newest_member: Option<usize>,
@@ -202,6 +204,7 @@ impl World {
             allowance: Allowance::default(),
             trouble_until: u64::MAX,
             fewer_since: 0,
+            fewer_before: 0,
             answered_last: 0,
             newest_member: None,
             scrub_asked: false,

@@ -3,13 +3,13 @@
 
 use super::{hold, Verdict};
 use crate::plan::SECOND;
-use spare_protocol::messages::Vote;
+use spare_protocol::messages::{write_in_read_hash, Vote};
 use spare_protocol::{Class, Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
 const RULE: &str = "a read leaves independently of other reads";
 /// The reply may have to be fetched, and the members to tell how far they got.
-const BOUND: u64 = 5 * SECOND;
+const BOUND: u64 = 3 * SECOND;
 
 #[derive(Debug, Default)]
 pub(crate) struct ReadsLeaveIndependently {
@@ -75,8 +75,8 @@ impl ReadsLeaveIndependently {
         let Some(position) = self.position(operation) else {
             return Ok(());
         };
-        let mut between = self.writes.range(settled.next()..position);
-        let is_ripe = agrees(votes, quorum) && between.next().is_none();
+        let last_write = self.writes.range(..position).next_back();
+        let is_ripe = agrees(votes, quorum) && last_write.is_none_or(|write| *write <= settled);
         if !is_ripe {
             self.ripe.remove(&operation);
             return Ok(());
@@ -89,12 +89,13 @@ impl ReadsLeaveIndependently {
     }
 }
 
-/// Whether so many distinct replicas voted alike.
+/// Whether so many distinct replicas voted alike, and not that the read tried to write: it goes on as a write then.
 fn agrees(votes: &[Vote], quorum: usize) -> bool {
     let like = |vote: &Vote| {
         let same = |v: &&Vote| (v.reply, v.update) == (vote.reply, vote.update);
         let voters: BTreeSet<ReplicaId> = votes.iter().filter(same).map(|v| v.replica).collect();
         voters.len()
     };
-    votes.iter().any(|vote| like(vote) >= quorum)
+    let mut replies = votes.iter().filter(|v| v.reply != write_in_read_hash());
+    replies.any(|vote| like(vote) >= quorum)
 }

@@ -7,11 +7,12 @@ use crate::invariants::{
     correct_never_convicted, fresh_base, no_stale_state, recovery_keeps_quorum,
     seat_keeps_its_active,
 };
+use crate::plan::SECOND;
 use crate::service::{Kind, Operation};
 use crate::world::World;
 use spare_core::{ConvictionBasis, ManagerState, Notice, Output};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::messages::LossReason;
+use spare_protocol::messages::{AbortReason, LossReason};
 use spare_protocol::{Position, ReplicaId};
 
 impl World {
@@ -56,8 +57,13 @@ impl World {
                 }
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { position, .. } => {
+            Notice::Aborted { position, reason } => {
                 self.coverage.count("request helped -> aborted");
+                self.coverage.count(match reason {
+                    AbortReason::Failed => "request aborted: failed",
+                    AbortReason::Disagreement => "request aborted: differs",
+                    AbortReason::Overdue => "request aborted: overdue",
+                });
                 self.hosts[host].aborted.insert(*position);
             }
             Notice::Convicted {
@@ -156,6 +162,12 @@ impl World {
         let verdict = a_client_costs_no_place::lost(replica, reason, condition);
         self.hold(verdict);
         if condition.dead || condition.wrote {
+            if condition.dead {
+                // Of those that survived it nobody is kept from it.
+                self.fewer_before = self.now;
+            } else if self.now > self.fewer_since + SECOND {
+                self.fewer_before = self.fewer_since;
+            }
             self.fewer_since = self.now;
         }
     }
