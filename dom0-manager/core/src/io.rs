@@ -330,6 +330,17 @@ pub struct Evidence {
     pub agreed: Option<(Outcome, Bytes)>,
 }
 
+/// What an aborted request was, and what came of it at each replica.
+#[derive(Clone, Debug, Default)]
+pub struct Disagreement {
+    /// The request.
+    pub request: Bytes,
+    /// All votes on it.
+    pub votes: Vec<Vote>,
+    /// What this manager's replicas answered, with their updates.
+    pub answers: Vec<(ReplicaId, Outcome, Bytes)>,
+}
+
 /// How a manager stands to the group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ManagerState {
@@ -427,6 +438,7 @@ pub enum Notice {
     Aborted {
         position: Position,
         reason: AbortReason,
+        shown: Box<Disagreement>,
     },
     /// A replica was convicted. Seen by all.
     Convicted {

@@ -50,7 +50,8 @@ mod voting;
 pub use bytes_held::BytesHeld;
 pub use config::{Config, ConfigError, Resume, SurvivingReplica};
 pub use io::{
-    ConvictionBasis, Evidence, Input, ManagerState, Micros, Notice, Now, Output, Refusal,
+    ConvictionBasis, Disagreement, Evidence, Input, ManagerState, Micros, Notice, Now, Output,
+    Refusal,
 };
 pub use replicas::ReplicaStatus;
 pub use spare_protocol::messages::{DecidedRequest, PrimaryView, ViewId};

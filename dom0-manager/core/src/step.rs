@@ -214,6 +214,18 @@ impl Core {
             Event::Ordered(position) => self.ordered_one(position),
             Event::FirstVote(position) => self.timing().first_vote(position),
             Event::Decided(position) => self.decided(position),
+            Event::Aborted {
+                position,
+                reason,
+                mut shown,
+            } => {
+                shown.answers = self.log.answers(position);
+                self.out.notice(Notice::Aborted {
+                    position,
+                    reason,
+                    shown,
+                });
+            }
             Event::HelpWanted { position, needed } => self.activation().ask(position, needed),
             Event::HelpAsked { position, attempt } => self.activation().asked(position, attempt),
             Event::Woken { replica, slept } => {

@@ -4,6 +4,7 @@ mod hosts;
 
 pub(crate) use hosts::{Engine, Fencing, Group, Host, Peers};
 
+use crate::assumption::Assumption;
 use hosts::HostsProblem;
 
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use spare_protocol::SeatId;
 use spare_settings::SettingsError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A recovery builds a replica, waits for a checkpoint, and may have to build a second time.
 const RECOVERY_BUILDS: u64 = 3;
@@ -222,6 +224,8 @@ pub(crate) struct Replication {
     /// A vote later than this many times what is usual is a missed one.
     pub(crate) slow_factor: u32,
     pub(crate) slow_min_ms: u64,
+    /// More than f convictions within this time are an alarm.
+    pub(crate) convictions_alarm_s: u64,
 }
 
 impl Default for Replication {
@@ -249,6 +253,7 @@ impl Default for Replication {
             suspicion_window: 1000,
             slow_factor: 20,
             slow_min_ms: 1000,
+            convictions_alarm_s: 3600,
         }
     }
 }
@@ -378,6 +383,12 @@ impl Config {
     }
 
     /// What one seat's core is told.
+    /// When convictions are an alarm.
+    pub(crate) fn assumption(&self) -> Assumption {
+        let span = Duration::from_secs(self.replication.convictions_alarm_s);
+        Assumption::new(self.group.faults.into(), span)
+    }
+
     pub(crate) fn core(&self, me: SeatId) -> spare_core::Config {
         let r = &self.replication;
         let ms = Micros::from_ms;

@@ -81,7 +81,8 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     api.waits_for("it joins the group".to_owned());
 
     let evidence = stores::evidence(&config, voice);
-    let event_log = Arc::new(EventLog::new(voice, here, evidence));
+    let assumption = config.assumption();
+    let event_log = Arc::new(EventLog::new(voice, here, evidence, assumption));
     for remark in stores.remarks {
         event_log.event(EventKind::Alarm, None, remark);
     }

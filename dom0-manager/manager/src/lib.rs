@@ -3,11 +3,13 @@
 
 mod admin;
 mod agent_link;
+mod assumption;
 mod clock;
 mod config;
 mod daemon;
 #[cfg(feature = "fuzzing")]
 pub mod decoders;
+mod difference;
 mod drained;
 mod driver;
 mod event_log;

@@ -5,8 +5,8 @@
 //! of it is rebuilt, since its state may contain what the others' does not.
 
 use crate::bugs::{planted, Bug};
-use crate::group_state::GroupState;
-use crate::io::Notice;
+use crate::group_state::{Event, GroupState};
+use crate::io::Disagreement;
 use crate::order::{Entry, Resolution};
 use crate::voting::Decision;
 use spare_protocol::messages::{AbortReason, LossReason};
@@ -48,6 +48,17 @@ impl GroupState {
         } else {
             Vec::new()
         };
+        let shown = Box::new(Disagreement {
+            request: entry.request().request.clone(),
+            votes: entry.to_votes(position),
+            answers: Vec::new(),
+        });
+        let aborted = Event::Aborted {
+            position,
+            reason,
+            shown,
+        };
+        self.event(aborted);
         if exclusive {
             // What they said of later requests is based on it, and so are their states.
             self.checkpoints.disown_from(position);
@@ -55,7 +66,6 @@ impl GroupState {
                 self.order.strike_above(position, &touched);
             }
         }
-        self.notice(Notice::Aborted { position, reason });
         let decision = Decision {
             reply: reason.hash(),
             update: Hash::of(b""),

@@ -1,9 +1,9 @@
 //! What a change of the group's state asks of a manager.
 
 use crate::faults::Conviction;
-use crate::io::Notice;
+use crate::io::{Disagreement, Notice};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::messages::RequestId;
+use spare_protocol::messages::{AbortReason, RequestId};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// What becomes of the VM of a replica that leaves service.
@@ -25,6 +25,13 @@ pub(crate) enum Event {
     FirstVote(Position),
     /// A request has its f+1 equal votes, or was aborted.
     Decided(Position),
+    /// A request was aborted.
+    Aborted {
+        position: Position,
+        reason: AbortReason,
+        /// Without what replicas answered, which only their managers have.
+        shown: Box<Disagreement>,
+    },
     /// The votes on a request cannot become f+1 equal ones by themselves.
     HelpWanted {
         position: Position,

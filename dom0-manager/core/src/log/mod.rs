@@ -227,6 +227,15 @@ impl Log {
         slots.flat_map(|(p, slot)| slot.answers.iter().map(move |a| a.vote(p)))
     }
 
+    /// What local replicas answered to a request, with their updates.
+    pub(crate) fn answers(&self, position: Position) -> Vec<(ReplicaId, Outcome, Bytes)> {
+        let answers = self.slots.get(position).map(|slot| &slot.answers);
+        let answers = answers.into_iter().flatten();
+        answers
+            .map(|a| (a.replica, a.outcome.clone(), a.update.clone()))
+            .collect()
+    }
+
     /// Adds the bytes of the wrong and of the agreed result to what shows that `replica` lied.
     pub(crate) fn complete_evidence(
         &self,

@@ -118,6 +118,7 @@ impl Executing {
             return false;
         };
         let news = !std::mem::replace(&mut given.missed, true);
+        self.bytes -= std::mem::take(&mut given.bytes);
         self.begin_first(now);
         news
     }
@@ -226,6 +227,10 @@ mod tests {
         assert!(!executing.has_room(10, 2, NO_LIMIT));
         executing.miss(Position(1), Micros(5));
         assert!(executing.has_room(10, 2, NO_LIMIT));
+        assert!(
+            executing.has_room(90, 2, 100),
+            "the bytes of what is missed do not count either"
+        );
         assert!(executing.cancel(Position(1)) && !executing.cancel(Position(1)));
         assert!(executing.is_cancelled());
         executing.answered(Position(1), Micros(6));
