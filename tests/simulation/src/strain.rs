@@ -34,6 +34,7 @@ impl Strain {
         calm: false,
     };
 
+    #[cfg(feature = "seeded-bugs")]
     const ALL: Strain = Strain {
         sizes: true,
         slow: true,
@@ -59,6 +60,7 @@ impl Strain {
     }
 
     /// As the seed says, of everything.
+    #[cfg(feature = "seeded-bugs")]
     pub(crate) fn drawn_of_all(seed: u64) -> Strain {
         Strain::drawn_of(seed, Strain::ALL)
     }

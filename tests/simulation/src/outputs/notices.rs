@@ -57,7 +57,9 @@ impl World {
                 }
             }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { position, reason } => {
+            Notice::Aborted {
+                position, reason, ..
+            } => {
                 self.coverage.count("request helped -> aborted");
                 self.coverage.count(match reason {
                     AbortReason::Failed => "request aborted: failed",
