@@ -36,7 +36,10 @@ pub enum AdminError {
         socket: PathBuf,
     },
     /// The socket belongs to someone else.
-    #[error("no permission to use {socket}: run this as root or as a member of the group spare")]
+    #[error(
+        "no permission to use {socket}: run this as root, or as a member of the group that the manager's admin.group \
+         names (its own group, if it names none)"
+    )]
     Forbidden {
         /// Where the manager should listen.
         socket: PathBuf,

@@ -1,17 +1,19 @@
 //! `spare.toml`. `docs/operators/configuration.md` explains each key.
 
+mod gateway;
 mod hosts;
 
+pub(crate) use gateway::{Gateway, ProxyHeader};
 pub(crate) use hosts::{Engine, Fencing, Group, Host, Peers};
 
 use crate::assumption::Assumption;
+use gateway::GatewayProblem;
 use hosts::HostsProblem;
 
 use serde::Deserialize;
 use spare_core::Micros;
 use spare_protocol::SeatId;
 use spare_settings::SettingsError;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,16 +29,13 @@ const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 /// A sync that is slowed down more than this measures nothing.
 const SYNC_DELAY_MS_MAX: u64 = 1000;
 
-/// The greatest body of a request: it must fit into a frame of the guest channel with room for its encoding.
-const BODY_BYTES_MAX: usize = 16 << 20;
-/// hyper refuses a smaller read buffer.
-const HEADER_BYTES_MIN: usize = 8192;
-
 /// A value that cannot work, by the name of its key, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 enum Problem {
     #[error(transparent)]
     Hosts(#[from] HostsProblem),
+    #[error(transparent)]
+    Gateway(#[from] GatewayProblem),
     #[error(transparent)]
     Protocol(#[from] spare_core::ConfigError),
     #[error(
@@ -53,10 +52,6 @@ enum Problem {
     Zero(&'static str),
     #[error("store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}")]
     SyncDelay,
-    #[error("gateway.header_bytes_max must be at least {HEADER_BYTES_MIN}")]
-    HeaderBytes,
-    #[error("gateway.body_bytes_max must be at most {BODY_BYTES_MAX} (16 MiB)")]
-    BodyBytes,
 }
 
 /// `spare.toml`, read and checked.
@@ -91,52 +86,6 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
-}
-
-/// Where clients connect, and what one client may take.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Gateway {
-    pub(crate) listen: SocketAddr,
-    /// Requests in flight; above that a client gets 503 with `Retry-After`.
-    pub(crate) requests_max: usize,
-    /// How long a request may be expected to wait for the replicas; above that a client gets 503 with `Retry-After`.
-    pub(crate) wait_max_ms: u64,
-    /// Open connections.
-    pub(crate) connections_max: usize,
-    pub(crate) header_bytes_max: usize,
-    pub(crate) body_bytes_max: usize,
-    /// For a client to send its request line and headers.
-    pub(crate) header_timeout_ms: u64,
-    /// For a client to send its body.
-    pub(crate) body_timeout_ms: u64,
-    /// For the group to answer; then the client gets 503, and its request may still take effect.
-    pub(crate) reply_timeout_ms: u64,
-    /// How long an `Idempotency-Key` is remembered.
-    pub(crate) key_lifetime_s: u64,
-    /// How many keys are remembered.
-    pub(crate) keys_max: usize,
-    /// How many of one client are.
-    pub(crate) keys_of_owner_max: usize,
-}
-
-impl Default for Gateway {
-    fn default() -> Self {
-        Gateway {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            requests_max: 1024,
-            wait_max_ms: 2000,
-            connections_max: 4096,
-            header_bytes_max: 64 << 10,
-            body_bytes_max: 1 << 20,
-            header_timeout_ms: 10_000,
-            body_timeout_ms: 30_000,
-            reply_timeout_ms: 60_000,
-            key_lifetime_s: 24 * 3600,
-            keys_max: 100_000,
-            keys_of_owner_max: 10_000,
-        }
-    }
 }
 
 /// Which requests are reads; everything else is a write.
@@ -293,7 +242,7 @@ pub(crate) struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Agent {
-            socket: "/run/spare/agent.sock".into(),
+            socket: "/run/spare-agent/agent.sock".into(),
         }
     }
 }
@@ -303,12 +252,15 @@ impl Default for Agent {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
     pub(crate) socket: PathBuf,
+    /// Who is in it may use the socket; without one, the manager's own group.
+    pub(crate) group: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
         Admin {
             socket: "/run/spare/admin.sock".into(),
+            group: None,
         }
     }
 }
@@ -443,13 +395,9 @@ impl Config {
         }
         self.replication.check()?;
         self.core(self.group.voice()).check()?;
-        let (g, r) = (&self.gateway, &self.replication);
+        self.gateway.check()?;
+        let r = &self.replication;
         let zero = [
-            ("gateway.requests_max", g.requests_max as u64),
-            ("gateway.connections_max", g.connections_max as u64),
-            ("gateway.header_timeout_ms", g.header_timeout_ms),
-            ("gateway.body_timeout_ms", g.body_timeout_ms),
-            ("gateway.reply_timeout_ms", g.reply_timeout_ms),
             ("replication.vote_timeout_ms", r.vote_timeout_ms),
             ("replication.help_timeout_ms", r.help_timeout_ms),
             ("replication.apply_timeout_ms", r.apply_timeout_ms),
@@ -468,12 +416,6 @@ impl Config {
         }
         if self.store.sync_delay_ms > SYNC_DELAY_MS_MAX {
             return Err(Problem::SyncDelay);
-        }
-        if g.header_bytes_max < HEADER_BYTES_MIN {
-            return Err(Problem::HeaderBytes);
-        }
-        if g.body_bytes_max > BODY_BYTES_MAX {
-            return Err(Problem::BodyBytes);
         }
         Ok(())
     }
@@ -584,6 +526,14 @@ mod tests {
             ("[replication]\nread_timeout_ms = 5\n", "read_timeout_ms"),
             ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
             ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
+            ("[gateway]\nbytes_per_s_min = 0\n", "bytes_per_s_min"),
+            ("[gateway]\nbody_bytes_max = 20000000\n", "body_bytes_max"),
+            (
+                "[gateway]\nrequests_bytes_max = 1000000\n",
+                "requests_bytes_max",
+            ),
+            ("[gateway]\nreplies_bytes_max = 1000000\n", "17 MiB"),
+            ("[gateway]\nproxies = [\"proxy.example\"]\n", "10.1.0.0/16"),
             ("[store]\nsnapshot_mib = 0\n", "snapshot_mib"),
             ("[store]\nsync_delay_ms = 5000\n", "sync_delay_ms"),
             ("[store]\ndurability = \"tape\"\n", "tape"),

@@ -20,6 +20,7 @@ use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
 use crate::handle::{DriverHandle, Queues};
+use crate::operators::Peer;
 use crate::peers::{LocalSeat, Peers};
 use crate::stores;
 use axum::Router;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surroundings::Surroundings;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// So long answers that are on their way to clients have, before their connections are closed.
@@ -57,6 +58,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         gateway,
         network,
         admin,
+        operators,
         agent,
         watch,
         host,
@@ -69,11 +71,16 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let speaker = seats.iter().find(|s| s.seat == voice);
     let speaker = speaker.ok_or(DaemonError::NoSeat)?;
     // Until the group serves clients get 503, and operators learn why.
-    let clients = Arc::new(clients(&config, speaker));
+    let clients = Arc::new(Clients::new(
+        &config.gateway,
+        &config.requests,
+        speaker.seat,
+        speaker.inputs.clone(),
+    ));
     let api = Arc::new(AdminApi::new(config.clone(), host.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(gateway::serve(gateway, Arc::clone(&clients)));
-    tasks.spawn(serve_admin(admin, admin::router(Arc::clone(&api))));
+    tasks.spawn(serve_admin(admin, admin::router(&api, operators)));
     let stores = tokio::select! {
         stores = catch_up::open(&config, (image, replicas), network.as_ref(), &api) => stores?,
         () = api.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
@@ -184,21 +191,9 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     }
 }
 
-/// The clients' side, which reaches the group through `speaker`.
-fn clients(config: &Config, speaker: &DriverHandle) -> Clients {
-    Clients {
-        limits: config.gateway.clone(),
-        rules: config.requests.clone(),
-        seat: speaker.seat,
-        pending: Arc::default(),
-        inputs: speaker.inputs.clone(),
-        serving: Arc::default(),
-        in_flight: Semaphore::new(config.gateway.requests_max),
-    }
-}
-
 async fn serve_admin(listener: UnixListener, router: Router) {
-    if let Err(error) = axum::serve(listener, router).await {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    if let Err(error) = axum::serve(listener, service).await {
         tracing::error!("the admin API ended: {error}");
     }
 }

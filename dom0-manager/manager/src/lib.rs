@@ -20,6 +20,7 @@ mod guest;
 mod handle;
 mod in_service;
 mod normalise;
+mod operators;
 mod peers;
 mod pending;
 mod record;

@@ -42,7 +42,7 @@
 //! | `agent_config` | `agent.toml` | operator | 1000 × + 1 MiB | errors name the file |
 //! | `manager_config` | `spare.toml` | operator | 512 × + 64 MiB | errors say something |
 //! | `normalise_rules` | `[normalise]`: regular expressions | operator | 512 × + 64 MiB | a right reply stays one |
-//! | `image_description` | `image.toml`, up to the domain's XML | operator (image) | 1000 × + 1 MiB | its command line never becomes markup |
+//! | `image_description` | `image.toml`, up to the domain's XML; the note of images' hashes, QEMU's user | operator (image), disk, libvirt | 1000 × + 1 MiB | its command line never becomes markup |
 //! | `agent_names` | names over D-Bus and from libvirt, the note on KVM | manager, libvirt, disk | 32 × + 4 KiB | one name each; nobody else's domain |
 //! | `addresses` | URLs, addresses, requests of the warm-up | operator | 32 × + 1 KiB | what is accepted has the parts it needs |
 //! | `events_query` | the query of `GET /v1/events` | operator | 16 × + 4 KiB | none beyond panic and limit |

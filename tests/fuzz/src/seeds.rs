@@ -77,7 +77,9 @@ pub fn of(target: &str) -> Vec<Seed> {
             ("no-pattern", "[[body]]\ncontent_type = \"\"\npattern = \"(\"\nreplacement = \"\"\n"),
         ]),
         "image_description" => texts(&[
-            ("whole", "name = \"shop\"\ncontent = \"1\"\ncmdline = \"console=ttyS0 quiet\"\nmemory_mib = 256\n"),
+            ("whole", "name = \"shop\"\ncontent = \"1\"\ncmdline = \"console=ttyS0 quiet\"\nmemory_mib = 256\ndoor = true\n[sha256]\n\"root.img\" = \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"\n"),
+            ("hash", HASH_NOTE),
+            ("capabilities", CAPABILITIES),
             ("markup", "cmdline = \"</cmdline>&'\\u0001\"\nmemory_mib = 1\n"),
         ]),
         "agent_names" => texts(&[
@@ -766,7 +768,7 @@ publication = "spare"
 leaves = "/var/lib/spare/leaves"
 "#;
 
-const AGENT_TOML: &str = r#"socket = "/run/spare/agent.sock"
+const AGENT_TOML: &str = r#"socket = "/run/spare-agent/agent.sock"
 service = "auction"
 manager_user = "spare"
 uri = "qemu:///system"
@@ -774,10 +776,18 @@ images = "/var/lib/spare/images"
 state_dir = "/var/lib/spare/agent"
 accelerator = "tcg"
 memory_mib_max = 256
+disk_mib_max = 4096
+replicas_max = 16
+realtime_ms_per_minute = 20000
 quarantine_replicas_max = 2
 quarantine_bytes_max = 1000000
 door = true
 "#;
+
+const HASH_NOTE: &str =
+    "2049 131 1 1796071348572006000 1796071348572006000 2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\n";
+const CAPABILITIES: &str =
+    "<secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+994</baselabel></secmodel>";
 
 const AGENT_TIMEOUTS: &str = r#"socket = "/a"
 service = "a"

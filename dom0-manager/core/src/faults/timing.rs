@@ -111,6 +111,10 @@ impl Timing<'_> {
         if silent.len() < executing.len() || (undecided && !in_turn && !silent.is_empty()) {
             self.clock.await_votes(self.config, class, position);
         }
+        for (replica, _) in executing.iter().filter(|(_, begun)| begun.is_none()) {
+            self.replicas
+                .miss_stuck(*replica, self.clock.now(), self.config);
+        }
         for replica in &silent {
             if self.replicas.miss(*replica, position, self.clock.now()) {
                 self.tell_suspicion(position, *replica);

@@ -223,9 +223,17 @@ impl LocalReplicas<'_> {
         let answering = passive && local.vm == Vm::Running;
         let stops = local.executing.is_cancelled();
         let (config, timer) = (self.config, Timer::Work(replica));
-        if local.is_changing() || !local.applying.is_empty() || stops {
+        // A batch behind a request begins when that is answered.
+        let batch = local.applying.front();
+        let first = local.executing.first();
+        let applies = batch.is_some_and(|(upto, _)| first.is_none_or(|p| p > *upto));
+        if local.is_changing() || applies || stops {
             self.clock.ensure(timer, config.apply_timeout);
-        } else if let Some(class) = local.executing.first_class().filter(|_| answering) {
+        } else if let Some(class) = local
+            .executing
+            .first_class()
+            .filter(|_| answering || batch.is_some())
+        {
             let limit = config.execution_timeout(class).after(config.apply_timeout);
             self.clock.ensure(timer, limit);
         } else {

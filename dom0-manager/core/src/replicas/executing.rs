@@ -123,6 +123,16 @@ impl Executing {
         news
     }
 
+    /// What it was given first and has not answered for longer than that may take is missed, whether its vote is awaited or
+    /// not: else what it was given later would never be judged.
+    pub(crate) fn miss_stuck(&mut self, now: Micros, limit: impl Fn(Class) -> Micros) {
+        let waiting = self.requests.iter().find(|g| !g.missed);
+        let stuck = waiting.filter(|g| g.given_at.after(limit(g.class)) <= now);
+        if let Some(position) = stuck.map(|g| g.position) {
+            self.miss(position, now);
+        }
+    }
+
     /// Notes that it was told to stop. False if it was before, or was not given the request.
     pub(crate) fn cancel(&mut self, position: Position) -> bool {
         let at = self.find(position);
@@ -215,6 +225,15 @@ mod tests {
         );
         assert_eq!(begun_at(&executing, 2), Some(Micros(10)));
         assert_eq!(begun_at(&executing, 3), None);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_holds_up_the_judgement_for_so_long_and_no_longer() {
+        let mut executing = given(&[1, 2]);
+        executing.miss_stuck(Micros(10), |_| Micros(100));
+        assert_eq!(begun_at(&executing, 2), None);
+        executing.miss_stuck(Micros(101), |_| Micros(100));
+        assert_eq!(begun_at(&executing, 2), Some(Micros(101)));
     }
 
     #[test]

@@ -179,10 +179,19 @@ impl Replicas {
         local.is_some_and(|l| l.executing.miss(position, now))
     }
 
-    /// Whether a replica is behind with what is ordered: it is given the next request when it has answered one.
+    /// As [`Executing::miss_stuck`].
+    pub(crate) fn miss_stuck(&mut self, replica: ReplicaId, now: Micros, config: &Config) {
+        if let Some(local) = self.local.get_mut(&replica) {
+            let limit = |class| config.execution_timeout(class);
+            local.executing.miss_stuck(now, limit);
+        }
+    }
+
+    /// Whether a replica has something to do once it has answered a request: it is behind with what is ordered, and given the
+    /// next, or a batch of updates waits in its channel.
     pub(crate) fn is_behind(&self, replica: ReplicaId, ordered: Position) -> bool {
         let local = self.local.get(&replica);
-        local.is_some_and(|l| l.sent < ordered)
+        local.is_some_and(|l| l.sent < ordered || !l.applying.is_empty())
     }
 
     /// How long a local replica stays awake.

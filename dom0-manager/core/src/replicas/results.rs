@@ -66,7 +66,8 @@ impl LocalReplicas<'_> {
             self.violated(replica, reason);
             return false;
         };
-        if self.group.role(replica) != Some(Role::Active) {
+        let applies = !local.applying.is_empty();
+        if applies || self.group.role(replica) != Some(Role::Active) {
             // It gets on: the limit is for each request.
             self.clock.cancel(Timer::Work(replica));
         }

@@ -1,7 +1,7 @@
 //! What a guest says on its channel, without any I/O: bytes go in, inputs for the core come out, or the rule of
 //! `docs/contributors/channel.md` that the guest broke. Whatever a hostile guest says, it harms nobody but itself.
 
-use crate::normalise::{Normaliser, ReplyError};
+use crate::normalise::Normaliser;
 use spare_core::Input;
 use spare_protocol::channel::{
     Decoded, FrameDecoder, FromGuest, Outcome, CHANNEL_VERSION, REASON_BYTES_MAX,
@@ -29,7 +29,7 @@ pub(crate) enum Violation {
     #[error("it said hello again")]
     HelloAgain,
     #[error("its reply is no HTTP reply: {0}")]
-    Reply(ReplyError),
+    Reply(DecodeError),
 }
 
 /// Which guest is expected at the other end.
