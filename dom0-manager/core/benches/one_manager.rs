@@ -20,6 +20,7 @@ use mimalloc::MiMalloc;
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::messages::{Envelope, Request, RequestId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Class, Hash, ReplicaId, SeatId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -143,7 +144,10 @@ impl Seat {
         self.core.step_into(now, input, &mut self.outputs);
         for output in self.outputs.drain(..) {
             match output {
-                Output::Multicast(envelope) => self.sent.push(Bytes::from(envelope.to_bytes())),
+                Output::Multicast(envelope) => {
+                    let bytes = envelope.to_bytes(self.core.version());
+                    self.sent.push(Bytes::from(bytes));
+                }
                 // For the store and the hypervisor, which are no part of the core.
                 Output::Decided(_)
                 | Output::Safe { .. }
@@ -218,12 +222,14 @@ fn config(me: SeatId, clients: usize) -> Config {
         batch_delay: Micros(0),
         batch_requests_max: 256,
         batch_bytes_max: 256 << 10,
+        undelivered_bytes_max: 128 << 20,
         in_flight_max: clients,
         wait_max: Micros::from_ms(600_000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 24 * 3600 * 1_000_000,
         keys_max: 100_000,
         keys_of_owner_max: 1000,
+        versions: VersionRange::OF_THIS_BUILD,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::Micros;
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
@@ -76,6 +77,9 @@ pub struct Config {
     pub batch_requests_max: usize,
     /// Bytes of the requests in one message.
     pub batch_bytes_max: usize,
+    /// Bytes of this gateway's requests that were not delivered yet; above that clients are refused. While a ring forms
+    /// nothing is delivered, and clients go on sending.
+    pub undelivered_bytes_max: usize,
     /// Requests of this gateway under way; above that clients are refused.
     pub in_flight_max: usize,
     /// How long a request may be expected to wait until a replica begins it; above that clients are refused.
@@ -88,6 +92,8 @@ pub struct Config {
     pub keys_max: usize,
     /// How many keys of one owner are remembered; above that its requests with new ones are refused until some expire.
     pub keys_of_owner_max: usize,
+    /// The versions of the protocol that this manager speaks: those of its build.
+    pub versions: VersionRange,
 }
 
 /// What a manager has on disk from an earlier run.

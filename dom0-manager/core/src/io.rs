@@ -382,6 +382,8 @@ pub enum Notice {
         from: ManagerState,
         to: ManagerState,
     },
+    /// The group speaks this version of the protocol from here on. Seen by all.
+    Version { version: u16 },
     /// A primary view. Seen by all.
     View { epoch: u64, members: Vec<SeatId> },
     /// A seat is to have no replicas, or is to have its share again. Seen by all.

@@ -61,7 +61,7 @@ impl Core {
         }
         let group = GroupState::resumed(Rules::from(&config), config.seats.clone(), &resume);
         let mut out = Outputs::default();
-        out.speak_in(group.epoch());
+        out.speak_in(group.epoch(), group.version());
         Ok(Core {
             membership: Membership::resumed(&config, &resume),
             log: Log::resumed(&resume),
@@ -199,7 +199,7 @@ impl Core {
     /// The group's state changes, and everybody here hears what that asks for.
     pub(crate) fn change_group(&mut self, change: impl FnOnce(&mut GroupState)) {
         change(&mut self.group);
-        self.out.speak_in(self.group.epoch());
+        self.out.speak_in(self.group.epoch(), self.group.version());
         let mut events = std::mem::take(&mut self.events);
         self.group.swap_events(&mut events);
         for event in events.drain(..) {
@@ -567,6 +567,13 @@ impl Core {
     #[must_use]
     pub fn is_staffed(&self) -> bool {
         self.membership.is_serving() && self.group.actives().count() >= self.config.quorum()
+    }
+
+    /// The version of the protocol that the group speaks, by the state that this manager has of it: what is multicast
+    /// is encoded in it.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.group.version()
     }
 
     /// The primary view's number; 0 before the first.

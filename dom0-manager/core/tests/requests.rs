@@ -7,7 +7,7 @@ use cluster::{config, Cluster, Fault};
 use spare_core::{Config, Micros, Notice, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
-use spare_protocol::messages::AbortReason;
+use spare_protocol::messages::{AbortReason, Envelope, OrderedMessage};
 use spare_protocol::{Class, Hash, SeatId};
 
 fn key(text: &str) -> Option<Hash> {
@@ -260,4 +260,101 @@ fn who_sends_many_keys_is_refused_and_others_retries_are_recognised() {
         .iter()
         .filter(|number| cluster.refused.get(number) == Some(&Refusal::KeysExhausted));
     assert_eq!(refused.count(), 150);
+}
+
+/// How many requests are in each message of requests that was multicast since, and its bytes.
+fn batches(cluster: &Cluster, begun: usize) -> Vec<(usize, usize)> {
+    let decoded = cluster.encoded[begun..].iter();
+    let decoded = decoded.map(|bytes| (Envelope::from_bytes(bytes).expect("one"), bytes.len()));
+    let batches = decoded.filter_map(|(envelope, bytes)| match envelope.message {
+        OrderedMessage::Requests(requests) => Some((requests.len(), bytes)),
+        _ => None,
+    });
+    batches.collect()
+}
+
+#[test]
+fn what_is_said_again_in_a_new_ring_is_cut_into_messages_by_its_bytes() {
+    let mut cluster = Cluster::with(Config {
+        batch_bytes_max: 1 << 10,
+        ..config(0, 1)
+    });
+    let upload = "x".repeat(1 << 9);
+    // Not one is delivered before the other host is lost; some come while the ring changes.
+    cluster.multicasts_lost = true;
+    let mut submitted: Vec<u64> = (0..70)
+        .map(|_| cluster.submit_at(0, Class::Write, None, &upload))
+        .collect();
+    cluster.run_for(10);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.one(0);
+    for _ in 0..30 {
+        submitted.push(cluster.submit_at(0, Class::Write, None, &upload));
+        cluster.one(0);
+    }
+    cluster.multicasts_lost = false;
+    let begun = cluster.encoded.len();
+    cluster.form_ring(&[0], true);
+    cluster.run_for(5000);
+    let batches = batches(&cluster, begun);
+    assert_eq!(batches.iter().map(|(count, _)| count).sum::<usize>(), 100);
+    assert!(
+        batches.iter().all(|(_, bytes)| *bytes < 2 << 10),
+        "{batches:?}"
+    );
+    for number in submitted {
+        assert!(cluster.answers.contains_key(&number), "{number}");
+    }
+}
+
+#[test]
+fn a_request_that_is_longer_than_a_message_may_be_goes_alone() {
+    let mut cluster = Cluster::with(Config {
+        batch_bytes_max: 1 << 10,
+        ..config(0, 1)
+    });
+    let begun = cluster.encoded.len();
+    let numbers = [10, 5 << 10, 10].map(|length| {
+        let text = "x".repeat(length);
+        cluster.submit_at(0, Class::Write, None, &text)
+    });
+    cluster.run_for(1000);
+    let counts: Vec<usize> = (batches(&cluster, begun).iter().map(|(count, _)| *count)).collect();
+    assert_eq!(counts, [1, 1, 1]);
+    assert!(numbers.iter().all(|n| cluster.answers.contains_key(n)));
+}
+
+#[test]
+fn what_waits_for_a_ring_has_a_budget_in_bytes_and_more_is_refused_as_busy() {
+    let mut cluster = Cluster::with(Config {
+        undelivered_bytes_max: 8 << 10,
+        ..config(0, 1)
+    });
+    let upload = "x".repeat(1 << 10);
+    cluster.multicasts_lost = true;
+    let submitted: Vec<u64> = (0..12)
+        .map(|_| cluster.submit_at(0, Class::Write, None, &upload))
+        .collect();
+    cluster.run_for(10);
+    let refused = |cluster: &Cluster| -> Vec<u64> {
+        let busy = cluster.refused.iter().filter(|(_, r)| **r == Refusal::Busy);
+        busy.map(|(number, _)| *number).collect()
+    };
+    assert_eq!(refused(&cluster), submitted[8..]);
+    cluster.multicasts_lost = false;
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.run_for(5000);
+    assert!(submitted[..8]
+        .iter()
+        .all(|n| cluster.answers.contains_key(n)));
+    // What was delivered waits no more.
+    let later = cluster.submit_at(0, Class::Write, None, &upload);
+    cluster.run_for(1000);
+    assert!(
+        cluster.answers.contains_key(&later),
+        "{:?}",
+        cluster.refused
+    );
 }

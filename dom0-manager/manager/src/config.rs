@@ -12,6 +12,7 @@ use hosts::HostsProblem;
 
 use serde::Deserialize;
 use spare_core::Micros;
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 use spare_settings::SettingsError;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ const RECOVERY_BUILDS: u64 = 3;
 const BATCH_REQUESTS_MAX: usize = 256;
 /// Bytes of requests in one multicast message.
 const BATCH_BYTES_MAX: usize = 256 << 10;
+/// What waits for a ring to form: half of what the engine takes.
+const UNDELIVERED_BYTES_MAX: usize = 128 << 20;
 /// A gateway's clock may be so far ahead of the other managers' clocks.
 const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 
@@ -377,6 +380,7 @@ impl Config {
             batch_delay: Micros(0),
             batch_requests_max: BATCH_REQUESTS_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
+            undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
             in_flight_max: self.gateway.requests_max,
             wait_max: ms(self.gateway.wait_max_ms),
             clock_ahead_max_us: CLOCK_AHEAD_MAX_US,
@@ -385,6 +389,7 @@ impl Config {
                 .saturating_mul(1_000_000),
             keys_max: self.gateway.keys_max,
             keys_of_owner_max: self.gateway.keys_of_owner_max,
+            versions: VersionRange::OF_THIS_BUILD,
         }
     }
 

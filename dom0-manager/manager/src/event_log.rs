@@ -411,6 +411,11 @@ impl Inner {
                 self.event(EventKind::Active, None, Some(replica), text);
             }
             Notice::Replica { .. } => {}
+            Notice::Version { version } => {
+                let text =
+                    format!("the group speaks version {version} of its protocol from here on");
+                self.event(EventKind::View, None, None, text);
+            }
             Notice::View { epoch, members } => {
                 let text = format!("primary view {epoch}: seats {}", listed(&members));
                 self.event(EventKind::View, None, None, text);

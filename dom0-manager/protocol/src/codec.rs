@@ -18,6 +18,9 @@ pub enum DecodeError {
     /// The value is well formed but breaks a rule of its type.
     #[error("not canonical: {0}")]
     NotCanonical(&'static str),
+    /// The value is of a version of the encoding that this build does not know.
+    #[error("it is in version {0} of the group protocol, which this build does not know: upgrade this host")]
+    Version(u16),
 }
 
 /// The encoding of `value`. The same value always gives the same bytes.

@@ -106,6 +106,59 @@ fn all_members_get_one_order_while_all_send_and_long_messages_pass() -> Result<(
     Ok(())
 }
 
+/// Waits until a member was in no membership, and then in one with all others again, and gets what they send.
+fn wait_until_back(members: &mut [Member], away: usize) -> Result<()> {
+    let all: Vec<u16> = (0..members.len() as u16).collect();
+    let (left, _) = members[away].wait_for_view(0, &[], false)?;
+    members[away].wait_for_view(left, &all, true)?;
+    for member in &mut *members {
+        member.tell("send 10 100")?;
+    }
+    for (i, member) in members.iter().enumerate() {
+        // Numbers go on behind those that were lost, so the last ones are new to everybody.
+        let is_all = |heard: &[Heard]| all.iter().all(|from| messages(heard, *from).len() >= 10);
+        let deadline = Instant::now() + LONG;
+        while !is_all(&since_last_view(member)) {
+            ensure!(
+                Instant::now() < deadline,
+                "member {i} does not get what is sent"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        check(member);
+    }
+    Ok(())
+}
+
+#[test]
+fn who_sends_more_than_corosync_takes_leaves_and_joins_again_and_the_others_go_on() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (_hosts, mut members) = start(2)?;
+    members[0].tell("send 400 1048576")?;
+    members[1].wait_for_view(0, &[1], true)?;
+    wait_until_back(&mut members, 0)?;
+    let heard = members[0].heard();
+    assert!(!heard.iter().any(|h| matches!(h, Heard::Closed(_))));
+    Ok(())
+}
+
+#[test]
+fn who_does_not_take_what_is_delivered_leaves_and_joins_again_and_the_others_go_on() -> Result<()> {
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (_hosts, mut members) = start(2)?;
+    members[1].tell("pause")?;
+    for round in 1..=4 {
+        members[0].tell("send 6000 32768")?;
+        wait_for_messages(&members[0], 0, 6000 * round - 1)?;
+    }
+    members[0].wait_for_view(0, &[0], true)?;
+    members[1].tell("go on")?;
+    wait_until_back(&mut members, 1)?;
+    let heard = members[1].heard();
+    assert!(!heard.iter().any(|h| matches!(h, Heard::Closed(_))));
+    Ok(())
+}
+
 #[test]
 fn a_killed_member_is_gone_at_once_and_comes_back_with_a_greater_ring() -> Result<()> {
     let Some(_turn) = turn() else { return Ok(()) };
@@ -264,6 +317,31 @@ fn with_a_witness_the_one_that_is_left_goes_on_without_a_break() -> Result<()> {
         );
         assert_eq!(views.len(), if lost == 0 { 3 } else { 2 });
     }
+    Ok(())
+}
+
+/// While a ring forms nothing is delivered, and what members send piles up: Corosync must answer all the same, or the
+/// survivor takes it for one that stood still.
+#[test]
+fn with_a_witness_the_one_that_is_left_goes_on_without_a_break_however_much_it_sends() -> Result<()>
+{
+    let Some(_turn) = turn() else { return Ok(()) };
+    let (mut hosts, mut members) = members_on(Hosts::start_with_witness(2)?)?;
+    let (seen, _) = members[0].wait_for_view(0, &[0, 1], true)?;
+    for member in &mut members {
+        member.tell("send 200 1048576")?;
+    }
+    wait_for_messages(&members[0], 0, 3)?;
+    hosts.kill_corosync(1);
+    members[0].wait_for_view(seen, &[0], true)?;
+    wait_for_messages(&members[0], 0, 199)?;
+    let heard = members[0].heard();
+    let views: Vec<_> = (heard.iter().filter(|h| matches!(h, Heard::View(..)))).collect();
+    assert!(
+        views.iter().all(|h| matches!(h, Heard::View(_, true, _))),
+        "{views:?}"
+    );
+    assert_eq!(messages(&heard, 0), (0..200).collect::<Vec<u64>>());
     Ok(())
 }
 

@@ -24,6 +24,8 @@ const LISTS: std::ops::RangeInclusive<u64> = 2..=1000;
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+/// An upload waits behind all others.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
 const AWAY: Duration = Duration::from_millis(20);
 /// For the service to answer at all.
@@ -223,6 +225,128 @@ impl Load {
     }
 }
 
+/// Uploads at all gateways, each sent until it is answered, or all are finished or dropped.
+pub(crate) struct Uploads {
+    counts: Arc<Counts>,
+    stop: StopUploads,
+    thread: JoinHandle<Result<()>>,
+}
+
+/// Those of a test that failed are not to disturb the next one.
+struct StopUploads(Arc<AtomicBool>);
+
+impl Drop for StopUploads {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    under_way: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Uploads {
+    /// So many at each gateway at once, each of so many bytes. The service refuses them for their length, once they
+    /// are agreed on like any other request.
+    pub(crate) fn start(service: &Service<'_>, at_each: usize, bytes: usize) -> Result<Uploads> {
+        let (gateways, network) = (service.gateways()?, service.lab.host(CLIENT)?.network());
+        let (counts, stop) = (
+            Arc::new(Counts::default()),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (theirs, until) = (Arc::clone(&counts), Arc::clone(&stop));
+        let thread = in_network(network, move || {
+            runtime()?.block_on(upload_all(&gateways, at_each, bytes, &theirs, &until))
+        });
+        Ok(Uploads {
+            counts,
+            stop: StopUploads(stop),
+            thread,
+        })
+    }
+
+    /// Waits until so many are under way at the same time.
+    pub(crate) fn wait_until_under_way(&self, count: usize) -> Result<()> {
+        let begun = Instant::now();
+        while self.counts.under_way.load(Ordering::SeqCst) < count as u64 {
+            ensure!(
+                begun.elapsed() < ANSWER_LIMIT,
+                "too few uploads are under way"
+            );
+            ensure!(!self.thread.is_finished(), "the uploads have ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Waits until so many more were answered.
+    pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
+        let before = self.counts.answered.load(Ordering::SeqCst);
+        let begun = Instant::now();
+        while self.counts.answered.load(Ordering::SeqCst) < before + count {
+            ensure!(begun.elapsed() < ANSWER_LIMIT, "uploads are not answered");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Gives up what is under way; returns how many were answered.
+    pub(crate) fn finish(self) -> Result<u64> {
+        drop(self.stop);
+        ended(self.thread)?;
+        Ok(self.counts.answered.load(Ordering::SeqCst))
+    }
+}
+
+async fn upload_all(
+    gateways: &[String],
+    at_each: usize,
+    bytes: usize,
+    counts: &Arc<Counts>,
+    stop: &Arc<AtomicBool>,
+) -> Result<()> {
+    let body = "x".repeat(bytes);
+    let mut tasks = Vec::new();
+    for _ in 0..at_each {
+        for connection in connections(gateways, UPLOAD_LIMIT)? {
+            tasks.push(tokio::spawn(upload(
+                connection,
+                body.clone(),
+                Arc::clone(counts),
+            )));
+        }
+    }
+    while !stop.load(Ordering::SeqCst) {
+        tokio::time::sleep(AWAY).await;
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+/// One client: what it is told does not matter, but that it is told something does, in the end.
+async fn upload(mut connection: Connection, body: String, counts: Arc<Counts>) {
+    let request = Request {
+        method: "POST",
+        target: "/comment".to_owned(),
+        headers: Vec::new(),
+        body,
+    };
+    loop {
+        counts.under_way.fetch_add(1, Ordering::SeqCst);
+        let reply = connection.send(&request).await;
+        counts.under_way.fetch_sub(1, Ordering::SeqCst);
+        match reply {
+            Ok(reply) if reply.status != 503 => {
+                counts.answered.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            _ => tokio::time::sleep(AWAY).await,
+        }
+    }
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
@@ -249,7 +373,7 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
         for (gateway, stays) in staying.chain(roaming) {
             let client = Client {
                 shared: Arc::clone(shared),
-                connections: connections(gateways)?,
+                connections: connections(gateways, ATTEMPT_LIMIT)?,
                 gateway,
                 stays,
                 pause: clients.pause,
@@ -264,10 +388,10 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
     })
 }
 
-fn connections(gateways: &[String]) -> Result<Vec<Connection>> {
+fn connections(gateways: &[String], limit: Duration) -> Result<Vec<Connection>> {
     let connection = |url: &String| {
         let address = Address::from_url(url)?;
-        Ok(Connection::new(address, ATTEMPT_LIMIT))
+        Ok(Connection::new(address, limit))
     };
     gateways.iter().map(connection).collect()
 }
@@ -447,7 +571,7 @@ async fn settle(
     operations: &mut [Operation],
 ) -> Result<BTreeMap<u64, Vec<String>>> {
     let mut ways = Ways {
-        connections: connections(gateways)?,
+        connections: connections(gateways, ATTEMPT_LIMIT)?,
         current: 0,
     };
     let mut lists: BTreeMap<u64, Vec<String>> = BTreeMap::new();

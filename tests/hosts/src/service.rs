@@ -15,6 +15,8 @@ pub(crate) const IMAGE: &str = "auction-tiny-test";
 /// Where hosts see the programs, as the units have it, and the images.
 pub(crate) const PROGRAMS: &str = "/opt/spare/bin";
 pub(crate) const IMAGES: &str = "/opt/spare/images";
+/// Where hosts see the programs of an earlier build, if there are any.
+pub(crate) const PREVIOUS: &str = "/opt/spare/previous";
 /// A manager's store.
 pub(crate) const STORE: &str = "/var/lib/spare/manager/store";
 /// Where clients connect.

@@ -1,6 +1,6 @@
 //! The lab that all tests share, and what they ask of it.
 
-use crate::service::{Service, IMAGE, IMAGES, PROGRAMS};
+use crate::service::{Service, IMAGE, IMAGES, PREVIOUS, PROGRAMS};
 use crate::wait::within;
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
@@ -128,8 +128,17 @@ fn options(shape: Shape) -> Result<Options> {
         faults: if shape == Shape::Three { 2 } else { 1 },
         witness: matches!(shape, Shape::Witness | Shape::SpareAndWitness),
         token_ms: 1000,
-        shared: vec![shared(binaries()?, PROGRAMS), shared(images()?, IMAGES)],
+        shared: [(binaries()?, PROGRAMS), (images()?, IMAGES)]
+            .into_iter()
+            .chain(previous().map(|folder| (folder, PREVIOUS)))
+            .map(|(source, target)| shared(source, target))
+            .collect(),
     })
+}
+
+/// The folder with the programs of an earlier build, which `scripts/build-previous` makes.
+pub(crate) fn previous() -> Option<PathBuf> {
+    std::env::var_os("SPARE_PREVIOUS").map(PathBuf::from)
 }
 
 /// A folder with the guests' image in it, not linked: what the cache forgets meanwhile stays there.

@@ -736,10 +736,11 @@ impl World {
         h.next_number = h.disk.starts << 32;
         let mut resume = self.hosts[host].disk.resume();
         resume.survivors = self.find_survivors(host);
+        let versions = self.build_of(host);
         let h = &mut self.hosts[host];
         h.safe = resume.safe;
         h.runs_with.clone_from(&h.listed);
-        let config = self.plan.config_of(seat(host), &h.listed);
+        let config = self.plan.config_of(seat(host), &h.listed, versions);
         match Core::new(config, resume) {
             Ok(core) => h.core = Some(core),
             Err(error) => {
@@ -814,6 +815,7 @@ impl World {
         self.network.connect_all();
         self.network.loss = 5;
         self.finish_configuring();
+        self.finish_upgrades();
         for host in 0..self.hosts.len() {
             let h: &mut Host = &mut self.hosts[host];
             h.disk_slowness = 1;

@@ -4,9 +4,11 @@ use crate::disk::Disk;
 use crate::guest::{Guest, Speed};
 use crate::invariants::lies_are_convicted::LiesAreConvicted;
 use crate::random::Random;
+use crate::upgrades::BEFORE;
 use spare_core::{Core, Micros, Now};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::messages::Vote;
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -76,6 +78,8 @@ pub(crate) struct Host {
     /// The seats in its configuration, and those that its manager found there when it started.
     pub(crate) listed: Vec<SeatId>,
     pub(crate) runs_with: Vec<SeatId>,
+    /// The versions of the protocol that its build speaks, where hosts are upgraded.
+    pub(crate) speaks: VersionRange,
     /// Its disk is gone for good.
     pub(crate) gone: bool,
     pub(crate) random: Random,
@@ -117,6 +121,7 @@ impl Host {
             successors: BTreeSet::new(),
             listed: Vec::new(),
             runs_with: Vec::new(),
+            speaks: BEFORE,
             gone: false,
             random,
         }

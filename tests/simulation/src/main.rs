@@ -22,6 +22,7 @@ mod seeded_bugs;
 mod service;
 mod strain;
 mod trace;
+mod upgrades;
 mod world;
 
 use clap::Parser;

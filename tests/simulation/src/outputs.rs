@@ -40,8 +40,10 @@ impl World {
                 .line(self.now, Some(host), format_args!("-> {output:?}"));
         }
         match output {
+            Output::Multicast(envelope) if self.is_foreign(host, &envelope.message) => {}
             Output::Multicast(envelope) => {
                 self.judge_own(host, &envelope.message);
+                let envelope = self.encoded(host, envelope);
                 self.ports[host].outbox.push_back(Rc::new(envelope));
                 self.sequence_soon(host);
             }
@@ -580,7 +582,9 @@ impl World {
         if let OrderedMessage::Votes(votes) = &envelope.message {
             self.watch_votes(host, votes);
         }
-        self.input(host, Input::Delivered { from, envelope });
+        if !self.is_foreign(host, &envelope.message) {
+            self.input(host, Input::Delivered { from, envelope });
+        }
         let h = &mut self.hosts[host];
         // Who is cut off delivers what its own group sent and the others cannot: no more to compare.
         let whole = h.told_next == Some(index);

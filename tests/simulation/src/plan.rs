@@ -3,6 +3,7 @@
 use crate::random::Random;
 use crate::strain::Strain;
 use spare_core::{Config, Micros};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 
 pub(crate) const MS: u64 = 1000;
@@ -37,6 +38,8 @@ pub(crate) struct Plan {
     pub(crate) drains: bool,
     /// A host is added later.
     pub(crate) adds: bool,
+    /// Hosts begin with an older build, and get this one.
+    pub(crate) upgrades: bool,
     /// A host's disk is lost for good.
     pub(crate) disk_loss: bool,
     pub(crate) strain: Strain,
@@ -107,12 +110,14 @@ impl Plan {
             batch_delay: Micros(random.below(3) * 1000),
             batch_requests_max: random.index(32) + 1,
             batch_bytes_max: 1 << 16,
+            undelivered_bytes_max: 128 << 20,
             in_flight_max: random.index(60) + 3,
             wait_max: ms(&mut random, 500, 5000),
             clock_ahead_max_us: 1_000_000,
             key_lifetime_us: 86_400_000_000,
             keys_max: 100_000,
             keys_of_owner_max: 100_000,
+            versions: VersionRange::OF_THIS_BUILD,
         };
         let clients = random.index(7) + 4;
         // Only half of an even number can be in doubt.
@@ -135,6 +140,7 @@ impl Plan {
             leases: hosts == 2 && random.permille(300) && !fences,
             fences,
             parts_at_returns: fences && hosts > 2 && Random::new(seed ^ 0x12E7).permille(600),
+            upgrades: Random::new(seed ^ 0x0B1D).permille(200),
             drains: spare && Random::new(seed ^ 0xD4A1).permille(400),
             disk_loss: hosts > 2 && durable && random.permille(300) && !adds,
             adds,
@@ -200,10 +206,16 @@ impl Plan {
         )
     }
 
-    pub(crate) fn config_of(&self, seat: SeatId, seats: &[SeatId]) -> Config {
+    pub(crate) fn config_of(
+        &self,
+        seat: SeatId,
+        seats: &[SeatId],
+        versions: VersionRange,
+    ) -> Config {
         Config {
             me: seat,
             seats: seats.to_vec(),
+            versions,
             ..self.config.clone()
         }
     }

@@ -35,6 +35,8 @@ pub(crate) struct Clients {
     /// Requests that wait to be multicast together.
     batch: Vec<Request>,
     batch_bytes: usize,
+    /// Of `submitted` and `batch`.
+    undelivered_bytes: usize,
     /// Their bytes are here and a client of this gateway waits for them.
     answerable: Ascending<Position>,
     /// Requests that repeat the one at a position.

@@ -78,7 +78,8 @@ impl GroupState {
             | OrderedMessage::Sync(_)
             | OrderedMessage::Joined { .. }
             | OrderedMessage::ViewStored { .. }
-            | OrderedMessage::AcceptLoss { .. } => {}
+            | OrderedMessage::AcceptLoss { .. }
+            | OrderedMessage::Speaks { .. } => {}
         }
     }
 }

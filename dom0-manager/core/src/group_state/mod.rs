@@ -12,6 +12,9 @@
 //! - [`Checkpoints`]: the roots of replicas' states
 //! - [`ExactlyOnce`]: which requests came before
 //! - [`Recovery`]: the seat that is being recovered
+//!
+//! What it is encoded as, for managers that take it over, follows from the version of the protocol that the group speaks
+//! (`docs/protocol.md#versions`): see [`spare_protocol::versions`].
 
 mod delivery;
 mod events;
@@ -33,6 +36,7 @@ use crate::replicas::{Role, Roster, RosterEntry};
 use crate::voting::votes_needed;
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::{PrimaryView, ViewId};
+use spare_protocol::versions::{since_9, FIRST_VERSION};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// The group's state.
@@ -45,8 +49,21 @@ pub(crate) struct GroupState {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) exactly_once: ExactlyOnce,
     pub(crate) recovery: Option<Recovery>,
+    #[serde(with = "since_9")]
+    pub(crate) version: ActiveVersion,
     #[serde(skip)]
     pub(crate) events: Events,
+}
+
+/// The version of the protocol that the group speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ActiveVersion(u16);
+
+impl Default for ActiveVersion {
+    /// That of a state whose encoding does not tell.
+    fn default() -> ActiveVersion {
+        ActiveVersion(FIRST_VERSION)
+    }
 }
 
 impl GroupState {
@@ -62,6 +79,7 @@ impl GroupState {
             checkpoints: Checkpoints::default(),
             exactly_once: ExactlyOnce::resumed(&resume.keys, &resume.numbers),
             recovery: None,
+            version: ActiveVersion::default(),
             events: Events::default(),
         }
     }
@@ -164,6 +182,24 @@ impl GroupState {
 
     pub(crate) fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// The version of the protocol that the group speaks: what came with a later one is not done yet.
+    pub(crate) fn version(&self) -> u16 {
+        self.version.0
+    }
+
+    /// The group begins anew, and speaks this version.
+    pub(crate) fn begin_in(&mut self, version: u16) {
+        self.version = ActiveVersion(version);
+    }
+
+    /// The group goes on, and speaks this version from here on.
+    pub(crate) fn go_on_in(&mut self, version: u16) {
+        if self.version != ActiveVersion(version) {
+            self.version = ActiveVersion(version);
+            self.notice(Notice::Version { version });
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {

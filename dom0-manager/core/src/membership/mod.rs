@@ -29,8 +29,9 @@
 //! acknowledged ([`formation`]).
 //!
 //! - [`ring`]: who hears whom; [`formation`]: what the members of a ring conclude; [`primary_view`]: what follows
-//! - [`joining`]: taking over the group's state from another member
+//! - [`joining`], [`backlog`]: taking over the group's state from another member
 
+mod backlog;
 mod formation;
 mod joining;
 mod members;

@@ -7,8 +7,9 @@ use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume, Survi
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::http::essence;
 use spare_protocol::messages::{
-    AbortReason, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId,
+    AbortReason, Envelope, LossReason, OrderedMessage, PeerMessage, PrimaryView, Request, RequestId,
 };
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -78,6 +79,12 @@ pub struct Cluster {
     pub deaf: Vec<u16>,
     /// Nothing moves on the hosts of these seats.
     pub hung: Vec<u16>,
+    /// What the managers of these seats speak from their next start on, if not what all do.
+    pub speak: BTreeMap<u16, VersionRange>,
+    /// The managers of these seats are of before versions were negotiated: they neither say `SPEAKS` nor understand it.
+    pub mute_of_versions: Vec<u16>,
+    /// What was multicast, as it is encoded.
+    pub encoded: Vec<Bytes>,
     pub now: Micros,
     /// The agreed state after each position, as each seat's log tells.
     pub agreed: BTreeMap<(SeatId, Position), Hash>,
@@ -130,12 +137,14 @@ pub fn config(me: u16, faults: u16) -> Config {
         batch_delay: Micros(0),
         batch_requests_max: 64,
         batch_bytes_max: 1 << 20,
+        undelivered_bytes_max: 1 << 20,
         in_flight_max: 1000,
         wait_max: Micros::from_ms(5000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 3_600_000_000,
         keys_max: 1000,
         keys_of_owner_max: 1000,
+        versions: VersionRange::OF_THIS_BUILD,
     }
 }
 
@@ -217,6 +226,9 @@ impl Cluster {
             multicasts_lost: false,
             deaf: Vec::new(),
             hung: Vec::new(),
+            speak: BTreeMap::new(),
+            mute_of_versions: Vec::new(),
+            encoded: Vec::new(),
             now: Micros(1_000_000),
             agreed: BTreeMap::new(),
             later: BinaryHeap::new(),
@@ -255,10 +267,18 @@ impl Cluster {
         }
     }
 
-    /// Hands a core the next of what waits for it, and nothing more.
+    /// Hands a core the next of what waits for it, and nothing more but what is said of versions before it.
     pub fn one(&mut self, seat: u16) {
-        if let Some(input) = self.queues[usize::from(seat)].pop_front() {
+        while let Some(input) = self.queues[usize::from(seat)].pop_front() {
+            let is_of_versions = matches!(
+                &input,
+                Input::Delivered { envelope, .. }
+                    if matches!(envelope.message, OrderedMessage::Speaks { .. })
+            );
             self.step(usize::from(seat), input);
+            if !is_of_versions {
+                return;
+            }
         }
     }
 
@@ -329,8 +349,10 @@ impl Cluster {
             numbers: log.iter().map(|r| r.id).collect(),
             ..self.disks[index].clone()
         };
+        let spoken = self.speak.get(&seat).copied();
         let config = Config {
             me: SeatId(seat),
+            versions: spoken.unwrap_or(self.settings.versions),
             ..self.settings.clone()
         };
         self.cores[index] = Core::new(config, resume).expect("it can work");
@@ -368,7 +390,8 @@ impl Cluster {
     }
 
     pub fn submit_at(&mut self, seat: u16, class: Class, key: Option<Hash>, text: &str) -> u64 {
-        self.submit_owned(seat, class, (key, 1), text)
+        let owner = u64::from(key.is_some());
+        self.submit_owned(seat, class, (key, owner), text)
     }
 
     /// As [`Cluster::submit_at`], with a key of this owner.
@@ -668,8 +691,19 @@ impl Cluster {
 
     fn multicast(&mut self, from: SeatId, envelope: &Envelope) {
         let ring = self.rings[usize::from(from.0)].filter(|_| !self.multicasts_lost);
-        for (queue, of_queue) in self.queues.iter_mut().zip(&self.rings) {
-            if ring.is_some() && *of_queue == ring {
+        let is_of_versions = matches!(envelope.message, OrderedMessage::Speaks { .. });
+        let mute = |seat: u16| is_of_versions && self.mute_of_versions.contains(&seat);
+        let version = self.cores[usize::from(from.0)].version();
+        let bytes = Bytes::from(envelope.to_bytes(version));
+        let decoded = Envelope::from_bytes(&bytes);
+        assert_eq!(
+            decoded.as_ref(),
+            Ok(envelope),
+            "as it is encoded in version {version}"
+        );
+        self.encoded.push(bytes);
+        for (seat, (queue, of_queue)) in (0..).zip(self.queues.iter_mut().zip(&self.rings)) {
+            if ring.is_some() && *of_queue == ring && !mute(from.0) && !mute(seat) {
                 queue.push_back(Input::Delivered {
                     from,
                     envelope: envelope.clone(),

@@ -96,6 +96,8 @@ impl Cpg {
             confchg_fn: Some(configured),
             totem_confchg_fn: Some(ring_formed),
         });
+        // What an earlier connection left.
+        EVENTS.with(RefCell::take);
         let handle = patiently(|| cpg::initialize(&model, 0))?;
         Ok(Cpg { handle })
     }

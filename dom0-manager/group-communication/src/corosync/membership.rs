@@ -94,6 +94,24 @@ pub(super) enum Effect {
     Close(NameNotGreater),
 }
 
+/// What a member knows of the views before it joins: a count that is not below that of any it was in, and the name of
+/// the newest that could decide.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Past {
+    greatest: u64,
+    last_primary: u64,
+}
+
+impl Past {
+    /// What the greatest name on disk tells.
+    pub(super) fn on_disk(last_ring: u64) -> Past {
+        Past {
+            greatest: last_ring >> 16,
+            last_primary: last_ring,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct View {
     name: u64,
@@ -137,13 +155,13 @@ fn name(count: u64, lowest: MemberId) -> u64 {
 }
 
 impl Membership {
-    pub(super) fn new(me: MemberId, own: Peer, last_ring: u64, settle: Duration) -> Membership {
+    pub(super) fn new(me: MemberId, own: Peer, past: Past, settle: Duration) -> Membership {
         Membership {
             me,
             own,
             settle,
-            greatest: last_ring >> 16,
-            last_primary: last_ring,
+            greatest: past.greatest,
+            last_primary: past.last_primary,
             peers: BTreeSet::new(),
             ring: None,
             quorum: None,
@@ -343,6 +361,21 @@ impl Membership {
             members: vec![self.me],
             primary: false,
         }));
+    }
+
+    /// This member leaves the group, to join it again: what the reader is told, and what is known then.
+    pub(super) fn take_leave(&mut self) -> (Delivery, Past) {
+        self.greatest += 1;
+        let nowhere = Delivery::View {
+            ring: name(self.greatest, self.me),
+            members: Vec::new(),
+            primary: false,
+        };
+        let past = Past {
+            greatest: self.greatest,
+            last_primary: self.last_primary,
+        };
+        (nowhere, past)
     }
 
     /// Whose claims are waited for.

@@ -56,7 +56,7 @@ fn peer(node: usize) -> Peer {
 impl World {
     fn new() -> World {
         let node = |i: usize| Node {
-            membership: Membership::new(i as u16, peer(i), 0, Duration::ZERO),
+            membership: Membership::new(i as u16, peer(i), Past::on_disk(0), Duration::ZERO),
             stream: VecDeque::new(),
             quorums: VecDeque::new(),
             sent: VecDeque::new(),
@@ -339,7 +339,7 @@ proptest! {
 
 fn lone(quorate: bool) -> Membership {
     let ring = Ring { node: 0, number: 1 };
-    let mut one = Membership::new(0, peer(0), 99 << 16, Duration::from_secs(20));
+    let mut one = Membership::new(0, peer(0), Past::on_disk(99 << 16), Duration::from_secs(20));
     one.configuration([peer(0)].into());
     one.quorum(Quorum {
         ring,
@@ -441,7 +441,7 @@ fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_
 
 #[test]
 fn two_processes_of_one_member_decide_nothing() {
-    let mut one = Membership::new(0, peer(0), 0, Duration::ZERO);
+    let mut one = Membership::new(0, peer(0), Past::on_disk(0), Duration::ZERO);
     one.configuration([peer(0), peer(1)].into());
     one.quorum(Quorum {
         ring: Ring { node: 0, number: 1 },

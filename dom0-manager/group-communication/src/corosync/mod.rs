@@ -35,6 +35,9 @@
 //! - none of them can decide with others, because the others must confirm. A member that is alone has nobody
 //!   to wait for: it must look at [`crate::GroupChannel::lease`] at the very moment of acting.
 //!
+//! **Whoever does not keep up leaves** the group, and joins it again (`overload`): nothing that is sent or delivered waits
+//! without a limit, and nobody waits for one that is too slow.
+//!
 //! A process that neither runs nor ends (stopped in a debugger) holds the next change up: its claim is
 //! waited for. The service manager's watchdog ends such a process.
 
@@ -47,6 +50,7 @@ mod fail_recv;
 mod fragments;
 mod member;
 mod membership;
+mod overload;
 mod packing;
 mod progress;
 mod quorum;

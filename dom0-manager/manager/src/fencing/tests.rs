@@ -5,7 +5,7 @@ use crate::assumption::Assumption;
 use crate::evidence::Archive;
 use bytes::Bytes;
 use spare_group_communication::guarded::{guarded, Guarded};
-use spare_group_communication::{Closed, Delivery, GroupChannel};
+use spare_group_communication::{Closed, Delivery, GroupChannel, NotSent};
 use spare_protocol::SeatId;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -128,9 +128,9 @@ struct Engine {
 }
 
 impl GroupChannel for Engine {
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
         let message = Delivery::Message { from: 0, bytes };
-        self.sender.send(message).map_err(|_| Closed)
+        self.sender.send(message).map_err(|_| Closed.into())
     }
 
     async fn receive(&mut self) -> Result<Delivery, Closed> {

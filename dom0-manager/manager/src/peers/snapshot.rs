@@ -10,6 +10,7 @@ use crate::config::Host;
 use bytes::Bytes;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde::de::DeserializeOwned;
+use spare_protocol::versions::FIRST_VERSION;
 use spare_protocol::Hash;
 use spare_store::{ChunkRef, Manifest, Pinned, Store};
 use std::collections::{BTreeMap, VecDeque};
@@ -102,7 +103,7 @@ pub(super) async fn give(
         let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
         let (given, held) = answering.await?;
         pinned = held;
-        let frame = frame::encode(&given)?;
+        let frame = frame::encode(FIRST_VERSION, &given)?;
         let nanos = (frame.len() as u64).saturating_mul(1_000_000_000) / bytes_per_s.max(1);
         let from = tokio::time::Instant::now();
         send(&mut writer, &frame).await?;
@@ -240,7 +241,7 @@ async fn ask(
     writer: &mut (impl AsyncWrite + Unpin),
     question: &SnapshotQuestion,
 ) -> Result<(), SnapshotError> {
-    send(writer, &frame::encode(question)?).await
+    send(writer, &frame::encode(FIRST_VERSION, question)?).await
 }
 
 async fn send(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), SnapshotError> {

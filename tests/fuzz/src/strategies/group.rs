@@ -7,6 +7,7 @@ use spare_protocol::messages::{
     DecidedRequest, Envelope, LossReason, OrderedMessage, PeerMessage, PrimaryView, Progress,
     Request, RequestId, RootVote, Sync, ViewId, Vote, Votes,
 };
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 
 fn seat() -> impl Strategy<Value = SeatId> {
@@ -176,6 +177,13 @@ pub fn group_message() -> impl Strategy<Value = OrderedMessage> {
         any::<u64>().prop_map(|ring| OrderedMessage::ViewStored { ring }),
         (any::<u64>(), seats())
             .prop_map(|(ring, seats)| OrderedMessage::AcceptLoss { ring, seats }),
+        (any::<u64>(), any::<(u16, u16)>(), any::<Option<u16>>()).prop_map(
+            |(ring, (lowest, highest), active)| OrderedMessage::Speaks {
+                ring,
+                versions: VersionRange { lowest, highest },
+                active,
+            }
+        ),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]
 }

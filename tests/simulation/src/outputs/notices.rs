@@ -113,6 +113,7 @@ impl World {
             Notice::Drained { drained: true, .. } => self.coverage.count("seat drained"),
             Notice::Drained { .. } => self.coverage.count("seat not drained any more"),
             Notice::Seats { .. } => self.coverage.count("seats changed"),
+            Notice::Version { .. } => self.coverage.count("another version spoken"),
             Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
             Notice::RecoveryGivenUp { seat } => {
                 self.coverage.count("recovery given up");
