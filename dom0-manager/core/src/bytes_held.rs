@@ -2,7 +2,6 @@
 //! Only what grows with them is counted, not what every request costs alike.
 
 use crate::step::Core;
-use spare_protocol::messages::OrderedMessage;
 use spare_protocol::Position;
 
 /// Bytes of clients that a core holds. Bytes that several parts of it share are counted for each.
@@ -38,14 +37,7 @@ impl Core {
             results: self.log.bytes(),
             updates: self.replicas.bytes_buffered(),
             submitted: self.clients.bytes(),
-            backlog: self.membership.backlog().map(bytes_of).sum(),
+            backlog: self.membership.backlog_bytes(),
         }
-    }
-}
-
-fn bytes_of(message: &OrderedMessage) -> usize {
-    match message {
-        OrderedMessage::Requests(requests) => requests.iter().map(|r| r.request.len()).sum(),
-        _ => 0,
     }
 }

@@ -53,8 +53,7 @@ impl Clients {
 
     /// Bytes of the requests that are not delivered yet.
     pub(crate) fn bytes(&self) -> usize {
-        let submitted = self.submitted.iter().map(|r| r.request.len());
-        self.batch_bytes + submitted.sum::<usize>()
+        self.undelivered_bytes
     }
 }
 

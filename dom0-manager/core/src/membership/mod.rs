@@ -47,7 +47,7 @@ use crate::config::{Config, Resume};
 use crate::group_state::GroupState;
 use crate::io::{ManagerState, Micros, Notice};
 use crate::outputs::Outputs;
-use spare_protocol::messages::{OrderedMessage, PrimaryView, ViewId};
+use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Position, SeatId};
 
 use ring::Ring;
@@ -163,12 +163,9 @@ impl Membership {
         self.ring.backlog.len()
     }
 
-    /// Those messages.
-    pub(crate) fn backlog(&self) -> impl Iterator<Item = &OrderedMessage> {
-        self.ring
-            .backlog
-            .iter()
-            .map(|(_, envelope)| &envelope.message)
+    /// How many bytes those are, about.
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        self.ring.backlog.bytes()
     }
 
     /// The group's state was taken over from a manager that had delivered more than this one has yet.
