@@ -1,7 +1,8 @@
 //! Clients: each with one operation under way, against whichever gateway it likes.
 
 use crate::random::Random;
-use crate::service::{Kind, Operation, REGISTERS};
+use crate::service::{Burden, Kind, Operation, Read, REGISTERS};
+use crate::strain::{burden, Allowance, Strain};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::RequestId;
@@ -41,6 +42,8 @@ pub(crate) struct Pending {
     /// The attempt that the client waits for.
     pub(crate) id: Option<RequestId>,
     pub(crate) attempt: u64,
+    /// When that attempt was sent.
+    pub(crate) sent: u64,
     /// An earlier attempt may take effect.
     pub(crate) unsure: bool,
 }
@@ -57,6 +60,10 @@ pub(crate) struct Client {
     count: u64,
     /// What it saw last, to expect it in a comparison.
     seen: [u64; REGISTERS],
+    /// For strain alone.
+    strain_random: Random,
+    /// It does nothing but send keys.
+    pub(crate) floods: bool,
 }
 
 impl Client {
@@ -70,11 +77,19 @@ impl Client {
             used_key: None,
             count: 0,
             seen: [0; REGISTERS],
+            strain_random: Random::new(number as u64 ^ 0xC11E_2717),
+            floods: false,
         }
     }
 
     /// The next operation.
-    pub(crate) fn invent(&mut self, now: u64, floor: u64, poison: bool) -> &Pending {
+    pub(crate) fn invent(
+        &mut self,
+        now: u64,
+        floor: u64,
+        poison: bool,
+        (strain, pace, allowance): (Strain, u64, &mut Allowance),
+    ) -> &Pending {
         self.count += 1;
         let id = (self.number as u64 + 1) << 32 | self.count;
         let register = self.random.index(REGISTERS);
@@ -88,15 +103,24 @@ impl Client {
             75..=95 => Kind::CompareAndSet,
             _ => Kind::HiddenSwap,
         };
-        let operation = Operation {
+        let mut operation = Operation {
             kind,
             register: u8::try_from(register).unwrap_or(0),
             stamped: self.random.permille(200),
             id,
             value: id,
             expected: self.seen[register],
+            burden: Burden::default(),
         };
-        let keyed = self.random.permille(500);
+        if !poison {
+            burden(
+                &mut operation,
+                (strain, pace),
+                allowance,
+                &mut self.strain_random,
+            );
+        }
+        let keyed = self.random.permille(500) || self.floods;
         let mut key = keyed.then(|| Hash::of(&id.to_le_bytes()));
         let reuses_key = self.used_key.is_some() && self.random.permille(10) && !poison;
         if reuses_key {
@@ -111,6 +135,7 @@ impl Client {
             floor,
             id: None,
             attempt: 0,
+            sent: now,
             unsure: false,
         })
     }
@@ -119,7 +144,7 @@ impl Client {
     pub(crate) fn end(&mut self, now: u64, end: End) -> Option<Operated> {
         let pending = self.pending.take()?;
         if let End::Done { held, before } = &end {
-            let changed = pending.operation.kind != Kind::Read && *held;
+            let changed = pending.operation.changes() && *held;
             let now_there = if changed {
                 pending.operation.value
             } else {
@@ -146,9 +171,10 @@ pub(crate) fn end_of(outcome: Option<&Outcome>) -> Option<End> {
     match outcome {
         None => Some(End::Nothing),
         Some(Outcome::WriteInRead) => None,
-        Some(Outcome::Reply(bytes)) => {
-            let (held, before) = crate::service::read_reply(bytes)?;
-            Some(End::Done { held, before })
-        }
+        Some(Outcome::Reply(bytes)) => Some(match crate::service::read_reply(bytes)? {
+            Read::Value { held, before } => End::Done { held, before },
+            Read::Undone => End::Nothing,
+            Read::NotCarried => End::Unknown,
+        }),
     }
 }

@@ -12,6 +12,9 @@ use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a machine or a network did may show in its replicas for so long: they are built anew, passives are woken.
+pub(crate) const TROUBLE_LASTS: u64 = 30 * SECOND;
+
 /// Something that goes wrong, or ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -51,6 +54,16 @@ pub(crate) enum Fault {
     Remove(usize),
 }
 
+impl Fault {
+    /// A machine or a network fails, or an operator turns something off, rather than a replica or a client.
+    fn is_of_machine(self) -> bool {
+        !matches!(
+            self,
+            Fault::Guests | Fault::VmDies | Fault::Poison | Fault::Scrub | Fault::Recover(_)
+        )
+    }
+}
+
 /// Counts of one run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
@@ -75,6 +88,11 @@ impl Budget {
             faulty: BTreeMap::new(),
             ever: BTreeSet::new(),
         }
+    }
+
+    /// No replica is faulty.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.faulty.is_empty()
     }
 
     pub(crate) fn was_faulty(&self, replica: ReplicaId) -> bool {
@@ -167,6 +185,9 @@ impl World {
             93..=96 => Fault::Scrub,
             _ => Fault::AllRestart,
         };
+        if self.plan.strain.calm && fault.is_of_machine() {
+            return;
+        }
         // Then one is a member first, and the others return to it.
         let anew = self.plan.parts_at_returns && self.fault_random.permille(120);
         self.suffer(if anew { Fault::AllRestart } else { fault });
@@ -174,7 +195,7 @@ impl World {
 
     /// A moment at which a fault hurts most.
     pub(crate) fn provoke(&mut self, host: usize, notice: &Notice) {
-        if self.phase != Phase::Safety {
+        if self.phase != Phase::Safety || self.plan.strain.calm {
             return;
         }
         if self.plan.parts_at_returns {
@@ -242,11 +263,24 @@ impl World {
         }
         self.trace
             .line(self.now, None, format_args!("FAULT {fault:?}"));
+        if fault.is_of_machine() {
+            self.in_trouble();
+        }
         if !ends && self.happens(fault) {
             self.tally.faults += 1;
         } else if ends {
             self.end_fault(fault);
         }
+    }
+
+    /// From here on, and for a while, what a replica suffers may come from a machine or a network.
+    pub(crate) fn in_trouble(&mut self) {
+        self.trouble_until = self.trouble_until.max(self.now + TROUBLE_LASTS);
+    }
+
+    /// No machine and no network is in trouble, nor was a short while ago.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.now > self.trouble_until
     }
 
     pub(crate) fn later(&mut self, least: u64, most: u64, event: Event) {
@@ -371,7 +405,7 @@ impl World {
         for replica in replicas {
             if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
                 guest.hurry(self.now);
-                guest.speech_scheduled = false;
+                guest.speaks_at = u64::MAX;
             }
             self.speaks_soon(host, replica);
         }
@@ -526,6 +560,7 @@ impl World {
 
     /// These hosts are cut off for a while, and the engines notice within so many microseconds.
     pub(crate) fn cut_off(&mut self, hosts: &[usize], within: u64) {
+        self.in_trouble();
         self.cut_between(hosts);
         let at = self.now + self.fault_random.below(within);
         self.schedule(at, Event::Form { flap: false });
@@ -560,6 +595,7 @@ impl World {
     }
 
     pub(crate) fn crash_now(&mut self, host: usize, whole: bool) -> bool {
+        self.in_trouble();
         let h = &mut self.hosts[host];
         if h.core.take().is_none() {
             return false;
@@ -774,6 +810,7 @@ impl World {
 
     /// Ends all faults, for the healing phase.
     pub(crate) fn heal(&mut self) {
+        self.in_trouble();
         self.network.healed = true;
         self.network.connect_all();
         self.network.loss = 5;

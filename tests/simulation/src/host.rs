@@ -44,6 +44,8 @@ pub(crate) struct Host {
     pub(crate) monotonic_offset: u64,
     /// Its guests are this many times slower than usual.
     pub(crate) slowness: u64,
+    /// Its guests never pause for a moment.
+    pub(crate) steady: bool,
     pub(crate) disk_slowness: u64,
     /// Of a thousand hypervisor calls so many fail, hang, or succeed late.
     pub(crate) call_trouble: u64,
@@ -100,6 +102,7 @@ impl Host {
             clock_offset: i64::try_from(random.below(50_000)).unwrap_or(0),
             monotonic_offset: random.below(1 << 40),
             slowness: 1,
+            steady: false,
             disk_slowness: 1,
             call_trouble: 2,
             ring_is_primary: false,
@@ -136,6 +139,7 @@ impl Host {
     pub(crate) fn speed(&self) -> Speed {
         Speed {
             factor: self.slowness,
+            steady: self.steady,
         }
     }
 

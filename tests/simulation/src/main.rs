@@ -17,8 +17,10 @@ mod phases;
 mod plan;
 mod random;
 mod run;
+mod schedule;
 mod seeded_bugs;
 mod service;
+mod strain;
 mod trace;
 mod upgrades;
 mod world;
@@ -31,6 +33,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use strain::Strain;
 
 /// Lines of a failing seed's trace that are printed without being asked for.
 const TAIL_LINES: usize = 60;
@@ -42,7 +45,7 @@ const BEYOND_SHARE: u64 = 50;
 /// Violations after which a run is given up.
 const VIOLATIONS_MAX: u64 = 10;
 
-/// Seeds that once failed, always run first: seed, hosts, faults.
+/// Seeds that once failed, always run first: seed, hosts, faults, strain.
 const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 /// Simulates clusters of replica managers.
@@ -66,6 +69,10 @@ struct Options {
     /// Lets f+1 replicas be faulty, and shows what is then not promised.
     #[arg(long)]
     beyond: bool,
+    /// Puts every run under this strain, with commas: sizes, slow, crowd, differs, stalls; calm is without faults of
+    /// machines; none. Otherwise as the seed says.
+    #[arg(long)]
+    strain: Option<Strain>,
     /// Threads; one seed each at a time.
     #[arg(long)]
     threads: Option<usize>,
@@ -125,10 +132,13 @@ fn regressions(beyond: bool) -> Vec<(u64, Fixed)> {
         let seed = words.next()?.parse().ok()?;
         let hosts = words.next().and_then(|w| w.parse().ok());
         let faults = words.next().and_then(|w| w.parse().ok());
+        let strain = words.next().and_then(|w| w.parse().ok());
         let fixed = Fixed {
             hosts,
             faults,
             beyond,
+            // Most were found before there was any.
+            strain: Some(strain.unwrap_or_default()),
             bug: None,
         };
         Some((seed, fixed))
@@ -177,6 +187,7 @@ fn main() -> ExitCode {
         hosts: options.hosts,
         faults: options.faults,
         beyond: options.beyond,
+        strain: options.strain,
         bug,
     };
     let count = options.seeds.unwrap_or(1);

@@ -2,17 +2,19 @@
 
 mod notices;
 
+use crate::faults::TROUBLE_LASTS;
 use crate::guest::{Guest, Share, Work};
 use crate::host::Call;
 use crate::invariants::acknowledged_survives::AcknowledgedSurvives;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
-    agreed_roots, applied_once, correct_never_convicted, correct_pages, fresh_base,
-    nothing_aborted_stays, updates_agreed,
+    agreed_roots, applied_once, bytes_within_budget, correct_never_convicted, correct_pages,
+    fresh_base, nothing_aborted_stays, updates_agreed,
 };
 use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
+use crate::service::{request_bytes, Operation};
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, ManagerState, Output, Refusal};
 use spare_protocol::admin::ReplicaState;
@@ -160,7 +162,8 @@ impl World {
                 let h = &mut self.hosts[host];
                 let new = replica.generation > h.disk.generation;
                 h.disk.generation = h.disk.generation.max(replica.generation);
-                h.guests.insert(replica, Guest::new(replica));
+                h.guests
+                    .insert(replica, Guest::new(replica, self.plan.readers));
                 h.sent.insert(replica, Position(0));
                 let verdict = crate::invariants::hold("one total order", new, || {
                     format!("the name {replica} is used a second time")
@@ -200,12 +203,15 @@ impl World {
                 let verdict = applied_once::execute(replica, sent, request.position);
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, request.position);
+                let operation = Operation::decode(&request.request).map(|o| o.id);
+                let (position, class) = (request.position, request.class);
+                self.checks.independent.given(position, class, operation);
                 self.give(host, replica, Work::Execute(request));
             }
             Output::Cancel { replica, position } => {
-                let now = self.now;
+                self.coverage.count("request stopped at a replica");
                 if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
-                    guest.abandon(position, now);
+                    guest.cancel(position, self.now, &mut self.guest_random);
                 }
                 self.speaks_soon(host, replica);
             }
@@ -281,11 +287,11 @@ impl World {
         let Some(guest) = h.guests.get_mut(&replica) else {
             return;
         };
-        let Some(at) = guest.next_answer_at().filter(|_| !guest.speech_scheduled) else {
+        let at = guest.next_answer_at().map(|at| at.max(self.now));
+        let Some(at) = at.filter(|at| *at < guest.speaks_at) else {
             return;
         };
-        guest.speech_scheduled = true;
-        let at = at.max(self.now);
+        guest.speaks_at = at;
         self.schedule(
             at,
             Event::Speaks {
@@ -300,7 +306,11 @@ impl World {
         let Some(guest) = self.hosts[host].guests.get_mut(&replica) else {
             return;
         };
-        guest.speech_scheduled = false;
+        if self.now < guest.speaks_at {
+            // It had something to say sooner, or nothing any more.
+            return;
+        }
+        guest.speaks_at = u64::MAX;
         let Some(input) = guest.next_answer(self.now) else {
             return self.speaks_soon(host, replica);
         };
@@ -332,6 +342,7 @@ impl World {
         let mut works = true;
         if h.random.permille(h.call_trouble) {
             self.tally.faults += 1;
+            self.trouble_until = self.trouble_until.max(self.now + TROUBLE_LASTS);
             match h.random.below(3) {
                 0 => return,
                 1 => works = false,
@@ -458,7 +469,6 @@ impl World {
         self.sync_soon(host);
     }
 
-    /// A reply is released.
     /// The reply to a read leaves. Nobody needs its record, but what it shows must be there for good: the write before
     /// it, as if that were answered now.
     fn release_read(
@@ -486,6 +496,7 @@ impl World {
         }
     }
 
+    /// A reply is released.
     fn release(&mut self, host: usize, position: Position, in_time: bool) {
         let quorum = self.plan.config.quorum();
         let verdict = OneDecidingView::released(host, self.hosts[host].ring_is_primary, in_time);
@@ -596,6 +607,9 @@ impl World {
 
     /// A manager announces a replica of its own, or votes for one.
     fn judge_own(&mut self, host: usize, message: &OrderedMessage) {
+        let bytes_max = self.plan.config.batch_bytes_max + request_bytes();
+        let fits = bytes_within_budget::multicast(host, message, bytes_max);
+        self.hold(fits);
         let h = &self.hosts[host];
         let verdict = match message {
             OrderedMessage::Built {
@@ -694,6 +708,7 @@ impl World {
     /// The engine gives the next message of a host its place in the ring's order.
     pub(crate) fn sequence(&mut self, host: usize) {
         if !self.network.ring_works(&self.ports, host) {
+            self.ports[host].stalled += 1;
             return;
         }
         let Some(ring) = self.ports[host].ring else {
@@ -723,6 +738,18 @@ impl World {
         for formed in formed {
             self.formed(formed);
         }
+        self.sequence_stalled();
+    }
+
+    /// Rings that did not work and were not followed by others work again.
+    fn sequence_stalled(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.network.ring_works(&self.ports, host) {
+                for _ in 0..std::mem::take(&mut self.ports[host].stalled) {
+                    self.sequence_soon(host);
+                }
+            }
+        }
     }
 
     pub(crate) fn formed(&mut self, formed: Formed) {
@@ -738,6 +765,7 @@ impl World {
         }
         for member in members {
             self.drain_soon(member);
+            self.ports[member].stalled = 0;
             for _ in 0..self.ports[member].outbox.len() {
                 self.sequence_soon(member);
             }

@@ -1,6 +1,7 @@
 //! What a seed stands for: the size of the cluster, its settings, its load, and which faults it suffers.
 
 use crate::random::Random;
+use crate::strain::Strain;
 use spare_core::{Config, Micros};
 use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
@@ -41,6 +42,13 @@ pub(crate) struct Plan {
     pub(crate) upgrades: bool,
     /// A host's disk is lost for good.
     pub(crate) disk_loss: bool,
+    pub(crate) strain: Strain,
+    /// The strain was not drawn from the seed.
+    strain_is_fixed: bool,
+    /// What a request takes at least where there are more clients than can be served, in microseconds.
+    pub(crate) pace: u64,
+    /// How many reads a replica executes at once.
+    pub(crate) readers: usize,
     pub(crate) random: Random,
 }
 
@@ -50,6 +58,7 @@ pub(crate) struct Fixed {
     pub(crate) hosts: Option<usize>,
     pub(crate) faults: Option<u16>,
     pub(crate) beyond: bool,
+    pub(crate) strain: Option<Strain>,
     /// A known bug that is in the core.
     pub(crate) bug: Option<crate::seeded_bugs::Known>,
 }
@@ -115,7 +124,8 @@ impl Plan {
         let spare = hosts > least;
         let adds = spare && durable && Random::new(seed ^ 0xADD5).permille(250);
         let fences = hosts % 2 == 0 && Random::new(seed ^ 0xF3CE).permille(550);
-        Plan {
+        let strain = fixed.strain.unwrap_or_else(|| Strain::drawn(seed));
+        let plan = Plan {
             seed,
             hosts,
             faults,
@@ -134,15 +144,64 @@ impl Plan {
             drains: spare && Random::new(seed ^ 0xD4A1).permille(400),
             disk_loss: hosts > 2 && durable && random.permille(300) && !adds,
             adds,
+            strain,
+            strain_is_fixed: fixed.strain.is_some(),
+            pace: 0,
+            readers: 1,
             random,
+        };
+        plan.strained()
+    }
+
+    /// Under strain the cluster is made for more, and without machines that fail what hangs together with that is left
+    /// out.
+    fn strained(mut self) -> Plan {
+        let strain = self.strain;
+        let mut random = Random::new(self.seed ^ 0xC20D_57EA);
+        if strain.slow || strain.crowd {
+            self.readers = 2 << random.index(4);
         }
+        if strain.crowd {
+            self.clients = random.index(250) + 40;
+            self.config.in_flight_max = random.index(300) + 60;
+            self.pace = random.skewed(MS, 15 * MS);
+        }
+        if strain.slow && random.permille(500) {
+            // As long as real ones: reads take more than one of them.
+            self.config.read_timeout = Micros::from_ms(random.range(5000, 20_000));
+            self.config.read_patience = Micros::from_ms(random.range(1000, 10_000));
+        }
+        if strain.sizes {
+            self.config.batch_bytes_max = 16 << 10;
+        }
+        if strain.stalls {
+            self.config.keys_max = random.index(100) + 100 + self.clients * 40;
+            self.config.keys_of_owner_max = random.index(100) + 100;
+        }
+        if strain.calm {
+            self.parts_at_returns = false;
+            self.disk_loss = false;
+            self.adds = false;
+            self.drains = false;
+        }
+        self
+    }
+
+    /// What a manager may hold in bytes of clients: 512 MiB where a request is at most 1 MiB, so as many times the
+    /// largest request here.
+    pub(crate) fn bytes_budget(&self) -> usize {
+        512 * crate::service::request_bytes()
     }
 
     /// The command that runs this again.
     pub(crate) fn command(&self) -> String {
         let beyond = if self.beyond { " --beyond" } else { "" };
+        let strain = match self.strain_is_fixed {
+            true => format!(" --strain {}", self.strain),
+            false => String::new(),
+        };
         format!(
-            "cargo run --release -p simulation -- --seed {} --hosts {} --faults {}{beyond} --trace",
+            "cargo run --release -p simulation -- --seed {} --hosts {} --faults {}{beyond}{strain} --trace",
             self.seed, self.hosts, self.faults
         )
     }

@@ -43,6 +43,7 @@ pub(crate) fn prove(_: usize) -> ExitCode {
 pub(crate) fn prove(threads: usize) -> ExitCode {
     use crate::plan::Fixed;
     use crate::run::run;
+    use crate::strain::Strain;
     use spare_core::bugs::Bug;
     use std::collections::BTreeMap;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,11 +61,12 @@ pub(crate) fn prove(threads: usize) -> ExitCode {
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     Bug::ALL.get(index).map(|bug| (index, *bug))
                 } {
-                    let fixed = Fixed {
-                        bug: Some(bug),
-                        ..Fixed::default()
-                    };
                     let caught = (1..=SEEDS_MAX).find_map(|seed| {
+                        let fixed = Fixed {
+                            bug: Some(bug),
+                            strain: Some(Strain::drawn_of_all(seed)),
+                            ..Fixed::default()
+                        };
                         let report = run(seed, fixed, false);
                         report.violation.map(|v| (seed, v.rule))
                     });

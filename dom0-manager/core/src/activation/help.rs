@@ -130,7 +130,8 @@ pub(crate) fn may_help(
         return false;
     };
     // A write that f+1 failed on is not tried on those that never touched it.
-    if entry.request().class.is_exclusive() && entry.failed() >= rules.quorum {
+    let is_hung = entry.failed() >= rules.quorum && !planted(Bug::HungWriteTakesTheClean);
+    if entry.request().class.is_exclusive() && is_hung {
         return false;
     }
     // A replica that fell silent is asked only when the others did not suffice.

@@ -74,6 +74,12 @@ impl Gateway<'_> {
             return agreed;
         }
         let settled = agreed.min(self.group.stored_everywhere());
+        if planted(Bug::ReadWaitsForReads) {
+            return settled;
+        }
+        if planted(Bug::ReadBeforeItsWrites) {
+            return delivered.min(self.group.reads_settled_upto(delivered));
+        }
         delivered.min(self.group.reads_settled_upto(settled))
     }
 

@@ -50,6 +50,11 @@ impl Clients {
         let first = self.answerable.first();
         first.map_or(Position(u64::MAX), Position::previous)
     }
+
+    /// Bytes of the requests that are not delivered yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.undelivered_bytes
+    }
 }
 
 /// Takes requests in and gives answers out: changes the clients' open requests and nothing else.

@@ -15,7 +15,7 @@ use spare_protocol::{Class, Hash, Position, SeatId};
 impl GroupState {
     /// `ABORT` was delivered: the replicas of the sender that have not answered a request took longer than it may take.
     pub(crate) fn overdue(&mut self, from: SeatId, position: Position) {
-        if !self.order.may_decide(position) {
+        if !self.order.may_decide(position) || self.never_ends(position) {
             return;
         }
         self.order.note_overdue(from, position);
@@ -30,13 +30,20 @@ impl GroupState {
         }
     }
 
+    /// A seeded bug: a read may take as long as it likes.
+    fn never_ends(&self, position: Position) -> bool {
+        let class = self.entry(position).map(|e| e.request().class);
+        planted(Bug::SlowReadNeverEnds) && class == Some(Class::Read)
+    }
+
     /// An undecided request gets an error for an answer.
     pub(crate) fn abort(&mut self, position: Position, reason: AbortReason) {
         let Some(entry) = self.entry(position) else {
             return;
         };
         let exclusive = entry.request().class.is_exclusive();
-        let touched = if exclusive && !planted(Bug::AbortKeepsTouched) {
+        let costs = exclusive || planted(Bug::AbortedReadCosts);
+        let touched = if costs && !planted(Bug::AbortKeepsTouched) {
             entry.touched()
         } else {
             Vec::new()
@@ -55,7 +62,9 @@ impl GroupState {
         if exclusive {
             // What they said of later requests is based on it, and so are their states.
             self.checkpoints.disown_from(position);
-            self.order.strike_above(position, &touched);
+            if !planted(Bug::TaintedVotesCount) {
+                self.order.strike_above(position, &touched);
+            }
         }
         let decision = Decision {
             reply: reason.hash(),

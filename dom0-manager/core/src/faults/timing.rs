@@ -83,7 +83,9 @@ impl Timing<'_> {
     fn is_overdue(&self, class: Class, first_vote: FirstVote, begun_at: Micros) -> bool {
         let usual = self.clock.vote_timeout(self.config, class);
         let since = first_vote.at.max(begun_at);
-        since.after(usual.max(first_vote.took)) <= self.clock.now()
+        let forgotten = planted(Bug::FirstVotesTimeForgotten);
+        let took = if forgotten { usual } else { first_vote.took };
+        since.after(usual.max(took)) <= self.clock.now()
     }
 
     /// The timer for the missing votes on a request expired: the local replicas that are silent are suspected, and if it is

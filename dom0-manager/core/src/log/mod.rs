@@ -162,6 +162,25 @@ impl Log {
         self.slots.last().0 - self.slots.before().0
     }
 
+    /// Bytes of the replies and updates in the window.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |outcome: Option<&Outcome>, update: &Bytes| {
+            let reply = match outcome {
+                Some(Outcome::Reply(reply)) => reply.len(),
+                Some(Outcome::WriteInRead) | None => 0,
+            };
+            reply + update.len()
+        };
+        let slots = self.slots.iter_above(Position(0));
+        let bytes = slots.map(|(_, slot)| {
+            let answers = slot.answers.iter();
+            let answers: usize = answers.map(|a| of(Some(&a.outcome), &a.update)).sum();
+            let agreed = slot.agreed.as_ref();
+            answers + agreed.map_or(0, |(outcome, update)| of(outcome.as_ref().ok(), update))
+        });
+        bytes.sum()
+    }
+
     /// Everything up to here has left the window.
     pub(crate) fn forgotten(&self) -> Position {
         self.slots.before()

@@ -21,6 +21,11 @@ impl Backlog {
         self.messages.len()
     }
 
+    /// About so many bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn push(&mut self, from: SeatId, envelope: Envelope) {
         self.bytes += envelope.bytes_about();
         self.messages.push_back((from, envelope));

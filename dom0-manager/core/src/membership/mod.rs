@@ -163,6 +163,11 @@ impl Membership {
         self.ring.backlog.len()
     }
 
+    /// How many bytes those are, about.
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        self.ring.backlog.bytes()
+    }
+
     /// The group's state was taken over from a manager that had delivered more than this one has yet.
     pub(crate) fn is_ahead(&self) -> bool {
         self.ring.ahead > 0

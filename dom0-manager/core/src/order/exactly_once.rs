@@ -126,7 +126,10 @@ impl ExactlyOnce {
             self.forget_oldest_of(*owner);
         }
         while self.keys.len() > count_max {
-            let Some((_, owner)) = self.counts.last().copied() else {
+            let most = self.counts.last().map(|(_, owner)| *owner);
+            let oldest = self.oldest.first().map(|(_, owner)| *owner);
+            let others = planted(Bug::KeysOfOthersForgotten);
+            let Some(owner) = (if others { oldest } else { most }) else {
                 return;
             };
             self.forget_oldest_of(owner);

@@ -4,6 +4,7 @@
 //! answers a later one, and when it has answered all before it: what it spent in the queue before that is no silence
 //! (`docs/protocol.md#timing`).
 
+use crate::bugs::{planted, Bug};
 use crate::Micros;
 use spare_protocol::{Class, Position};
 use std::collections::VecDeque;
@@ -71,7 +72,7 @@ impl Executing {
             bytes,
             class,
             given_at: now,
-            begun_at: begins.then_some(now),
+            begun_at: (begins || planted(Bug::TimeCountsFromTheQueue)).then_some(now),
             missed: false,
             cancelled: false,
         });

@@ -95,6 +95,11 @@ impl Replicas {
         self.buffer.count_above(Position(0))
     }
 
+    /// How many bytes those are.
+    pub(crate) fn bytes_buffered(&self) -> usize {
+        self.buffer.bytes()
+    }
+
     /// After this request each replica reports its root.
     pub(crate) fn mark_checkpoint(&mut self, position: Position, root: RootRequest) {
         if root != RootRequest::No {

@@ -56,7 +56,7 @@ impl GroupState {
         }
         match decision {
             Some(decision)
-                if !aborted
+                if (!aborted || planted(Bug::LateVoteOnAbortedConvicts))
                     && Decision::from(vote) != decision
                     && !planted(Bug::LateLieIgnored) =>
             {
@@ -76,6 +76,9 @@ impl GroupState {
     /// Counts the votes on what comes after a write that was decided.
     pub(crate) fn tally_released(&mut self) {
         while let Some(position) = self.order.next_released() {
+            if planted(Bug::ReleasedNotCounted) {
+                continue;
+            }
             self.tally_one(position);
         }
     }
@@ -99,7 +102,10 @@ impl GroupState {
         let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
         if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
-        } else if entry.dissent() >= quorum {
+        } else if entry.dissent() >= quorum && !planted(Bug::DisagreementAsksOn) {
+            if planted(Bug::DisagreementConvicts) {
+                self.convict_early(position);
+            }
             // More than f of them are wrong, so it is no fault that the votes differ by.
             self.abort(position, AbortReason::Disagreement);
         } else if entry.fallen() >= quorum {
