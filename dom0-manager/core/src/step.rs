@@ -367,7 +367,8 @@ impl Core {
 
     /// A replica executes from here on.
     fn begins(&mut self, replica: ReplicaId) {
-        self.replicas.begins(replica, &mut self.out);
+        let now = self.clock.now();
+        self.replicas.begins(replica, now, &mut self.out);
     }
 
     /// An operator's word about a seat was delivered.

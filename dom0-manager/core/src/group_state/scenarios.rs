@@ -248,6 +248,30 @@ fn nothing_is_decided_on_top_of_an_undecided_write() {
     assert_eq!(stream.in_service(), [0, 1].map(|seat| replica(seat, 3)));
 }
 
+/// Seed 3027: two replicas fell on a request, and those that took their places all waited for somebody to try it.
+#[test]
+fn somebody_always_tries_a_request_that_others_fell_on() {
+    let mut stream = Stream::begun(2);
+    let doubtful = stream.write();
+    let fell = |replica| OrderedMessage::Lost {
+        replica,
+        reason: LossReason::VmStopped("killed".into()),
+    };
+    for (seat, generation) in [(0, 1), (1, 1)] {
+        stream.say(seat, fell(replica(seat, generation)));
+    }
+    let tries = |stream: &Stream| {
+        let entry = stream.group.entry(doubtful).expect("it is kept");
+        entry.awaited().collect::<Vec<_>>()
+    };
+    assert_eq!(tries(&stream), [replica(2, 1)], "the others hold back");
+    stream.lost(2, 1);
+    assert_eq!(tries(&stream).len(), 1, "one of the others tries it");
+    let trying = tries(&stream)[0];
+    stream.votes(trying.seat.0, trying.generation, doubtful, "right");
+    assert_eq!(tries(&stream).len(), 2, "it survived, so all do");
+}
+
 /// Seed 94801782564177: a hand-over dropped a third fresh replica when only f+1 replicas were left in the whole
 /// group: f of them faulty, and nothing could be decided any more.
 #[test]

@@ -202,6 +202,13 @@ impl Entry {
         self.ballot.hold(replica);
     }
 
+    /// If nobody executes it, one of those that hold back does.
+    pub(crate) fn try_one(&mut self) {
+        if self.decision.is_none() && !self.has_votes() && self.is_complete() {
+            self.ballot.try_one();
+        }
+    }
+
     pub(crate) fn release_held(&mut self) {
         self.ballot.release_held();
     }

@@ -336,7 +336,9 @@ impl Order {
                 continue;
             }
             let doubtful = caution == Caution::Always || entry.fallen() > 0;
-            if doubtful && !entry.has_votes() {
+            // Somebody must try it.
+            let tried = entry.awaited().next().is_some();
+            if doubtful && tried && !entry.has_votes() {
                 entry.hold(replica);
                 self.held.insert(position);
             } else {
@@ -345,11 +347,15 @@ impl Order {
         }
     }
 
-    /// The votes of `replica` that are not in are not waited for.
+    /// The votes of `replica` that are not in are not waited for. Where it was the one that tried a request for the
+    /// others, which hold back, the first of those does.
     pub(crate) fn excuse(&mut self, replica: ReplicaId) {
         let before = self.entries.before();
-        for (_, entry) in self.entries.iter_mut_above(before) {
+        for (position, entry) in self.entries.iter_mut_above(before) {
             entry.excuse(replica);
+            if self.held.contains(&position) {
+                entry.try_one();
+            }
         }
     }
 

@@ -123,6 +123,13 @@ impl Executing {
         news
     }
 
+    /// All that it was given and has not answered is missed: it begins anew, and is judged by what it is given from now on.
+    pub(crate) fn miss_all(&mut self, now: Micros) {
+        while let Some(position) = self.requests.iter().find(|g| !g.missed).map(|g| g.position) {
+            self.miss(position, now);
+        }
+    }
+
     /// What it was given first and has not answered for longer than that may take is missed, whether its vote is awaited or
     /// not: else what it was given later would never be judged.
     pub(crate) fn miss_stuck(&mut self, now: Micros, limit: impl Fn(Class) -> Micros) {

@@ -134,7 +134,7 @@ impl Replicas {
     }
 
     /// A replica executes from here on.
-    pub(crate) fn begins(&mut self, replica: ReplicaId, out: &mut Outputs) {
+    pub(crate) fn begins(&mut self, replica: ReplicaId, now: Micros, out: &mut Outputs) {
         let Some(local) = self.local.get_mut(&replica) else {
             return;
         };
@@ -145,6 +145,7 @@ impl Replicas {
             out.put_in_service(replica, false);
         }
         local.sleep_told = false;
+        local.executing.miss_all(now);
     }
 
     /// Those of `replicas` that are local and were given this request, each with what is known of that.

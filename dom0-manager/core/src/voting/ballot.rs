@@ -265,6 +265,14 @@ impl Ballot {
         self.enter(replica, State::Held);
     }
 
+    /// The first of those that hold back executes the request after all.
+    pub(crate) fn try_one(&mut self) {
+        let held = self.parts.iter().find(|p| matches!(p.state, State::Held));
+        if let Some(replica) = held.map(|p| p.replica) {
+            self.expect(replica);
+        }
+    }
+
     /// Those that held back execute the request after all.
     pub(crate) fn release_held(&mut self) {
         let held = self.parts.iter().filter(|p| matches!(p.state, State::Held));
