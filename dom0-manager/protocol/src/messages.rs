@@ -375,8 +375,12 @@ pub enum OrderedMessage {
     },
     /// A woken passive goes back to sleep, or a suspected replica has caught up and does.
     Slept { replica: ReplicaId },
-    /// `ABORT`: so many replicas failed on this request that it gets an error for an answer.
-    Abort { position: Position },
+    /// `ABORT`: these replicas of the sender take longer for a request than it may take.
+    Abort {
+        position: Position,
+        #[serde(with = "crate::versions::since_9")]
+        overdue: Vec<ReplicaId>,
+    },
     /// `COMPENSATE`: an active is missing, and this passive can step in.
     Compensate { replica: ReplicaId },
     /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (`docs/protocol.md#recovery`).
@@ -618,6 +622,7 @@ mod tests {
             OrderedMessage::Requests(vec![request]),
             OrderedMessage::Abort {
                 position: Position(5),
+                overdue: Vec::new(),
             },
             OrderedMessage::ViewStored { ring: 300 },
         ];

@@ -10,15 +10,17 @@ use crate::io::Disagreement;
 use crate::order::{Entry, Resolution};
 use crate::voting::Decision;
 use spare_protocol::messages::{AbortReason, LossReason};
-use spare_protocol::{Class, Hash, Position, SeatId};
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 
 impl GroupState {
-    /// `ABORT` was delivered: the replicas of the sender that have not answered a request took longer than it may take.
-    pub(crate) fn overdue(&mut self, from: SeatId, position: Position) {
+    /// `ABORT` was delivered: these replicas of the sender took longer for a request than it may take.
+    pub(crate) fn overdue(&mut self, from: SeatId, position: Position, overdue: &[ReplicaId]) {
         if !self.order.may_decide(position) || self.never_ends(position) {
             return;
         }
-        self.order.note_overdue(from, position);
+        for replica in overdue.iter().filter(|r| r.seat == from) {
+            self.order.note_silence(*replica, position);
+        }
         let quorum = self.quorum();
         let Some(entry) = self.entry(position).filter(|e| e.decision().is_none()) else {
             return;

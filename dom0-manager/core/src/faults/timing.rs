@@ -151,20 +151,27 @@ impl Timing<'_> {
         let class = entry.request().class;
         let limit = self.config.execution_timeout(class);
         let executing = self.replicas.executing(position, entry.awaited());
-        let executing = executing.map(|(_, given)| given.counts_since());
-        let executing: SmallVec<[Option<Micros>; 2]> = executing.collect();
+        let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = executing
+            .map(|(replica, given)| (replica, given.counts_since()))
+            .collect();
         if executing.is_empty() {
             return;
         }
         self.clock.limit_execution(self.config, class, position);
         let now = self.clock.now();
-        let overdue = |since: Micros| since.after(limit) <= now;
-        if executing.iter().any(|since| since.is_some_and(overdue)) {
-            self.out.multicast(OrderedMessage::Abort { position });
+        let is_overdue = |since: Micros| since.after(limit) <= now;
+        let overdue = executing
+            .iter()
+            .filter(|(_, since)| since.is_some_and(is_overdue));
+        let overdue: Vec<ReplicaId> = overdue.map(|(replica, _)| *replica).collect();
+        if !overdue.is_empty() {
+            self.out
+                .multicast(OrderedMessage::Abort { position, overdue });
         }
     }
 
-    /// A write waits for reads to end before it longer than a write has to: they take longer than they may.
+    /// A write waits for reads to end before it longer than a write has to: they take longer than they may. One that somebody
+    /// has answered does not; whose vote on that is missing is another matter.
     fn turn_overdue(&mut self, write: Position) {
         let now = self.clock.now();
         let given_by = Micros(now.0.saturating_sub(self.config.read_patience.0));
@@ -172,12 +179,12 @@ impl Timing<'_> {
         if !reads.is_empty() || later {
             self.clock.limit_turn(self.config, write);
         }
-        let undecided = |p: &Position| {
-            let entry = self.group.entry(*p);
-            entry.is_some_and(|e| e.decision().is_none())
-        };
-        for position in reads.into_iter().filter(undecided) {
-            self.out.multicast(OrderedMessage::Abort { position });
+        for (position, overdue) in reads {
+            let entry = self.group.entry(position);
+            if entry.is_some_and(|e| e.decision().is_none() && !e.has_votes()) {
+                self.out
+                    .multicast(OrderedMessage::Abort { position, overdue });
+            }
         }
     }
 }

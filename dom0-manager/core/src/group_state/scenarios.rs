@@ -142,6 +142,12 @@ impl Stream {
         self.say(seat, OrderedMessage::Votes(votes));
     }
 
+    /// A manager says so of none of its replicas: what was said before counts.
+    fn says_overdue(&mut self, position: Position) {
+        let overdue = Vec::new();
+        self.say(0, OrderedMessage::Abort { position, overdue });
+    }
+
     /// These are woken to help with `position`.
     fn help(&mut self, position: Position, attempt: u32, helpers: &[(u16, u32)]) {
         let needed = u16::try_from(helpers.len()).expect("few");
@@ -198,7 +204,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     for (seat, generation) in [(2, 1), (1, 2), (2, 2)] {
         stream.is_silent(seat, generation, poison);
     }
-    stream.say(0, OrderedMessage::Abort { position: poison });
+    stream.says_overdue(poison);
     assert_eq!(stream.group.decided(), poison);
     assert_eq!(stream.in_service(), [], "all of them may have executed it");
     stream.votes(0, 2, next, "based on the aborted write");
@@ -234,7 +240,7 @@ fn nothing_is_decided_on_top_of_an_undecided_write() {
     for seat in [0, 1] {
         stream.is_silent(seat, 2, poison);
     }
-    stream.say(0, OrderedMessage::Abort { position: poison });
+    stream.says_overdue(poison);
     assert_eq!(stream.in_service(), []);
     assert_eq!((stream.group.decided(), decision(&stream)), (poison, None));
     for seat in [0, 1] {
@@ -246,6 +252,29 @@ fn nothing_is_decided_on_top_of_an_undecided_write() {
     assert_eq!(stream.group.decided(), next);
     assert_eq!(decision(&stream), Some(Hash::of(b"without it")));
     assert_eq!(stream.in_service(), [0, 1].map(|seat| replica(seat, 3)));
+}
+
+/// Seed 11: three replies to a write differed, and their replicas' roots did not; the root was called stable, and the
+/// write aborted. Whoever had the state without it was held against that root.
+#[test]
+fn a_root_counts_once_its_write_is_decided() {
+    let mut stream = Stream::begun(1);
+    let write = stream.write();
+    for (seat, generation) in [(0, 1), (1, 1)] {
+        stream.votes(seat, generation, write, &format!("page of {seat}"));
+        stream.reports_root(seat, generation, write);
+    }
+    assert_eq!(stream.group.checkpoints.stable(write), None);
+    stream.help(write, 1, &[(0, 2)]);
+    stream.votes(0, 2, write, "a third page");
+    assert_eq!(stream.in_service(), [replica(1, 2)], "the write is aborted");
+    let next = stream.write();
+    stream.built(0, 3);
+    for (seat, generation) in [(1, 2), (0, 3)] {
+        stream.reports_root(seat, generation, next);
+        stream.votes(seat, generation, next, "the same page");
+    }
+    assert!(stream.group.checkpoints.stable(next).is_some());
 }
 
 /// Seed 3027: two replicas fell on a request, and those that took their places all waited for somebody to try it.
@@ -289,6 +318,7 @@ fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
     assert_eq!(stream.in_service(), [1, 3, 4, 5].map(|g| replica(0, g)));
     let checkpoint = stream.write();
     for generation in [1, 3, 4, 5] {
+        stream.votes(0, generation, checkpoint, "agreed");
         stream.reports_root(0, generation, checkpoint);
     }
     assert_eq!(stream.in_service().len(), 4, "nobody can be spared");

@@ -17,10 +17,9 @@ pub(crate) use window::Window;
 use crate::bugs::{planted, Bug};
 use crate::voting::Decision;
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::messages::{AbortReason, Request, Vote};
-use spare_protocol::{Position, ReplicaId, SeatId};
+use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Decisions remembered after their request is forgotten, so that a wrong vote that arrives very late
@@ -207,6 +206,12 @@ impl Order {
         first.is_none_or(|first| position <= *first) || planted(Bug::DecidedBeforeWrites)
     }
 
+    /// Whether every write up to a position, one there included, is decided.
+    pub(crate) fn is_write_decided(&self, position: Position) -> bool {
+        let first = self.undecided_exclusive.front();
+        first.is_none_or(|first| position < *first)
+    }
+
     /// Takes out a request that may be decided since the write before it was.
     pub(crate) fn next_released(&mut self) -> Option<Position> {
         self.released.pop_front()
@@ -365,18 +370,6 @@ impl Order {
         let suspect = open.find(|e| e.decision().is_none() && e.is_awaited(replica));
         if let Some(entry) = suspect {
             entry.note_fall(replica);
-        }
-    }
-
-    /// The replicas of a seat whose votes on a request are awaited took longer than it may take.
-    pub(crate) fn note_overdue(&mut self, seat: SeatId, position: Position) {
-        let Some(entry) = self.entries.get_mut(position) else {
-            return;
-        };
-        let overdue = entry.awaited().filter(|r| r.seat == seat);
-        let overdue: SmallVec<[ReplicaId; 2]> = overdue.collect();
-        for replica in overdue {
-            entry.note_silence(replica);
         }
     }
 

@@ -47,7 +47,7 @@ impl Executing {
     /// Whether another request of so many bytes may be given beside these. Those that are missed do not count: a
     /// replica that leaves requests out is given others, and judged by them.
     pub(crate) fn has_room(&self, bytes: usize, requests_max: usize, bytes_max: usize) -> bool {
-        if self.requests.is_empty() {
+        if self.requests.iter().all(|g| g.missed) {
             return true;
         }
         let few = self.requests.len() < requests_max || {
@@ -241,6 +241,14 @@ mod tests {
         assert_eq!(begun_at(&executing, 2), None);
         executing.miss_stuck(Micros(101), |_| Micros(100));
         assert_eq!(begun_at(&executing, 2), Some(Micros(101)));
+    }
+
+    #[test]
+    fn one_is_given_whatever_its_size_where_all_others_are_missed() {
+        let mut executing = given(&[1]);
+        assert!(!executing.has_room(1000, 2, 100));
+        executing.miss(Position(1), Micros(5));
+        assert!(executing.has_room(1000, 2, 100));
     }
 
     #[test]

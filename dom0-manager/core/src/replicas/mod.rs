@@ -42,7 +42,7 @@ use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::messages::OrderedMessage;
 use spare_protocol::{Position, ReplicaId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// The replicas of this seat.
 #[derive(Clone, Debug)]
@@ -160,18 +160,28 @@ impl Replicas {
         })
     }
 
-    /// The reads that local replicas must end before they can begin this write, which they were given by `given_by`; and
-    /// whether some were given it later, or not yet.
+    /// The reads that local replicas must end before they can begin this write, which they were given by `given_by`, each
+    /// with those replicas; and whether some were given it later.
     pub(crate) fn reads_before(
         &self,
         write: Position,
         given_by: Micros,
-    ) -> (BTreeSet<Position>, bool) {
-        let waiting = self.local.values().map(|l| &l.executing);
-        let given = waiting.filter_map(|e| Some((e, e.get(write)?.given_at())));
-        let (waited, later): (Vec<_>, Vec<_>) = given.partition(|(_, at)| *at <= given_by);
-        let reads = waited.iter().flat_map(|(e, _)| e.reads_before(write));
-        (reads.collect(), !later.is_empty())
+    ) -> (BTreeMap<Position, Vec<ReplicaId>>, bool) {
+        let mut reads: BTreeMap<Position, Vec<ReplicaId>> = BTreeMap::new();
+        let mut later = false;
+        for (replica, local) in &self.local {
+            let Some(given) = local.executing.get(write) else {
+                continue;
+            };
+            if given.given_at() > given_by {
+                later = true;
+                continue;
+            }
+            for read in local.executing.reads_before(write) {
+                reads.entry(read).or_default().push(*replica);
+            }
+        }
+        (reads, later)
     }
 
     /// The vote of a replica on this request is missed. False if that was known.

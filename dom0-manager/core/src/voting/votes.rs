@@ -169,6 +169,9 @@ impl GroupState {
             self.notice(Notice::HelpEnded { position });
         }
         self.event(Event::Decided(position));
+        if self.checkpoints.is_known(position) {
+            self.weigh_roots(position);
+        }
         self.retire();
     }
 }

@@ -145,7 +145,8 @@ pub fn group_message() -> impl Strategy<Value = OrderedMessage> {
                 replica,
             }
         }),
-        position().prop_map(|position| OrderedMessage::Abort { position }),
+        (position(), prop::collection::vec(replica(), 0..3))
+            .prop_map(|(position, overdue)| OrderedMessage::Abort { position, overdue }),
     ];
     let of_replicas = prop_oneof![
         (replica(), text())
