@@ -98,7 +98,7 @@ impl Default for Gateway {
             proxy_header: ProxyHeader::XForwardedFor,
             key_lifetime_s: 24 * 3600,
             keys_max: 100_000,
-            keys_of_owner_max: 10_000,
+            keys_of_owner_max: 1_000_000,
         }
     }
 }
