@@ -101,7 +101,7 @@ impl Plan {
             recovery_timeout: ms(&mut random, 15_000, 30_000),
             awake_min: ms(&mut random, 100, 400),
             awake_max: ms(&mut random, 1000, 5000),
-            suspicion_threshold: random.index(4) + 1,
+            suspicion_threshold: random.index(3) + 1,
             suspicion_window: random.range(50, 1000),
             slow_factor: 20,
             slow_min: Micros::from_ms(100),

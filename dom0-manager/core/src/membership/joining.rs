@@ -118,6 +118,13 @@ impl Core {
                 return None;
             }
         };
+        let (active, spoken) = (group.version(), self.config.versions);
+        if !spoken.contains(active) {
+            self.out.alarm(format!(
+                "the group speaks version {active} of the protocol, this manager {spoken}: upgrade this host"
+            ));
+            return None;
+        }
         let rules = Rules::from(&self.config);
         if !group.rules().agree(&rules, group.version()) {
             self.out.alarm(format!(
