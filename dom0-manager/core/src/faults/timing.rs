@@ -73,7 +73,7 @@ impl Timing<'_> {
         if begun_at.is_some() {
             self.clock.first_vote_took(class, took);
         }
-        if !begun.is_empty() {
+        if entry.awaited().any(|r| self.replicas.is_here(r)) {
             self.clock.await_votes(self.config, class, position);
         }
     }
@@ -99,11 +99,18 @@ impl Timing<'_> {
         let (class, Some(first_vote)) = (slot.class(), slot.first_vote()) else {
             return;
         };
-        let executing = self.replicas.executing(position, entry.awaited());
-        let executing = executing.map(|(replica, given)| (replica, given.begun_at()));
-        let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = executing.collect();
-        let overdue = |begun: Micros| self.is_overdue(class, first_vote, begun);
-        let silent = executing.iter().filter(|(_, b)| b.is_some_and(overdue));
+        let local = entry.awaited().filter(|r| self.replicas.is_here(*r));
+        let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = local
+            .map(|r| (r, self.replicas.begun_at(r, position)))
+            .collect();
+        // One that comes so late to what others have answered holds everybody up, whatever it does before.
+        let behind = self.config.vote_timeout.1.after(self.config.wait_max);
+        let is_behind = first_vote.at.after(behind) <= self.clock.now();
+        let overdue = |begun: Option<Micros>| match begun {
+            Some(begun) => self.is_overdue(class, first_vote, begun),
+            None => is_behind,
+        };
+        let silent = executing.iter().filter(|(_, begun)| overdue(*begun));
         let silent: SmallVec<[ReplicaId; 2]> = silent.map(|(r, _)| *r).collect();
         let undecided = entry.decision().is_none();
         let (in_turn, asked) = (self.group.may_decide(position), entry.help().is_some());
@@ -116,7 +123,8 @@ impl Timing<'_> {
                 .miss_stuck(*replica, self.clock.now(), self.config);
         }
         for replica in &silent {
-            if self.replicas.miss(*replica, position, self.clock.now()) {
+            let news = self.replicas.miss(*replica, position, self.clock.now());
+            if news || is_behind {
                 self.tell_suspicion(position, *replica);
             }
         }

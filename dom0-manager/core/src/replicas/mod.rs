@@ -184,6 +184,12 @@ impl Replicas {
         (reads, later)
     }
 
+    /// Since when a local replica executes a request at the latest; none if it may not have begun it.
+    pub(crate) fn begun_at(&self, replica: ReplicaId, position: Position) -> Option<Micros> {
+        let local = self.local.get(&replica)?;
+        local.executing.get(position)?.begun_at()
+    }
+
     /// The vote of a replica on this request is missed. False if that was known.
     pub(crate) fn miss(&mut self, replica: ReplicaId, position: Position, now: Micros) -> bool {
         let local = self.local.get_mut(&replica);
