@@ -1,8 +1,6 @@
 //! Why a member's group is closed.
 
-use super::fragments::Torn;
 use super::membership::NameNotGreater;
-use crate::channel::MemberId;
 use rust_corosync::CsError;
 
 /// Why the group is closed for this member, in words for the log.
@@ -20,14 +18,6 @@ pub enum CloseReason {
     /// This member's own packet came back malformed.
     #[error("Corosync delivered other bytes than were sent")]
     OtherBytes,
-    /// The packets of a member do not follow one another.
-    #[error("packets of member {member} got lost: {why}")]
-    PacketsLost {
-        /// The member that sent the packets.
-        member: MemberId,
-        /// What does not continue the packets before it.
-        why: Torn,
-    },
     /// The group cannot be joined again after it was left for a while.
     #[error("it was left because this manager or Corosync did not keep up, and cannot be joined again: {0}")]
     NotJoinedAgain(String),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 /// Packets of a sender do not follow one another as it sent them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Torn {
+pub(super) enum Torn {
     /// One or more are missing, or came twice.
     #[error("packet {found} follows where packet {expected} was expected")]
     Number {

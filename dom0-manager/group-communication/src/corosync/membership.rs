@@ -140,6 +140,11 @@ pub(super) struct Membership {
     is_delivering: bool,
     /// What the reader was told last may decide.
     told_primary: bool,
+    /// Whom the reader heard in the newest view, who of them was there all the time since, and whose host was in another
+    /// ring.
+    together: BTreeSet<Peer>,
+    stayed: BTreeSet<Peer>,
+    parted: BTreeSet<Peer>,
     attempt: u32,
     /// This process or its Corosync stood still, and it is not known yet whether the ring went on without.
     suspect: bool,
@@ -170,6 +175,9 @@ impl Membership {
             view: None,
             is_delivering: false,
             told_primary: false,
+            together: BTreeSet::new(),
+            stayed: BTreeSet::new(),
+            parted: BTreeSet::new(),
             attempt: 0,
             suspect: false,
             pings: 0,
@@ -178,10 +186,37 @@ impl Membership {
         }
     }
 
-    /// The stream says: from here on these processes are in the group.
-    pub(super) fn configuration(&mut self, peers: BTreeSet<Peer>) {
+    /// The stream says: from here on these processes are in the group. Hosts of those that `parted` were in another ring
+    /// than this one before, if only for a moment.
+    pub(super) fn configuration(&mut self, peers: BTreeSet<Peer>, parted: &BTreeSet<Peer>) {
+        let parted = parted.iter().filter(|p| self.together.contains(p));
+        self.parted.extend(parted.copied());
+        self.stayed.retain(|p| peers.contains(p));
+        if self.parted.intersection(&peers).next().is_some() {
+            self.reunited();
+        }
         self.peers = peers;
         self.changed();
+    }
+
+    /// Rings that parted are one again before either side had a view of its own. Each side heard in the old view what the
+    /// other did not, and only the one with more than half of the members may go on from there.
+    fn reunited(&mut self) {
+        if self.stayed.len() * 2 <= self.together.len() {
+            self.step_down();
+        }
+    }
+
+    /// Packets of this view are missing here, and others have them: the reader hears nothing more of it, and there is to
+    /// be another view.
+    pub(super) fn missed(&mut self) {
+        if self.told_primary {
+            self.step_down();
+        } else if self.is_delivering {
+            self.is_delivering = false;
+            self.attempt += 1;
+            self.effects.push(Effect::Pause);
+        }
     }
 
     /// The stream says: from here on it is another ring.
@@ -333,6 +368,9 @@ impl Membership {
             self.effects.push(Effect::Enter(name));
             self.told_primary = primary;
             self.is_delivering = true;
+            self.together = members.keys().copied().collect();
+            self.stayed.clone_from(&self.together);
+            self.parted.clear();
         }
         self.greatest = count;
         if primary {

@@ -28,6 +28,10 @@
 //! - one whose quorum is reported lost takes leave of the view at once, alone: the reader is told of a view
 //!   of this member only that is not primary, and of nothing more until the next view;
 //! - so does one that learns at the next change that others were in a newer primary view;
+//! - so does one whose ring was parted from those of other members and is one with them again before a view told of it:
+//!   in between each side heard in the old view what the other did not. The side with more than half of that view's
+//!   members goes on, the rest, or both halves, take leave. Corosync tells of such rings only afterwards, and may deliver
+//!   a packet before that whose predecessors did not get here: who misses any takes leave at once;
 //! - one that stood still for so long that others may have formed a ring without it (this process, Corosync
 //!   or the host: three quarters of `token`) must first hear itself in the same ring again, and is told of a
 //!   view that is not primary should the ring change before. If its node was alone, nobody can tell it that
@@ -59,7 +63,6 @@ mod shared;
 mod wire;
 
 pub use close_reason::CloseReason;
-pub use fragments::Torn;
 pub use member::{join, CorosyncGroup};
 pub use membership::NameNotGreater;
 pub use settings::{JoinError, Settings};
