@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 /// Names the test that a process is to run by itself.
 const ALONE: &str = "SPARE_TEST_ALONE";
+/// Not a test: what hangs, to be ended by one.
+const HANGS: &str = "hangs";
+/// Where that notes a process that it started.
+const STARTED: &str = "started";
 /// Where a test notes what it waits for.
 const WAITS_FOR: &str = "waits-for";
 /// The end of each log that is shown, with lines of the same beginning in a row as one.
@@ -29,7 +33,12 @@ pub struct Test {
 
 /// Runs the tests that the arguments pick, one after the other: times are measured.
 #[must_use]
-pub fn run(tests: Vec<Test>) -> ExitCode {
+pub fn run(mut tests: Vec<Test>) -> ExitCode {
+    tests.push(Test {
+        name: "a_test_that_hangs_is_ended_and_what_it_waits_for_is_told",
+        limit: Duration::from_secs(60),
+        run: ended_and_told,
+    });
     if let Ok(name) = std::env::var(ALONE) {
         return run_alone(&tests, &name);
     }
@@ -54,6 +63,9 @@ pub fn run(tests: Vec<Test>) -> ExitCode {
 }
 
 fn run_alone(tests: &[Test], name: &str) -> ExitCode {
+    if name == HANGS {
+        return hang();
+    }
     let Some(test) = tests.iter().find(|test| test.name == name) else {
         eprintln!("no test is named {name}");
         return ExitCode::FAILURE;
@@ -65,6 +77,41 @@ fn run_alone(tests: &[Test], name: &str) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn hang() -> ExitCode {
+    let sleep = ["--pdeathsig", "KILL", "sleep", "600"];
+    if let Ok(child) = Command::new("setpriv").args(sleep).spawn() {
+        let note = std::env::temp_dir().join(STARTED);
+        if std::fs::write(note, child.id().to_string()).is_ok() {
+            waits_for("what never comes");
+        }
+    }
+    loop {
+        std::thread::sleep(Duration::from_secs(600));
+    }
+}
+
+fn ended_and_told() -> Result<()> {
+    let test = Test {
+        name: HANGS,
+        limit: Duration::from_secs(2),
+        run: || Ok(()),
+    };
+    let folder = std::env::temp_dir();
+    let told = match ended_in_time(&test, &folder) {
+        Ok(()) => bail!("it passed"),
+        Err(e) => e.to_string(),
+    };
+    ensure!(told.contains("waits for what never comes"), "{told}");
+    let process = std::fs::read_to_string(folder.join(STARTED))?;
+    let command = format!("/proc/{process}/cmdline");
+    let begun = Instant::now();
+    while std::fs::read_to_string(&command).is_ok_and(|words| words.contains("sleep")) {
+        ensure!(begun.elapsed() < test.limit, "what it started is left");
+        std::thread::sleep(POLL);
+    }
+    Ok(())
 }
 
 /// Whether logs are shown and removed by the process that started this one.

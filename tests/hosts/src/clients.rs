@@ -3,6 +3,7 @@
 
 use crate::history::{self, Answer, Operation, Wish};
 use crate::service::Service;
+use crate::wait::waits_for;
 use anyhow::{bail, ensure, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use rand::rngs::StdRng;
@@ -106,7 +107,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
+#[track_caller]
 fn ended<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    waits_for("clients to end");
     match thread.join() {
         Ok(done) => done,
         Err(_) => bail!("a client panicked"),
@@ -157,6 +160,7 @@ impl Load {
     }
 
     /// Waits until so many more requests were answered.
+    #[track_caller]
     pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
         let before = self.shared.answered.load(Ordering::SeqCst);
         self.wait("so many answers", || {
@@ -165,6 +169,7 @@ impl Load {
     }
 
     /// Waits until something is answered that was sent after this moment.
+    #[track_caller]
     pub(crate) fn wait_until_answered_after(&self, moment: Duration) -> Result<()> {
         let moment = micros(moment);
         self.wait("an answer", || {
@@ -172,7 +177,9 @@ impl Load {
         })
     }
 
+    #[track_caller]
     fn wait(&self, what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+        waits_for(what);
         let begun = Instant::now();
         while !is_so() {
             ensure!(begun.elapsed() < ANSWER_LIMIT, "clients do not get {what}");
@@ -183,6 +190,7 @@ impl Load {
     }
 
     /// Stops the clients where what they were told may be lost: nothing is held against anything.
+    #[track_caller]
     pub(crate) fn give_up(self) -> Result<()> {
         self.shared.stop.store(true, Ordering::SeqCst);
         ended(self.clients)?;
@@ -195,6 +203,7 @@ impl Load {
 
     /// Stops the clients. What was not answered is sent again until it is, and everything is held against what the
     /// service shows in the end. Returns what they did.
+    #[track_caller]
     pub(crate) fn finish(self) -> Result<Vec<Operation>> {
         self.shared.stop.store(true, Ordering::SeqCst);
         let mut operations = ended(self.clients)?;
@@ -268,7 +277,9 @@ impl Uploads {
     }
 
     /// Waits until so many are under way at the same time.
+    #[track_caller]
     pub(crate) fn wait_until_under_way(&self, count: usize) -> Result<()> {
+        waits_for("uploads to be under way");
         let begun = Instant::now();
         while self.counts.under_way.load(Ordering::SeqCst) < count as u64 {
             ensure!(
@@ -282,8 +293,10 @@ impl Uploads {
     }
 
     /// Waits until so many more were answered.
+    #[track_caller]
     pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
         let before = self.counts.answered.load(Ordering::SeqCst);
+        waits_for("uploads to be answered");
         let begun = Instant::now();
         while self.counts.answered.load(Ordering::SeqCst) < before + count {
             ensure!(begun.elapsed() < ANSWER_LIMIT, "uploads are not answered");
@@ -293,6 +306,7 @@ impl Uploads {
     }
 
     /// Gives up what is under way; returns how many were answered.
+    #[track_caller]
     pub(crate) fn finish(self) -> Result<u64> {
         drop(self.stop);
         ended(self.thread)?;

@@ -30,7 +30,8 @@ use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
 /// What CI has time for, over three labs.
-const MOST_TELLING: [&str; 18] = [
+const MOST_TELLING: [&str; 19] = [
+    "a_test_that_hangs_is_interrupted_and_what_it_waits_for_is_told",
     "the_checker_takes_what_one_order_explains",
     "the_checker_finds_what_no_order_explains",
     "a_host_crashes_under_load_and_the_other_goes_on_and_it_returns",
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         println!("skipped: all tests with several hosts: {reason}");
     }
     let mut trials = Vec::new();
+    trials.extend(wait::trials());
     trials.extend(quorum::trials());
     trials.extend(links::trials());
     trials.extend(guest::trials());
