@@ -458,7 +458,7 @@ impl Client {
         let answered = self.connections[self.gateway]
             .send(&request(operation))
             .await;
-        let Some(reply) = judged(answered.ok())? else {
+        let Some(reply) = judged(&operation.wish, answered.ok())? else {
             if !self.stays {
                 self.gateway = (self.gateway + 1) % self.connections.len();
             }
@@ -481,10 +481,11 @@ impl Client {
     }
 }
 
-/// What a request came to, if it was answered.
-fn judged(reply: Option<Reply>) -> Result<Option<Reply>> {
+/// What a request came to, if it was answered. A read that took too long, as on a busy machine, was cancelled.
+fn judged(wish: &Wish, reply: Option<Reply>) -> Result<Option<Reply>> {
     match reply {
         Some(reply) if reply.status == 200 => Ok(Some(reply)),
+        Some(reply) if reply.status == 504 && *wish == Wish::Read => Ok(None),
         Some(reply) if reply.status != 503 => {
             bail!("{}: {}", reply.status, String::from_utf8_lossy(&reply.body))
         }
@@ -627,7 +628,7 @@ impl Ways {
         loop {
             let connection = &mut self.connections[self.current];
             let reply = connection.send(&request(operation)).await;
-            if let Some(reply) = judged(reply.ok())? {
+            if let Some(reply) = judged(&operation.wish, reply.ok())? {
                 return Ok((reply, self.current));
             }
             ensure!(
