@@ -176,8 +176,11 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let closing = tokio::task::spawn_blocking(move || drop(open));
     closing.await?;
     drop(stores.lock);
-    let destroys = !matches!(end, End::Failed(_) | End::Behind(_))
-        && !(durable && matches!(end, End::Signal(_)));
+    let destroys = match end {
+        End::Stopped => true,
+        End::Signal(_) => !durable,
+        End::Failed(_) | End::Behind(_) => false,
+    };
     if destroys {
         destroy_all(&agent).await?;
     }
