@@ -56,6 +56,10 @@ enum Problem {
         least: &'static str,
         greatest: &'static str,
     },
+    #[error(
+        "requests.write_paths: {0:?} does not begin with \"/\", so it is the beginning of no path; write for example \"/admin\""
+    )]
+    WritePath(String),
     #[error("{0} is 0; leave it out for its default")]
     Zero(&'static str),
     #[error("store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}")]
@@ -123,6 +127,15 @@ impl Default for Requests {
         Requests {
             read_methods: vec!["GET".into(), "HEAD".into()],
             write_paths: Vec::new(),
+        }
+    }
+}
+
+impl Requests {
+    fn check(&self) -> Result<(), Problem> {
+        match self.write_paths.iter().find(|path| !path.starts_with('/')) {
+            Some(path) => Err(Problem::WritePath(path.clone())),
+            None => Ok(()),
         }
     }
 }
@@ -229,6 +242,14 @@ impl Default for Replication {
 
 impl Replication {
     fn check(&self) -> Result<(), Problem> {
+        for (value, name) in [
+            (self.executing_max, "replication.executing_max"),
+            (self.executing_mib_max, "replication.executing_mib_max"),
+        ] {
+            if value == 0 {
+                return Err(Problem::Zero(name));
+            }
+        }
         if self.read_timeout_ms < self.vote_timeout_ms {
             return Err(Problem::ReadBeforeVote {
                 read_ms: self.read_timeout_ms,
@@ -360,13 +381,13 @@ impl Config {
         }
     }
 
-    /// What one seat's core is told.
     /// When convictions are an alarm.
     pub(crate) fn assumption(&self) -> Assumption {
         let span = Duration::from_secs(self.replication.convictions_alarm_s);
         Assumption::new(self.group.faults.into(), span)
     }
 
+    /// What one seat's core is told.
     pub(crate) fn core(&self, me: SeatId) -> spare_core::Config {
         let r = &self.replication;
         let ms = Micros::from_ms;
@@ -422,8 +443,9 @@ impl Config {
             fencing.check(&self.group)?;
         }
         self.replication.check()?;
-        self.core(self.group.voice()).check()?;
         self.gateway.check()?;
+        self.requests.check()?;
+        self.core(self.group.voice()).check()?;
         let r = &self.replication;
         let zero = [
             ("replication.vote_timeout_ms", r.vote_timeout_ms),
@@ -560,6 +582,18 @@ mod tests {
         for (text, named) in [
             ("[replication]\nupdates_max = 0\n", "updates_max"),
             ("[replication]\nread_timeout_ms = 5\n", "read_timeout_ms"),
+            (
+                "[replication]\nexecuting_max = 0\n",
+                "replication.executing_max",
+            ),
+            (
+                "[replication]\nexecuting_mib_max = 0\n",
+                "replication.executing_mib_max",
+            ),
+            ("[gateway]\nrequests_max = 0\n", "gateway.requests_max"),
+            ("[gateway]\nkeys_max = 0\n", "gateway.keys_max"),
+            ("[requests]\nwrite_paths = [\"admin\"]\n", "\"admin\""),
+            ("[requests]\nwrite_paths = [\"/a\", \"\"]\n", "write_paths"),
             ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
             ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
             ("[gateway]\nbytes_per_s_min = 0\n", "bytes_per_s_min"),

@@ -172,12 +172,19 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     tasks.shutdown().await;
     // It holds the stores.
     drop(api);
-    // Nothing more can be done about a socket that cannot be removed.
-    let _ = std::fs::remove_file(admin_socket);
     // What is on its way to the disk gets there.
     let closing = tokio::task::spawn_blocking(move || drop(open));
     closing.await?;
     drop(stores.lock);
+    let destroys = match end {
+        End::Stopped => true,
+        End::Signal(_) => !durable,
+        End::Failed(_) | End::Behind(_) => false,
+    };
+    if destroys {
+        destroy_all(&agent).await?;
+    }
+    remove_socket(&admin_socket);
     match end {
         End::Failed(why) => Err(DaemonError::Failed(why)),
         End::Signal(_) if durable => {
@@ -188,11 +195,14 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
             stores::note_behind(&directory, after)?;
             Ok(Next::Restart)
         }
-        _ => {
-            destroy_all(&agent).await?;
-            Ok(Next::Exit)
-        }
+        _ => Ok(Next::Exit),
     }
+}
+
+/// The last that a manager does: that its socket is gone tells an operator who stopped it that its replicas are, too.
+fn remove_socket(admin_socket: &Path) {
+    // Nothing more can be done about a socket that cannot be removed.
+    let _ = std::fs::remove_file(admin_socket);
 }
 
 async fn serve_admin(listener: UnixListener, router: Router) {
@@ -224,9 +234,8 @@ fn fencing(
 async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next, DaemonError> {
     tracing::info!("stopping: an operator asked for it");
     tokio::time::sleep(FLUSH_DELAY).await;
-    // Nothing more can be done about a socket that cannot be removed.
-    let _ = std::fs::remove_file(admin_socket);
     destroy_all(agent).await?;
+    remove_socket(admin_socket);
     Ok(Next::Exit)
 }
 

@@ -443,7 +443,7 @@ impl Inner {
                         "more than f votes on it must be wrong, whichever is right"
                     }
                     AbortReason::Overdue => {
-                        "no f + 1 replicas answered it within timing.read_timeout_ms"
+                        "it took longer than replication.read_timeout_ms, or than read_patience_ms while a write waited for it"
                     }
                 };
                 let kept = match reason {

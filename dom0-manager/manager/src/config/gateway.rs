@@ -157,6 +157,8 @@ impl Gateway {
             ("write_timeout_ms", self.write_timeout_ms),
             ("bytes_per_s_min", u64::from(self.bytes_per_s_min)),
             ("reply_timeout_ms", self.reply_timeout_ms),
+            ("keys_max", self.keys_max as u64),
+            ("keys_of_owner_max", self.keys_of_owner_max as u64),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Err(GatewayProblem::Zero(name));
