@@ -6,7 +6,7 @@ use crate::strain::{burden, Allowance, Strain};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::RequestId;
-use spare_protocol::Hash;
+use spare_protocol::{Class, Hash};
 
 /// What became of an operation, as its client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub(crate) struct Client {
     pub(crate) host: usize,
     pub(crate) pending: Option<Pending>,
     pub(crate) burst_left: u64,
-    /// The key and identity of an operation that took effect.
+    /// The key of a write that was answered. (What a read's stood for is on no disk when that is answered.)
     pub(crate) used_key: Option<Hash>,
     count: u64,
     /// What it saw last, to expect it in a comparison.
@@ -153,7 +153,7 @@ impl Client {
             if let Some(seen) = self.seen.get_mut(usize::from(pending.operation.register)) {
                 *seen = now_there;
             }
-            if !pending.reuses_key {
+            if !pending.reuses_key && pending.operation.class() == Class::Write {
                 self.used_key = pending.key.or(self.used_key);
             }
         }
