@@ -6,7 +6,7 @@ use crate::strain::{burden, Allowance, Strain};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::RequestId;
-use spare_protocol::Hash;
+use spare_protocol::{Class, Hash};
 
 /// What became of an operation, as its client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +55,12 @@ pub(crate) struct Client {
     pub(crate) host: usize,
     pub(crate) pending: Option<Pending>,
     pub(crate) burst_left: u64,
-    /// The key and identity of an operation that took effect.
+    /// The key of a write that was answered. (What a read's stood for is on no disk when that is answered.)
     pub(crate) used_key: Option<Hash>,
+    /// Its first of those, which is still remembered as long as it has used so few.
+    first_key: Option<Hash>,
+    pub(crate) first_kept_for: usize,
+    keys_used: usize,
     count: u64,
     /// What it saw last, to expect it in a comparison.
     seen: [u64; REGISTERS],
@@ -75,6 +79,9 @@ impl Client {
             pending: None,
             burst_left: 0,
             used_key: None,
+            first_key: None,
+            first_kept_for: 0,
+            keys_used: 0,
             count: 0,
             seen: [0; REGISTERS],
             strain_random: Random::new(number as u64 ^ 0xC11E_2717),
@@ -124,7 +131,12 @@ impl Client {
         let mut key = keyed.then(|| Hash::of(&id.to_le_bytes()));
         let reuses_key = self.used_key.is_some() && self.random.permille(10) && !poison;
         if reuses_key {
-            key = self.used_key;
+            let first = self
+                .first_key
+                .filter(|_| self.keys_used < self.first_kept_for);
+            key = first.or(self.used_key);
+        } else {
+            self.keys_used += usize::from(keyed);
         }
         self.pending.insert(Pending {
             bytes: operation.encode(),
@@ -153,8 +165,9 @@ impl Client {
             if let Some(seen) = self.seen.get_mut(usize::from(pending.operation.register)) {
                 *seen = now_there;
             }
-            if !pending.reuses_key {
+            if !pending.reuses_key && pending.operation.class() == Class::Write {
                 self.used_key = pending.key.or(self.used_key);
+                self.first_key = self.first_key.or(self.used_key);
             }
         }
         Some(Operated {

@@ -201,6 +201,7 @@ impl World {
         if self.plan.parts_at_returns {
             self.part_at_a_return(host, notice);
         }
+        self.provoke_a_helper(notice);
         let chance = match notice {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
             Notice::View { .. } | Notice::RecoveryBegan { .. } | Notice::HandedOver { .. } => 25,
@@ -208,7 +209,7 @@ impl World {
             Notice::Replica {
                 to: Some(ReplicaState::Successor),
                 ..
-            } => 250,
+            } => 400,
             Notice::ManagerState {
                 to: ManagerState::Apart | ManagerState::Serving,
                 ..
@@ -286,6 +287,28 @@ impl World {
     pub(crate) fn later(&mut self, least: u64, most: u64, event: Event) {
         let at = self.now + self.fault_random.skewed(least, most);
         self.schedule(at, event);
+    }
+
+    /// A helper that was woken just now: its seat hands over while it is awake, where that waits for a checkpoint only;
+    /// or it has no time to help.
+    fn provoke_a_helper(&mut self, notice: &Notice) {
+        let Notice::Woken { replica, .. } = notice else {
+            return;
+        };
+        let host = usize::from(replica.seat.0);
+        let replicas = self.hosts[host].core.as_ref().map(Core::replicas);
+        let replicas = replicas.unwrap_or_default().into_iter();
+        let fresh = replicas
+            .filter(|r| r.state == ReplicaState::Successor && r.replica.seat == replica.seat)
+            .count();
+        let r = &mut self.fault_random;
+        let fault = match r.below(1000) {
+            0..=499 if fresh > 1 => Fault::Scrub,
+            0..=9 => Fault::SlowGuests(host),
+            _ => return,
+        };
+        let at = self.now + r.below(20 * MS);
+        self.schedule(at, Event::Fault(fault));
     }
 
     /// Whether it could be done.

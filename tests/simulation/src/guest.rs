@@ -125,6 +125,8 @@ pub(crate) struct Guest {
     pub(crate) faulty: bool,
     work: VecDeque<Work>,
     schedule: Schedule,
+    /// When it has done what it was at while its VM stood still for a moment, the last time.
+    pub(crate) stood_still_until: u64,
     /// When it is listened to next.
     pub(crate) speaks_at: u64,
 }
@@ -164,6 +166,7 @@ impl Guest {
             faulty: false,
             work: VecDeque::new(),
             schedule: Schedule::new(readers),
+            stood_still_until: 0,
             speaks_at: u64::MAX,
         }
     }
@@ -264,7 +267,8 @@ impl Guest {
             Work::Execute(_) => random.skewed(80, 900),
             Work::Apply { updates, .. } => 100 + updates.len() as u64 * random.skewed(20, 120),
         } * speed.factor;
-        if random.permille(4) && !speed.steady {
+        let stands_still = random.permille(4) && !speed.steady;
+        if stands_still {
             span += random.below(30_000);
         }
         if let Some(fault) = self.lies(&[Lie::Slow], random) {
@@ -278,6 +282,9 @@ impl Guest {
             Work::Load(..) | Work::Apply { .. } => (false, 0),
         };
         let end = self.schedule.take(now, shared, span, takes);
+        if stands_still {
+            self.stood_still_until = self.stood_still_until.max(end);
+        }
         let replica = self.replica;
         match work {
             Work::Load(state, upto) => {

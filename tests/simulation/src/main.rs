@@ -83,7 +83,7 @@ struct Options {
     /// of the same name).
     #[arg(long)]
     seeded_bugs: bool,
-    /// Puts this one known bug into the core, by its name in the table of --seeded-bugs.
+    /// Puts this one known bug into the core, by its name in the table of --seeded-bugs; with that, only it is proven.
     #[arg(long)]
     bug: Option<String>,
 }
@@ -197,7 +197,7 @@ fn main() -> ExitCode {
         .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
         .unwrap_or(1);
     if options.seeded_bugs {
-        return seeded_bugs::prove(threads);
+        return seeded_bugs::prove(threads, bug);
     }
     if options.trace {
         let report = run(first, fixed, true);

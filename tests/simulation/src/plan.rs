@@ -178,6 +178,10 @@ impl Plan {
             self.config.keys_max = random.index(100) + 100 + self.clients * 40;
             self.config.keys_of_owner_max = random.index(100) + 100;
         }
+        if self.keys_are_forgotten() {
+            self.config.keys_max = random.index(50) + 50 + self.clients * 10;
+            self.config.keys_of_owner_max = usize::MAX;
+        }
         if strain.calm {
             self.parts_at_returns = false;
             self.disk_loss = false;
@@ -185,6 +189,20 @@ impl Plan {
             self.drains = false;
         }
         self
+    }
+
+    /// Whether one client sends more keys than are remembered, none of which is refused. (Not where managers begin anew from
+    /// their logs, or speak an old version: neither tells whose the keys are.)
+    fn keys_are_forgotten(&self) -> bool {
+        self.strain.stalls && self.strain.calm && !self.upgrades
+    }
+
+    /// Of a client that used fewer keys than this none is forgotten: another has more.
+    pub(crate) fn keys_kept(&self) -> usize {
+        match self.keys_are_forgotten() {
+            true => self.config.keys_max / self.clients,
+            false => 0,
+        }
     }
 
     /// What a manager may hold in bytes of clients: 512 MiB where a request is at most 1 MiB, so as many times the

@@ -229,6 +229,10 @@ impl World {
                 host.steady = true;
             }
         }
+        let keys_kept = world.plan.keys_kept();
+        for client in &mut world.clients {
+            client.first_kept_for = keys_kept;
+        }
         if world.plan.strain.stalls {
             world.clients[0].floods = true;
         }

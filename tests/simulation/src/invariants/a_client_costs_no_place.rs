@@ -5,7 +5,9 @@
 //! that it executed or was to execute, so its state may not be the group's any more (`docs/protocol.md#poison`); its service
 //! gave another page than f+1 others gave. After the first two fewer than f+1 may be left until others are built. And what
 //! a machine or a network did is no client's: while one is in trouble, or was a short while ago, only this is held: a
-//! read costs nobody anything.
+//! read costs nobody anything. A VM that stands still for a moment is such a machine: where that is longer than the least
+//! `vote_timeout` and one missed request is enough, its replica is suspected for it. So who is suspected is judged by the
+//! request that it missed last: not if its own VM stood still just then. (In calm runs no VM ever does.)
 
 use super::{hold, Verdict};
 use spare_protocol::messages::LossReason;
@@ -42,7 +44,8 @@ pub(crate) fn lost(replica: ReplicaId, reason: &LossReason, condition: Condition
     })
 }
 
-/// A correct replica is put to sleep because it was silent.
+/// A correct replica is put to sleep because it was silent. Quiet is what [`Condition`] says, and that its own VM did not
+/// stand still.
 pub(crate) fn suspected(replica: ReplicaId, missed: usize, quiet: bool) -> Verdict {
     hold(RULE, !quiet, || {
         format!("{replica} is suspected, having missed {missed} requests, and no machine is slow")

@@ -92,8 +92,8 @@ impl World {
                 }
             }
             Notice::Suspected { replica, missed } if !self.budget.was_faulty(*replica) => {
-                let verdict =
-                    a_client_costs_no_place::suspected(*replica, *missed, self.is_quiet());
+                let quiet = self.is_quiet() && !self.stood_still_lately(*replica);
+                let verdict = a_client_costs_no_place::suspected(*replica, *missed, quiet);
                 self.hold(verdict);
             }
             Notice::Lost { replica, reason } => {
@@ -147,6 +147,12 @@ impl World {
         let recorded = records.map(|r| r.record.request.as_ref());
         let mut requests = recorded.chain([request]).filter_map(Operation::decode);
         *basis == ConvictionBasis::Reply && requests.any(|o| o.kind == Kind::Sides)
+    }
+
+    /// Whether the VM of a replica stood still for a moment when its vote was missed last.
+    fn stood_still_lately(&self, replica: ReplicaId) -> bool {
+        let guest = self.hosts[usize::from(replica.seat.0)].guests.get(&replica);
+        guest.is_some_and(|g| self.now < g.stood_still_until.saturating_add(SECOND))
     }
 
     /// A local replica left service without having lied.
