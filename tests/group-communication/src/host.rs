@@ -28,7 +28,8 @@ const LOSSY: &str =
     "add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; \
     add rule ip lossy in numgen random mod 100 < 33 drop";
 const WHOLE: &str = "delete table ip lossy";
-/// What Corosync goes by.
+/// What can be set, and what Corosync goes by.
+const ROUNDS_SETTING: &str = "totem.fail_recv_const";
 const ROUNDS_KEY: &str = "runtime.config.totem.fail_recv_const";
 /// Corosync does not find out about the narrow one while a test looks.
 const MTU_PROBE_INTERVAL_S: u32 = 300;
@@ -375,6 +376,15 @@ impl Hosts {
         let text = String::from_utf8_lossy(&output.stdout);
         let value = text.trim().rsplit(' ').next().and_then(|v| v.parse().ok());
         value.with_context(|| format!("{ROUNDS_KEY}: {text:?}"))
+    }
+
+    /// Sets what [`Hosts::rounds_max`] tells.
+    ///
+    /// # Errors
+    /// When Corosync refuses.
+    pub fn set_rounds_max(&self, i: usize, rounds: u32) -> Result<()> {
+        let words = format!("-s {ROUNDS_SETTING} u32 {rounds}");
+        self.hosts[i].namespace.run("corosync-cmapctl", &words)
     }
 
     /// Lets only short packets reach a host, of which nobody is told; or all again.
