@@ -60,6 +60,7 @@ struct Entry {
     phase: Phase,
     since: Instant,
     closing: Arc<Notify>,
+    told_to_close: bool,
 }
 
 impl Register {
@@ -83,7 +84,8 @@ impl Register {
             return false;
         };
         self.forget(id, since);
-        if let Some(entry) = self.open.get(&id) {
+        if let Some(entry) = self.open.get_mut(&id) {
+            entry.told_to_close = true;
             entry.closing.notify_one();
         }
         true
@@ -105,6 +107,7 @@ impl Places {
             phase: Phase::Idle,
             since,
             closing: Arc::clone(&closing),
+            told_to_close: false,
         };
         register.open.insert(id, entry);
         Place {
@@ -147,6 +150,13 @@ impl Place {
         }
         let (was_since, since) = (entry.since, Instant::now());
         (entry.phase, entry.since) = (phase, since);
+        if entry.told_to_close {
+            // Its request was quicker than the word to close: it goes when it is answered.
+            if phase == Phase::Idle {
+                entry.closing.notify_one();
+            }
+            return;
+        }
         register.forget(self.id, was_since);
         register.note(self.id, since, phase);
     }
@@ -165,9 +175,14 @@ impl Place {
         register.close(longest)
     }
 
-    /// Returns when the connection has to go, for others.
+    /// Returns when the connection has to go, for others: never while its request is with the group.
     pub(crate) async fn closing(&self) {
-        self.closing.notified().await;
+        loop {
+            self.closing.notified().await;
+            if self.phase() != Phase::Busy {
+                return;
+            }
+        }
     }
 }
 
@@ -222,5 +237,19 @@ mod tests {
         assert!(!is_told(&open[0]).await);
         drop(open);
         assert_eq!(places.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_came_before_the_word_to_close_is_answered_first() {
+        let places = Arc::new(Places::default());
+        let place = places.open();
+        assert!(places.close_one());
+        place.enter(Phase::Busy);
+        assert!(!is_told(&place).await, "its request is with the group");
+        place.enter(Phase::Writing);
+        assert!(!is_told(&place).await, "its reply is on the way");
+        assert!(!places.close_one(), "none is told twice");
+        place.enter(Phase::Idle);
+        assert!(is_told(&place).await);
     }
 }
