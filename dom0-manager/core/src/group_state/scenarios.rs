@@ -399,3 +399,34 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
     }
     assert_eq!(of_seat_1(&stream), 2);
 }
+
+/// Seed 40089: two replicas were lost beside a write that does not end, one of which fell on it; those that took their places held
+/// back until the others had voted, and f+1 never failed on it.
+#[test]
+fn who_holds_back_tries_a_request_that_all_others_failed_on() {
+    let mut stream = Stream::begun(2);
+    let endless = stream.write();
+    stream.say(
+        0,
+        OrderedMessage::Lost {
+            replica: replica(0, 1),
+            reason: LossReason::VmStopped("killed".into()),
+        },
+    );
+    stream.lost(1, 1);
+    let state = |stream: &Stream| {
+        let entry = stream.group.entry(endless).expect("it is kept");
+        (entry.is_aborted(), entry.awaited().count())
+    };
+    assert_eq!(state(&stream), (false, 1), "the others hold back");
+    let overdue = |seat, generation| OrderedMessage::Abort {
+        position: endless,
+        overdue: vec![replica(seat, generation)],
+    };
+    stream.say(2, overdue(2, 1));
+    assert_eq!(state(&stream), (false, 2), "one of them tries it");
+    let entry = stream.group.entry(endless).expect("it is kept");
+    let trying = entry.awaited().last().expect("somebody tries it");
+    stream.say(trying.seat.0, overdue(trying.seat.0, trying.generation));
+    assert!(state(&stream).0, "one fell, two are overdue");
+}
