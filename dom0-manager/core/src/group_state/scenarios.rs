@@ -430,3 +430,28 @@ fn who_holds_back_tries_a_request_that_all_others_failed_on() {
     stream.say(trying.seat.0, overdue(trying.seat.0, trying.generation));
     assert!(state(&stream).0, "one fell, two are overdue");
 }
+
+/// Seed 60101: a helper that retired executed all up to the hand-over, and the group knew of none that its vote was not awaited
+/// on. It voted on top of an aborted write that it had executed.
+#[test]
+fn a_helper_that_retires_is_to_vote_on_all_up_to_the_hand_over() {
+    let mut stream = Stream::begun(2);
+    stream.say(0, OrderedMessage::Recover { seat: SeatId(0) });
+    let helped = stream.write();
+    stream.help(helped, 1, &[(0, 2)]);
+    assert_eq!(stream.role(0, 2), Some(Role::Activating));
+    let later = stream.write();
+    for generation in 3..=4 {
+        stream.built(0, generation);
+    }
+    for generation in 3..=4 {
+        stream.reports_root(0, generation, helped);
+    }
+    for seat in 0..=2 {
+        stream.votes(seat, 1, helped, "agreed");
+        stream.reports_root(seat, 1, helped);
+    }
+    assert!(matches!(stream.role(0, 2), Some(Role::Retiring(_))));
+    let entry = stream.group.entry(later).expect("it is kept");
+    assert!(entry.is_awaited(replica(0, 2)));
+}

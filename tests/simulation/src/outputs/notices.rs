@@ -177,12 +177,17 @@ impl World {
         let verdict = a_client_costs_no_place::lost(replica, reason, condition);
         self.hold(verdict);
         if condition.dead || condition.wrote {
+            let aborted = match reason {
+                LossReason::Poisoned(position) => Some(*position),
+                _ => None,
+            };
             if condition.dead {
                 // Of those that survived it nobody is kept from it.
                 self.fewer_before = self.now;
-            } else if self.now > self.fewer_since + SECOND {
+            } else if aborted != self.fewer_of {
                 self.fewer_before = self.fewer_before.max(self.fewer_since);
             }
+            self.fewer_of = aborted;
             self.fewer_since = self.now;
         }
     }
