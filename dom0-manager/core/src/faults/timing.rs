@@ -98,7 +98,9 @@ impl Timing<'_> {
         let may_take = self.config.vote_timeout.1.after(self.config.wait_max);
         let since = self.replicas.executes_since(replica);
         let since = since.map_or(first_vote.at, |s| s.max(first_vote.at));
-        since.after(may_take) <= self.clock.now() && !self.is_in_time_before(replica, position)
+        since.after(may_take) <= self.clock.now()
+            && !self.replicas.has_answered(replica, position)
+            && !self.is_in_time_before(replica, position)
     }
 
     /// Whether what a local replica does before it comes to `position` is a request that has had no more time than it may.

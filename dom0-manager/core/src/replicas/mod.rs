@@ -199,6 +199,12 @@ impl Replicas {
         local.executing.get(position)?.begun_at()
     }
 
+    /// Whether a local replica has done this request, so that its vote is under way.
+    pub(crate) fn has_answered(&self, replica: ReplicaId, position: Position) -> bool {
+        let local = self.local.get(&replica);
+        local.is_some_and(|l| l.sent >= position && l.executing.get(position).is_none())
+    }
+
     /// The vote of a replica on this request is missed. False if that was known.
     pub(crate) fn miss(&mut self, replica: ReplicaId, position: Position, now: Micros) -> bool {
         let local = self.local.get_mut(&replica);
