@@ -368,7 +368,12 @@ impl Core {
     /// A replica executes from here on.
     fn begins(&mut self, replica: ReplicaId) {
         let now = self.clock.now();
-        self.replicas.begins(replica, now, &mut self.out);
+        let open = self
+            .replicas
+            .begins(replica, now, &self.group, &mut self.out);
+        for (position, class) in open {
+            self.clock.await_votes(&self.config, class, position);
+        }
     }
 
     /// An operator's word about a seat was delivered.

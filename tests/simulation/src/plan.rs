@@ -140,7 +140,8 @@ impl Plan {
             leases: hosts == 2 && random.permille(300) && !fences,
             fences,
             parts_at_returns: fences && hosts > 2 && Random::new(seed ^ 0x12E7).permille(600),
-            upgrades: Random::new(seed ^ 0x0B1D).permille(200),
+            // That a request takes longer than it may is told since version 9.
+            upgrades: Random::new(seed ^ 0x0B1D).permille(200) && !(strain.slow || strain.crowd),
             drains: spare && Random::new(seed ^ 0xD4A1).permille(400),
             disk_loss: hosts > 2 && durable && random.permille(300) && !adds,
             adds,

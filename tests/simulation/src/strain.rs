@@ -49,7 +49,7 @@ impl Strain {
         sizes: true,
         slow: false,
         crowd: false,
-        differs: false,
+        differs: true,
         stalls: true,
         calm: true,
     };

@@ -12,7 +12,7 @@ use crate::strain::Allowance;
 use crate::trace::Trace;
 use spare_core::{Input, Output};
 use spare_protocol::messages::PeerMessage;
-use spare_protocol::{ReplicaId, SeatId};
+use spare_protocol::{Position, ReplicaId, SeatId};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
@@ -158,6 +158,8 @@ pub(crate) struct World {
     pub(crate) fewer_since: u64,
     /// When one was by the request before that.
     pub(crate) fewer_before: u64,
+    /// The aborted write that cost replicas last.
+    pub(crate) fewer_of: Option<Position>,
     pub(crate) answered_last: u64,
     /// Who became a member while the others were cut off ([`World::part_at_a_return`]).
     pub(crate) newest_member: Option<usize>,
@@ -205,6 +207,7 @@ impl World {
             trouble_until: u64::MAX,
             fewer_since: 0,
             fewer_before: 0,
+            fewer_of: None,
             answered_last: 0,
             newest_member: None,
             scrub_asked: false,

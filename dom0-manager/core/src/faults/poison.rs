@@ -29,6 +29,8 @@ impl GroupState {
             let reason = reason(entry);
             self.abort(position, reason);
             self.tally_released();
+        } else {
+            self.order.try_held(position);
         }
     }
 

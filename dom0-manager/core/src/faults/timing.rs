@@ -12,7 +12,7 @@ use crate::clock::{Clock, Wait};
 use crate::config::Config;
 use crate::group_state::GroupState;
 use crate::io::{ConvictionBasis, Micros, Notice};
-use crate::log::{FirstVote, Log};
+use crate::log::{FirstVote, Log, Slot};
 use crate::outputs::Outputs;
 use crate::replicas::{Replicas, RosterEntry};
 use crate::voting::{announce_soon, Outbox};
@@ -64,12 +64,14 @@ impl Timing<'_> {
             return;
         };
         let (class, delivered_at) = (slot.class(), slot.delivered_at());
+        // What one that was given it only later took so far tells nothing of the others.
         let executing = self.replicas.executing(position, entry.awaited());
-        let begun: SmallVec<[Option<Micros>; 2]> = executing.map(|(_, g)| g.begun_at()).collect();
-        let begun_at = begun.iter().copied().flatten().min();
+        let at_once = executing.filter(|(_, g)| g.given_at() <= delivered_at);
+        let begun_at = at_once.filter_map(|(_, g)| g.begun_at()).min();
         let took = now.since(begun_at.unwrap_or(delivered_at));
-        self.log
-            .note_first_vote(position, FirstVote { at: now, took });
+        let first_vote = FirstVote { at: now, took };
+        self.log.note_first_vote(position, first_vote);
+        self.replicas.note_first_vote(position, first_vote);
         if begun_at.is_some() {
             self.clock.first_vote_took(class, took);
         }
@@ -79,13 +81,39 @@ impl Timing<'_> {
     }
 
     /// The vote of a local replica is missing although it had time: as long as is usual after the first vote, and as long
-    /// again as the first one took.
+    /// again as the first one took, or a little longer.
     fn is_overdue(&self, class: Class, first_vote: FirstVote, begun_at: Micros) -> bool {
         let usual = self.clock.vote_timeout(self.config, class);
         let since = first_vote.at.max(begun_at);
-        let forgotten = planted(Bug::FirstVotesTimeForgotten);
-        let took = if forgotten { usual } else { first_vote.took };
-        since.after(usual.max(took)) <= self.clock.now()
+        let may_take = match planted(Bug::FirstVotesTimeForgotten) {
+            true => usual,
+            false => usual.max(first_vote.may_take()),
+        };
+        since.after(may_take) <= self.clock.now()
+    }
+
+    /// One that comes so late to what others have answered holds everybody up, unless it was to execute only lately, or what it
+    /// does before is a request that took others as long.
+    fn is_behind(&self, replica: ReplicaId, position: Position, first_vote: FirstVote) -> bool {
+        let may_take = self.config.vote_timeout.1.after(self.config.wait_max);
+        let since = self.replicas.executes_since(replica);
+        let since = since.map_or(first_vote.at, |s| s.max(first_vote.at));
+        since.after(may_take) <= self.clock.now()
+            && !self.replicas.has_answered(replica, position)
+            && !self.is_in_time_before(replica, position)
+    }
+
+    /// Whether what a local replica does before it comes to `position` is a request that has had no more time than it may.
+    fn is_in_time_before(&self, replica: ReplicaId, position: Position) -> bool {
+        let Some((earlier, class, begun_at)) = self.replicas.at_work(replica) else {
+            return false;
+        };
+        let first_vote = self.log.slot(earlier).and_then(Slot::first_vote);
+        earlier < position
+            && match first_vote {
+                Some(first_vote) => !self.is_overdue(class, first_vote, begun_at),
+                None => begun_at.after(self.config.execution_timeout(class)) > self.clock.now(),
+            }
     }
 
     /// The timer for the missing votes on a request expired: the local replicas that are silent are suspected, and if it is
@@ -103,15 +131,13 @@ impl Timing<'_> {
         let executing: SmallVec<[(ReplicaId, Option<Micros>); 2]> = local
             .map(|r| (r, self.replicas.begun_at(r, position)))
             .collect();
-        // One that comes so late to what others have answered holds everybody up, whatever it does before.
-        let behind = self.config.vote_timeout.1.after(self.config.wait_max);
-        let is_behind = first_vote.at.after(behind) <= self.clock.now();
-        let overdue = |begun: Option<Micros>| match begun {
+        let overdue = |replica, begun: Option<Micros>| match begun {
             Some(begun) => self.is_overdue(class, first_vote, begun),
-            None => is_behind,
+            None => self.is_behind(replica, position, first_vote),
         };
-        let silent = executing.iter().filter(|(_, begun)| overdue(*begun));
-        let silent: SmallVec<[ReplicaId; 2]> = silent.map(|(r, _)| *r).collect();
+        let silent = executing.iter().filter(|(r, begun)| overdue(*r, *begun));
+        let silent: SmallVec<[(ReplicaId, bool); 2]> =
+            silent.map(|(r, begun)| (*r, begun.is_none())).collect();
         let undecided = entry.decision().is_none();
         let (in_turn, asked) = (self.group.may_decide(position), entry.help().is_some());
         // A request that is not to be decided yet may need help when it is.
@@ -122,10 +148,10 @@ impl Timing<'_> {
             self.replicas
                 .miss_stuck(*replica, self.clock.now(), self.config);
         }
-        for replica in &silent {
-            let news = self.replicas.miss(*replica, position, self.clock.now());
+        for (replica, is_behind) in silent.iter().copied() {
+            let news = self.replicas.miss(replica, position, self.clock.now());
             if news || is_behind {
-                self.tell_suspicion(position, *replica);
+                self.tell_suspicion(position, replica);
             }
         }
         if silent.is_empty() || !in_turn || asked {

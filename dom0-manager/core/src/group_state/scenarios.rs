@@ -399,3 +399,59 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
     }
     assert_eq!(of_seat_1(&stream), 2);
 }
+
+/// Seed 40089: two replicas were lost beside a write that does not end, one of which fell on it; those that took their places held
+/// back until the others had voted, and f+1 never failed on it.
+#[test]
+fn who_holds_back_tries_a_request_that_all_others_failed_on() {
+    let mut stream = Stream::begun(2);
+    let endless = stream.write();
+    stream.say(
+        0,
+        OrderedMessage::Lost {
+            replica: replica(0, 1),
+            reason: LossReason::VmStopped("killed".into()),
+        },
+    );
+    stream.lost(1, 1);
+    let state = |stream: &Stream| {
+        let entry = stream.group.entry(endless).expect("it is kept");
+        (entry.is_aborted(), entry.awaited().count())
+    };
+    assert_eq!(state(&stream), (false, 1), "the others hold back");
+    let overdue = |seat, generation| OrderedMessage::Abort {
+        position: endless,
+        overdue: vec![replica(seat, generation)],
+    };
+    stream.say(2, overdue(2, 1));
+    assert_eq!(state(&stream), (false, 2), "one of them tries it");
+    let entry = stream.group.entry(endless).expect("it is kept");
+    let trying = entry.awaited().last().expect("somebody tries it");
+    stream.say(trying.seat.0, overdue(trying.seat.0, trying.generation));
+    assert!(state(&stream).0, "one fell, two are overdue");
+}
+
+/// Seed 60101: a helper that retired executed all up to the hand-over, and the group knew of none that its vote was not awaited
+/// on. It voted on top of an aborted write that it had executed.
+#[test]
+fn a_helper_that_retires_is_to_vote_on_all_up_to_the_hand_over() {
+    let mut stream = Stream::begun(2);
+    stream.say(0, OrderedMessage::Recover { seat: SeatId(0) });
+    let helped = stream.write();
+    stream.help(helped, 1, &[(0, 2)]);
+    assert_eq!(stream.role(0, 2), Some(Role::Activating));
+    let later = stream.write();
+    for generation in 3..=4 {
+        stream.built(0, generation);
+    }
+    for generation in 3..=4 {
+        stream.reports_root(0, generation, helped);
+    }
+    for seat in 0..=2 {
+        stream.votes(seat, 1, helped, "agreed");
+        stream.reports_root(seat, 1, helped);
+    }
+    assert!(matches!(stream.role(0, 2), Some(Role::Retiring(_))));
+    let entry = stream.group.entry(later).expect("it is kept");
+    assert!(entry.is_awaited(replica(0, 2)));
+}

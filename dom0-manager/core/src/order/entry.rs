@@ -202,9 +202,14 @@ impl Entry {
         self.ballot.hold(replica);
     }
 
-    /// If nobody executes it, one of those that hold back does.
+    /// Whether somebody executes it who has not failed on it.
+    pub(crate) fn is_tried(&self) -> bool {
+        self.ballot.is_tried()
+    }
+
+    /// If nobody executes it who has not failed on it, one of those that hold back does.
     pub(crate) fn try_one(&mut self) {
-        if self.decision.is_none() && !self.has_votes() && self.is_complete() {
+        if self.decision.is_none() && !self.has_votes() && !self.is_tried() {
             self.ballot.try_one();
         }
     }

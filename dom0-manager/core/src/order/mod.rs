@@ -342,8 +342,7 @@ impl Order {
             }
             let doubtful = caution == Caution::Always || entry.fallen() > 0;
             // Somebody must try it.
-            let tried = entry.awaited().next().is_some();
-            if doubtful && tried && !entry.has_votes() {
+            if doubtful && entry.is_tried() && !entry.has_votes() {
                 entry.hold(replica);
                 self.held.insert(position);
             } else {
@@ -361,6 +360,14 @@ impl Order {
             if self.held.contains(&position) {
                 entry.try_one();
             }
+        }
+    }
+
+    /// If everybody who executes this request has failed on it, the first of those that hold back does.
+    pub(crate) fn try_held(&mut self, position: Position) {
+        let held = self.held.contains(&position);
+        if let Some(entry) = self.entries.get_mut(position).filter(|_| held) {
+            entry.try_one();
         }
     }
 

@@ -9,6 +9,7 @@ use super::{LocalReplicas, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::Output;
+use crate::log::Slot;
 use crate::replicas::Role;
 use smallvec::SmallVec;
 use spare_protocol::channel::{Execute, RootRequest};
@@ -197,6 +198,10 @@ impl LocalReplicas<'_> {
         let begins = local.applying.is_empty();
         let now = self.clock.now();
         local.executing.give((position, class, bytes), now, begins);
+        let first_vote = self.log.slot(position).and_then(Slot::first_vote);
+        if let Some(first_vote) = first_vote {
+            local.executing.note_first_vote(position, first_vote);
+        }
         self.clock.limit_execution(self.config, class, position);
         if entry.has_votes() {
             self.clock.await_votes(self.config, class, position);
@@ -229,16 +234,23 @@ impl LocalReplicas<'_> {
         let applies = batch.is_some_and(|(upto, _)| first.is_none_or(|p| p > *upto));
         if local.is_changing() || applies || stops {
             self.clock.ensure(timer, config.apply_timeout);
-        } else if let Some(class) = local
+        } else if let Some(given) = local
             .executing
-            .first_class()
-            .filter(|_| answering || batch.is_some())
+            .first_given()
+            .filter(|g| (answering || batch.is_some()) && !self.is_undecided(replica, g.position()))
         {
-            let limit = config.execution_timeout(class).after(config.apply_timeout);
+            let limit = given.may_take(config.execution_timeout(given.class()));
+            let limit = limit.after(config.apply_timeout);
             self.clock.ensure(timer, limit);
         } else {
             self.clock.cancel(Timer::Work(replica));
         }
+    }
+
+    /// Whether the group still waits for the vote of a replica on this request, and so judges how long that takes.
+    fn is_undecided(&self, replica: ReplicaId, position: Position) -> bool {
+        let entry = self.group.entry(position);
+        entry.is_some_and(|e| e.decision().is_none() && e.is_awaited(replica))
     }
 
     /// A request is aborted: local replicas that execute it are told to stop.

@@ -5,6 +5,7 @@
 //! (`docs/protocol.md#timing`).
 
 use crate::bugs::{planted, Bug};
+use crate::log::FirstVote;
 use crate::Micros;
 use spare_protocol::{Class, Position};
 use std::collections::VecDeque;
@@ -18,6 +19,8 @@ pub(crate) struct Given {
     given_at: Micros,
     /// The latest time at which it was begun, if it surely was.
     begun_at: Option<Micros>,
+    /// What others may take that are as fast as who voted on it first.
+    others_take: Micros,
     /// It was told that its vote is missed.
     missed: bool,
     /// It is aborted, and the replica was told to stop.
@@ -40,8 +43,8 @@ impl Executing {
         self.requests.front().map(|g| g.position)
     }
 
-    pub(crate) fn first_class(&self) -> Option<Class> {
-        self.requests.front().map(|g| g.class)
+    pub(crate) fn first_given(&self) -> Option<&Given> {
+        self.requests.front()
     }
 
     /// Whether another request of so many bytes may be given beside these. Those that are missed do not count: a
@@ -73,6 +76,7 @@ impl Executing {
             class,
             given_at: now,
             begun_at: (begins || planted(Bug::TimeCountsFromTheQueue)).then_some(now),
+            others_take: Micros(0),
             missed: false,
             cancelled: false,
         });
@@ -86,16 +90,26 @@ impl Executing {
         }
     }
 
-    /// The replica answered a request: those before it, and the first of all, have begun. None if it was not given it.
+    /// The replica answered a request: those before it, and the first of all, have begun. (What it was told to stop it answers
+    /// without its turn.) None if it was not given it.
     pub(crate) fn answered(&mut self, position: Position, now: Micros) -> Option<Given> {
         let at = self.find(position)?;
         let given = self.requests.remove(at)?;
         self.bytes -= given.bytes;
-        for earlier in self.requests.iter_mut().take(at) {
+        let begun = if given.cancelled { 0 } else { at };
+        for earlier in self.requests.iter_mut().take(begun) {
             earlier.begun_at.get_or_insert(now);
         }
         self.begin_first(now);
         Some(given)
+    }
+
+    /// Somebody voted on it, the first of all.
+    pub(crate) fn note_first_vote(&mut self, position: Position, first_vote: FirstVote) {
+        let at = self.find(position);
+        if let Some(given) = at.and_then(|at| self.requests.get_mut(at)) {
+            given.others_take = first_vote.may_take();
+        }
     }
 
     /// This request, if it is one of these.
@@ -123,18 +137,34 @@ impl Executing {
         news
     }
 
-    /// All that it was given and has not answered is missed: it begins anew, and is judged by what it is given from now on.
-    pub(crate) fn miss_all(&mut self, now: Micros) {
-        while let Some(position) = self.requests.iter().find(|g| !g.missed).map(|g| g.position) {
+    /// What it was given and has not answered is missed unless its vote on that is awaited: it is judged by that, and by what
+    /// it is given from now on. Those on which it is.
+    pub(crate) fn miss_all_but(
+        &mut self,
+        awaited: impl Fn(Position) -> bool,
+        now: Micros,
+    ) -> Vec<(Position, Class)> {
+        let open = self.requests.iter().map(|g| (g.position, g.class));
+        let (kept, others): (Vec<_>, Vec<_>) = open.partition(|(p, _)| awaited(*p));
+        for (position, _) in others {
             self.miss(position, now);
         }
+        kept
+    }
+
+    /// What it does now, as far as that is not missed: since when at the latest.
+    pub(crate) fn at_work(&self) -> Option<(Position, Class, Micros)> {
+        let waiting = self.requests.iter().find(|g| !g.missed)?;
+        Some((waiting.position, waiting.class, waiting.begun_at?))
     }
 
     /// What it was given first and has not answered for longer than that may take is missed, whether its vote is awaited or
     /// not: else what it was given later would never be judged.
-    pub(crate) fn miss_stuck(&mut self, now: Micros, limit: impl Fn(Class) -> Micros) {
+    pub(crate) fn miss_stuck(&mut self, now: Micros, execution_timeout: impl Fn(Class) -> Micros) {
         let waiting = self.requests.iter().find(|g| !g.missed);
-        let stuck = waiting.filter(|g| g.given_at.after(limit(g.class)) <= now);
+        let since = |g: &Given| g.begun_at.unwrap_or(g.given_at);
+        let may_take = |g: &Given| g.may_take(execution_timeout(g.class));
+        let stuck = waiting.filter(|g| since(g).after(may_take(g)) <= now);
         if let Some(position) = stuck.map(|g| g.position) {
             self.miss(position, now);
         }
@@ -164,6 +194,19 @@ impl Executing {
 }
 
 impl Given {
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
+    pub(crate) fn class(&self) -> Class {
+        self.class
+    }
+
+    /// How long it may take: as long as requests of its class may, or longer if others took longer for it.
+    pub(crate) fn may_take(&self, execution_timeout: Micros) -> Micros {
+        execution_timeout.max(self.others_take)
+    }
+
     /// Since when it is executed at the latest; none if it may not have been begun.
     pub(crate) fn begun_at(&self) -> Option<Micros> {
         self.begun_at
@@ -225,6 +268,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stopped_is_answered_without_its_turn() {
+        let mut executing = given(&[1, 2, 3]);
+        executing.cancel(Position(3));
+        executing.answered(Position(3), Micros(20));
+        assert_eq!(begun_at(&executing, 2), None);
+    }
+
+    #[test]
     fn one_that_hangs_misses_one_request_after_the_other() {
         let mut executing = given(&[1, 2, 3]);
         assert!(
@@ -236,11 +287,19 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_holds_up_the_judgement_for_so_long_and_no_longer() {
+        let limit = Micros(100);
         let mut executing = given(&[1, 2]);
-        executing.miss_stuck(Micros(10), |_| Micros(100));
+        executing.miss_stuck(limit, |_| limit);
         assert_eq!(begun_at(&executing, 2), None);
-        executing.miss_stuck(Micros(101), |_| Micros(100));
-        assert_eq!(begun_at(&executing, 2), Some(Micros(101)));
+        let others = FirstVote {
+            at: limit,
+            took: limit.times(2),
+        };
+        executing.note_first_vote(Position(1), others);
+        executing.miss_stuck(limit.times(2), |_| limit);
+        assert_eq!(begun_at(&executing, 2), None, "others took as long");
+        executing.miss_stuck(limit.times(3), |_| limit);
+        assert_eq!(begun_at(&executing, 2), Some(limit.times(3)));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
 use crate::config::{Config, Resume, SurvivingReplica};
 use crate::group_state::GroupState;
-use crate::log::Log;
+use crate::log::{FirstVote, Log};
 use crate::membership::Membership;
 use crate::outputs::Outputs;
 use crate::voting::Outbox;
@@ -41,7 +41,7 @@ use crate::Micros;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::messages::OrderedMessage;
-use spare_protocol::{Position, ReplicaId};
+use spare_protocol::{Class, Position, ReplicaId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The replicas of this seat.
@@ -133,10 +133,17 @@ impl Replicas {
         }
     }
 
-    /// A replica executes from here on.
-    pub(crate) fn begins(&mut self, replica: ReplicaId, now: Micros, out: &mut Outputs) {
+    /// A replica executes from here on. What it was given before and has not answered is missed if its vote on that is not
+    /// awaited, and judged like everything else if it is: those requests.
+    pub(crate) fn begins(
+        &mut self,
+        replica: ReplicaId,
+        now: Micros,
+        group: &GroupState,
+        out: &mut Outputs,
+    ) -> Vec<(Position, Class)> {
         let Some(local) = self.local.get_mut(&replica) else {
-            return;
+            return Vec::new();
         };
         if planted(Bug::ExecutedAgainAfterPromotion) && !local.clean {
             local.sent = local.sent.previous();
@@ -145,7 +152,9 @@ impl Replicas {
             out.put_in_service(replica, false);
         }
         local.sleep_told = false;
-        local.executing.miss_all(now);
+        local.executes_since = now;
+        let awaited = |p| group.entry(p).is_some_and(|e| e.is_awaited(replica));
+        local.executing.miss_all_but(awaited, now)
     }
 
     /// Those of `replicas` that are local and were given this request, each with what is known of that.
@@ -190,6 +199,12 @@ impl Replicas {
         local.executing.get(position)?.begun_at()
     }
 
+    /// Whether a local replica has done this request, so that its vote is under way.
+    pub(crate) fn has_answered(&self, replica: ReplicaId, position: Position) -> bool {
+        let local = self.local.get(&replica);
+        local.is_some_and(|l| l.sent >= position && l.executing.get(position).is_none())
+    }
+
     /// The vote of a replica on this request is missed. False if that was known.
     pub(crate) fn miss(&mut self, replica: ReplicaId, position: Position, now: Micros) -> bool {
         let local = self.local.get_mut(&replica);
@@ -199,9 +214,27 @@ impl Replicas {
     /// As [`Executing::miss_stuck`].
     pub(crate) fn miss_stuck(&mut self, replica: ReplicaId, now: Micros, config: &Config) {
         if let Some(local) = self.local.get_mut(&replica) {
-            let limit = |class| config.execution_timeout(class);
-            local.executing.miss_stuck(now, limit);
+            local
+                .executing
+                .miss_stuck(now, |class| config.execution_timeout(class));
         }
+    }
+
+    /// Somebody voted on a request, the first of all: those that execute it may take about as long.
+    pub(crate) fn note_first_vote(&mut self, position: Position, first_vote: FirstVote) {
+        for local in self.local.values_mut() {
+            local.executing.note_first_vote(position, first_vote);
+        }
+    }
+
+    /// When a local replica was to execute requests from there on, the last time.
+    pub(crate) fn executes_since(&self, replica: ReplicaId) -> Option<Micros> {
+        self.local.get(&replica).map(|l| l.executes_since)
+    }
+
+    /// The first request that a local replica has begun and not answered, and since when; none while it applies updates.
+    pub(crate) fn at_work(&self, replica: ReplicaId) -> Option<(Position, Class, Micros)> {
+        self.local.get(&replica)?.executing.at_work()
     }
 
     /// Whether a replica has something to do once it has answered a request: it is behind with what is ordered, and given the
@@ -291,6 +324,8 @@ struct Local {
     applying: VecDeque<(Position, usize)>,
     /// Since when it can work on the first of these.
     applying_since: Micros,
+    /// When it was to execute requests from there on, the last time.
+    executes_since: Micros,
     /// It was announced with `Built`, in this epoch's view.
     announced: bool,
     /// Its loss or conviction: multicast and on its way.
@@ -309,6 +344,7 @@ impl Local {
             executing: Executing::default(),
             applying: VecDeque::new(),
             applying_since: Micros(0),
+            executes_since: Micros(0),
             announced: false,
             leaving: None,
             sleep_told: false,

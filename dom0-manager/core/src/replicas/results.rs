@@ -125,7 +125,7 @@ impl LocalReplicas<'_> {
         };
         let usual = self.clock.slow_after(self.config, class);
         // What took the first one long may take others as long again.
-        let slow = usual.max(first.took);
+        let slow = usual.max(first.may_take());
         let is_active = self.group.role(replica) == Some(Role::Active);
         if is_active && now.since(first.at.max(begun_at)) > slow {
             self.out.notice(Notice::Silent { position, replica });

@@ -195,6 +195,12 @@ impl Ballot {
         matches!(self.state(replica), State::Held)
     }
 
+    /// Whether a vote is awaited that is not overdue.
+    pub(crate) fn is_tried(&self) -> bool {
+        let tries = |p: &Part| matches!(p.state, State::Awaited) && !p.silent;
+        self.parts.iter().any(tries)
+    }
+
     /// It voted, or is to.
     pub(crate) fn takes_part(&self, replica: ReplicaId) -> bool {
         !matches!(self.state(replica), State::Excused)

@@ -81,7 +81,13 @@ impl World {
                     ConvictionBasis::Root { .. } => "convicted: root",
                     ConvictionBasis::Channel(_) => "convicted: channel",
                 });
-                let faulty = faulty || self.took_a_side(*position, basis, &evidence.request);
+                let sided = self.took_a_side(*position, basis, &evidence.request);
+                if sided && !faulty {
+                    // A request cost a replica that could not be told from a liar: until it is built anew another one may
+                    // cost more than are left.
+                    self.fewer_before = self.now;
+                }
+                let faulty = faulty || sided;
                 let verdict =
                     correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
@@ -171,12 +177,17 @@ impl World {
         let verdict = a_client_costs_no_place::lost(replica, reason, condition);
         self.hold(verdict);
         if condition.dead || condition.wrote {
+            let aborted = match reason {
+                LossReason::Poisoned(position) => Some(*position),
+                _ => None,
+            };
             if condition.dead {
                 // Of those that survived it nobody is kept from it.
                 self.fewer_before = self.now;
-            } else if self.now > self.fewer_since + SECOND {
-                self.fewer_before = self.fewer_since;
+            } else if aborted != self.fewer_of {
+                self.fewer_before = self.fewer_before.max(self.fewer_since);
             }
+            self.fewer_of = aborted;
             self.fewer_since = self.now;
         }
     }
