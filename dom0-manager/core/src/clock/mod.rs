@@ -87,13 +87,14 @@ impl Clock {
         let at = self.now.monotonic.after(config.execution_timeout(class));
         self.watch.push(Wait::Execution, class, at, position);
         if class.is_exclusive() {
-            self.limit_turn(config, position);
+            self.limit_turn(config, position, self.now.monotonic);
         }
     }
 
-    /// A local replica was given a write, which waits so long, and no longer, until the reads before it have ended.
-    pub(crate) fn limit_turn(&mut self, config: &Config, position: Position) {
-        let at = self.now.monotonic.after(config.read_patience);
+    /// A write of a local replica has waited since then for the next of the reads before it to end, and waits so long, and no
+    /// longer.
+    pub(crate) fn limit_turn(&mut self, config: &Config, position: Position, since: Micros) {
+        let at = since.after(config.read_patience);
         self.watch.push(Wait::Turn, Class::Write, at, position);
     }
 

@@ -204,14 +204,15 @@ impl Timing<'_> {
         }
     }
 
-    /// A write waits for reads to end before it longer than a write has to: they take longer than they may. One that somebody
-    /// has answered does not; whose vote on that is missing is another matter.
+    /// A write waits before reads of which none has ended for longer than a write has to: they take longer than they may. One
+    /// that somebody has answered does not; whose vote on that is missing is another matter.
     fn turn_overdue(&mut self, write: Position) {
         let now = self.clock.now();
-        let given_by = Micros(now.0.saturating_sub(self.config.read_patience.0));
-        let (reads, later) = self.replicas.reads_before(write, given_by);
-        if !reads.is_empty() || later {
-            self.clock.limit_turn(self.config, write);
+        let waited_by = Micros(now.0.saturating_sub(self.config.read_patience.0));
+        let (reads, later) = self.replicas.reads_before(write, waited_by);
+        if !reads.is_empty() || later.is_some() {
+            self.clock
+                .limit_turn(self.config, write, later.unwrap_or(now));
         }
         for (position, overdue) in reads {
             let entry = self.group.entry(position);

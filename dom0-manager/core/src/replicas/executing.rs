@@ -32,6 +32,8 @@ pub(crate) struct Given {
 pub(crate) struct Executing {
     requests: VecDeque<Given>,
     bytes: usize,
+    /// When a read was ended the last time.
+    read_at: Micros,
 }
 
 impl Executing {
@@ -96,6 +98,9 @@ impl Executing {
         let at = self.find(position)?;
         let given = self.requests.remove(at)?;
         self.bytes -= given.bytes;
+        if given.class == Class::Read && !given.cancelled {
+            self.read_at = now;
+        }
         let begun = if given.cancelled { 0 } else { at };
         for earlier in self.requests.iter_mut().take(begun) {
             earlier.begun_at.get_or_insert(now);
@@ -115,6 +120,13 @@ impl Executing {
     /// This request, if it is one of these.
     pub(crate) fn get(&self, position: Position) -> Option<&Given> {
         self.requests.get(self.find(position)?)
+    }
+
+    /// Since when this write waits although no read before it has ended. Reads that end one after the other are a queue,
+    /// however long it is. None if the replica was not given it.
+    pub(crate) fn waits_in_vain_since(&self, write: Position) -> Option<Micros> {
+        self.get(write)
+            .map(|given| given.given_at.max(self.read_at))
     }
 
     /// The reads that must end before the replica can begin this write.
@@ -265,6 +277,20 @@ mod tests {
         executing.answered(Position(2), Micros(22));
         assert_eq!(begun_at(&executing, 4), Some(Micros(22)));
         assert!(executing.answered(Position(2), Micros(23)).is_none());
+    }
+
+    #[test]
+    fn a_write_waits_in_vain_only_since_the_last_read_before_it_ended() {
+        let mut executing = given(&[1, 2, 3]);
+        executing.give((Position(4), Class::Write, 1), Micros(5), false);
+        assert_eq!(executing.waits_in_vain_since(Position(4)), Some(Micros(5)));
+        executing.answered(Position(1), Micros(20));
+        assert_eq!(executing.waits_in_vain_since(Position(4)), Some(Micros(20)));
+        executing.cancel(Position(2));
+        executing.answered(Position(2), Micros(30));
+        let since = executing.waits_in_vain_since(Position(4));
+        assert_eq!(since, Some(Micros(20)), "what is stopped has not ended");
+        assert_eq!(executing.waits_in_vain_since(Position(5)), None);
     }
 
     #[test]

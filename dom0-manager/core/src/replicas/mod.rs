@@ -169,21 +169,21 @@ impl Replicas {
         })
     }
 
-    /// The reads that local replicas must end before they can begin this write, which they were given by `given_by`, each
-    /// with those replicas; and whether some were given it later.
+    /// The reads that local replicas must end before they can begin this write, for which they have waited in vain since
+    /// `waited_by`, each with those replicas; and since when others wait, the first of them.
     pub(crate) fn reads_before(
         &self,
         write: Position,
-        given_by: Micros,
-    ) -> (BTreeMap<Position, Vec<ReplicaId>>, bool) {
+        waited_by: Micros,
+    ) -> (BTreeMap<Position, Vec<ReplicaId>>, Option<Micros>) {
         let mut reads: BTreeMap<Position, Vec<ReplicaId>> = BTreeMap::new();
-        let mut later = false;
+        let mut later: Option<Micros> = None;
         for (replica, local) in &self.local {
-            let Some(given) = local.executing.get(write) else {
+            let Some(since) = local.executing.waits_in_vain_since(write) else {
                 continue;
             };
-            if given.given_at() > given_by {
-                later = true;
+            if since > waited_by {
+                later = Some(later.map_or(since, |l| l.min(since)));
                 continue;
             }
             for read in local.executing.reads_before(write) {
