@@ -591,7 +591,7 @@ impl World {
     }
 
     /// Without durability, a request is in memory only: as few crash as such a service promises to bear.
-    fn may_crash(&self, host: usize) -> bool {
+    pub(crate) fn may_crash(&self, host: usize) -> bool {
         if self.plan.config.durable {
             return true;
         }
@@ -634,6 +634,7 @@ impl World {
         h.sent.clear();
         h.in_service.clear();
         h.votes.clear();
+        h.silent.clear();
         h.lies = crate::invariants::lies_are_convicted::LiesAreConvicted::default();
         h.tick_at = u64::MAX;
         h.flush_scheduled = false;

@@ -72,6 +72,8 @@ pub(crate) struct Host {
     pub(crate) aborted: BTreeSet<Position>,
     /// The votes of replicas in service on what is not recorded yet.
     pub(crate) votes: BTreeMap<Position, Vec<Vote>>,
+    /// The replicas that did not vote in time on what they were executing.
+    pub(crate) silent: BTreeMap<Position, BTreeSet<ReplicaId>>,
     pub(crate) lies: LiesAreConvicted,
     /// Replicas that were built for a recovery.
     pub(crate) successors: BTreeSet<ReplicaId>,
@@ -117,6 +119,7 @@ impl Host {
             left_active: BTreeMap::new(),
             aborted: BTreeSet::new(),
             votes: BTreeMap::new(),
+            silent: BTreeMap::new(),
             lies: LiesAreConvicted::default(),
             successors: BTreeSet::new(),
             listed: Vec::new(),
@@ -144,6 +147,23 @@ impl Host {
     }
 
     /// Its manager took over the group's state, or begins anew: what was seen before does not count.
+    pub(crate) fn executes(&self, replica: ReplicaId) -> bool {
+        let replicas = self.core.as_ref().map(Core::replicas);
+        let executes = |s| matches!(s, ReplicaState::Active | ReplicaState::Activating);
+        replicas
+            .into_iter()
+            .flatten()
+            .any(|r| r.replica == replica && executes(r.state))
+    }
+
+    /// How many replicas did not vote in time on what they were executing there, and have not since.
+    pub(crate) fn silent_on(&self, position: Position) -> usize {
+        let votes = self.votes.get(&position).map_or(&[][..], Vec::as_slice);
+        let voted = |r: &ReplicaId| votes.iter().any(|v| v.replica == *r);
+        let silent = self.silent.get(&position).into_iter().flatten();
+        silent.filter(|r| !voted(r)).count()
+    }
+
     pub(crate) fn watch_anew(&mut self) {
         let Some(core) = &self.core else {
             return;
@@ -153,6 +173,7 @@ impl Host {
         self.in_service = known.map(|r| r.replica).collect();
         self.watches_from = core.ordered();
         self.votes.clear();
+        self.silent.clear();
         self.lies = LiesAreConvicted::default();
     }
 }

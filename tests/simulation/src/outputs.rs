@@ -640,6 +640,11 @@ impl World {
             // They wait for the state, or count for nothing: either way nothing can be said of them.
             return;
         }
+        for (replica, position) in &votes.suspected {
+            if h.executes(*replica) {
+                h.silent.entry(*position).or_default().insert(*replica);
+            }
+        }
         for vote in votes
             .votes
             .iter()

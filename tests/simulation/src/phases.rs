@@ -79,6 +79,7 @@ impl World {
                 }
             }
             Phase::Healing => {
+                self.finish_upgrades();
                 if since > HEALING {
                     self.enter(Phase::Ending);
                     self.scrub_asked = false;

@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     strain_is_fixed: bool,
     /// What a request takes at least where there are more clients than can be served, in microseconds.
     pub(crate) pace: u64,
+    /// So many more come than are served that most must be refused.
+    pub(crate) overrun: bool,
     /// How many reads a replica executes at once.
     pub(crate) readers: usize,
     pub(crate) random: Random,
@@ -148,6 +150,7 @@ impl Plan {
             strain,
             strain_is_fixed: fixed.strain.is_some(),
             pace: 0,
+            overrun: false,
             readers: 1,
             random,
         };
@@ -166,6 +169,14 @@ impl Plan {
             self.clients = random.index(250) + 40;
             self.config.in_flight_max = random.index(300) + 60;
             self.pace = random.skewed(MS, 15 * MS);
+            self.overrun = Random::new(self.seed ^ 0x0BE7).permille(120);
+        }
+        if self.overrun {
+            // All that come would wait for a minute.
+            self.clients = 280;
+            self.config.in_flight_max = 300;
+            self.config.wait_max = Micros::from_ms(500);
+            self.pace = 80 * MS;
         }
         if strain.slow && random.permille(500) {
             // As long as real ones: reads take more than one of them.

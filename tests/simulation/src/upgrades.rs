@@ -57,10 +57,10 @@ impl World {
         decoded.unwrap_or(envelope)
     }
 
-    /// All hosts have the new build in the end.
+    /// All hosts have the new build in the end; without durability one after the other, since a request is in memory only.
     pub(crate) fn finish_upgrades(&mut self) {
         for host in 0..self.hosts.len() {
-            if self.is_of_before(host) {
+            if self.is_of_before(host) && self.may_crash(host) {
                 self.hosts[host].speaks = AFTER;
                 self.crash_now(host, false);
                 self.schedule(self.now + SECOND, Event::Start { host });

@@ -243,8 +243,11 @@ impl World {
             world.schedule(SECOND + host as u64 * MS, Event::Start { host });
         }
         world.schedule(3 * SECOND, Event::Look);
+        // How fast replicas are is known to nobody before the first requests are decided.
+        let apart = if world.plan.overrun { 20 * MS } else { 0 };
         for client in 0..world.clients.len() {
-            world.schedule(2 * SECOND, Event::Client(client));
+            let at = 2 * SECOND + client as u64 * apart;
+            world.schedule(at, Event::Client(client));
         }
         if world.plan.strain.crowd {
             world.schedule(8 * SECOND, Event::Rush);

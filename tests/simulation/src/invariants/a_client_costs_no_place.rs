@@ -52,6 +52,13 @@ pub(crate) fn suspected(replica: ReplicaId, missed: usize, quiet: bool) -> Verdi
     })
 }
 
+/// Another replica is to execute a write on which so many have failed: those that never touched it stay as they are.
+pub(crate) fn tried(position: Position, failed: usize, quorum: usize) -> Verdict {
+    hold(RULE, failed < quorum, || {
+        format!("the write {position} is tried on another replica, and {failed} failed on it")
+    })
+}
+
 /// Nobody is or was faulty, and no service ended lately: so many replicas are usable.
 pub(crate) fn usable(host: usize, usable: usize, quorum: usize, ordered: Position) -> Verdict {
     hold(RULE, usable >= quorum, || {

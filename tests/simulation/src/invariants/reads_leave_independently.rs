@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const RULE: &str = "a read leaves independently of other reads";
 /// The reply may have to be fetched, and the members to tell how far they got.
-const BOUND: u64 = 3 * SECOND;
+const BOUND: u64 = 3 * SECOND / 2;
 
 #[derive(Debug, Default)]
 pub(crate) struct ReadsLeaveIndependently {

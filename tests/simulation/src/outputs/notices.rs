@@ -56,6 +56,14 @@ impl World {
                     self.begins_to_serve(host);
                 }
             }
+            Notice::Woken { position, .. } => {
+                let failed = self.hosts[host].silent_on(*position);
+                if self.checks.independent.is_write(*position) {
+                    let quorum = self.plan.config.quorum();
+                    let verdict = a_client_costs_no_place::tried(*position, failed, quorum);
+                    self.hold(verdict);
+                }
+            }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
             Notice::Aborted {
                 position, reason, ..
