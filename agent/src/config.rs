@@ -15,6 +15,10 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 const WOKEN_REALTIME_MS: u64 = 300;
 /// Longest time for which a guest may run before everything else.
 const WOKEN_REALTIME_MS_MAX: u64 = 1000;
+/// A third of a minute: a service that writes without a pause has its passives woken for less.
+const REALTIME_MS_PER_MINUTE: u64 = 20_000;
+/// Half of each minute is everybody else's.
+const REALTIME_MS_PER_MINUTE_MAX: u64 = 30_000;
 
 /// What replicas run on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -49,7 +53,14 @@ impl HypervisorChoice {
     fn foreign_keys(self) -> &'static [&'static str] {
         match self {
             HypervisorChoice::Libvirt => &[],
-            HypervisorChoice::Process => &["uri", "accelerator", "woken_realtime_ms"],
+            HypervisorChoice::Process => &[
+                "uri",
+                "accelerator",
+                "woken_realtime_ms",
+                "realtime_ms_per_minute",
+                "disk_mib_max",
+                "disk_mib_per_s",
+            ],
         }
     }
 }
@@ -144,6 +155,13 @@ pub struct Config {
     /// Memory of a guest at most.
     #[serde(default = "default_memory_mib_max")]
     pub memory_mib_max: u32,
+    /// Replicas of the service on this host at most, those that are being made or have stopped included.
+    #[serde(default = "default_replicas_max")]
+    pub replicas_max: usize,
+    /// A guest's disk at most: an image with a larger one is refused.
+    disk_mib_max: Option<u64>,
+    /// What a guest reads from its disk and writes to it in a second at most.
+    disk_mib_per_s: Option<u64>,
     /// Replicas kept in quarantine at most.
     #[serde(default = "default_quarantine_replicas_max")]
     pub quarantine_replicas_max: usize,
@@ -152,7 +170,9 @@ pub struct Config {
     pub quarantine_bytes_max: u64,
     /// For how long a guest with a priority above the ordinary runs in real time when it is unpaused.
     woken_realtime_ms: Option<u64>,
-    /// Whether guests get the second port of test images.
+    /// For how much of any minute guests may run in real time.
+    realtime_ms_per_minute: Option<u64>,
+    /// Whether test images are used, and guests get their second port.
     #[serde(default)]
     pub door: bool,
     /// How long each operation may take.
@@ -163,6 +183,16 @@ pub struct Config {
 fn default_memory_mib_max() -> u32 {
     256
 }
+
+/// Four times what a service with one tolerated fault has on one host, which has all of its replicas.
+fn default_replicas_max() -> usize {
+    16
+}
+
+/// The images of `vm-images` have less than half of it.
+const DISK_MIB_MAX: u64 = 4096;
+/// More than a guest needs to load its state in time; less than a disk can do.
+const DISK_MIB_PER_S: u64 = 200;
 
 fn default_quarantine_replicas_max() -> usize {
     2
@@ -212,6 +242,25 @@ impl Config {
         Duration::from_millis(self.woken_realtime_ms.unwrap_or(WOKEN_REALTIME_MS))
     }
 
+    /// For how much of any minute guests may run in real time.
+    #[must_use]
+    pub fn realtime_per_minute(&self) -> Duration {
+        let given = self.realtime_ms_per_minute;
+        Duration::from_millis(given.unwrap_or(REALTIME_MS_PER_MINUTE))
+    }
+
+    /// A guest's disk at most, in MiB.
+    #[must_use]
+    pub fn disk_mib_max(&self) -> u64 {
+        self.disk_mib_max.unwrap_or(DISK_MIB_MAX)
+    }
+
+    /// What a guest reads from its disk and writes to it in a second at most, in MiB.
+    #[must_use]
+    pub fn disk_mib_per_s(&self) -> u64 {
+        self.disk_mib_per_s.unwrap_or(DISK_MIB_PER_S)
+    }
+
     /// What serde can't check.
     fn check(&self) -> Result<(), Problem> {
         Service::parse(&self.service).map_err(Problem::Service)?;
@@ -230,6 +279,12 @@ impl Config {
             ("uri", self.uri.is_some()),
             ("accelerator", self.accelerator.is_some()),
             ("woken_realtime_ms", self.woken_realtime_ms.is_some()),
+            (
+                "realtime_ms_per_minute",
+                self.realtime_ms_per_minute.is_some(),
+            ),
+            ("disk_mib_max", self.disk_mib_max.is_some()),
+            ("disk_mib_per_s", self.disk_mib_per_s.is_some()),
         ] {
             if is_set && self.hypervisor.foreign_keys().contains(&key) {
                 return Err(Problem::Foreign(key, self.hypervisor.name()));
@@ -240,6 +295,18 @@ impl Config {
         }
         if self.woken_realtime() > Duration::from_millis(WOKEN_REALTIME_MS_MAX) {
             return Err(Problem::RealtimeTooLong);
+        }
+        if self.realtime_per_minute() > Duration::from_millis(REALTIME_MS_PER_MINUTE_MAX) {
+            return Err(Problem::RealtimeTooMuch);
+        }
+        for (key, value) in [
+            ("replicas_max", self.replicas_max as u64),
+            ("disk_mib_max", self.disk_mib_max()),
+            ("disk_mib_per_s", self.disk_mib_per_s()),
+        ] {
+            if value == 0 {
+                return Err(Problem::Nothing(key));
+            }
         }
         if self.timeouts.any_is_zero() {
             return Err(Problem::NoTime);
@@ -273,6 +340,13 @@ enum Problem {
         "woken_realtime_ms: nothing else may get to run meanwhile; write {WOKEN_REALTIME_MS_MAX} at most"
     )]
     RealtimeTooLong,
+    #[error(
+        "realtime_ms_per_minute: everything else on the host must get to run as well; write \
+         {REALTIME_MS_PER_MINUTE_MAX} at most"
+    )]
+    RealtimeTooMuch,
+    #[error("{0}: with 0 there could be no replica; leave the key out for its default")]
+    Nothing(&'static str),
     #[error("timeouts: 0 ms is no time at all; leave the key out for its default")]
     NoTime,
 }
@@ -315,7 +389,7 @@ fn checked(path: &Path, config: Config) -> Result<Config, SettingsError> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "socket = \"/run/spare/agent.sock\"\nservice = \"auction\"\n\
+    const GOOD: &str = "socket = \"/run/spare-agent/agent.sock\"\nservice = \"auction\"\n\
         manager_user = \"spare\"\nimages = \"/var/lib/spare/images\"\n\
         state_dir = \"/var/lib/spare/agent\"\n";
 
@@ -336,6 +410,12 @@ mod tests {
         assert_eq!(config.memory_mib_max, 256);
         assert_eq!(config.quarantine_replicas_max, 2);
         assert!(!config.door);
+        assert_eq!(config.replicas_max, 16);
+        assert_eq!(
+            (config.disk_mib_max(), config.disk_mib_per_s()),
+            (4096, 200)
+        );
+        assert_eq!(config.realtime_per_minute(), Duration::from_secs(20));
         assert_eq!(config.woken_realtime(), Duration::from_millis(300));
         assert_eq!(config.timeouts.call(), Duration::from_secs(10));
     }
@@ -363,6 +443,9 @@ mod tests {
             "uri = \"qemu:///system\"",
             "accelerator = \"auto\"",
             "woken_realtime_ms = 300",
+            "realtime_ms_per_minute = 300",
+            "disk_mib_max = 300",
+            "disk_mib_per_s = 300",
         ] {
             let message = problem(&format!("{process}{key}\n"));
             assert!(
@@ -386,6 +469,16 @@ mod tests {
     fn a_guest_that_would_keep_everything_else_from_running_is_refused() {
         let message = problem(&format!("{GOOD}woken_realtime_ms = 5000\n"));
         assert!(message.contains("write 1000 at most"), "{message}");
+        let message = problem(&format!("{GOOD}realtime_ms_per_minute = 30001\n"));
+        assert!(message.contains("write 30000 at most"), "{message}");
+    }
+
+    #[test]
+    fn bounds_that_allow_no_replica_are_refused_by_name() {
+        for key in ["replicas_max", "disk_mib_max", "disk_mib_per_s"] {
+            let message = problem(&format!("{GOOD}{key} = 0\n"));
+            assert!(message.contains(key), "{message}");
+        }
     }
 
     #[test]

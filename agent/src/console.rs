@@ -4,6 +4,7 @@
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +118,11 @@ struct Log<'a> {
 
 impl<'a> Log<'a> {
     fn open(paths: &'a [PathBuf; 2]) -> std::io::Result<Self> {
-        let file = File::options().create(true).append(true).open(&paths[0])?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&paths[0])?;
         let bytes = file.metadata()?.len();
         Ok(Log { paths, file, bytes })
     }

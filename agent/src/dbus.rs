@@ -9,8 +9,10 @@ use crate::config::Timeouts;
 use crate::error::Error;
 use crate::hypervisor::Hypervisor;
 use crate::names::parse_replica;
+use crate::pids::Process;
 use crate::workers::{Lane, Workers};
 use spare_protocol::ReplicaId;
+use std::sync::Arc;
 use std::time::Duration;
 use zbus::object_server::SignalEmitter;
 use zbus::zvariant::OwnedFd;
@@ -19,6 +21,9 @@ use zbus::zvariant::OwnedFd;
 pub const PATH: &str = "/org/spare/Agent1";
 /// What that object implements; `docs/operators/agent.md` lists its methods.
 pub const INTERFACE: &str = "org.spare.Agent1";
+
+/// The first priority that a replica can have: the one of passives, and of the agent itself.
+const NICE_MIN: i32 = -10;
 
 /// An error as it goes over D-Bus: `org.spare.Agent1.Error.VARIANT` with a sentence for a person.
 #[derive(Debug, zbus::DBusError)]
@@ -39,6 +44,8 @@ pub enum Fault {
     NoSuchImage(String),
     /// [`Error::BadImage`]
     BadImage(String),
+    /// [`Error::TooManyReplicas`]
+    TooManyReplicas(String),
     /// [`Error::NoSuchPort`]
     NoSuchPort(String),
     /// [`Error::Timeout`]
@@ -61,6 +68,7 @@ impl From<Error> for Fault {
             Error::NotRunning(_) => Fault::NotRunning(text),
             Error::NoSuchImage { .. } => Fault::NoSuchImage(text),
             Error::BadImage { .. } => Fault::BadImage(text),
+            Error::TooManyReplicas { .. } => Fault::TooManyReplicas(text),
             Error::NoSuchPort(..) => Fault::NoSuchPort(text),
             Error::Timeout { .. } => Fault::Timeout(text),
             Error::Busy(_) => Fault::Busy(text),
@@ -76,7 +84,7 @@ pub struct Agent {
     workers: Workers,
     timeouts: Timeouts,
     /// The process at the other end of the connection, if it is known.
-    manager: Option<u32>,
+    manager: Option<Arc<Process>>,
 }
 
 impl Agent {
@@ -92,7 +100,7 @@ impl Agent {
 
     /// The object for the connection of the process `manager`, with this one's workers and timeouts.
     #[must_use]
-    pub fn for_manager(&self, manager: Option<u32>) -> Agent {
+    pub(crate) fn for_manager(&self, manager: Option<Arc<Process>>) -> Agent {
         Agent {
             manager,
             ..self.clone()
@@ -160,9 +168,9 @@ impl Agent {
 
     /// Lets its processor run.
     async fn unpause(&self, replica: &str) -> Result<(), Fault> {
-        let (deadline, manager) = (self.timeouts.call(), self.manager);
+        let (deadline, manager) = (self.timeouts.call(), self.manager.clone());
         self.on(replica, "unpause", deadline, move |h, r| {
-            h.unpause(r, manager)
+            h.unpause(r, manager.as_ref())
         })
         .await
     }
@@ -204,11 +212,11 @@ impl Agent {
         Ok(socket.into())
     }
 
-    /// Sets the scheduling priority of its processor: -20 (first) to 19 (last).
+    /// Sets the scheduling priority of its processor: [`NICE_MIN`] (first) to 19 (last).
     async fn prioritise(&self, replica: &str, nice: i32) -> Result<(), Fault> {
-        if !(-20..=19).contains(&nice) {
+        if !(NICE_MIN..=19).contains(&nice) {
             return Err(Fault::Failed(format!(
-                "{nice} is no priority; write -20 (first) to 19 (last)"
+                "{nice} is no priority of a replica; write {NICE_MIN} (first) to 19 (last)"
             )));
         }
         let deadline = self.timeouts.call();

@@ -9,6 +9,18 @@ pub fn image_description(text: &str) -> Option<(String, u32, u32)> {
     crate::image::described(text)
 }
 
+/// A line of the note of images' hashes, as it is written again, if it is one.
+#[must_use]
+pub fn hash_note(line: &str) -> Option<String> {
+    crate::hashes::rewritten(line)
+}
+
+/// Number of user and group that QEMU runs as, in libvirt's capabilities.
+#[must_use]
+pub fn qemu_user(capabilities: &str) -> Option<(u32, u32)> {
+    crate::qemu::user_in(capabilities)
+}
+
 /// What a guest's serial console says, in pieces of at most `piece_bytes` (1 or more): how it gets
 /// into the log, and whether it contains a kernel's panic.
 #[must_use]

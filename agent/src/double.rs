@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::hypervisor::{Hypervisor, State, StateChange, Usage};
+use crate::pids::Process;
 use crate::states::States;
 use spare_protocol::ReplicaId;
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use tokio::sync::broadcast;
 
 /// What its ports say to whoever connects.
@@ -69,7 +70,7 @@ impl Hypervisor for Double {
         self.set(replica, State::Paused, "paused")
     }
 
-    fn unpause(&self, replica: ReplicaId, _: Option<u32>) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, _: Option<&Arc<Process>>) -> Result<()> {
         self.set(replica, State::Running, "unpaused")
     }
 

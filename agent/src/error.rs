@@ -43,6 +43,17 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         why: String,
     },
+    /// The service has as many replicas here as it may have.
+    #[error(
+        "replica {replica} is not made: the service has replicas_max = {replicas_max} replicas on this host; destroy \
+         one that is not needed, or set a higher replicas_max in agent.toml"
+    )]
+    TooManyReplicas {
+        /// The replica that was to be made.
+        replica: ReplicaId,
+        /// The bound.
+        replicas_max: usize,
+    },
     /// The guest has no such port, or this configuration does not give it away.
     #[error("port \"{0}\" is not available; ports: {1}")]
     NoSuchPort(String, String),

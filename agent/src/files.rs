@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STATE_DIR/lock                     held by the running agent
+//!           hashes                   see the module `hashes`
 //!           accelerator              what trying out KVM said
 //!           disks/0.3.qcow2          what a guest has written
 //!                 0.3.unfinished     the guest is being made, or destroyed
@@ -13,17 +14,23 @@
 //!           processes/, roots/       see the module `processes`
 //! ```
 //! QEMU runs as a user of its own: it may pass through the folder and open what it was given; it
-//! can't list anything.
+//! can't list anything. Files are root's alone from the moment they exist; a guest's disk is given to QEMU. What
+//! process replicas wrote nobody else can reach at all: they could have left programs there that run with the rights
+//! of their owner, root. Only root can write to the folder and to those above it, or the agent does not start.
 
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::names::parse_replica;
+use crate::names::{parse_replica, quoted};
 use crate::pids;
+use crate::trusted::{Folder, Untrusted};
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
+use nix::unistd::{Gid, Uid};
 use spare_protocol::ReplicaId;
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, File, Permissions};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::{fchown, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,37 +49,55 @@ pub struct Port {
     pub socket: PathBuf,
 }
 
+/// Whom a guest's disk is given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) user: Uid,
+    pub(crate) group: Gid,
+}
+
 /// `state_dir` of the configuration.
 #[derive(Debug)]
 pub struct StateDir {
     root: PathBuf,
+    folder: Folder,
     door: bool,
 }
 
 impl StateDir {
     /// Makes the folder and its parts where they are missing. `door` gives guests the second port.
     pub fn open(root: &Path, door: bool) -> Result<StateDir> {
+        let unusable = |e: Untrusted| Error::failed("state_dir cannot be used", e);
+        let folder = Folder::make(root).map_err(unusable)?;
+        folder.set_mode(0o711).map_err(unusable)?;
         let dir = StateDir {
             root: root.to_owned(),
+            folder,
             door,
         };
-        make_folder(root, 0o711)?;
         for (part, mode) in [
             ("disks", 0o711),
             ("channels", 0o711),
             ("console", 0o700),
             ("quarantine", 0o700),
         ] {
-            make_folder(&root.join(part), mode)?;
+            dir.make_part(part, mode)?;
         }
         Ok(dir)
+    }
+
+    /// Makes a part of the folder, with exactly this mode, also if it is there.
+    pub(crate) fn make_part(&self, name: &str, mode: u32) -> Result<()> {
+        let made = self.folder.make_below(OsStr::new(name), mode);
+        made.map(drop)
+            .map_err(|e| Error::failed("state_dir cannot be used", e))
     }
 
     /// Takes the folder for this process, as long as the returned lock lives.
     pub fn lock(&self) -> Result<Flock<File>> {
         let path = self.root.join("lock");
         let what = format!("cannot lock {}", path.display());
-        let file = File::create(&path).map_err(|e| Error::failed(&what, e))?;
+        let file = private(&path).map_err(|e| Error::failed(&what, e))?;
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
             nix::errno::Errno::EWOULDBLOCK => Error::failed(
                 what,
@@ -92,6 +117,11 @@ impl StateDir {
     #[must_use]
     pub fn accelerator(&self) -> PathBuf {
         self.root.join("accelerator")
+    }
+
+    /// The hashes of images' files that were computed so far.
+    pub(crate) fn hashes(&self) -> PathBuf {
+        self.root.join("hashes")
     }
 
     /// The folder of the quarantine.
@@ -146,7 +176,7 @@ impl StateDir {
         let found = ports.into_iter().find(|known| known.name == port);
         found
             .map(|known| known.socket)
-            .ok_or_else(|| Error::NoSuchPort(port.to_owned(), names))
+            .ok_or_else(|| Error::NoSuchPort(quoted(port), names))
     }
 
     /// A part of the folder that one hypervisor alone has.
@@ -155,9 +185,17 @@ impl StateDir {
         self.root.join(name)
     }
 
-    /// Makes a guest's disk: an empty layer over the image's.
-    pub fn create_disk(&self, replica: ReplicaId, image: &Image) -> Result<PathBuf> {
+    /// Makes a guest's disk, an empty layer over the image's, and gives it to the user that QEMU runs as.
+    pub(crate) fn create_disk(
+        &self,
+        replica: ReplicaId,
+        image: &Image,
+        owner: Option<Owner>,
+    ) -> Result<PathBuf> {
         let disk = self.disk(replica);
+        // qemu-img fills the file that is there, and leaves its mode.
+        let what = format!("cannot create the disk {}", disk.display());
+        let file = private(&disk).map_err(|e| Error::failed(&what, e))?;
         let mut create = Command::new("qemu-img");
         create
             .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
@@ -165,13 +203,15 @@ impl StateDir {
         let output = pids::end_with_agent(&mut create)
             .output()
             .map_err(|e| Error::failed("cannot start qemu-img (package qemu-utils)", e))?;
-        if output.status.success() {
-            return Ok(disk);
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            return Err(Error::failed(what, said.trim()));
         }
-        Err(Error::failed(
-            format!("cannot create the disk {}", disk.display()),
-            String::from_utf8_lossy(&output.stderr).trim(),
-        ))
+        if let Some(Owner { user, group }) = owner {
+            fchown(&file, Some(user.as_raw()), Some(group.as_raw()))
+                .map_err(|e| Error::failed(what, e))?;
+        }
+        Ok(disk)
     }
 
     /// The replicas that have files here.
@@ -202,7 +242,8 @@ impl StateDir {
     /// The guest is about to be made, or destroyed.
     pub fn begin(&self, replica: ReplicaId) -> Result<()> {
         let mark = self.mark(replica);
-        std::fs::write(&mark, b"")
+        private(&mark)
+            .map(drop)
             .map_err(|e| Error::failed(format!("cannot write {}", mark.display()), e))
     }
 
@@ -236,14 +277,15 @@ impl StateDir {
     }
 }
 
-/// Makes a folder with exactly this mode, if it is missing.
-pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(path)
-        .and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(mode)))
-        .map_err(|e| Error::failed(format!("cannot make the folder {}", path.display()), e))
+/// An empty file that only its owner can read, also while it is made.
+pub(crate) fn private(path: &Path) -> std::io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
 }
 
 /// Removes a file that may be gone already.
@@ -271,6 +313,37 @@ mod tests {
         assert!(message.contains("another spare-agent"), "{message}");
         drop(held);
         dir.lock().unwrap();
+    }
+
+    #[test]
+    fn what_the_agent_writes_nobody_else_can_read() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("files-modes");
+        let dir = StateDir::open(scratch.path(), false).unwrap();
+        let replica = parse_replica("0.1").unwrap();
+        let _lock = dir.lock().unwrap();
+        dir.begin(replica).unwrap();
+        private(&dir.disk(replica)).unwrap();
+        dir.make_part("processes", 0o700).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for file in [dir.mark(replica), dir.disk(replica), dir.part("lock")] {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+        }
+        for part in ["processes", "console", "quarantine"] {
+            assert_eq!(mode(&dir.part(part)), 0o700, "{part}");
+        }
+    }
+
+    #[test]
+    fn a_state_dir_that_others_could_replace_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("files-replaced");
+        let above = scratch.path().join("above");
+        StateDir::open(&above.join("agent"), false).unwrap();
+        std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = StateDir::open(&above.join("agent"), false).unwrap_err();
+        assert!(refused.to_string().contains("state_dir"), "{refused}");
+        assert!(refused.to_string().contains("chmod go-w"), "{refused}");
     }
 
     #[test]

@@ -3,10 +3,12 @@
 //! The methods block; [`crate::workers`] calls them on threads of their own, under a deadline.
 
 use crate::error::Result;
+use crate::pids::Process;
 use spare_protocol::ReplicaId;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::broadcast;
 
 /// The state of a replica's virtual machine.
@@ -75,7 +77,7 @@ pub trait Hypervisor: Send + Sync + 'static {
 
     /// Lets its processor run again, for the manager whose process this is. Unpausing a running replica
     /// succeeds.
-    fn unpause(&self, replica: ReplicaId, manager: Option<u32>) -> Result<()>;
+    fn unpause(&self, replica: ReplicaId, manager: Option<&Arc<Process>>) -> Result<()>;
 
     /// Ends the virtual machine, if it still runs, and removes all its files.
     fn destroy(&self, replica: ReplicaId) -> Result<()>;

@@ -22,6 +22,7 @@ pub mod error;
 pub mod files;
 pub mod hypervisor;
 pub mod image;
+pub mod memory;
 pub mod names;
 pub mod processes;
 pub mod qemu;
@@ -29,10 +30,13 @@ pub mod server;
 pub mod workers;
 
 mod console;
+mod hashes;
 mod libvirt;
 mod pids;
+mod places;
 mod quarantine;
 mod states;
+mod trusted;
 
 #[cfg(test)]
 mod double;

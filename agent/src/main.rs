@@ -1,9 +1,10 @@
 //! `spare-agent`: reads its configuration, takes over its guests, serves its socket.
 
 use clap::Parser;
+use nix::sys::stat::{umask, Mode};
 use spare_agent::config::Config;
 use spare_agent::server::user_id;
-use spare_agent::{daemon, processes};
+use spare_agent::{daemon, memory, processes};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
@@ -47,6 +48,9 @@ fn main() {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // What the agent and its helpers write is root's alone, whatever else is said where it is written.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
+    memory::bound()?;
     let config = Config::read(&arguments.config)?;
     let manager = user_id(&config.manager_user)?;
     if arguments.check {

@@ -61,12 +61,18 @@ impl fmt::Display for Service {
     }
 }
 
+/// What a message shows of a name that somebody made up: it may have many megabytes.
+pub(crate) fn quoted(text: &str) -> String {
+    text.chars().take(2 * NAME_CHARS_MAX).collect()
+}
+
 /// Checks a replica's name: `seat.generation`, both without leading zeros or signs.
 pub fn parse_replica(text: &str) -> Result<ReplicaId> {
     match text.parse::<ReplicaId>() {
         Ok(replica) if replica.to_string() == text => Ok(replica),
         _ => Err(Error::InvalidName(format!(
-            "{text:?} is not a replica's name; write seat.generation, for example 0.3"
+            "{:?} is not a replica's name; write seat.generation, for example 0.3",
+            quoted(text)
         ))),
     }
 }
@@ -77,7 +83,8 @@ pub fn check_image_name(text: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::InvalidName(format!(
-        "{text:?} is not an image's name; write 1 to {NAME_CHARS_MAX} of a-z, 0-9 and inner dashes"
+        "{:?} is not an image's name; write 1 to {NAME_CHARS_MAX} of a-z, 0-9 and inner dashes",
+        quoted(text)
     )))
 }
 
@@ -134,5 +141,17 @@ mod tests {
             assert!(check_image_name(bad).is_err(), "{bad:?}");
         }
         assert!(check_image_name("auction-tiny-test").is_ok());
+    }
+
+    #[test]
+    fn a_message_shows_the_beginning_of_a_long_name() {
+        let long = "9".repeat(1 << 20);
+        for error in [
+            parse_replica(&long).unwrap_err(),
+            check_image_name(&long).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(message.contains("9999") && message.len() < 300, "{message}");
+        }
     }
 }

@@ -1,14 +1,23 @@
 //! The Unix socket: who may connect, and what runs for each connection.
+//!
+//! The socket is made in a folder to which only root can write, and given to the manager's user there. In a folder of
+//! that user it could be exchanged for a link in between, and whatever the link leads to would be given away.
 
 use crate::dbus::{Agent, PATH};
 use crate::error::{Error, Result};
+use crate::pids::Process;
+use crate::trusted::Folder;
 use nix::errno::Errno;
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use nix::unistd::{chown, Uid, User};
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as StdUnixStream;
-use std::path::{Path, PathBuf};
+use nix::sys::socket::{
+    bind, getsockopt, listen, socket, sockopt::PeerCredentials, AddressFamily, Backlog, SockFlag,
+    SockType, UnixAddr,
+};
+use nix::sys::stat::{fchmod, Mode};
+use nix::unistd::{Uid, User};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +36,9 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Server {
     listener: UnixListener,
-    socket: PathBuf,
+    folder: Folder,
+    /// Of the socket in the folder.
+    name: OsString,
     manager: Uid,
 }
 
@@ -35,19 +46,20 @@ impl Server {
     /// Listens at `socket` for `manager` and root.
     pub fn bind(socket: &Path, manager: Uid) -> Result<Server> {
         let what = format!("cannot listen at {}", socket.display());
-        make_way(socket)?;
-        if let Some(folder) = socket.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| Error::failed(&what, e))?;
-        }
-        let listener = UnixListener::bind(socket).map_err(|e| Error::failed(&what, e))?;
+        let (Some(above), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Err(Error::failed(what, "it names no file"));
+        };
+        let folder = Folder::make(above).map_err(|e| Error::failed(&what, e))?;
+        make_way(&folder, name, &what)?;
+        let listener = bind_private(&folder.entry(name)).map_err(|e| Error::failed(&what, e))?;
         let server = Server {
-            listener,
-            socket: socket.to_owned(),
+            listener: UnixListener::from_std(listener).map_err(|e| Error::failed(&what, e))?,
+            folder,
+            name: name.to_owned(),
             manager,
         };
-        std::fs::set_permissions(socket, Permissions::from_mode(0o600))
-            .map_err(|e| Error::failed(&what, e))?;
-        chown(socket, Some(manager), None).map_err(|e| Error::failed(&what, e))?;
+        let given = server.folder.give_socket(name, manager);
+        given.map_err(|e| Error::failed(&what, e))?;
         Ok(server)
     }
 
@@ -88,7 +100,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.socket);
+        // Nothing more can be done about one that cannot be removed.
+        let _ = self.folder.remove(&self.name);
     }
 }
 
@@ -122,22 +135,29 @@ pub fn user_id(name: &str) -> Result<Uid> {
 }
 
 /// Removes the socket that a dead agent left; a live one's is an error.
-fn make_way(socket: &Path) -> Result<()> {
-    if !socket.exists() {
-        return Ok(());
-    }
-    let what = format!("cannot listen at {}", socket.display());
-    if StdUnixStream::connect(socket).is_ok() {
+fn make_way(folder: &Folder, name: &OsStr, what: &str) -> Result<()> {
+    if StdUnixStream::connect(folder.entry(name)).is_ok() {
         return Err(Error::failed(
             what,
             "another process serves this socket; stop it, or set another socket",
         ));
     }
-    std::fs::remove_file(socket).map_err(|e| Error::failed(what, e))
+    folder.remove(name).map_err(|e| Error::failed(what, e))
+}
+
+/// A listening socket that is its owner's alone from the moment it exists: its file gets the mode that the socket
+/// has before (unix(7)).
+fn bind_private(path: &Path) -> std::io::Result<StdUnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let made = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(made.as_raw_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    bind(made.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&made, Backlog::new(128)?)?;
+    Ok(made.into())
 }
 
 /// Who may not connect, or cannot be known.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 enum NotAdmitted {
     #[error("{0}")]
     Unknown(Errno),
@@ -145,17 +165,25 @@ enum NotAdmitted {
     Foreign { user: u32, process: i32 },
 }
 
-/// Checks who is at the other end; the number of the process, if it can be told here.
-fn admit(stream: &UnixStream, manager: Uid) -> std::result::Result<Option<u32>, NotAdmitted> {
+/// Checks who is at the other end; its process, if it can be told here.
+fn admit(
+    stream: &UnixStream,
+    manager: Uid,
+) -> std::result::Result<Option<Arc<Process>>, NotAdmitted> {
     let peer = getsockopt(stream, PeerCredentials).map_err(NotAdmitted::Unknown)?;
-    if may_connect(Uid::from_raw(peer.uid()), manager) {
-        // 0 for a process in another namespace.
-        return Ok(u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0));
+    let user = Uid::from_raw(peer.uid());
+    if !may_connect(user, manager) {
+        return Err(NotAdmitted::Foreign {
+            user: peer.uid(),
+            process: peer.pid(),
+        });
     }
-    Err(NotAdmitted::Foreign {
-        user: peer.uid(),
-        process: peer.pid(),
-    })
+    // 0 for a process in another namespace.
+    let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid > 0);
+    let process = pid.and_then(|pid| Process::open(pid).ok());
+    // It may have ended since it connected, and its number be another user's process's.
+    let process = process.filter(|process| process.user().is_ok_and(|now| now == user));
+    Ok(process.map(Arc::new))
 }
 
 /// Root and the manager may.
@@ -205,6 +233,7 @@ mod tests {
     use crate::workers::Workers;
     use futures_util::StreamExt;
     use std::io::Read;
+    use std::path::PathBuf;
     use std::time::Instant;
     use zbus::zvariant::OwnedFd;
     use zbus::{Connection, Proxy};
@@ -362,7 +391,45 @@ mod tests {
         assert!(may_connect(manager, manager));
         assert!(!may_connect(other, manager));
         let (here, _there) = UnixStream::pair().unwrap();
-        assert_eq!(admit(&here, Uid::current()), Ok(Some(std::process::id())));
+        let admitted = admit(&here, Uid::current()).unwrap().unwrap();
+        assert_eq!(admitted.pid(), std::process::id());
+    }
+
+    #[tokio::test]
+    async fn in_a_folder_that_others_can_write_to_there_is_no_socket() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("server-folder");
+        let folder = scratch.path().join("run");
+        let socket = folder.join("agent.sock");
+        drop(Server::bind(&socket, Uid::current()).unwrap());
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o770)).unwrap();
+        let message = Server::bind(&socket, Uid::current())
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("chmod go-w"), "{message}");
+        assert!(!socket.exists());
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_its_owners_alone_and_a_link_in_its_place_is_not_followed() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new("server-link");
+        let (socket, victim) = (
+            scratch.path().join("agent.sock"),
+            scratch.path().join("victim"),
+        );
+        std::fs::write(&victim, b"of somebody else").unwrap();
+        std::os::unix::fs::symlink(&victim, &socket).unwrap();
+        let server = Server::bind(&socket, Uid::current()).unwrap();
+        let mode = std::fs::symlink_metadata(&socket).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read(&victim).unwrap(), b"of somebody else");
+        drop(server);
+        // What is in its place by now is given to nobody.
+        std::os::unix::fs::symlink(&victim, &socket).unwrap();
+        let folder = Folder::open(scratch.path()).unwrap();
+        let refused = folder.give_socket(OsStr::new("agent.sock"), Uid::current());
+        assert!(refused.unwrap_err().to_string().contains("is no socket"));
     }
 
     #[test]

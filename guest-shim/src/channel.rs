@@ -7,8 +7,11 @@
 //! runtime watches that set, which never hangs up. It wakes once for each change, and nothing spins.
 
 use crate::transport::{Transport, TransportError};
+use bytes::{Buf, Bytes};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use spare_protocol::channel::Frame;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use tokio::io::unix::AsyncFd;
@@ -27,8 +30,9 @@ pub struct Channel {
     /// The connection is over, and the next is not here yet.
     reopens: bool,
     buffer: Box<[u8]>,
-    unsent: Vec<u8>,
-    unsent_from: usize,
+    /// Headers and payloads, none of them empty. Payloads are not copied: a long update is there once.
+    unsent: VecDeque<Bytes>,
+    unsent_bytes: usize,
 }
 
 /// The channel can't be used any more.
@@ -84,8 +88,8 @@ impl Channel {
             link,
             reopens: false,
             buffer: vec![0; READ_BYTES].into(),
-            unsent: Vec::new(),
-            unsent_from: 0,
+            unsent: VecDeque::new(),
+            unsent_bytes: 0,
         })
     }
 
@@ -101,7 +105,7 @@ impl Channel {
             self.reopens = false;
         }
         loop {
-            let full = self.unsent.len() - self.unsent_from > UNSENT_BYTES_MAX;
+            let full = self.unsent_bytes > UNSENT_BYTES_MAX;
             if self.link.readable && !full {
                 match self.link.read(&mut self.buffer) {
                     Ok(0) => return Ok(self.hung_up()),
@@ -119,16 +123,18 @@ impl Channel {
         }
     }
 
-    /// Sends bytes, now or as soon as there is room.
+    /// Sends a frame, now or as soon as there is room.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<(), ChannelError> {
-        if self.unsent_from == self.unsent.len() {
-            self.unsent.clear();
-            self.unsent_from = 0;
+    pub fn send(&mut self, frame: Frame) -> Result<(), ChannelError> {
+        let header = Bytes::copy_from_slice(&frame.header());
+        for piece in [header, frame.payload] {
+            if !piece.is_empty() {
+                self.unsent_bytes += piece.len();
+                self.unsent.push_back(piece);
+            }
         }
-        self.unsent.extend_from_slice(bytes);
         self.flush()
     }
 
@@ -137,16 +143,22 @@ impl Channel {
         self.link.readable = false;
         if !self.transport.outlives_manager() {
             self.unsent.clear();
-            self.unsent_from = 0;
+            self.unsent_bytes = 0;
             self.reopens = true;
         }
         &[]
     }
 
     fn flush(&mut self) -> Result<(), ChannelError> {
-        while self.unsent_from < self.unsent.len() {
-            match self.link.write(&self.unsent[self.unsent_from..]) {
-                Ok(n) => self.unsent_from += n,
+        while let Some(piece) = self.unsent.front_mut() {
+            match self.link.write(piece) {
+                Ok(written) => {
+                    piece.advance(written);
+                    self.unsent_bytes -= written;
+                    if piece.is_empty() {
+                        self.unsent.pop_front();
+                    }
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     return self.link.await_room(true);
                 }
@@ -155,8 +167,6 @@ impl Channel {
                 Err(e) => return Err(ChannelError::Write(e)),
             }
         }
-        self.unsent.clear();
-        self.unsent_from = 0;
         self.link.await_room(false)
     }
 }
@@ -255,6 +265,14 @@ mod tests {
         }
     }
 
+    fn answer(round: u8) -> Frame {
+        Frame {
+            session: 1,
+            sequence: round.into(),
+            payload: vec![round; 1 << 20].into(),
+        }
+    }
+
     #[tokio::test]
     async fn bytes_pass_both_ways_and_a_new_manager_is_connected_to() {
         let folder = Folder::new("channel");
@@ -264,9 +282,10 @@ mod tests {
             for round in 0u8..2 {
                 let (mut stream, _) = listener.accept().expect("the guest");
                 stream.write_all(&[round; 3]).expect("room");
-                let mut answer = vec![0; 1 << 20];
+                let expected = answer(round).to_bytes();
+                let mut answer = vec![0; expected.len()];
                 stream.read_exact(&mut answer).expect("the answer");
-                assert!(answer.iter().all(|b| *b == round));
+                assert!(answer == expected, "the same bytes");
             }
         });
         let transport = Box::new(UnixSocket::new(&path));
@@ -276,7 +295,7 @@ mod tests {
                 assert_eq!(channel.receive().await.expect("a hang-up"), []);
             }
             assert_eq!(channel.receive().await.expect("bytes"), [round; 3]);
-            channel.send(&vec![round; 1 << 20]).expect("sent");
+            channel.send(answer(round)).expect("sent");
         }
         // Receiving also sends the rest.
         let _ = tokio::time::timeout(Duration::from_secs(1), channel.receive()).await;
@@ -310,9 +329,9 @@ mod tests {
         let mut third = UnixStream::connect(&path).expect("a connection");
         third.write_all(b"three").expect("room");
         assert_eq!(channel.receive().await.expect("bytes"), b"three");
-        channel.send(b"answer").expect("sent");
-        let mut answer = [0; 6];
-        third.read_exact(&mut answer).expect("an answer");
-        assert_eq!(&answer, b"answer");
+        channel.send(answer(3)).expect("sent");
+        let mut header = [0; spare_protocol::channel::HEADER_BYTES];
+        third.read_exact(&mut header).expect("an answer");
+        assert_eq!(header, answer(3).header());
     }
 }

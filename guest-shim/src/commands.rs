@@ -46,7 +46,8 @@ pub fn run(config: &Config) -> Result<(), CommandError> {
 /// # Errors
 /// When the database refuses something.
 pub fn prepare(config: &Config) -> Result<(), CommandError> {
-    block_on(async { Ok(config.database.prepare().await?) })
+    let row_bytes_max = config.service.update_bytes_max;
+    block_on(async { Ok(config.database.prepare(row_bytes_max).await?) })
 }
 
 /// Computes the leaves of what the database holds and writes them to their file. The database must be

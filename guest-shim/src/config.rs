@@ -8,13 +8,15 @@ use serde::Deserialize;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::Duration;
 
 /// Where the configuration is if no `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spare/guest.toml";
 
 /// At least so many reads run at once, if the configuration does not say.
 const READS_MAX_LEAST: NonZeroUsize = NonZeroUsize::new(2).unwrap();
+/// PostgreSQL tells of a changed row in one message of at most 1 GiB, which has the row before and the row
+/// after.
+pub const UPDATE_BYTES_MOST: u64 = 480 << 20;
 
 /// What the file says, checked.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ pub enum ConfigError {
     /// `service.command` has not even a program.
     #[error("service.command is empty; give the program and its arguments")]
     Command,
+    /// A request may change more than can be captured, or nothing.
+    #[error("service.update_bytes_max is {0}; it must be between 1 and {UPDATE_BYTES_MOST}")]
+    UpdateBytes(u64),
     /// There is no section of a database.
     #[error("no database is configured; add the section [postgresql]")]
     Database,
@@ -89,20 +94,21 @@ pub struct ServiceSettings {
     pub user: String,
     /// Where it listens: `unix:/path` or `host:port`.
     pub address: Address,
-    /// A request that takes longer breaks the replica.
-    #[serde(default = "default_request_timeout_ms")]
-    pub request_timeout_ms: u64,
     /// Reads that run at once; those behind them wait in the agreed order.
     #[serde(default = "default_reads_max")]
     pub reads_max: NonZeroUsize,
+    /// The longest update of one request that this guest has room for; [`UPDATE_BYTES_MOST`] at most. A request
+    /// with a longer one is undone. The manager's setting counts where it is less.
+    #[serde(default = "default_update_bytes_max")]
+    pub update_bytes_max: u64,
     /// Requests made before the shim says that it is ready, so that the first real request
     /// does not run cold code.
     #[serde(default)]
     pub warm_up: Vec<WarmUp>,
 }
 
-fn default_request_timeout_ms() -> u64 {
-    30_000
+fn default_update_bytes_max() -> u64 {
+    256 << 20
 }
 
 /// One for each processor. More would only share them, so that all take longer, and each replica ends
@@ -202,6 +208,10 @@ impl Config {
         if sections.service.command.is_empty() {
             return Err(ConfigError::Command);
         }
+        let update_bytes_max = sections.service.update_bytes_max;
+        if !(1..=UPDATE_BYTES_MOST).contains(&update_bytes_max) {
+            return Err(ConfigError::UpdateBytes(update_bytes_max));
+        }
         let database = match sections.postgresql {
             Some(settings) => Box::new(settings),
             None => return Err(ConfigError::Database),
@@ -228,14 +238,6 @@ impl ChannelSettings {
             (None, Some(socket)) => Ok(Box::new(UnixSocket::new(socket))),
             _ => Err(ConfigError::Transport),
         }
-    }
-}
-
-impl ServiceSettings {
-    /// How long a request may take.
-    #[must_use]
-    pub fn request_timeout(&self) -> Duration {
-        Duration::from_millis(self.request_timeout_ms)
     }
 }
 
@@ -271,7 +273,6 @@ mod tests {
             config.service.address,
             Address::Unix("/run/service/http.sock".into())
         );
-        assert_eq!(config.service.request_timeout(), Duration::from_secs(30));
         assert!(config.service.reads_max >= READS_MAX_LEAST);
     }
 
@@ -294,6 +295,11 @@ mod tests {
             ("port =", "socket = \"/s\"\nport =", "either port or socket"),
             ("unix:/run/service/http.sock", "nowhere", "not an address"),
             ("user =", "reads_max = 0\nuser =", "reads_max = 0"),
+            (
+                "user =",
+                "update_bytes_max = 1000000000\nuser =",
+                "service.update_bytes_max",
+            ),
             (
                 "[\"/usr/lib/spare/auction\", \"serve\"]",
                 "[]",

@@ -1,10 +1,10 @@
 //! What requests act on, and what each of them does to it.
 
 use crate::database::DatabaseError;
-use crate::http::{HttpService, ServiceError};
-use crate::replicated_state::ReplicatedState;
+use crate::http::{too_large, HttpService, ServiceError};
+use crate::replicated_state::{merged, ReplicatedState};
 use crate::replies::Replies;
-use crate::session::payload;
+use crate::session::payloads;
 use bytes::Bytes;
 use spare_protocol::channel::{Execute, FromGuest, Outcome, RootRequest, CHANNEL_VERSION};
 use spare_protocol::update::Update;
@@ -18,6 +18,10 @@ pub(crate) struct Executor {
     position: Position,
     /// Parts of a difference arrived, but not the last.
     loading: bool,
+    /// The longest update of one request that this guest has room for.
+    room_bytes: u64,
+    /// The longest update of one request.
+    update_bytes_max: u64,
 }
 
 /// The replica's position is in doubt.
@@ -52,25 +56,35 @@ pub(crate) enum ExecutorError {
 pub(crate) enum Known {
     /// It is to be executed.
     New,
-    /// It was executed; the encoded answer.
-    Answered(Vec<u8>),
+    /// It was executed; the payloads of the answer.
+    Answered(Vec<Bytes>),
 }
 
 impl Executor {
-    /// Of the pristine state.
-    pub(crate) fn new(service: HttpService, state: ReplicatedState) -> Executor {
-        Executor {
+    /// Of the pristine state. The guest has room for updates of at most `room_bytes`.
+    pub(crate) fn new(service: HttpService, state: ReplicatedState, room_bytes: u64) -> Executor {
+        let mut executor = Executor {
             service,
             state,
             replies: Replies::default(),
             position: Position(0),
             loading: false,
-        }
+            room_bytes,
+            update_bytes_max: room_bytes,
+        };
+        executor.limit(room_bytes);
+        executor
     }
 
     /// As if no request had come; for the pristine state after a rehearsal, which changed nothing.
     pub(crate) fn forget_requests(self) -> Executor {
-        Executor::new(self.service, self.state)
+        Executor::new(self.service, self.state, self.room_bytes)
+    }
+
+    /// The longest update of one request that the manager takes.
+    pub(crate) fn limit(&mut self, update_bytes_max: u64) {
+        self.update_bytes_max = self.room_bytes.min(update_bytes_max);
+        self.state.limit(self.update_bytes_max);
     }
 
     /// Whether a request was started before, and its answer, which must not be forgotten then.
@@ -79,7 +93,7 @@ impl Executor {
             return Ok(Known::New);
         }
         match self.replies.get(position) {
-            Some(answer) => Ok(Known::Answered(answer.into())),
+            Some(answer) => Ok(Known::Answered(answer)),
             None => Err(ExecutorError::Forgotten {
                 asked: position,
                 position: self.position,
@@ -94,50 +108,58 @@ impl Executor {
     }
 
     /// The answer to a read.
-    pub(crate) fn read_done(&mut self, position: Position, outcome: Outcome) -> Vec<u8> {
+    pub(crate) fn read_done(&mut self, position: Position, outcome: Outcome) -> Vec<Bytes> {
         let answer = FromGuest::Executed {
             position,
             outcome,
             update: Bytes::new(),
             root: None,
         };
-        self.remember(position, &answer)
+        self.remember(position, answer)
     }
 
     /// The answer to a session's first message.
-    pub(crate) fn hello(&self) -> Result<Vec<u8>, ExecutorError> {
+    pub(crate) fn hello(&self) -> Result<Vec<Bytes>, ExecutorError> {
         if self.loading {
             return Err(ExecutorError::LoadInterrupted);
         }
-        Ok(payload(&FromGuest::Hello {
+        Ok(payloads(FromGuest::Hello {
             version: CHANNEL_VERSION,
             position: self.position,
         }))
     }
 
     /// Executes a write or a scrub.
-    pub(crate) async fn execute(&mut self, execute: &Execute) -> Result<Vec<u8>, ExecutorError> {
+    pub(crate) async fn execute(&mut self, execute: &Execute) -> Result<Vec<Bytes>, ExecutorError> {
         self.not_loading()?;
         self.position = execute.position;
         let (outcome, update) = match execute.class {
-            Class::Scrub => (Outcome::Reply(Bytes::new()), Update::default()),
-            Class::Read | Class::Write => {
-                let outcome = self.service.execute(execute).await?;
-                (outcome, self.state.capture().await?)
-            }
+            Class::Scrub => (Outcome::Reply(Bytes::new()), nothing()),
+            Class::Read | Class::Write => self.write(execute).await?,
         };
         let answer = FromGuest::Executed {
             position: execute.position,
             outcome,
-            update: update.to_bytes().into(),
+            update,
             root: self.state.root(execute.root).await?,
         };
-        Ok(self.remember(execute.position, &answer))
+        Ok(self.remember(execute.position, answer))
     }
 
-    fn remember(&mut self, position: Position, answer: &FromGuest) -> Vec<u8> {
-        let answer = payload(answer);
-        self.replies.remember(position, answer.clone().into());
+    async fn write(&mut self, execute: &Execute) -> Result<(Outcome, Bytes), ExecutorError> {
+        let answer = self.service.execute(execute).await?;
+        if answer.unanswered {
+            self.state.settle().await?;
+        }
+        Ok(match self.state.capture().await? {
+            Some(update) => (answer.outcome, update),
+            None => (too_large(self.update_bytes_max), nothing()),
+        })
+    }
+
+    fn remember(&mut self, position: Position, answer: FromGuest) -> Vec<Bytes> {
+        let answer = payloads(answer);
+        self.replies.remember(position, answer.clone());
         answer
     }
 
@@ -147,7 +169,7 @@ impl Executor {
         updates: &[(Position, Bytes)],
         upto: Position,
         root: RootRequest,
-    ) -> Result<Vec<u8>, ExecutorError> {
+    ) -> Result<Vec<Bytes>, ExecutorError> {
         self.not_loading()?;
         let mut batch = Vec::new();
         let mut last = self.position;
@@ -176,23 +198,24 @@ impl Executor {
         &mut self,
         part: &[u8],
         last: Option<Position>,
-    ) -> Result<Option<Vec<u8>>, ExecutorError> {
+    ) -> Result<Option<Vec<Bytes>>, ExecutorError> {
         if self.position != Position(0) {
             return Err(ExecutorError::LoadOver(self.position));
         }
         let update = Update::from_bytes(part).map_err(ExecutorError::Part)?;
         self.loading = true;
-        self.state.apply(update).await?;
+        self.state.load(update).await?;
         let Some(position) = last else {
             return Ok(None);
         };
+        self.state.loaded().await?;
         self.loading = false;
         self.position = position;
         self.applied(RootRequest::No).await.map(Some)
     }
 
-    async fn applied(&mut self, root: RootRequest) -> Result<Vec<u8>, ExecutorError> {
-        Ok(payload(&FromGuest::Applied {
+    async fn applied(&mut self, root: RootRequest) -> Result<Vec<Bytes>, ExecutorError> {
+        Ok(payloads(FromGuest::Applied {
             position: self.position,
             root: self.state.root(root).await?,
         }))
@@ -206,19 +229,7 @@ impl Executor {
     }
 }
 
-/// All updates in one. Neighbours are merged first, so that the many small ones are not each merged
-/// into a large one.
-fn merged(mut updates: Vec<Update>) -> Update {
-    while updates.len() > 1 {
-        let mut halved = Vec::with_capacity(updates.len().div_ceil(2));
-        let mut rest = updates.into_iter();
-        while let Some(mut earlier) = rest.next() {
-            if let Some(later) = rest.next() {
-                earlier.merge(later);
-            }
-            halved.push(earlier);
-        }
-        updates = halved;
-    }
-    updates.pop().unwrap_or_default()
+/// The update of a request that changed nothing.
+fn nothing() -> Bytes {
+    Update::default().to_bytes().into()
 }

@@ -25,8 +25,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// The largest body of a reply.
 pub const REPLY_BODY_BYTES_MAX: usize = 16 << 20;
-/// The largest head of a reply.
+/// The largest head of a reply: its headers, each with what separates it from the next.
 const REPLY_HEAD_BYTES_MAX: usize = 256 << 10;
+/// Bytes between a header's name and value, and after it.
+const HEADER_SEPARATORS: usize = 4;
+/// hyper's limit depends on how the bytes arrive, so it is beyond ours, which is the same at every replica.
+const READ_BUFFER_BYTES_MAX: usize = 2 * REPLY_HEAD_BYTES_MAX;
 /// The beginning of names that only manager and shim may give to headers.
 const RESERVED: &str = "spare-";
 
@@ -34,7 +38,15 @@ const RESERVED: &str = "spare-";
 #[derive(Clone, Debug)]
 pub struct HttpService {
     address: Address,
-    timeout: Duration,
+}
+
+/// What came of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The service's reply, or one in its place.
+    pub outcome: Outcome,
+    /// The service did not reply: transactions of its may still be under way.
+    pub unanswered: bool,
 }
 
 /// The service failed in a way that leaves the replica's position in doubt.
@@ -43,13 +55,25 @@ pub enum ServiceError {
     /// It does not listen.
     #[error("cannot connect to the service at {0:?}: {1}")]
     Unreachable(Address, std::io::Error),
-    /// It did not answer in time.
-    #[error("the service did not answer within {0:?}")]
-    TimedOut(Duration),
-    /// It closed the connection or did not speak HTTP.
-    #[error("the service did not answer in HTTP: {0}")]
-    NotHttp(String),
+    /// It closed a request's connection, and listens no more.
+    #[error("the service ended in the middle of a request: {0}")]
+    Ended(String),
 }
+
+/// Why the client gets no reply of the service, which goes on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoReply {
+    /// It replied, after its transactions, with what can't be passed on.
+    #[error("the service's reply can't be passed on: {0}")]
+    Unfit(String),
+    /// It closed the connection.
+    #[error("the service did not reply: {0}")]
+    Missing(String),
+}
+
+/// From a connection that the service closed to the second look whether it listens: a process that ends closes
+/// its sockets one after the other.
+const END_PAUSE: Duration = Duration::from_millis(100);
 
 impl HttpService {
     /// The service as it is configured.
@@ -57,31 +81,56 @@ impl HttpService {
     pub fn new(settings: &ServiceSettings) -> HttpService {
         HttpService {
             address: settings.address.clone(),
-            timeout: settings.request_timeout(),
         }
     }
 
     /// Executes one ordered request.
     ///
-    /// A request that is not valid HTTP, and a reply that is too large, are answered here, by every
-    /// correct replica in the same way: a client must not be able to break replicas.
+    /// A request that is not valid HTTP, and a reply that can't be passed on or is missing, are answered here, by
+    /// every correct replica in the same way: a client must not be able to break replicas. It takes as long as it takes: the
+    /// managers end what takes too long, all at the same point of the order.
     ///
     /// # Errors
     /// When the service fails; what it did is then not known.
-    pub async fn execute(&self, execute: &Execute) -> Result<Outcome, ServiceError> {
+    pub async fn execute(&self, execute: &Execute) -> Result<Answer, ServiceError> {
         let Some(request) = service_request(execute) else {
-            return Ok(reply(&own_answer(400, "The request is not valid HTTP.\n")));
+            return Ok(answered(&own_answer(
+                400,
+                "The request is not valid HTTP.\n",
+            )));
         };
         // Boxed, so that all callers run the same code: the warm-up's requests would leave a copy cold.
-        let exchange = self.exchange(request).boxed();
-        let answer = tokio::time::timeout(self.timeout, exchange)
-            .await
-            .map_err(|_| ServiceError::TimedOut(self.timeout))??;
-        let refused = answer.header(HEADER_WRITE_IN_READ) == Some(b"1");
+        let exchanged = self.exchange(request).boxed().await?;
+        let reply = match exchanged {
+            Ok(reply) => reply,
+            Err(why) => return self.in_place_of_reply(&why).await,
+        };
+        let refused = reply.header(HEADER_WRITE_IN_READ) == Some(b"1");
         if refused && execute.class == Class::Read {
-            return Ok(Outcome::WriteInRead);
+            return Ok(Answer {
+                outcome: Outcome::WriteInRead,
+                unanswered: false,
+            });
         }
-        Ok(reply(&strip_reserved(answer)))
+        Ok(answered(&strip_reserved(reply)))
+    }
+
+    /// The answer of a service that gave none, if it goes on.
+    async fn in_place_of_reply(&self, why: &NoReply) -> Result<Answer, ServiceError> {
+        eprintln!("spare-shim: {why}");
+        let unanswered = matches!(why, NoReply::Missing(_));
+        if unanswered {
+            tokio::time::sleep(END_PAUSE).await;
+            if !self.is_listening().await {
+                return Err(ServiceError::Ended(why.to_string()));
+            }
+        }
+        // The same words whatever exactly went wrong.
+        let page = own_answer(502, "The service gave no reply that can be passed on.\n");
+        Ok(Answer {
+            unanswered,
+            ..answered(&page)
+        })
     }
 
     /// Whether the service accepts connections.
@@ -92,16 +141,19 @@ impl HttpService {
         }
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<HttpReply, ServiceError> {
+    async fn exchange(
+        &self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Result<HttpReply, NoReply>, ServiceError> {
         let unreachable = |e| ServiceError::Unreachable(self.address.clone(), e);
         match &self.address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-                exchange_over(stream, request).await
+                Ok(exchange_over(stream, request).await)
             }
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await.map_err(unreachable)?;
-                exchange_over(stream, request).await
+                Ok(exchange_over(stream, request).await)
             }
         }
     }
@@ -110,18 +162,21 @@ impl HttpService {
 pub(crate) async fn exchange_over<S>(
     stream: S,
     request: Request<Full<Bytes>>,
-) -> Result<HttpReply, ServiceError>
+) -> Result<HttpReply, NoReply>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let not_http = |e: hyper::Error| ServiceError::NotHttp(with_causes(&e));
+    let no_reply = |e: hyper::Error| match e.is_parse() {
+        true => NoReply::Unfit(with_causes(&e)),
+        false => NoReply::Missing(with_causes(&e)),
+    };
     let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(REPLY_HEAD_BYTES_MAX)
+        .max_buf_size(READ_BUFFER_BYTES_MAX)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(not_http)?;
+        .map_err(no_reply)?;
     let exchange = async move {
-        let response = sender.send_request(request).await.map_err(not_http)?;
+        let response = sender.send_request(request).await.map_err(no_reply)?;
         read_reply(response).await
     };
     tokio::pin!(exchange, connection);
@@ -132,17 +187,24 @@ where
     }
 }
 
-async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpReply, ServiceError> {
+async fn read_reply(response: Response<hyper::body::Incoming>) -> Result<HttpReply, NoReply> {
     let (head, body) = response.into_parts();
-    if head.status.as_u16() < 200 {
-        return Err(ServiceError::NotHttp(format!("status {}", head.status)));
+    if !(200..600).contains(&head.status.as_u16()) {
+        return Err(NoReply::Unfit(format!("status {}", head.status)));
+    }
+    let header_bytes = |(name, value): (&HeaderName, &HeaderValue)| {
+        name.as_str().len() + value.len() + HEADER_SEPARATORS
+    };
+    let head_bytes: usize = head.headers.iter().map(header_bytes).sum();
+    if head_bytes > REPLY_HEAD_BYTES_MAX {
+        return Err(NoReply::Unfit(format!("{head_bytes} bytes of headers")));
     }
     let body = match Limited::new(body, REPLY_BODY_BYTES_MAX).collect().await {
         Ok(body) => body.to_bytes(),
         Err(e) if e.is::<LengthLimitError>() => {
             return Ok(own_answer(502, "The page is larger than 16 MiB.\n"));
         }
-        Err(e) => return Err(ServiceError::NotHttp(with_causes(&*e))),
+        Err(e) => return Err(NoReply::Unfit(with_causes(&*e))),
     };
     let headers = head
         .headers
@@ -189,18 +251,33 @@ pub(crate) fn service_request(execute: &Execute) -> Option<Request<Full<Bytes>>>
     Some(request)
 }
 
-fn strip_reserved(mut answer: HttpReply) -> HttpReply {
-    answer
+fn strip_reserved(mut reply: HttpReply) -> HttpReply {
+    reply
         .headers
         .retain(|(name, _)| !name.starts_with(RESERVED));
-    answer
+    reply
 }
 
-fn reply(answer: &HttpReply) -> Outcome {
+pub(crate) fn reply(answer: &HttpReply) -> Outcome {
     Outcome::Reply(encode(answer).into())
 }
 
-fn own_answer(status: u16, text: &str) -> HttpReply {
+fn answered(answer: &HttpReply) -> Answer {
+    Answer {
+        outcome: reply(answer),
+        unanswered: false,
+    }
+}
+
+/// The answer to a write that was undone because of its size.
+pub(crate) fn too_large(update_bytes_max: u64) -> Outcome {
+    let text = format!(
+        "The request changes more than the {update_bytes_max} bytes that one request may change. It was undone.\n"
+    );
+    reply(&own_answer(507, &text))
+}
+
+pub(crate) fn own_answer(status: u16, text: &str) -> HttpReply {
     HttpReply {
         status,
         headers: vec![("content-type".into(), b"text/plain".to_vec())],
@@ -263,12 +340,11 @@ mod tests {
                 let _ = stream.write_all(&answer).await;
             }
         });
-        let timeout = Duration::from_secs(5);
-        (HttpService { address, timeout }, rx)
+        (HttpService { address }, rx)
     }
 
-    fn decoded(outcome: Outcome) -> HttpReply {
-        match outcome {
+    fn decoded(answer: Answer) -> HttpReply {
+        match answer.outcome {
             Outcome::Reply(bytes) => decode(&bytes).expect("a reply"),
             Outcome::WriteInRead => panic!("a reply"),
         }
@@ -309,7 +385,7 @@ mod tests {
             .execute(&request(Class::Read, "/"))
             .await
             .expect("an outcome");
-        assert_eq!(outcome, Outcome::WriteInRead);
+        assert_eq!(outcome.outcome, Outcome::WriteInRead);
         let outcome = service
             .execute(&request(Class::Write, "/"))
             .await
@@ -321,18 +397,54 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn garbage_and_silence_are_errors() {
-        let (garbage, _seen) = service(b"hello there\r\n\r\n".to_vec()).await;
-        let result = garbage.execute(&request(Class::Read, "/")).await;
-        assert!(
-            matches!(result, Err(ServiceError::NotHttp(_))),
-            "{result:?}"
-        );
+    async fn a_reply_that_cannot_be_passed_on_is_answered_with_one_error_page() {
+        let many = "x: y\r\n".repeat(spare_protocol::http::HEADERS_MAX + 1);
+        let long = "y".repeat(REPLY_HEAD_BYTES_MAX);
+        let longer = "y".repeat(2 * READ_BUFFER_BYTES_MAX);
+        for reply in [
+            "hello there\r\n\r\n".to_owned(),
+            "HTTP/1.1 99 Low\r\n\r\n".to_owned(),
+            "HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".to_owned(),
+            "HTTP/1.1 666 High\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            format!("HTTP/1.1 200 OK\r\n{many}\r\n"),
+            format!("HTTP/1.1 200 OK\r\nx: {long}\r\n\r\n"),
+            format!("HTTP/1.1 200 OK\r\nx: {longer}\r\n\r\n"),
+            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort".to_owned(),
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz".to_owned(),
+        ] {
+            let (service, _seen) = service(reply.clone().into_bytes()).await;
+            let answer = service.execute(&request(Class::Write, "/")).await;
+            let answer = answer.expect("an answer");
+            assert!(!answer.unanswered, "{reply:.60}");
+            assert_eq!(decoded(answer).status, 502, "{reply:.60}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_hangs_up_is_answered_for_if_it_goes_on() {
         let (silent, _seen) = service(b"".to_vec()).await;
-        let result = silent.execute(&request(Class::Read, "/")).await;
+        let answer = silent.execute(&request(Class::Write, "/")).await;
+        let answer = answer.expect("an answer");
+        assert!(answer.unanswered);
+        assert_eq!(decoded(answer).status, 502);
+    }
+
+    #[tokio::test]
+    async fn a_service_that_ends_or_is_gone_leaves_the_position_in_doubt() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let service = HttpService {
+            address: Address::Tcp(listener.local_addr().expect("an address").to_string()),
+        };
+        let ends = tokio::spawn(async move {
+            let _ = listener.accept().await;
+        });
+        let ended = service.execute(&request(Class::Write, "/")).await;
+        assert!(matches!(ended, Err(ServiceError::Ended(_))), "{ended:?}");
+        ends.await.expect("no panic");
+        let gone = service.execute(&request(Class::Write, "/")).await;
         assert!(
-            matches!(result, Err(ServiceError::NotHttp(_))),
-            "{result:?}"
+            matches!(gone, Err(ServiceError::Unreachable(..))),
+            "{gone:?}"
         );
     }
 

@@ -61,6 +61,9 @@ fn parse(arguments: &[String]) -> Result<(Command, PathBuf)> {
         ["run"] => Command::Run,
         ["prepare"] => Command::Prepare,
         ["leaves", "--write"] => Command::WriteLeaves,
+        ["leaves"] => {
+            bail!("leaves needs --write: it scans the database and writes the file of leaves anew")
+        }
         ["help" | "--help" | "-h"] => Command::Help,
         [] => bail!("no command is given\n\n{HELP}"),
         words => bail!("\"{}\" is not a command\n\n{HELP}", words.join(" ")),
@@ -102,7 +105,7 @@ mod tests {
     fn mistakes_are_named() {
         for (line, complaint) in [
             ("", "no command"),
-            ("leaves", "\"leaves\" is not a command"),
+            ("leaves", "leaves needs --write"),
             ("run --config", "--config needs a file"),
         ] {
             let error = parsed(line).expect_err("a mistake").to_string();

@@ -8,14 +8,16 @@
 
 use crate::channel::{Channel, ChannelError};
 use crate::executor::{Executor, ExecutorError, Known};
-use crate::http::ServiceError;
+use crate::http::{own_answer, reply, Answer, ServiceError};
 use crate::scheduler::{Mode, Scheduler};
-use crate::session::{payload, version_conflict, Arrived, Session};
+use crate::session::{payloads, version_conflict, Arrived, Session};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use spare_protocol::channel::{Execute, FromGuest, Outcome, ToGuest};
+use spare_protocol::channel::{Execute, FromGuest, RootRequest, ToGuest};
 use spare_protocol::Position;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use tokio::sync::oneshot;
 
 /// A message in its session.
 struct Job {
@@ -27,7 +29,7 @@ struct Job {
 struct ReadDone {
     session: u32,
     position: Position,
-    result: Result<Outcome, ServiceError>,
+    result: Result<Answer, ServiceError>,
 }
 
 /// A replica that is ready.
@@ -36,7 +38,8 @@ pub(crate) struct Replica {
     session: Session,
     scheduler: Scheduler<Job>,
     reads: FuturesUnordered<BoxFuture<'static, ReadDone>>,
-    reading: BTreeSet<Position>,
+    /// The reads that run, each with what stops it, unless it was stopped.
+    reading: BTreeMap<Position, Option<oneshot::Sender<()>>>,
     executor: Executor,
 }
 
@@ -66,10 +69,12 @@ pub(crate) async fn answer_broken(
     mut session: Session,
     reason: String,
 ) -> Result<(), ChannelError> {
-    let broken = payload(&FromGuest::Broken { reason });
+    let broken = payloads(FromGuest::Broken { reason });
     loop {
-        if let Some(frame) = session.frame(broken.clone()) {
-            channel.send(&frame)?;
+        for payload in &broken {
+            if let Some(frame) = session.frame(payload.clone()) {
+                channel.send(frame)?;
+            }
         }
         loop {
             receive(&mut channel, &mut session).await?;
@@ -90,7 +95,7 @@ impl Replica {
             session: Session::new(),
             scheduler: Scheduler::new(reads_max),
             reads: FuturesUnordered::new(),
-            reading: BTreeSet::new(),
+            reading: BTreeMap::new(),
             executor,
         }
     }
@@ -133,10 +138,11 @@ impl Replica {
             Arrived::Opened { version } => {
                 self.scheduler.clear();
                 if let Some(conflict) = version_conflict(version) {
-                    return self.send(self.session.id(), payload(&conflict));
+                    return self.send(self.session.id(), payloads(conflict));
                 }
                 self.push(Mode::Exclusive, ToGuest::Hello { version });
             }
+            Arrived::Message(ToGuest::Cancel { position }) => self.cancel(position)?,
             Arrived::Message(message) => {
                 let mode = match &message {
                     ToGuest::Execute(e) if !e.class.is_exclusive() => Mode::Shared,
@@ -158,7 +164,7 @@ impl Replica {
         let answer = match message {
             ToGuest::Hello { .. } => Some(self.executor.hello()?),
             ToGuest::Execute(execute) => {
-                if self.reading.contains(&execute.position) {
+                if self.reading.contains_key(&execute.position) {
                     None
                 } else if let Known::Answered(answer) = self.executor.known(execute.position)? {
                     Some(answer)
@@ -174,7 +180,20 @@ impl Replica {
                 upto,
                 root,
             } => Some(self.executor.apply(&updates, upto, root).await?),
+            ToGuest::ApplyUnanswered { update, upto } => {
+                let updates = [(upto, update)];
+                self.executor.apply(&updates, upto, RootRequest::No).await?;
+                None
+            }
             ToGuest::Load { part, last } => self.executor.load(&part, last).await?,
+            ToGuest::Limits { update_bytes_max } => {
+                self.executor.limit(update_bytes_max);
+                None
+            }
+            // The session puts them together.
+            ToGuest::Part(_) => None,
+            // It does not wait for its turn.
+            ToGuest::Cancel { .. } => None,
         };
         self.scheduler.finished(mode);
         match answer {
@@ -185,33 +204,70 @@ impl Replica {
 
     fn start_read(&mut self, session: u32, execute: Execute) {
         let position = execute.position;
-        self.reading.insert(position);
+        let (stop, stopped) = oneshot::channel();
+        self.reading.insert(position, Some(stop));
         let service = self.executor.start_read(position);
         self.reads.push(Box::pin(async move {
+            let result = tokio::select! {
+                result = service.execute(&execute) => result,
+                Ok(()) = stopped => Ok(cancelled()),
+            };
             ReadDone {
                 session,
                 position,
-                result: service.execute(&execute).await,
+                result,
             }
         }));
+    }
+
+    /// Stops a read, whether it runs or waits. One that was answered already is none of these.
+    fn cancel(&mut self, position: Position) -> Result<(), ReplicaError> {
+        if let Some(stop) = self.reading.get_mut(&position) {
+            // It is answered as it ends, which it does now. If it just did by itself, nobody listens.
+            let _ = stop.take().map(|stop| stop.send(()));
+            return Ok(());
+        }
+        let is_it =
+            |job: &Job| matches!(&job.message, ToGuest::Execute(e) if e.position == position);
+        let Some(job) = self.scheduler.remove(is_it) else {
+            return Ok(());
+        };
+        let answer = payloads(FromGuest::Executed {
+            position,
+            outcome: cancelled().outcome,
+            update: Bytes::new(),
+            root: None,
+        });
+        self.send(job.session, answer)
     }
 
     fn read_done(&mut self, done: ReadDone) -> Result<(), ReplicaError> {
         self.scheduler.finished(Mode::Shared);
         self.reading.remove(&done.position);
-        let answer = self.executor.read_done(done.position, done.result?);
+        let outcome = done.result?.outcome;
+        let answer = self.executor.read_done(done.position, outcome);
         self.send(done.session, answer)
     }
 
     /// Sends an answer, unless the session that asked is over.
-    fn send(&mut self, session: u32, answer: Vec<u8>) -> Result<(), ReplicaError> {
+    fn send(&mut self, session: u32, answer: Vec<Bytes>) -> Result<(), ReplicaError> {
         if session != self.session.id() {
             return Ok(());
         }
-        match self.session.frame(answer) {
-            Some(frame) => Ok(self.channel.send(&frame)?),
-            None => Ok(()),
+        for payload in answer {
+            if let Some(frame) = self.session.frame(payload) {
+                self.channel.send(frame)?;
+            }
         }
+        Ok(())
+    }
+}
+
+/// What is said of a read that was stopped; nobody looks at it.
+fn cancelled() -> Answer {
+    Answer {
+        outcome: reply(&own_answer(504, "The request was cancelled.\n")),
+        unanswered: false,
     }
 }
 
@@ -225,8 +281,7 @@ mod tests {
     use crate::replicated_state::ReplicatedState;
     use crate::root::StateRoot;
     use crate::transport::unix_socket::SocketPair;
-    use bytes::Bytes;
-    use spare_protocol::channel::{RootRequest, CHANNEL_VERSION};
+    use spare_protocol::channel::CHANNEL_VERSION;
     use spare_protocol::http::HttpRequest;
     use spare_protocol::update::Update;
     use spare_protocol::{decode, encode, Class, Hash};
@@ -235,11 +290,14 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    const UPDATE_BYTES_MAX: u64 = 1 << 20;
+
     /// Adds 1 to the row with the key that a request's path names.
     async fn service(rows: Arc<Mutex<Rows>>) -> HttpService {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         tokio::spawn(async move {
+            let mut hanging = Vec::new();
             loop {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
                 let mut seen = Vec::new();
@@ -250,6 +308,10 @@ mod tests {
                 }
                 let text = String::from_utf8_lossy(&seen);
                 let path = text.split(' ').nth(1).unwrap_or_default();
+                if path == "/hang" {
+                    hanging.push(stream);
+                    continue;
+                }
                 if let Ok(key) = path.trim_start_matches('/').parse() {
                     *rows.lock().expect("no panic").entry(key).or_default() += 1;
                 }
@@ -260,8 +322,8 @@ mod tests {
             command: vec![],
             user: String::new(),
             address: Address::Tcp(address),
-            request_timeout_ms: 5000,
             reads_max: NonZeroUsize::MIN,
+            update_bytes_max: UPDATE_BYTES_MAX,
             warm_up: vec![],
         })
     }
@@ -271,7 +333,7 @@ mod tests {
         let rows = Arc::new(Mutex::new(Rows::new()));
         let database = Box::new(InMemory::over(rows.clone()));
         let state = ReplicatedState::new(database, StateRoot::default());
-        let executor = Executor::new(service(rows.clone()).await, state);
+        let executor = Executor::new(service(rows.clone()).await, state, UPDATE_BYTES_MAX);
         let (transport, manager) = SocketPair::new().expect("sockets");
         let channel = Channel::open(Box::new(transport)).await.expect("a channel");
         let mut replica = Replica::new(channel, executor, 1);
@@ -381,5 +443,30 @@ mod tests {
             served,
             Err(ReplicaError::Executor(ExecutorError::NotLoaded))
         ));
+    }
+
+    /// The service never answers `/hang`. With one read at a time the second one waits.
+    #[tokio::test]
+    async fn a_cancelled_read_is_answered_at_once_whether_it_runs_or_waits() {
+        let (mut replica, _, mut manager) = replica().await;
+        for position in [1, 2] {
+            let read = request(position, Class::Read, "/hang", RootRequest::No);
+            manager.send(&read).await.expect("room");
+        }
+        for position in [2, 1] {
+            let position = Position(position);
+            let cancel = ToGuest::Cancel { position };
+            let answer = ask(&mut replica, &mut manager, cancel).await;
+            assert!(matches!(answer, FromGuest::Executed { position: p, .. } if p == position));
+        }
+        // One that is answered is left alone, and what comes next is executed.
+        let position = Position(1);
+        manager
+            .send(&ToGuest::Cancel { position })
+            .await
+            .expect("room");
+        let write = request(3, Class::Write, "/7", RootRequest::No);
+        let (update, _) = executed(ask(&mut replica, &mut manager, write).await);
+        assert!(!update.is_empty());
     }
 }

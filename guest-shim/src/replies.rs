@@ -10,19 +10,23 @@ pub const REPLIES_MAX: usize = 1024;
 /// Bytes of replies that are remembered at most; the newest reply stays whatever its size.
 pub const REPLY_BYTES_MAX: usize = 4 << 20;
 
-/// Encoded answers by position; the oldest go first.
+/// Encoded answers by position, each in the payloads that it is sent in; the oldest go first.
 #[derive(Debug, Default)]
 pub struct Replies {
-    by_position: BTreeMap<Position, Bytes>,
+    by_position: BTreeMap<Position, Vec<Bytes>>,
     bytes: usize,
+}
+
+fn bytes_of(answer: &[Bytes]) -> usize {
+    answer.iter().map(Bytes::len).sum()
 }
 
 impl Replies {
     /// Remembers the answer to the request at `position`.
-    pub fn remember(&mut self, position: Position, answer: Bytes) {
-        self.bytes += answer.len();
+    pub fn remember(&mut self, position: Position, answer: Vec<Bytes>) {
+        self.bytes += bytes_of(&answer);
         if let Some(old) = self.by_position.insert(position, answer) {
-            self.bytes -= old.len();
+            self.bytes -= bytes_of(&old);
         }
         while self.by_position.len() > REPLIES_MAX
             || (self.bytes > REPLY_BYTES_MAX && self.by_position.len() > 1)
@@ -30,13 +34,13 @@ impl Replies {
             let Some((_, oldest)) = self.by_position.pop_first() else {
                 return;
             };
-            self.bytes -= oldest.len();
+            self.bytes -= bytes_of(&oldest);
         }
     }
 
     /// The answer to the request at `position`, if it is still known.
     #[must_use]
-    pub fn get(&self, position: Position) -> Option<Bytes> {
+    pub fn get(&self, position: Position) -> Option<Vec<Bytes>> {
         self.by_position.get(&position).cloned()
     }
 }
@@ -56,7 +60,7 @@ mod tests {
         let mut replies = Replies::default();
         let count = REPLIES_MAX as u64;
         for p in 1..=count + 3 {
-            replies.remember(Position(p), Bytes::from_static(b"x"));
+            replies.remember(Position(p), vec![Bytes::from_static(b"x")]);
         }
         assert_eq!(
             known(&replies, count + 3),
@@ -69,10 +73,13 @@ mod tests {
         let mut replies = Replies::default();
         let half: Bytes = vec![0; REPLY_BYTES_MAX / 2].into();
         for p in 1..=3 {
-            replies.remember(Position(p), half.clone());
+            replies.remember(Position(p), vec![half.clone()]);
         }
         assert_eq!(known(&replies, 9), [2, 3]);
-        replies.remember(Position(4), vec![0; REPLY_BYTES_MAX + 1].into());
+        replies.remember(
+            Position(4),
+            vec![half.clone(), half, Bytes::from_static(b"x")],
+        );
         assert_eq!(known(&replies, 9), [4]);
         assert_eq!(replies.bytes, REPLY_BYTES_MAX + 1);
     }

@@ -64,6 +64,12 @@ impl<J> Scheduler<J> {
         }
     }
 
+    /// Takes out the first job that was not started for which `is_it` holds.
+    pub fn remove(&mut self, is_it: impl Fn(&J) -> bool) -> Option<J> {
+        let at = self.waiting.iter().position(|(_, job)| is_it(job))?;
+        self.waiting.remove(at).map(|(_, job)| job)
+    }
+
     /// Forgets the jobs that were not started.
     pub fn clear(&mut self) {
         self.waiting.clear();

@@ -1,7 +1,10 @@
 //! Sessions of the guest channel, seen from the guest: which frames count, and the numbers of those
 //! that go out. Pure; the bytes come from and go to [`crate::channel`].
 
-use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION};
+use bytes::Bytes;
+use spare_protocol::channel::{
+    cut, Decoded, Frame, FrameDecoder, FromGuest, Parts, ToGuest, CHANNEL_VERSION,
+};
 use spare_protocol::{decode, encode, DecodeError};
 
 /// The session that the manager has opened, if it has.
@@ -14,6 +17,8 @@ pub struct Session {
     expected: u64,
     /// The sequence number that was sent last.
     sent: u64,
+    /// Bytes of the message that follows.
+    parts: Parts,
 }
 
 /// Something that arrived and counts.
@@ -52,6 +57,16 @@ pub enum SessionLost {
         sequence: u64,
         /// What is wrong with its payload.
         error: DecodeError,
+    },
+    /// Bytes came for a message that takes none.
+    #[error("session {session} is lost: frame {sequence} has no use for the {bytes} bytes that came before it")]
+    Parts {
+        /// The session's number.
+        session: u32,
+        /// The sequence number of the frame.
+        sequence: u64,
+        /// How many.
+        bytes: usize,
     },
 }
 
@@ -93,18 +108,17 @@ impl Session {
         }
     }
 
-    /// The bytes of an outgoing message, or `None` if there is no session to send it in.
-    pub fn frame(&mut self, payload: Vec<u8>) -> Option<Vec<u8>> {
+    /// The next outgoing frame, or `None` if there is no session to send it in.
+    pub fn frame(&mut self, payload: Bytes) -> Option<Frame> {
         if self.id == 0 {
             return None;
         }
         self.sent += 1;
-        let frame = Frame {
+        Some(Frame {
             session: self.id,
             sequence: self.sent,
-            payload: payload.into(),
-        };
-        Some(frame.to_bytes())
+            payload,
+        })
     }
 
     fn accept(&mut self, frame: &Frame) -> Option<Arrived> {
@@ -127,13 +141,39 @@ impl Session {
         }
         self.expected += 1;
         match decode(&frame.payload) {
-            Ok(message) => Some(Arrived::Message(message)),
+            Ok(ToGuest::Part(part)) => {
+                self.parts.push(&part);
+                None
+            }
+            Ok(message) => Some(self.whole(message, sequence)),
             Err(error) => Some(self.lose(SessionLost::Message {
                 session,
                 sequence,
                 error,
             })),
         }
+    }
+
+    /// The message with the bytes that came before it.
+    fn whole(&mut self, mut message: ToGuest, sequence: u64) -> Arrived {
+        if self.parts.is_empty() {
+            return Arrived::Message(message);
+        }
+        let rest = match &mut message {
+            ToGuest::Apply { updates, .. } => updates.last_mut().map(|(_, update)| update),
+            ToGuest::ApplyUnanswered { update, .. } => Some(update),
+            ToGuest::Load { part, .. } => Some(part),
+            _ => None,
+        };
+        let Some(rest) = rest else {
+            return self.lose(SessionLost::Parts {
+                session: self.id,
+                sequence,
+                bytes: self.parts.len(),
+            });
+        };
+        *rest = self.parts.complete(std::mem::take(rest));
+        Arrived::Message(message)
     }
 
     /// Only a `Hello`, sent as a session's first frame, opens it.
@@ -147,11 +187,13 @@ impl Session {
         self.id = frame.session;
         self.expected = 2;
         self.sent = 0;
+        self.parts = Parts::default();
         Some(Arrived::Opened { version })
     }
 
     fn lose(&mut self, why: SessionLost) -> Arrived {
         self.id = 0;
+        self.parts = Parts::default();
         Arrived::Lost(why)
     }
 }
@@ -167,15 +209,25 @@ pub fn version_conflict(version: u16) -> Option<FromGuest> {
     })
 }
 
-/// The payload of an outgoing message.
+/// The payloads of an outgoing message, each of which fits a frame.
 #[must_use]
-pub fn payload(message: &FromGuest) -> Vec<u8> {
-    encode(message)
+pub fn payloads(mut message: FromGuest) -> Vec<Bytes> {
+    let mut payloads = Vec::new();
+    if let FromGuest::Executed { update, .. } = &mut message {
+        let (parts, rest) = cut(std::mem::take(update));
+        payloads
+            .extend((parts.into_iter()).map(|part| encode(&FromGuest::UpdatePart(part)).into()));
+        *update = rest;
+    }
+    payloads.push(encode(&message).into());
+    payloads
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spare_protocol::channel::{Outcome, RootRequest, FRAME_BYTES_MAX, PART_BYTES_MAX};
+    use spare_protocol::Position;
 
     fn wire(session: u32, sequence: u64, message: &ToGuest) -> Vec<u8> {
         Frame {
@@ -208,7 +260,7 @@ mod tests {
     fn frames_before_the_first_hello_are_dropped() {
         let mut session = Session::new();
         assert!(arrivals(&mut session, &wire(5, 2, &load())).is_empty());
-        assert!(session.frame(vec![]).is_none());
+        assert!(session.frame(Bytes::new()).is_none());
     }
 
     #[test]
@@ -248,13 +300,75 @@ mod tests {
         for id in [7, 8] {
             arrivals(&mut session, &wire(id, 1, &hello()));
             for sequence in 1..3 {
-                let bytes = session.frame(vec![9]).expect("a session");
-                let mut decoder = FrameDecoder::new();
-                decoder.push(&bytes);
-                let Some(Decoded::Frame(frame)) = decoder.next() else {
-                    panic!("a frame")
-                };
+                let frame = session.frame(Bytes::from_static(&[9]));
+                let frame = frame.expect("a session");
                 assert_eq!((frame.session, frame.sequence), (id, sequence));
+            }
+        }
+    }
+
+    #[test]
+    fn what_came_in_parts_is_one_message() {
+        let whole: Bytes = vec![7; 3].into();
+        let part = |byte: u8| ToGuest::Part(vec![byte].into());
+        let rest = |bytes: Bytes| {
+            [
+                ToGuest::Load {
+                    part: bytes.clone(),
+                    last: None,
+                },
+                ToGuest::ApplyUnanswered {
+                    update: bytes.clone(),
+                    upto: Position(3),
+                },
+                ToGuest::Apply {
+                    updates: vec![(Position(4), bytes)],
+                    upto: Position(4),
+                    root: RootRequest::No,
+                },
+            ]
+        };
+        for (rest, whole) in rest(vec![7].into()).into_iter().zip(rest(whole)) {
+            let mut session = Session::new();
+            arrivals(&mut session, &wire(5, 1, &hello()));
+            let mut bytes = wire(5, 2, &part(7));
+            bytes.extend(wire(5, 3, &part(7)));
+            bytes.extend(wire(5, 4, &rest));
+            assert_eq!(arrivals(&mut session, &bytes), [Arrived::Message(whole)]);
+        }
+    }
+
+    #[test]
+    fn parts_for_a_message_that_takes_none_lose_the_session() {
+        let mut session = Session::new();
+        let mut bytes = wire(5, 1, &hello());
+        bytes.extend(wire(5, 2, &ToGuest::Part(vec![1].into())));
+        bytes.extend(wire(5, 3, &hello()));
+        let arrived = arrivals(&mut session, &bytes);
+        assert!(
+            matches!(arrived.last(), Some(Arrived::Lost(_))),
+            "{arrived:?}"
+        );
+    }
+
+    #[test]
+    fn an_answer_with_a_long_update_is_several_payloads_that_each_fit_a_frame() {
+        let update: Bytes = (0..5 * PART_BYTES_MAX + 7).map(|i| i as u8).collect();
+        let answer = FromGuest::Executed {
+            position: Position(1),
+            outcome: Outcome::Reply(vec![0; 16 << 20].into()),
+            update: update.clone(),
+            root: None,
+        };
+        let mut parts = Parts::default();
+        for payload in payloads(answer) {
+            assert!(payload.len() <= FRAME_BYTES_MAX);
+            match decode(&payload).expect("a message") {
+                FromGuest::UpdatePart(part) => parts.push(&part),
+                FromGuest::Executed { update: rest, .. } => {
+                    assert!(parts.complete(rest) == update, "the same bytes");
+                }
+                other => panic!("{other:?}"),
             }
         }
     }

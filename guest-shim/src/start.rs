@@ -75,7 +75,7 @@ pub(crate) async fn prepare(config: &Config) -> Result<Executor, StartError> {
     make_warm_up_forms(&service, &mut state, &forms).await?;
     // Once more, as starting the service has pushed code and pages out of the caches.
     state.warm_up().await?;
-    let executor = Executor::new(service, state);
+    let executor = Executor::new(service, state, config.service.update_bytes_max);
     rehearse(executor, &pages, config.service.reads_max.get()).await
 }
 

@@ -1,7 +1,10 @@
 //! The shim beside a real PostgreSQL and a tiny HTTP service, spoken to over its channel as a
 //! manager would. Needs root and PostgreSQL 15; without them the tests say so and are skipped.
 
+mod limits;
+mod refused;
 mod rig;
+mod values;
 
 use rig::{cluster_or_skip, get, post, Guest, Manager};
 use spare_protocol::channel::{Execute, FromGuest, Outcome, RootRequest, ToGuest};
@@ -144,7 +147,7 @@ fn updates_captured_on_one_database_lead_another_to_the_same_state() {
     assert!(empty.is_empty(), "nothing changed: {empty:?}");
     let last = WRITES.len() as u64;
     // In two batches, the second with updates that the first contained.
-    assert_eq!(apply(&mut passive, &updates[..5], 6, RootRequest::No).0, 6);
+    assert_eq!(apply(&mut passive, &updates[..6], 6, RootRequest::No).0, 6);
     let (position, applied) = apply(&mut passive, &updates[3..], last, RootRequest::Incremental);
     assert_eq!(position, last);
     assert_eq!(applied, root);
@@ -301,18 +304,32 @@ fn a_state_is_loaded_in_parts() {
 }
 
 #[test]
-fn a_service_that_fails_breaks_the_replica_and_every_session_hears_of_it() {
+fn a_service_that_ends_breaks_the_replica_and_every_session_hears_of_it() {
     let Some((one, mut manager, _two, _)) = pair("broken") else {
         return;
     };
-    let request = execute(1, Class::Write, &post("GARBAGE!"), RootRequest::No);
+    let request = execute(1, Class::Write, &post("END!"), RootRequest::No);
     let FromGuest::Broken { reason } = manager.ask(ToGuest::Execute(request)) else {
         panic!("a broken replica")
     };
-    assert!(reason.contains("HTTP"), "{reason}");
+    assert!(reason.contains("ended"), "{reason}");
     drop(manager);
     let mut manager = Manager::connect(&one);
     assert!(matches!(manager.open_session(), FromGuest::Broken { .. }));
+}
+
+#[test]
+fn a_service_that_does_not_reply_and_goes_on_costs_no_replica() {
+    let Some((_one, mut manager, _two, _)) = pair("unanswered") else {
+        return;
+    };
+    for (position, request) in (1..).zip(["GARBAGE!", "SILENCE!"]) {
+        let (answer, update, _) = write(&mut manager, position, request, RootRequest::No);
+        assert!(answer.contains("no reply"), "{answer}");
+        assert_eq!(Update::from_bytes(&update), Ok(Update::default()));
+    }
+    let sql = "INSERT INTO users (nick) VALUES ('ann')";
+    assert_eq!(write(&mut manager, 3, sql, RootRequest::No).0, "done");
 }
 
 #[test]
@@ -349,6 +366,40 @@ fn tables_that_cannot_be_replicated_are_refused_by_name() {
         cluster.shim(&["prepare"]).status.success(),
         "again, with nothing to do"
     );
+    for (create, complaint, drop) in [
+        (
+            "SELECT lo_create(4711)",
+            "large object 4711",
+            "SELECT lo_unlink(4711)",
+        ),
+        (
+            "CREATE FOREIGN DATA WRAPPER elsewhere",
+            "foreign data wrapper elsewhere",
+            "DROP FOREIGN DATA WRAPPER elsewhere",
+        ),
+        (
+            "ALTER ROLE app SUPERUSER",
+            "ALTER ROLE app NOSUPERUSER",
+            "ALTER ROLE app NOSUPERUSER",
+        ),
+        (
+            "GRANT pg_execute_server_program TO app",
+            "role app may connect",
+            "REVOKE pg_execute_server_program FROM app",
+        ),
+    ] {
+        cluster.sql(create);
+        let output = cluster.shim(&["prepare"]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success());
+        assert!(error.contains(complaint), "{error}");
+        cluster.sql(drop);
+    }
+    let create = "CREATE DATABASE old ENCODING 'SQL_ASCII' TEMPLATE template0";
+    let output = cluster.prepare_in("old", create);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(error.contains("encoding is SQL_ASCII"), "{error}");
 }
 
 /// Not a claim but a measurement: `cargo test --release -- --nocapture` prints it.

@@ -55,8 +55,17 @@ make_image() {
 		cmdline = "$CMDLINE"
 		memory_mib = $memory_mib
 		processors = $processors
+		door = $([ "$door" = yes ] && echo true || echo false)
+
+		[sha256]
+		$(hashes vmlinuz initrd root.img root.tar)
 	END
 	rm -rf "$root"
+}
+
+# hashes FILE…: a line of image.toml for each of these files of the image. The agent uses no file with another.
+hashes() {
+	(cd "$unfinished" && sha256sum "$@") | sed -E 's/^([0-9a-f]{64})  (.*)$/"\2" = "\1"/'
 }
 
 # fill_root ROOT: everything that a guest's disk holds.

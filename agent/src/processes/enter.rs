@@ -14,11 +14,13 @@
 //! An agent that dies in between leaves nothing running: the starter dies with it, and without "go" the replica
 //! ends.
 
+use crate::memory;
 use nix::errno::Errno;
 use nix::fcntl::{fcntl, FcntlArg};
 use nix::libc;
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
 use nix::sched::{unshare, CloneFlags};
+use nix::sys::stat::{umask, Mode};
 use nix::unistd::{chdir, dup2, fork, pivot_root, sethostname, setsid, ForkResult};
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::PORTS_VARIABLE;
@@ -27,12 +29,16 @@ use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// The replica's host name: the same in all, as a service might show it, and as in a virtual machine.
 const HOST_NAME: &str = "spare-guest";
+/// As every init begins with.
+const REPLICA_UMASK: libc::mode_t = 0o022;
+/// Sockets are root's alone from the moment they exist.
+const SOCKET_UMASK: libc::mode_t = 0o177;
 /// What the agent calls the replica's first process.
 const INIT: &str = "/sbin/init";
 /// The sockets in the place of ports get descriptors from here on, the pipes below.
@@ -131,6 +137,9 @@ fn start(entry: &str, report: &mut File, mut go: File) -> Result<(), StartError>
     let entry: Entry = toml::from_str(entry).map_err(|e| StartError::starter(e.message()))?;
     let system = |what: &'static str| move |e: Errno| StartError::system(what, e);
     setsid().map_err(system("a session of its own"))?;
+    // The agent's is for its own files.
+    umask(Mode::from_bits_truncate(REPLICA_UMASK));
+    memory::unbound().map_err(system("memory of its own"))?;
     // The agent may have a better place than replicas should have. Worse is always allowed.
     // SAFETY: no pointers are involved.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
@@ -192,9 +201,11 @@ fn listen(ports: &[(String, PathBuf)]) -> Result<String, StartError> {
         let explain = |e: std::io::Error| StartError::system(path.display(), e);
         // Left behind by a start that failed.
         let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).map_err(explain)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(explain)?;
-        let listener = OwnedFd::from(listener);
+        // This process has one thread.
+        let usual = umask(Mode::from_bits_truncate(SOCKET_UMASK));
+        let listener = UnixListener::bind(path);
+        umask(usual);
+        let listener = OwnedFd::from(listener.map_err(explain)?);
         // A copy that the programs started from here do get.
         let copy = fcntl(listener.as_raw_fd(), FcntlArg::F_DUPFD(PORTS_FROM))
             .map_err(|e| explain(e.into()))?;

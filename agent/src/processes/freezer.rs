@@ -6,10 +6,10 @@
 
 use super::init::Init;
 use crate::error::{Error, Result};
+use crate::pids::Process;
 use nix::libc;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::signal::{kill, Signal};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -122,7 +122,7 @@ impl Freezer {
         let frozen = match self.group(name) {
             Some(group) => std::fs::write(self.switch(&group), self.word(true))
                 .and_then(|()| self.await_frozen(&group)),
-            None => stop_all(init.pid()),
+            None => self.stop_all(name, init),
         };
         match frozen {
             Ok(true) => Ok(()),
@@ -142,7 +142,7 @@ impl Freezer {
         let thawed = match self.group(name) {
             Some(group) => std::fs::write(self.switch(&group), self.word(false)),
             None => {
-                signal_all(&descendants(init.pid()), Signal::SIGCONT);
+                signal_all(&self.processes(name, init), Signal::SIGCONT);
                 Ok(())
             }
         };
@@ -191,6 +191,28 @@ impl Freezer {
         }
     }
 
+    /// Stops all until no new ones appear; whether they stand still.
+    fn stop_all(&self, name: &str, init: &Init) -> std::io::Result<bool> {
+        let begun = Instant::now();
+        let mut stopped = BTreeSet::new();
+        while begun.elapsed() < FREEZE_MAX {
+            let all = self.processes(name, init);
+            let stands = |process: &Process| {
+                let stat = process.read("stat").ok();
+                stat.and_then(|text| stat_in(&text))
+                    .is_none_or(|stat| "TtZX".contains(stat.state))
+            };
+            let numbers: BTreeSet<u32> = all.iter().map(Process::pid).collect();
+            if numbers.is_subset(&stopped) && all.iter().all(stands) {
+                return Ok(true);
+            }
+            signal_all(&all, Signal::SIGSTOP);
+            stopped.extend(numbers);
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(false)
+    }
+
     /// Whether the replica is frozen, or about to be.
     pub(super) fn is_frozen(&self, name: &str, init: &Init) -> bool {
         match self.group(name) {
@@ -200,8 +222,20 @@ impl Freezer {
         }
     }
 
-    /// The numbers of the replica's processes, the first one's descendants where there is no cgroup.
-    pub(super) fn processes(&self, name: &str, init: &Init) -> BTreeSet<u32> {
+    /// The replica's processes, the first one's descendants where there is no cgroup.
+    pub(super) fn processes(&self, name: &str, init: &Init) -> Vec<Process> {
+        let listed = self.numbers(name, init);
+        let mut opened: Vec<Process> = (listed.into_iter())
+            .filter_map(|pid| Process::open(pid).ok())
+            .collect();
+        // A number may have gone to another process before it was opened. One that is listed still, and lives
+        // after that, is the replica's.
+        let still = self.numbers(name, init);
+        opened.retain(|process| still.contains(&process.pid()) && !process.has_ended());
+        opened
+    }
+
+    fn numbers(&self, name: &str, init: &Init) -> BTreeSet<u32> {
         let listed = self
             .group(name)
             .and_then(|group| std::fs::read_to_string(group.join("cgroup.procs")).ok());
@@ -228,8 +262,8 @@ impl Freezer {
         // Whoever collects an ended process takes over its time.
         let ticks: u64 = self
             .processes(name, init)
-            .into_iter()
-            .filter_map(stat_of)
+            .iter()
+            .filter_map(|process| stat_in(&process.read("stat").ok()?))
             .map(|stat| stat.ticks)
             .sum();
         // SAFETY: no pointers are involved.
@@ -240,9 +274,9 @@ impl Freezer {
 }
 
 /// Memory of these processes, what they share counted once, in KiB.
-pub(super) fn memory_kib(processes: &BTreeSet<u32>) -> u64 {
-    let of_one = |pid: &u32| {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+pub(super) fn memory_kib(processes: &[Process]) -> u64 {
+    let of_one = |process: &Process| {
+        let text = process.read("smaps_rollup").ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
@@ -300,7 +334,10 @@ struct Stat {
 }
 
 fn stat_of(pid: u32) -> Option<Stat> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat_in(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn stat_in(text: &str) -> Option<Stat> {
     // The name, field 2, ends in the last parenthesis, and may hold anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
@@ -334,28 +371,12 @@ fn descendants(first: u32) -> BTreeSet<u32> {
     found
 }
 
-fn signal_all(processes: &BTreeSet<u32>, signal: Signal) {
-    for pid in processes {
-        // One may have ended since it was listed.
-        let _ = i32::try_from(*pid).map(|pid| kill(Pid::from_raw(pid), signal));
-    }
-}
-
-/// Stops all until no new ones appear; whether they stand still.
-fn stop_all(first: u32) -> std::io::Result<bool> {
-    let begun = Instant::now();
-    let mut stopped = BTreeSet::new();
-    while begun.elapsed() < FREEZE_MAX {
-        let all = descendants(first);
-        let stands = |pid: &u32| stat_of(*pid).is_none_or(|stat| "TtZX".contains(stat.state));
-        if all.is_subset(&stopped) && all.iter().all(stands) {
-            return Ok(true);
+fn signal_all(processes: &[Process], signal: Signal) {
+    for process in processes {
+        if let Err(e) = process.signal(signal) {
+            tracing::warn!("process {} gets no {signal}: {e}", process.pid());
         }
-        signal_all(&all, Signal::SIGSTOP);
-        stopped.extend(all);
-        std::thread::sleep(LOOK_AGAIN);
     }
-    Ok(false)
 }
 
 #[cfg(test)]
@@ -411,7 +432,7 @@ mod tests {
         assert!(memory_kib(&Freezer::Signals.processes("x", &init)) > 0);
         Freezer::Signals.thaw("x", &init).unwrap();
         assert!(states(false));
-        signal_all(&all, Signal::SIGKILL);
+        signal_all(&Freezer::Signals.processes("x", &init), Signal::SIGKILL);
         child.wait().unwrap();
     }
 }

@@ -2,13 +2,13 @@
 //! the agent's next run finds it.
 
 use crate::error::{Error, Result};
-use crate::pids;
-use nix::errno::Errno;
-use nix::libc;
+use crate::files::private;
+use crate::pids::Process;
 use nix::poll::PollTimeout;
+use nix::sys::signal::Signal;
 use nix::sys::wait::{waitpid, WaitPidFlag};
 use nix::unistd::Pid;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,8 +18,7 @@ const END_MAX: Duration = Duration::from_secs(20);
 /// A replica's first process.
 #[derive(Debug)]
 pub(super) struct Init {
-    pid: u32,
-    process: OwnedFd,
+    process: Process,
     /// Tells the process from a later one of the same number: the boot of this machine, and when in it
     /// the process began.
     began: String,
@@ -28,14 +27,13 @@ pub(super) struct Init {
 impl Init {
     /// The process of that number.
     pub(super) fn of(pid: u32) -> std::io::Result<Init> {
-        let process = pids::open(pid)?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let process = Process::open(pid)?;
+        let stat = process.read("stat")?;
         // Field 22 of proc(5); the name, field 2, ends in the last parenthesis.
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let since_boot = after_name.split_whitespace().nth(19).unwrap_or_default();
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         Ok(Init {
-            pid,
             process,
             began: format!("{}-{since_boot}", boot.trim()),
         })
@@ -44,7 +42,10 @@ impl Init {
     /// Writes down what [`Init::recorded`] needs.
     pub(super) fn record(&self, file: &Path) -> Result<()> {
         let partial = file.with_extension("partial");
-        std::fs::write(&partial, format!("{} {}\n", self.pid, self.began))
+        private(&partial)
+            .and_then(|mut out| {
+                out.write_all(format!("{} {}\n", self.pid(), self.began).as_bytes())
+            })
             .and_then(|()| std::fs::rename(&partial, file))
             .map_err(|e| Error::failed(format!("cannot write {}", file.display()), e))
     }
@@ -58,65 +59,51 @@ impl Init {
     }
 
     pub(super) fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Whether it, and with it the replica, has ended.
     pub(super) fn has_ended(&self) -> bool {
-        pids::wait(&self.process, PollTimeout::ZERO).unwrap_or(true)
+        self.process.has_ended()
     }
 
     /// Blocks until it has ended, and collects it if it is a child of this process.
     pub(super) fn wait(&self) {
         // There is no reason why this should fail; whoever waits in vain learns nothing, harms nothing.
-        if let Err(e) = pids::wait(&self.process, PollTimeout::NONE) {
-            tracing::warn!("cannot wait for process {}: {e}", self.pid);
+        if let Err(e) = self.process.wait(PollTimeout::NONE) {
+            tracing::warn!("cannot wait for process {}: {e}", self.pid());
         }
         self.collect();
     }
 
     /// Collects it if it is ours: one of an earlier run is its new parent's.
     fn collect(&self) {
-        if let Ok(pid) = i32::try_from(self.pid) {
+        if let Ok(pid) = i32::try_from(self.pid()) {
             let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
         }
     }
 
     /// Sends SIGKILL; that it has ended already is no error.
     pub(super) fn kill(&self) -> Result<()> {
-        // SAFETY: no pointer but the null one, which stands for "as kill(2) does it".
-        let sent = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.process.as_raw_fd(),
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        match Errno::result(sent) {
-            Ok(_) | Err(Errno::ESRCH) => Ok(()),
-            Err(e) => Err(Error::failed(
-                format!("cannot kill process {}", self.pid),
-                e,
-            )),
-        }
+        self.process
+            .signal(Signal::SIGKILL)
+            .map_err(|e| Error::failed(format!("cannot kill process {}", self.pid()), e))
     }
 
     /// Waits until it has ended after [`Init::kill`], and its whole namespace with it.
     pub(super) fn await_end(&self) -> Result<()> {
         let limit = u16::try_from(END_MAX.as_millis()).unwrap_or(u16::MAX);
-        match pids::wait(&self.process, PollTimeout::from(limit)) {
+        match self.process.wait(PollTimeout::from(limit)) {
             Ok(true) => {
                 self.collect();
                 Ok(())
             }
             Ok(false) => Err(Error::failed(
-                format!("process {} was killed", self.pid),
+                format!("process {} was killed", self.pid()),
                 format!("it does not end within {END_MAX:?}"),
             )),
             Err(e) => Err(Error::failed(
-                format!("cannot wait for process {}", self.pid),
+                format!("cannot wait for process {}", self.pid()),
                 e,
             )),
         }

@@ -6,11 +6,12 @@ use super::init::Init;
 use super::tree::{Files, Trees, REPLICAS, TREES};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::files::{make_folder, StateDir};
+use crate::files::{private, StateDir};
 use crate::hypervisor::{Hypervisor, State, StateChange, Usage};
-use crate::image::{self, Tree};
+use crate::image::{Bounds, Images, Tree};
 use crate::names::Service;
-use crate::pids;
+use crate::pids::{self, Process};
+use crate::places::Places;
 use crate::quarantine::{allocated_bytes, Cell, Quarantine};
 use crate::states::States;
 use nix::fcntl::Flock;
@@ -37,8 +38,8 @@ const LOGS_EVERY: Duration = Duration::from_secs(2);
 /// The process replicas of one service.
 pub struct Processes {
     service: Service,
-    images: PathBuf,
-    memory_mib_max: u32,
+    images: Images,
+    places: Places,
     files: StateDir,
     trees: Trees,
     quarantine: Quarantine,
@@ -57,8 +58,8 @@ impl Processes {
     pub fn start(config: &Config) -> Result<Arc<Processes>> {
         let files = StateDir::open(&config.state_dir, config.door)?;
         let lock = files.lock()?;
-        for folder in [files.part(REPLICAS), files.part(TREES)] {
-            make_folder(&folder, 0o711)?;
+        for part in [REPLICAS, TREES] {
+            files.make_part(part, 0o700)?;
         }
         let quarantine = Quarantine::new(
             files.quarantine(),
@@ -75,10 +76,15 @@ impl Processes {
         // The starter's child, a replica's first process, becomes ours when the starter ends.
         // SAFETY: no pointers are involved.
         unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+        let bounds = Bounds {
+            memory_mib: config.memory_mib_max,
+            disk_mib: config.disk_mib_max(),
+            door: config.door,
+        };
         let processes = Arc::new(Processes {
             service: config.service(),
-            images: config.images.clone(),
-            memory_mib_max: config.memory_mib_max,
+            images: Images::open(config.images.clone(), bounds, files.hashes())?,
+            places: Places::new(config.replicas_max),
             trees: Trees::new(files.part(TREES)),
             files,
             quarantine,
@@ -275,7 +281,8 @@ impl Processes {
     fn fill(&self, cell: &Cell, replica: ReplicaId, note: &str) -> Result<()> {
         self.end(replica)?;
         let path = cell.file("processes.txt");
-        std::fs::write(&path, note)
+        private(&path)
+            .and_then(|mut file| file.write_all(note.as_bytes()))
             .map_err(|e| Error::failed(format!("cannot write {}", path.display()), e))?;
         cell.take(&self.files_of(replica).written(), "disk")?;
         let [log, old] = self.files.console_logs(replica);
@@ -289,12 +296,10 @@ impl Processes {
             "The memory of these processes was not kept; what the replica had written is in disk, \
                         its output in console.log.\n"
                 .to_owned();
-        for pid in self.freezer.processes(&self.name(replica), init) {
-            let read =
-                |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&read("cmdline")).replace('\0', " ");
-            let status = read("status");
-            let status = String::from_utf8_lossy(&status);
+        for process in self.freezer.processes(&self.name(replica), init) {
+            let read = |file: &str| process.read(file).unwrap_or_default();
+            let (command, status) = (read("cmdline").replace('\0', " "), read("status"));
+            let pid = process.pid();
             // Writing to a string does not fail.
             let _ = writeln!(text, "\n{pid}: {}\n{status}", command.trim_end());
         }
@@ -336,10 +341,11 @@ impl Processes {
 
 impl Hypervisor for Processes {
     fn create(&self, replica: ReplicaId, image: &str) -> Result<()> {
-        let image = Tree::load(&self.images, image, self.memory_mib_max)?;
+        let image = self.images.tree(image)?;
         if self.files_of(replica).exist() {
             return Err(Error::ReplicaExists(replica));
         }
+        let _place = self.places.take(replica, || self.replicas())?;
         let started = self.start_replica(replica, &image);
         if started.is_err() {
             // Nothing half made stays; the first error is the one to report.
@@ -355,7 +361,7 @@ impl Hypervisor for Processes {
         Ok(())
     }
 
-    fn unpause(&self, replica: ReplicaId, _: Option<u32>) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, _: Option<&Arc<Process>>) -> Result<()> {
         let init = self.live(replica)?;
         self.freezer.thaw(&self.name(replica), &init)?;
         self.reached(replica, &init, State::Running, "unpaused");
@@ -376,7 +382,7 @@ impl Hypervisor for Processes {
     }
 
     fn image_content(&self, image: &str) -> Result<String> {
-        image::content(&self.images, image, self.memory_mib_max)
+        self.images.content(image)
     }
 
     fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf> {
@@ -436,11 +442,12 @@ impl Hypervisor for Processes {
 
     fn prioritise(&self, replica: ReplicaId, nice: i32) -> Result<()> {
         let init = self.live(replica)?;
-        for pid in self.freezer.processes(&self.name(replica), &init) {
-            let done = pids::set_nice(pid, nice).and_then(|()| pids::set_session_nice(pid, nice));
+        for process in self.freezer.processes(&self.name(replica), &init) {
+            let done = process
+                .set_nice(nice)
+                .and_then(|()| process.set_session_nice(nice));
             match done {
-                // It has ended since it was listed.
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e) if !process.has_ended() => {
                     let what = format!("cannot set the priority of replica {replica}");
                     return Err(Error::failed(what, e));
                 }
@@ -467,7 +474,7 @@ fn move_end(log: &Path, old: &Path) -> std::io::Result<()> {
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_BYTES_MAX)))?;
     let mut end = Vec::new();
     (&mut file).take(LOG_BYTES_MAX).read_to_end(&mut end)?;
-    std::fs::write(old, end)?;
+    private(old)?.write_all(&end)?;
     file.set_len(0)
 }
 

@@ -8,15 +8,17 @@
 //!                         work/       the overlay's own
 //!                         root/       where it sees both; or a copy of the tree, where overlays don't work
 //! ```
-//! Mounts are made in the replica's namespace alone and are gone with it.
+//! Mounts are made in the replica's namespace alone and are gone with it. Only root can look into these folders: a
+//! replica could leave a program there that runs with its owner's rights, root's, whoever starts it.
 
 use super::enter::Overlay;
 use crate::error::{Error, Result};
+use crate::files::private;
 use crate::image::Tree;
 use crate::pids;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The part of the agent's folder with a folder for each replica.
@@ -55,12 +57,17 @@ impl Trees {
         }
         let partial = self.folder.join(format!("{}.partial", image.content));
         remove_folder(&partial)?;
-        let what = format!("cannot unpack {}", image.archive.display());
+        let what = format!("cannot unpack {}", image.path.display());
+        let archive = image
+            .archive
+            .try_clone()
+            .map_err(|e| Error::failed(&what, e))?;
         std::fs::create_dir_all(&partial).map_err(|e| Error::failed(&what, e))?;
         let mut tar = Command::new("tar");
-        tar.arg("-x").arg("--numeric-owner").arg("-f");
-        tar.arg(&image.archive).arg("-C").arg(&partial);
-        run(&mut tar, &what)?;
+        // From the file that was checked, whatever its path leads to by now.
+        tar.args(["-x", "--same-permissions", "--numeric-owner", "-f", "-"]);
+        tar.arg("-C").arg(&partial);
+        run(tar.stdin(archive), &what)?;
         std::fs::rename(&partial, &tree).map_err(|e| Error::failed(&what, e))?;
         self.trim(&tree, in_use);
         Ok(tree)
@@ -129,7 +136,8 @@ impl Files {
     /// The replica is about to be made, or destroyed.
     pub(super) fn begin(&self) -> Result<()> {
         std::fs::create_dir_all(&self.folder)
-            .and_then(|()| std::fs::write(self.unfinished(), b""))
+            .and_then(|()| private(&self.unfinished()))
+            .map(drop)
             .map_err(|e| Error::failed(format!("cannot write into {}", self.folder.display()), e))
     }
 
@@ -150,7 +158,7 @@ impl Files {
             copy.args(["-a", "--reflink=auto", "-T"])
                 .arg(tree)
                 .arg(self.root());
-            run(&mut copy, &what)?;
+            run(copy.stdin(Stdio::null()), &what)?;
             return Ok(None);
         }
         let parts = Overlay {
@@ -220,7 +228,6 @@ fn remove_folder(folder: &Path) -> Result<()> {
 
 fn run(command: &mut Command, what: &str) -> Result<()> {
     let output = pids::end_with_agent(command)
-        .stdin(std::process::Stdio::null())
         .output()
         .map_err(|e| Error::failed(what, e))?;
     if output.status.success() {
@@ -255,7 +262,8 @@ mod tests {
                 .arg(".");
             run(&mut tar, "tar").unwrap();
             Tree {
-                archive,
+                archive: std::fs::File::open(&archive).unwrap(),
+                path: archive,
                 content: format!("content{number}"),
             }
         };

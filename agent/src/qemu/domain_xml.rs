@@ -14,6 +14,22 @@ const TCG_WITHOUT: [&str; 5] = ["la57", "avx", "avx2", "fma", "f16c"];
 /// for each.
 const TCG_CODE_MIB: u32 = 256;
 
+/// What QEMU takes beside a guest's memory and the code that TCG keeps, in MiB: some 50 were seen.
+const QEMU_MIB: u32 = 256;
+/// Virtualisation by the processor, Intel's and AMD's, which no guest gets: guests in a guest would reach the parts
+/// of the host's kernel that are used and tested least. TCG has AMD's too.
+const NEVER: [&str; 2] = ["vmx", "svm"];
+
+/// What a guest may take of its host, beside its memory and processors.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The memory of its whole process is bounded, so that a QEMU that was taken over, or one that leaks, takes no
+    /// more. Not every host's libvirt can do that.
+    pub bounds_memory: bool,
+    /// What it reads from its disk and writes to it in a second.
+    pub disk_mib_per_s: u64,
+}
+
 /// Everything that tells one guest from another.
 #[derive(Clone, Debug)]
 pub struct Guest<'a> {
@@ -31,6 +47,10 @@ pub struct Guest<'a> {
     pub console: &'a Path,
     /// They become virtio-serial ports; none, and it has no such device.
     pub ports: &'a [Port],
+    /// What it may take of its host.
+    pub limits: Limits,
+    /// libvirt leaves its files to whom they belong ([`super::user`]).
+    pub keeps_owners: bool,
 }
 
 impl Guest<'_> {
@@ -53,19 +73,19 @@ impl Guest<'_> {
             "  <on_crash>destroy</on_crash>\n",
         ));
         self.push_devices(xml);
+        if self.keeps_owners {
+            xml.push_str("  <seclabel type='none' model='dac'/>\n");
+        }
         xml.push_str("</domain>\n");
     }
 
     fn push_machine(&self, xml: &mut String) {
         let (kind, processor, features) = match self.accelerator {
-            Accelerator::Kvm => (
-                "kvm",
-                "<cpu mode='host-passthrough'/>".to_owned(),
-                String::new(),
-            ),
+            Accelerator::Kvm => ("kvm", processor("host-passthrough", &[]), String::new()),
             Accelerator::Tcg => (
                 "qemu",
-                tcg_processor(),
+                // All that TCG can do.
+                processor("maximum", &TCG_WITHOUT),
                 format!("<tcg><tb-cache unit='MiB'>{TCG_CODE_MIB}</tb-cache></tcg>"),
             ),
         };
@@ -80,6 +100,15 @@ impl Guest<'_> {
         );
         // All of it at the start: a passive that is woken would wait for the host to clear each page.
         xml.push_str("  <memoryBacking><allocation mode='immediate'/></memoryBacking>\n");
+        if self.limits.bounds_memory {
+            push(
+                xml,
+                format_args!(
+                    "  <memtune><hard_limit unit='MiB'>{}</hard_limit></memtune>\n",
+                    self.process_mib()
+                ),
+            );
+        }
         push(
             xml,
             format_args!("  <vcpu>{}</vcpu>\n  {processor}\n", self.image.processors),
@@ -88,6 +117,15 @@ impl Guest<'_> {
             xml,
             format_args!("  <features><acpi/>{features}</features>\n"),
         );
+    }
+
+    /// What its process may have of the host's memory.
+    fn process_mib(&self) -> u64 {
+        let code = match self.accelerator {
+            Accelerator::Kvm => 0,
+            Accelerator::Tcg => TCG_CODE_MIB,
+        };
+        u64::from(self.image.memory_mib) + u64::from(code + QEMU_MIB)
     }
 
     fn push_boot(&self, xml: &mut String) {
@@ -122,7 +160,7 @@ impl Guest<'_> {
             "    <panic model='isa'/>\n",
         ));
         if let Some(overlay) = self.overlay {
-            push_disk(xml, overlay, &self.image.root);
+            push_disk(xml, overlay, &self.image.root, self.limits.disk_mib_per_s);
         }
         push(
             xml,
@@ -157,17 +195,19 @@ impl Guest<'_> {
     }
 }
 
-/// All that TCG can do, without [`TCG_WITHOUT`].
-fn tcg_processor() -> String {
-    let disabled =
-        TCG_WITHOUT.map(|feature| format!("<feature policy='disable' name='{feature}'/>"));
-    format!("<cpu mode='maximum'>{}</cpu>", disabled.concat())
+/// A processor without these features, and without those in [`NEVER`].
+fn processor(mode: &str, without: &[&str]) -> String {
+    let disabled = without.iter().chain(&NEVER);
+    let disabled: String = disabled
+        .map(|feature| format!("<feature policy='disable' name='{feature}'/>"))
+        .collect();
+    format!("<cpu mode='{mode}'>{disabled}</cpu>")
 }
 
 /// The guest's disk. It is thrown away with the guest, so nothing is ever flushed to it
 /// (`cache='unsafe'`). Its chain is spelled out: a guest writes its own overlay, and a format guessed
 /// from what a guest wrote could name any file of the host.
-fn push_disk(xml: &mut String, overlay: &Path, root: &Path) {
+fn push_disk(xml: &mut String, overlay: &Path, root: &Path, mib_per_s: u64) {
     push(
         xml,
         format_args!(
@@ -176,10 +216,12 @@ fn push_disk(xml: &mut String, overlay: &Path, root: &Path) {
              \x20     <source file='{}'/>\n\
              \x20     <backingStore type='file'><format type='raw'/><source file='{}'/><backingStore/></backingStore>\n\
              \x20     <target dev='vda' bus='virtio'/>\n\
+             \x20     <iotune><total_bytes_sec>{}</total_bytes_sec></iotune>\n\
              \x20     <address type='pci' domain='0' bus='0' slot='2' function='0'/>\n\
              \x20   </disk>\n",
             EscapedPath(overlay),
-            EscapedPath(root)
+            EscapedPath(root),
+            mib_per_s.saturating_mul(1 << 20)
         ),
     );
 }
@@ -244,8 +286,43 @@ mod tests {
             overlay: Some(Path::new("/state/disks/0.1.qcow2")),
             console: Path::new("/state/channels/0.1.con"),
             ports,
+            limits: Limits {
+                bounds_memory: true,
+                disk_mib_per_s: 200,
+            },
+            keeps_owners: true,
         }
         .xml()
+    }
+
+    #[test]
+    fn libvirt_is_to_give_no_file_away() {
+        let xml = xml(&image(), Accelerator::Kvm, &[]);
+        assert!(xml.contains("<seclabel type='none' model='dac'/>"), "{xml}");
+    }
+
+    #[test]
+    fn no_guest_can_run_guests_of_its_own() {
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let xml = xml(&image(), accelerator, &[]);
+            for feature in ["vmx", "svm"] {
+                let disabled = format!("<feature policy='disable' name='{feature}'/>");
+                assert!(xml.contains(&disabled), "{xml}");
+            }
+        }
+    }
+
+    #[test]
+    fn memory_and_disk_are_bounded() {
+        for (accelerator, mib) in [(Accelerator::Kvm, 448), (Accelerator::Tcg, 704)] {
+            let xml = xml(&image(), accelerator, &[]);
+            let bound = format!("<hard_limit unit='MiB'>{mib}</hard_limit>");
+            assert!(xml.contains(&bound), "{xml}");
+            assert!(
+                xml.contains("<total_bytes_sec>209715200</total_bytes_sec>"),
+                "{xml}"
+            );
+        }
     }
 
     #[test]

@@ -1,20 +1,23 @@
 //! The guests: [`Qemu`] makes them, looks after them and ends them.
 
 use super::accelerator::Accelerator;
-use super::domain_xml::Guest;
+use super::domain_xml::{Guest, Limits};
 use super::probe::Probe;
 use super::process;
 use super::realtime::Realtime;
+use super::user;
 use crate::config::{AcceleratorChoice, Config};
 use crate::console;
 use crate::error::{Error, Result};
-use crate::files::StateDir;
+use crate::files::{Owner, StateDir};
 use crate::hypervisor::{Hypervisor, State, StateChange, Usage};
-use crate::image::{self, Image};
+use crate::image::{Bounds, Image, Images};
 use crate::libvirt::{
     decode_state, destroy_if_there, end, failed, find_domain, is_in, DomainEvent, Link, Listener,
 };
 use crate::names::Service;
+use crate::pids::Process;
+use crate::places::Places;
 use crate::quarantine::{Cell, Quarantine};
 use crate::states::States;
 use nix::fcntl::Flock;
@@ -24,9 +27,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::broadcast;
+use virt::connect::Connect;
 use virt::domain::Domain;
 use virt::sys;
 
@@ -39,8 +43,13 @@ const REASON_MAX: Duration = Duration::from_millis(30);
 /// The guests of one service under one libvirt.
 pub struct Qemu {
     service: Service,
-    images: PathBuf,
-    memory_mib_max: u32,
+    images: Images,
+    places: Places,
+    disk_mib_per_s: u64,
+    /// Whom guests' disks are given to, once libvirt was asked.
+    user: OnceLock<Option<Owner>>,
+    /// Whether libvirt can bound the memory of a guest's process, once a guest was started.
+    memory_is_bounded: OnceLock<bool>,
     choice: AcceleratorChoice,
     probe_deadline: Duration,
     realtime: Realtime,
@@ -70,13 +79,21 @@ impl Qemu {
             config.uri(),
             listener(config.service(), Arc::clone(&states)),
         );
+        let bounds = Bounds {
+            memory_mib: config.memory_mib_max,
+            disk_mib: config.disk_mib_max(),
+            door: config.door,
+        };
         let qemu = Arc::new(Qemu {
             service: config.service(),
-            images: config.images.clone(),
-            memory_mib_max: config.memory_mib_max,
+            images: Images::open(config.images.clone(), bounds, files.hashes())?,
+            places: Places::new(config.replicas_max),
+            disk_mib_per_s: config.disk_mib_per_s(),
+            user: OnceLock::new(),
+            memory_is_bounded: OnceLock::new(),
             choice: config.accelerator(),
             probe_deadline: config.timeouts.probe(),
-            realtime: Realtime::new(config.woken_realtime()),
+            realtime: Realtime::new(config.woken_realtime(), config.realtime_per_minute()),
             accelerator: Mutex::new(None),
             files,
             quarantine,
@@ -187,24 +204,68 @@ impl Qemu {
     /// Makes the guest's disk and starts it.
     fn start_guest(&self, replica: ReplicaId, image: &Image, kind: Accelerator) -> Result<()> {
         self.files.begin(replica)?;
-        let disk = self.files.create_disk(replica, image)?;
-        let xml = Guest {
-            domain: &self.service.domain_of(replica),
-            image,
-            cmdline: &image.cmdline,
-            accelerator: kind,
-            overlay: Some(&disk),
-            console: &self.files.console_socket(replica),
-            ports: &self.files.ports(replica),
-        }
-        .xml();
-        Domain::create_xml(&self.link.connect()?, &xml, 0)
+        let connect = self.link.connect()?;
+        let user = self.qemu_user(&connect)?;
+        let disk = self.files.create_disk(replica, image, user)?;
+        let xml = |bounds_memory| {
+            Guest {
+                domain: &self.service.domain_of(replica),
+                image,
+                cmdline: &image.cmdline,
+                accelerator: kind,
+                overlay: Some(&disk),
+                console: &self.files.console_socket(replica),
+                ports: &self.files.ports(replica),
+                limits: Limits {
+                    bounds_memory,
+                    disk_mib_per_s: self.disk_mib_per_s,
+                },
+                keeps_owners: user.is_some(),
+            }
+            .xml()
+        };
+        self.start_domain(&connect, xml)
             .map_err(|e| failed(&format!("cannot start replica {replica}"), &e))?;
         self.files.complete(replica)?;
         // If the event was here first, this changes nothing.
         self.states.saw(replica, State::Running, "created");
         self.watch_process(replica);
         self.read_console(replica)
+    }
+
+    /// Whom guests' disks are given to; libvirt is asked once.
+    fn qemu_user(&self, connect: &Connect) -> Result<Option<Owner>> {
+        if let Some(user) = self.user.get() {
+            return Ok(*user);
+        }
+        let found = user::find(connect)?;
+        Ok(*self.user.get_or_init(|| found))
+    }
+
+    /// Starts a domain, the memory of its process bounded unless libvirt can start none that is: it takes the memory
+    /// cgroup, and the right to raise the bound on locked memory, which libvirt sets to the same. What is missing it
+    /// says in words alone, so it is tried without.
+    fn start_domain(
+        &self,
+        connect: &Connect,
+        xml: impl Fn(bool) -> String,
+    ) -> std::result::Result<(), virt::error::Error> {
+        let start = |bounded| Domain::create_xml(connect, &xml(bounded), 0).map(drop);
+        let known = self.memory_is_bounded.get().copied();
+        let Err(refused) = start(known.unwrap_or(true)) else {
+            let _ = self.memory_is_bounded.set(known.unwrap_or(true));
+            return Ok(());
+        };
+        if known.is_some() || start(false).is_err() {
+            return Err(refused);
+        }
+        tracing::warn!(
+            "libvirt cannot bound the memory of guests' processes on this host ({}); what the guests themselves have \
+             is bounded all the same",
+            refused.message()
+        );
+        let _ = self.memory_is_bounded.set(false);
+        Ok(())
     }
 
     /// KVM or TCG, tried out with `image`'s kernel if nobody knows yet.
@@ -221,13 +282,13 @@ impl Qemu {
         if let Some(known) = *known {
             return Ok(known);
         }
-        let any = || Image::any(&self.images, self.memory_mib_max);
+        let any = || self.images.any();
         let image = image.cloned().or_else(any).ok_or_else(|| {
             Error::failed(
                 "cannot tell whether KVM works",
                 format!(
                     "there is no image in {} to try it with; build one with vm-images/build NAME",
-                    self.images.display()
+                    self.images.folder().display()
                 ),
             )
         })?;
@@ -235,6 +296,7 @@ impl Qemu {
             domain: &self.service.probe_domain(),
             link: &self.link,
             files: &self.files,
+            keeps_owners: self.qemu_user(&self.link.connect()?)?.is_some(),
             deadline: self.probe_deadline,
         };
         let answer = probe.accelerator(&image)?;
@@ -266,10 +328,11 @@ impl Qemu {
 
 impl Hypervisor for Qemu {
     fn create(&self, replica: ReplicaId, image: &str) -> Result<()> {
-        let image = Image::load(&self.images, image, self.memory_mib_max)?;
+        let image = self.images.image(image)?;
         if self.files.disk(replica).exists() || self.domain(replica)?.is_some() {
             return Err(Error::ReplicaExists(replica));
         }
+        let _place = self.places.take(replica, || self.files.replicas())?;
         let kind = self.accelerator_for(Some(&image))?;
         let started = self.start_guest(replica, &image, kind);
         if started.is_err() {
@@ -283,6 +346,7 @@ impl Hypervisor for Qemu {
 
     fn pause(&self, replica: ReplicaId) -> Result<()> {
         let domain = self.live_domain(replica)?;
+        self.end_realtime(replica);
         match domain.suspend() {
             Ok(_) => Ok(()),
             Err(_) if is_in(&domain, State::Paused) => Ok(()),
@@ -290,10 +354,10 @@ impl Hypervisor for Qemu {
         }
     }
 
-    fn unpause(&self, replica: ReplicaId, manager: Option<u32>) -> Result<()> {
+    fn unpause(&self, replica: ReplicaId, manager: Option<&Arc<Process>>) -> Result<()> {
         let domain = self.live_domain(replica)?;
         if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
-            self.realtime.begin(guest, manager);
+            self.realtime.begin(&Arc::new(guest), manager);
         }
         match domain.resume() {
             Ok(_) => Ok(()),
@@ -304,7 +368,7 @@ impl Hypervisor for Qemu {
 
     fn end_realtime(&self, replica: ReplicaId) {
         if let Ok(guest) = process::find(&self.service.domain_of(replica)) {
-            self.realtime.end(guest);
+            self.realtime.end(&guest);
         }
     }
 
@@ -321,7 +385,7 @@ impl Hypervisor for Qemu {
     }
 
     fn image_content(&self, image: &str) -> Result<String> {
-        image::content(&self.images, image, self.memory_mib_max)
+        self.images.content(image)
     }
 
     fn quarantine(&self, replica: ReplicaId) -> Result<PathBuf> {

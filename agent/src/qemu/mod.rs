@@ -6,9 +6,12 @@ mod guests;
 mod probe;
 mod process;
 mod realtime;
+mod user;
 
 pub use accelerator::Accelerator;
-pub use domain_xml::Guest;
+pub use domain_xml::{Guest, Limits};
 pub use guests::Qemu;
 #[cfg(feature = "fuzzing")]
 pub(crate) use probe::answer_for;
+#[cfg(feature = "fuzzing")]
+pub(crate) use user::user_in;

@@ -5,12 +5,12 @@
 //! answer holds for this boot of the host and this kernel, and is remembered in a file.
 
 use super::accelerator::Accelerator;
-use super::domain_xml::Guest;
+use super::domain_xml::{Guest, Limits};
 use crate::error::{Error, Result};
-use crate::files::StateDir;
+use crate::files::{private, StateDir};
 use crate::image::Image;
 use crate::libvirt::{destroy_if_there, Link};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -30,6 +30,8 @@ pub(super) struct Probe<'a> {
     pub(super) domain: &'a str,
     pub(super) link: &'a Link,
     pub(super) files: &'a StateDir,
+    /// libvirt can leave the files of a domain to whom they belong.
+    pub(super) keeps_owners: bool,
     /// How long the kernel may take to boot.
     pub(super) deadline: Duration,
 }
@@ -78,6 +80,12 @@ impl Probe<'_> {
             overlay: None,
             console: &console,
             ports: &[],
+            // It runs for seconds, and has no disk.
+            limits: Limits {
+                bounds_memory: false,
+                disk_mib_per_s: 1,
+            },
+            keeps_owners: self.keeps_owners,
         }
         .xml();
         Domain::create_xml(&connect, &xml, 0)
@@ -153,7 +161,8 @@ pub(crate) fn answer_for(text: &str, key: &str) -> Option<Accelerator> {
 }
 
 fn remember(file: &Path, key: &str, answer: Accelerator) -> Result<()> {
-    std::fs::write(file, format!("{key} {}\n", answer.name()))
+    private(file)
+        .and_then(|mut file| file.write_all(format!("{key} {}\n", answer.name()).as_bytes()))
         .map_err(|e| Error::failed(format!("cannot write {}", file.display()), e))
 }
 
@@ -161,7 +170,6 @@ fn remember(file: &Path, key: &str, answer: Accelerator) -> Result<()> {
 mod tests {
     use super::*;
     use crate::scratch::Scratch;
-    use std::io::Write;
     use std::os::unix::net::UnixListener;
 
     #[test]

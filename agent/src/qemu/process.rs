@@ -1,10 +1,10 @@
 //! The QEMU process of a guest.
 
 use crate::error::{Error, Result};
-use crate::pids;
+use crate::pids::Process;
 use nix::poll::PollTimeout;
 
-/// Where libvirt's system daemon notes the processes of its guests.
+/// Where libvirt's system daemon, and nobody else, notes the processes of its guests.
 const PID_FOLDER: &str = "/run/libvirt/qemu";
 
 /// Calls `on_end`, on a thread of its own, when the process of `domain` has ended.
@@ -13,11 +13,10 @@ const PID_FOLDER: &str = "/run/libvirt/qemu";
 /// programs do seconds later.
 pub(super) fn watch(domain: &str, on_end: impl FnOnce() + Send + 'static) -> Result<()> {
     let what = format!("cannot watch the process of {domain}");
-    let pid = find(domain).map_err(|e| Error::failed(&what, e))?;
-    let process = pids::open(pid).map_err(|e| Error::failed(&what, e))?;
+    let process = find(domain).map_err(|e| Error::failed(&what, e))?;
     std::thread::Builder::new()
         .name("guest-process".to_owned())
-        .spawn(move || match pids::wait(&process, PollTimeout::NONE) {
+        .spawn(move || match process.wait(PollTimeout::NONE) {
             Ok(_) => on_end(),
             Err(e) => tracing::warn!("{what}: {e}"),
         })
@@ -28,15 +27,16 @@ pub(super) fn watch(domain: &str, on_end: impl FnOnce() + Send + 'static) -> Res
 /// Sets the priority of every thread of the process of `domain`, and of its session.
 pub(super) fn set_nice(domain: &str, nice: i32) -> Result<()> {
     let what = format!("cannot set the priority of {domain}");
-    let pid = find(domain).map_err(|e| Error::failed(&what, e))?;
-    pids::set_nice(pid, nice)
+    let process = find(domain).map_err(|e| Error::failed(&what, e))?;
+    process
+        .set_nice(nice)
         // libvirt gives each QEMU a session.
-        .and_then(|()| pids::set_session_nice(pid, nice))
+        .and_then(|()| process.set_session_nice(nice))
         .map_err(|e| Error::failed(&what, e))
 }
 
 /// The process of `domain`.
-pub(super) fn find(domain: &str) -> std::io::Result<u32> {
+pub(super) fn find(domain: &str) -> std::io::Result<Process> {
     let file = format!("{PID_FOLDER}/{domain}.pid");
     let text = std::fs::read_to_string(&file)?;
     let pid: u32 = text.trim().parse().map_err(|_| {
@@ -45,14 +45,11 @@ pub(super) fn find(domain: &str) -> std::io::Result<u32> {
             format!("{file} holds no number"),
         )
     })?;
-    // The number may be another process's by now.
-    let command = std::fs::read(format!("/proc/{pid}/cmdline"))?;
+    let process = Process::open(pid)?;
+    // The number may be another process's by now; what is looked at is what was opened.
     let guest = format!("guest={domain},");
-    if command
-        .windows(guest.len())
-        .any(|part| part == guest.as_bytes())
-    {
-        return Ok(pid);
+    if process.read("cmdline")?.contains(&guest) {
+        return Ok(process);
     }
     Err(std::io::Error::new(
         std::io::ErrorKind::NotFound,

@@ -1,9 +1,13 @@
 //! A tiny guest image, made on the spot: Debian's cloud kernel and a RAM disk with busybox.
 
+use crate::rig;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// What guests may have of real time in a minute.
+pub(crate) const REALTIME_MS: u64 = 1000;
 
 /// The image's name.
 pub(crate) const NAME: &str = "tiny";
@@ -24,7 +28,7 @@ pub(crate) fn configuration() -> Result<String, String> {
     }
     let accelerator = std::env::var("SPARE_TEST_ACCELERATOR").unwrap_or_else(|_| "auto".to_owned());
     Ok(format!(
-        "uri = \"{uri}\"\naccelerator = \"{accelerator}\"\n"
+        "uri = \"{uri}\"\naccelerator = \"{accelerator}\"\nrealtime_ms_per_minute = {REALTIME_MS}\n"
     ))
 }
 
@@ -33,6 +37,16 @@ pub(crate) fn process(_: &Path, service: &str, replica: &str) -> u32 {
     let domain = format!("spare-{service}-{}", replica.replace('.', "-"));
     let text = fs::read_to_string(format!("/run/libvirt/qemu/{domain}.pid")).unwrap();
     text.trim().parse().unwrap()
+}
+
+/// The guest as libvirt has it, in XML.
+pub(crate) fn domain(service: &str, replica: &str) -> String {
+    let uri = std::env::var("SPARE_TEST_URI").unwrap_or_else(|_| "qemu:///system".to_owned());
+    let domain = format!("spare-{service}-{}", replica.replace('.', "-"));
+    let output = Command::new("virsh")
+        .args(["-q", "-c", &uri, "dumpxml", &domain])
+        .output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
 }
 
 /// Drivers in the order in which they need each other, below the kernel's modules.
@@ -103,7 +117,7 @@ pub(crate) fn make(images: &Path, cache: &Path) -> Result<(), String> {
     disk.set_len(8 << 20).map_err(|e| e.to_string())?;
     let description = "name = \"tiny\"\ncontent = \"test\"\nmemory_mib = 128\n\
         cmdline = \"console=ttyS0 panic=-1 mitigations=off\"\n";
-    fs::write(folder.join("image.toml"), description).map_err(|e| e.to_string())
+    rig::describe(&folder, description, &["vmlinuz", "initrd", "root.img"])
 }
 
 /// Downloads and unpacks the kernel's package, unless an earlier run did. Returns the tree.

@@ -11,6 +11,7 @@ mod rig;
 
 use rig::Rig;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ async fn main() {
     };
     boots_and_answers_on_its_port(&mut rig).await;
     uses_no_processor_while_paused(&mut rig).await;
+    has_no_more_than_its_bounds(&rig);
+    unpausing_without_end_gives_no_more_real_time_than_a_minutes(&mut rig).await;
     a_second_of_the_same_name_is_refused(&mut rig).await;
     is_taken_over_by_the_next_agent(&mut rig).await;
     is_kept_in_quarantine(&mut rig).await;
@@ -95,6 +98,53 @@ async fn uses_no_processor_while_paused(rig: &mut Rig) {
     }
     // The twenty rounds were reported too.
     rig.forget_signals().await;
+}
+
+/// As libvirt has it. What QEMU does not need to write stays root's.
+fn has_no_more_than_its_bounds(rig: &Rig) {
+    let xml = image::domain(&format!("test{}", std::process::id()), "0.1");
+    for part in [
+        "<feature policy='disable' name='vmx'/>",
+        "<feature policy='disable' name='svm'/>",
+        "<total_bytes_sec>209715200</total_bytes_sec>",
+    ] {
+        assert!(xml.contains(part), "{part} is not in {xml}");
+    }
+    for file in ["vmlinuz", "initrd", "root.img"] {
+        let owner = rig.path(&format!("images/tiny/{file}")).metadata().unwrap();
+        assert_eq!(owner.uid(), 0, "{file}");
+    }
+    let disk = rig.path("state/disks/0.1.qcow2").metadata().unwrap();
+    assert_eq!(disk.mode() & 0o777, 0o600);
+}
+
+fn has_realtime(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // proc(5): field 41 is the policy, 2 is SCHED_RR; the second one, the name, ends with a bracket.
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
+    fields[38] == "2"
+}
+
+/// What a manager can try that was taken over.
+async fn unpausing_without_end_gives_no_more_real_time_than_a_minutes(rig: &mut Rig) {
+    let (tried, step) = (Duration::from_secs(4), Duration::from_millis(10));
+    rig.call("Prioritise", &("0.1", -10)).await.unwrap();
+    let begun = Instant::now();
+    let (mut last, mut had) = (begun, Duration::ZERO);
+    while begun.elapsed() < tried {
+        rig.call("Unpause", &("0.1",)).await.unwrap();
+        tokio::time::sleep(step).await;
+        if has_realtime(rig.process("0.1")) {
+            had += last.elapsed();
+        }
+        last = Instant::now();
+    }
+    println!("real time for {had:?} of {tried:?}");
+    let most = Duration::from_millis(image::REALTIME_MS);
+    // It is looked at between calls that take their time.
+    assert!(had > most / 10, "it gets some");
+    assert!(had < most * 3 / 2, "it gets no more");
+    rig.call("Prioritise", &("0.1", 0)).await.unwrap();
 }
 
 async fn a_second_of_the_same_name_is_refused(rig: &mut Rig) {

@@ -15,6 +15,20 @@ use zbus::{Connection, Proxy};
 const NAME: &str = "org.spare.Agent1";
 const PATH: &str = "/org/spare/Agent1";
 
+/// Writes the `image.toml` of the image in `folder`: `text`, and the hashes of `files`.
+pub(crate) fn describe(folder: &Path, text: &str, files: &[&str]) -> Result<(), String> {
+    let mut description = format!("{text}\n[sha256]\n");
+    for file in files {
+        let path = folder.join(file);
+        let output = Command::new("sha256sum").arg(&path).output();
+        let output = output.map_err(|e| format!("sha256sum: {e}"))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let hash = said.split(' ').next().unwrap_or_default();
+        description.push_str(&format!("\"{file}\" = \"{hash}\"\n"));
+    }
+    std::fs::write(folder.join("image.toml"), description).map_err(|e| e.to_string())
+}
+
 /// The agent, its folder, and a connection to it.
 pub(crate) struct Rig {
     folder: PathBuf,
@@ -67,6 +81,11 @@ impl Rig {
             self.service
         );
         std::fs::write(self.config(), config).map_err(|e| e.to_string())
+    }
+
+    /// Something below the agent's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     fn config(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! A tiny tree of files, made on the spot: busybox and a shell script for an init.
 
+use crate::rig;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -67,5 +68,5 @@ pub(crate) fn make(images: &Path, _: &Path) -> Result<(), String> {
         return Err("tar failed".to_owned());
     }
     let description = "name = \"tiny\"\ncontent = \"test\"\nmemory_mib = 128\ncmdline = \"\"\n";
-    fs::write(folder.join("image.toml"), description).map_err(text)
+    rig::describe(&folder, description, &["root.tar"])
 }

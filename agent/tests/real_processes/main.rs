@@ -10,6 +10,7 @@ mod rig;
 
 use rig::Rig;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 /// How soon a change of state must be reported.
@@ -57,6 +58,9 @@ async fn starts_in_namespaces_of_its_own(rig: &mut Rig) {
     }
     let (_, accelerator) = rig.host().await;
     assert_eq!(accelerator, "process");
+    // What it writes is for nobody outside.
+    let folder = rig.path("state/processes").metadata().unwrap();
+    assert_eq!(folder.permissions().mode() & 0o777, 0o700);
     let error = rig.open("0.1", "org.spare.door.0").await.unwrap_err();
     assert_eq!(error, "org.spare.Agent1.Error.NoSuchPort");
 }

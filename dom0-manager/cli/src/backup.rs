@@ -6,6 +6,7 @@ use spare_store::{read_backup, Manifest};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -35,12 +36,23 @@ pub(crate) async fn write(admin: &Admin, file: &Path) -> Result<Manifest> {
 
 async fn receive(admin: &Admin, new: &Path) -> Result<Manifest> {
     let explain = || format!("cannot write {}", new.display());
-    let mut out = File::create(new).with_context(explain)?;
+    let mut out = create_private(new).with_context(explain)?;
     admin.backup(&mut out).await?;
     out.sync_all().with_context(explain)?;
     drop(out);
     let input = BufReader::new(File::open(new).with_context(explain)?);
     Ok(read_backup(input, None, |_, _| {})?)
+}
+
+/// A new file that only its owner can read, from the moment it exists: it gets all that clients have stored.
+fn create_private(path: &Path) -> std::io::Result<File> {
+    // Left behind by one that was interrupted. What is made is new: neither a link nor a file of somebody else.
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut options = File::options();
+    options.write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// What was written, in words.
@@ -88,4 +100,31 @@ fn run_manager(config: &Path, arguments: &[&OsStr]) -> Result<bool> {
         )
     })?;
     Ok(status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_backup_is_its_owners_alone_from_the_first_moment_and_follows_no_link() {
+        let folder = std::env::temp_dir().join(format!("spare-backup-{}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder");
+        let (file, victim) = (folder.join("backup.new"), folder.join("victim"));
+        std::fs::write(&victim, "of somebody else").expect("a file");
+        std::os::unix::fs::symlink(&victim, &file).expect("a link");
+        let created = create_private(&file).expect("a file");
+        let mode = created
+            .metadata()
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let is_link = std::fs::symlink_metadata(&file).expect("it is there");
+        assert!(!is_link.is_symlink());
+        let kept = std::fs::read_to_string(&victim).expect("it is there");
+        assert_eq!(kept, "of somebody else");
+        std::fs::remove_dir_all(&folder).expect("it is gone");
+    }
 }

@@ -20,6 +20,8 @@ pub const DEFAULT_SOCKET: &str = "/run/spare/admin.sock";
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a scrub (a scan of every replica's whole database) or a stop may take.
 const WORK_TIMEOUT: Duration = Duration::from_secs(900);
+/// How often it is looked whether a manager has stopped: it may be started again at once.
+const STOP_POLL: Duration = Duration::from_millis(50);
 /// How long the manager waits for an event before it answers that there is none.
 pub const EVENTS_WAIT_MS: u64 = 5_000;
 
@@ -36,7 +38,10 @@ pub enum AdminError {
         socket: PathBuf,
     },
     /// The socket belongs to someone else.
-    #[error("no permission to use {socket}: run this as root or as a member of the group spare")]
+    #[error(
+        "no permission to use {socket}: run this as root, or as a member of the group that the manager's admin.group \
+         names (its own group, if it names none)"
+    )]
     Forbidden {
         /// Where the manager should listen.
         socket: PathBuf,
@@ -44,6 +49,15 @@ pub enum AdminError {
     /// The connection failed.
     #[error("{0}\nThe manager may be stuck or stopping; see `journalctl -u spare-manager`.")]
     Http(#[from] HttpError),
+    /// The manager began to stop, and its socket is still there.
+    #[error(
+        "the manager has not said that it is done: {socket} is still there. Replicas may be left; see \
+         `journalctl -u spare-manager`"
+    )]
+    NotStopped {
+        /// Where the manager listened.
+        socket: PathBuf,
+    },
     /// The manager refused.
     #[error("the manager refused {call} with status {status}: {text}")]
     Refused {
@@ -159,13 +173,22 @@ impl Admin {
         Ok(())
     }
 
-    /// Stops the service and destroys its replicas.
+    /// Stops the service and destroys its replicas. Returns when the manager has done so: the last that it does is to
+    /// remove its socket.
     ///
     /// # Errors
-    /// When the manager cannot be reached or refuses.
+    /// When the manager cannot be reached, refuses, or takes too long.
     pub async fn stop(&self) -> Result<(), AdminError> {
         let Nothing {} = self.call(calls::STOP, &[], WORK_TIMEOUT).await?;
-        Ok(())
+        let removed = async {
+            while self.socket.exists() {
+                tokio::time::sleep(STOP_POLL).await;
+            }
+        };
+        let in_time = tokio::time::timeout(WORK_TIMEOUT, removed).await;
+        in_time.map_err(|_| AdminError::NotStopped {
+            socket: self.socket.clone(),
+        })
     }
 
     /// Has the manager make a snapshot of now, and writes it to `out`. Check it: a connection that breaks in
@@ -298,6 +321,18 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.expect("write");
         });
         socket
+    }
+
+    #[tokio::test]
+    async fn it_is_stopped_when_the_manager_has_removed_its_socket_and_not_before() {
+        let socket = manager_that_answers("stop", 200, "{}").await;
+        let admin = Admin::new(&socket);
+        let stopping = admin.stop();
+        tokio::pin!(stopping);
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut stopping).await;
+        assert!(early.is_err(), "its replicas are not destroyed yet");
+        std::fs::remove_file(&socket).expect("it is there");
+        stopping.await.expect("stopped");
     }
 
     #[tokio::test]

@@ -20,6 +20,7 @@ use mimalloc::MiMalloc;
 use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume};
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::messages::{Envelope, Request, RequestId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Class, Hash, ReplicaId, SeatId};
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
@@ -143,7 +144,10 @@ impl Seat {
         self.core.step_into(now, input, &mut self.outputs);
         for output in self.outputs.drain(..) {
             match output {
-                Output::Multicast(envelope) => self.sent.push(Bytes::from(envelope.to_bytes())),
+                Output::Multicast(envelope) => {
+                    let bytes = envelope.to_bytes(self.core.version());
+                    self.sent.push(Bytes::from(bytes));
+                }
                 // For the store and the hypervisor, which are no part of the core.
                 Output::Decided(_)
                 | Output::Safe { .. }
@@ -195,8 +199,12 @@ fn config(me: SeatId, clients: usize) -> Config {
         buffer_max: 100_000,
         checkpoint_writes: 200,
         vote_timeout: (Micros::from_ms(2000), Micros::from_ms(5000)),
-        delivery_timeout: (Micros::from_ms(10_000), Micros::from_ms(20_000)),
+        read_timeout: Micros::from_ms(30_000),
+        read_patience: Micros::from_ms(500),
         abort_timeout: Micros::from_ms(60_000),
+        scrub_timeout: Micros::from_ms(600_000),
+        executing_max: 64,
+        executing_bytes_max: 32 << 20,
         help_timeout: Micros::from_ms(2000),
         fetch_timeout: Micros::from_ms(500),
         apply_timeout: Micros::from_ms(15_000),
@@ -214,10 +222,14 @@ fn config(me: SeatId, clients: usize) -> Config {
         batch_delay: Micros(0),
         batch_requests_max: 256,
         batch_bytes_max: 256 << 10,
+        undelivered_bytes_max: 128 << 20,
         in_flight_max: clients,
+        wait_max: Micros::from_ms(600_000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 24 * 3600 * 1_000_000,
         keys_max: 100_000,
+        keys_of_owner_max: 1000,
+        versions: VersionRange::OF_THIS_BUILD,
     }
 }
 
@@ -301,7 +313,7 @@ impl Group {
                     root: (root != RootRequest::No).then(|| root_at(position.0)),
                 },
                 Output::Answer { outcome, .. } => {
-                    assert!(outcome.is_some(), "a request was aborted");
+                    assert!(outcome.is_ok(), "a request was aborted");
                     self.cost.requests += 1;
                     self.submit();
                     continue;
@@ -342,6 +354,7 @@ impl Group {
             },
             class,
             key: None,
+            key_owner: 0,
             proposed_time_us: i64::try_from(self.now.0).expect("small"),
             seed: seed(number),
             request: text(number, REQUEST_BYTES),

@@ -69,12 +69,44 @@ pub enum Bug {
     AbortKeepsTouched,
     /// The agreed time is the proposed one.
     TimeGoesBack,
+    /// More than f votes that differ are no reason to abort: further replicas are asked.
+    DisagreementAsksOn,
+    /// Who differs from the leader is convicted where more than f votes must be wrong.
+    DisagreementConvicts,
+    /// A vote on an aborted request convicts, as one that differs from a decision.
+    LateVoteOnAbortedConvicts,
+    /// A replica that has other requests before one is judged as if it had begun that one.
+    TimeCountsFromTheQueue,
+    /// Others have no more time for a request that took the first voter long.
+    FirstVotesTimeForgotten,
+    /// Whoever executed a read that was aborted is rebuilt.
+    AbortedReadCosts,
+    /// A read that takes longer than it may is not aborted.
+    SlowReadNeverEnds,
+    /// Replicas are not told that a read is aborted.
+    ReadIsNotStopped,
+    /// A write that f+1 replicas hang in is tried on those that never touched it.
+    HungWriteTakesTheClean,
+    /// Requests are let in however long they will wait.
+    AdmissionNeverRefuses,
+    /// A request is decided although a write before it is not.
+    DecidedBeforeWrites,
+    /// Votes of replicas whose states contain an aborted write count.
+    TaintedVotesCount,
+    /// What was said of a request before the write before it was decided is not counted then.
+    ReleasedNotCounted,
+    /// The reply to a read waits for all reads before it.
+    ReadWaitsForReads,
+    /// The reply to a read leaves before what it shows is on disk everywhere.
+    ReadBeforeItsWrites,
+    /// Whoever sends many keys makes forget the oldest of all, whose ever they are.
+    KeysOfOthersForgotten,
 }
 
 #[cfg(feature = "seeded-bugs")]
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 32] = [
+    pub const ALL: [Bug; 48] = [
         Bug::ThresholdTooLow,
         Bug::SecondVoteCounts,
         Bug::VotesOfStrangersCount,
@@ -107,6 +139,22 @@ impl Bug {
         Bug::KeyMatchesAnyRequest,
         Bug::AbortKeepsTouched,
         Bug::TimeGoesBack,
+        Bug::DisagreementAsksOn,
+        Bug::DisagreementConvicts,
+        Bug::LateVoteOnAbortedConvicts,
+        Bug::TimeCountsFromTheQueue,
+        Bug::FirstVotesTimeForgotten,
+        Bug::AbortedReadCosts,
+        Bug::SlowReadNeverEnds,
+        Bug::ReadIsNotStopped,
+        Bug::HungWriteTakesTheClean,
+        Bug::AdmissionNeverRefuses,
+        Bug::DecidedBeforeWrites,
+        Bug::TaintedVotesCount,
+        Bug::ReleasedNotCounted,
+        Bug::ReadWaitsForReads,
+        Bug::ReadBeforeItsWrites,
+        Bug::KeysOfOthersForgotten,
     ];
 }
 

@@ -60,17 +60,16 @@ impl Checkpoints {
         self.by_position.contains_key(&position)
     }
 
-    /// Counts a root; a replica's first one stands. Returns the root that `quorum` replicas reported if it is
-    /// so from now on.
-    pub(crate) fn report(
-        &mut self,
-        position: Position,
-        replica: ReplicaId,
-        root: Hash,
-        quorum: usize,
-    ) -> Option<Hash> {
+    /// Notes a root; a replica's first one stands.
+    pub(crate) fn report(&mut self, position: Position, replica: ReplicaId, root: Hash) {
+        if let Some(checkpoint) = self.by_position.get_mut(&position) {
+            checkpoint.roots.entry(replica).or_insert(root);
+        }
+    }
+
+    /// Counts the roots for this position. Returns the one that `quorum` replicas reported if it is so from now on.
+    pub(crate) fn count(&mut self, position: Position, quorum: usize) -> Option<Hash> {
         let checkpoint = self.by_position.get_mut(&position)?;
-        checkpoint.roots.entry(replica).or_insert(root);
         if checkpoint.stable.is_some() {
             return None;
         }
@@ -133,15 +132,24 @@ impl GroupState {
         if !self.is_in_service(replica) {
             return;
         }
-        let quorum = self.quorum();
         if !self.checkpoints.is_known(position) {
             return;
         }
-        if let Some(root) = self.checkpoints.report(position, replica, root, quorum) {
+        self.checkpoints.report(position, replica, root);
+        if self.order.is_write_decided(position) {
+            self.weigh_roots(position);
+        }
+        finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
+    }
+
+    /// The write at this position, or what else is a checkpoint there, is decided: until then it may be aborted, and what
+    /// replicas have of it counts for nothing.
+    pub(crate) fn weigh_roots(&mut self, position: Position) {
+        let quorum = self.quorum();
+        if let Some(root) = self.checkpoints.count(position, quorum) {
             self.event(Event::CheckpointStable { position, root });
         }
         self.compare_roots(position);
-        finish_scrubs(&self.roster, &mut self.checkpoints, &mut self.events);
     }
 
     fn compare_roots(&mut self, position: Position) {
@@ -197,8 +205,9 @@ mod tests {
         for position in [Position(5), Position(9)] {
             checkpoints.open(position, false);
             for generation in [1, 2] {
-                checkpoints.report(position, replica(generation), root, 2);
+                checkpoints.report(position, replica(generation), root);
             }
+            assert_eq!(checkpoints.count(position, 2), Some(root));
         }
         checkpoints.disown_from(Position(6));
         let roots = |p| {

@@ -2,7 +2,8 @@
 
 use crate::Micros;
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
-use spare_protocol::{Hash, Position, ReplicaId, SeatId};
+use spare_protocol::versions::VersionRange;
+use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 
 /// Settings of one core. All managers of a group use the same, but for `me`.
 #[derive(Clone, Debug)]
@@ -28,10 +29,18 @@ pub struct Config {
     /// The least and the greatest that is waited from the first vote on a request until the missing
     /// ones are missed. In between it is learnt per class from what was observed.
     pub vote_timeout: (Micros, Micros),
-    /// From the delivery of a request until silence of all is noticed. Longer than `vote_timeout`.
-    pub delivery_timeout: (Micros, Micros),
-    /// From the delivery of a request until it is aborted if f+1 replicas failed on it or are silent.
+    /// What a read may take from when a replica began it; once f+1 replicas have not answered by then it is aborted.
+    pub read_timeout: Micros,
+    /// What a read may take while a write waits for it to end.
+    pub read_patience: Micros,
+    /// As `read_timeout`, of a write.
     pub abort_timeout: Micros,
+    /// As `read_timeout`, of a scrub.
+    pub scrub_timeout: Micros,
+    /// Requests that a replica is given at once; others wait until it has answered one.
+    pub executing_max: usize,
+    /// Bytes of the requests that a replica is given at once; one is given whatever its size.
+    pub executing_bytes_max: usize,
     /// From `HELP_ME` until it is renewed.
     pub help_timeout: Micros,
     /// From asking another manager until it is asked again, or the next one.
@@ -68,14 +77,23 @@ pub struct Config {
     pub batch_requests_max: usize,
     /// Bytes of the requests in one message.
     pub batch_bytes_max: usize,
+    /// Bytes of this gateway's requests that were not delivered yet; above that clients are refused. While a ring forms
+    /// nothing is delivered, and clients go on sending.
+    pub undelivered_bytes_max: usize,
     /// Requests of this gateway under way; above that clients are refused.
     pub in_flight_max: usize,
+    /// How long a request may be expected to wait until a replica begins it; above that clients are refused.
+    pub wait_max: Micros,
     /// A proposed time further ahead of the other managers' clocks is cut back, in microseconds.
     pub clock_ahead_max_us: i64,
     /// How long a client's key is remembered, in agreed time: microseconds.
     pub key_lifetime_us: i64,
-    /// How many keys are remembered.
+    /// How many keys are remembered in all. Above that the oldest of whoever has the most is forgotten.
     pub keys_max: usize,
+    /// How many keys of one owner are remembered; above that its requests with new ones are refused until some expire.
+    pub keys_of_owner_max: usize,
+    /// The versions of the protocol that this manager speaks: those of its build.
+    pub versions: VersionRange,
 }
 
 /// What a manager has on disk from an earlier run.
@@ -144,6 +162,15 @@ impl Config {
         usize::from(self.faults) + 1
     }
 
+    /// What a request may take from when a replica began it.
+    pub(crate) fn execution_timeout(&self, class: Class) -> Micros {
+        match class {
+            Class::Read => self.read_timeout,
+            Class::Write => self.abort_timeout,
+            Class::Scrub => self.scrub_timeout,
+        }
+    }
+
     /// Refuses what cannot work.
     ///
     /// # Errors
@@ -169,7 +196,9 @@ impl Config {
             (self.slow_factor.into(), "slow_factor"),
             (self.batch_requests_max as u64, "batch_requests_max"),
             (self.in_flight_max as u64, "in_flight_max"),
+            (self.executing_max as u64, "executing_max"),
             (self.keys_max as u64, "keys_max"),
+            (self.keys_of_owner_max as u64, "keys_of_owner_max"),
         ] {
             if value == 0 {
                 return Err(ConfigError::Zero(name));
@@ -177,7 +206,6 @@ impl Config {
         }
         for ((least, greatest), name) in [
             (self.vote_timeout, "vote_timeout"),
-            (self.delivery_timeout, "delivery_timeout"),
             ((self.awake_min, self.awake_max), "awake_min"),
         ] {
             if least > greatest {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::messages::{
-    DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId, ViewId,
-    Vote,
+    AbortReason, DecidedRequest, Envelope, LossReason, PeerMessage, PrimaryView, Request,
+    RequestId, ViewId, Vote,
 };
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
@@ -105,6 +105,8 @@ pub enum Input {
     },
     /// A new local replica booted and opened its channel; its state is the pristine one.
     Booted(ReplicaId),
+    /// A new local replica has taken another part of the state that it is loaded with ([`Output::Load`]).
+    LoadAdvanced(ReplicaId),
     /// A local replica executed a request. The reply is normalised already.
     Executed {
         replica: ReplicaId,
@@ -225,6 +227,11 @@ pub enum Output {
         replica: ReplicaId,
         request: Execute,
     },
+    /// A request that a local replica executes is aborted: it is to stop, and to answer something, soon.
+    Cancel {
+        replica: ReplicaId,
+        position: Position,
+    },
     /// Hand agreed updates to a local replica.
     Apply {
         replica: ReplicaId,
@@ -251,8 +258,8 @@ pub enum Output {
     Answer {
         id: RequestId,
         position: Position,
-        /// The agreed outcome; none if the request was aborted.
-        outcome: Option<Outcome>,
+        /// The agreed outcome, or why the request was aborted.
+        outcome: Result<Outcome, AbortReason>,
         /// Not to be released later than this: the lease ends.
         release_before: Option<Micros>,
     },
@@ -276,12 +283,19 @@ pub enum Output {
 pub enum Refusal {
     /// As many requests as are allowed are under way; nothing was done about this one.
     Busy,
+    /// It would have to wait longer than requests may until a replica begins it; nothing was done about this one.
+    Overloaded {
+        /// How long, as it seems.
+        wait: Micros,
+    },
     /// This manager is not in the primary view; nothing was done about this one.
     NotPrimary,
     /// This manager left the primary view while the request was under way; it may take effect.
     Interrupted,
     /// Its key was used with another request before.
     KeyReused,
+    /// As many keys of its owner are remembered as may be; nothing was done about it.
+    KeysExhausted,
 }
 
 /// What a conviction rests on.
@@ -316,6 +330,17 @@ pub struct Evidence {
     pub wrong: Option<(Outcome, Bytes)>,
     /// The agreed outcome and update, if they are here.
     pub agreed: Option<(Outcome, Bytes)>,
+}
+
+/// What an aborted request was, and what came of it at each replica.
+#[derive(Clone, Debug, Default)]
+pub struct Disagreement {
+    /// The request.
+    pub request: Bytes,
+    /// All votes on it.
+    pub votes: Vec<Vote>,
+    /// What this manager's replicas answered, with their updates.
+    pub answers: Vec<(ReplicaId, Outcome, Bytes)>,
 }
 
 /// How a manager stands to the group.
@@ -359,6 +384,8 @@ pub enum Notice {
         from: ManagerState,
         to: ManagerState,
     },
+    /// The group speaks this version of the protocol from here on. Seen by all.
+    Version { version: u16 },
     /// A primary view. Seen by all.
     View { epoch: u64, members: Vec<SeatId> },
     /// A seat is to have no replicas, or is to have its share again. Seen by all.
@@ -411,8 +438,12 @@ pub enum Notice {
     },
     /// A request that needed help is decided. Seen by all.
     HelpEnded { position: Position },
-    /// So many replicas failed on a request that it was aborted. Seen by all.
-    Aborted { position: Position },
+    /// A request was aborted: its client gets an error. Seen by all.
+    Aborted {
+        position: Position,
+        reason: AbortReason,
+        shown: Box<Disagreement>,
+    },
     /// A replica was convicted. Seen by all.
     Convicted {
         replica: ReplicaId,

@@ -30,6 +30,7 @@ mod ascending;
 pub mod bugs;
 #[cfg(not(feature = "seeded-bugs"))]
 mod bugs;
+mod bytes_held;
 mod checkpoints;
 mod clients;
 mod clock;
@@ -46,9 +47,11 @@ mod replicas;
 mod step;
 mod voting;
 
+pub use bytes_held::BytesHeld;
 pub use config::{Config, ConfigError, Resume, SurvivingReplica};
 pub use io::{
-    ConvictionBasis, Evidence, Input, ManagerState, Micros, Notice, Now, Output, Refusal,
+    ConvictionBasis, Disagreement, Evidence, Input, ManagerState, Micros, Notice, Now, Output,
+    Refusal,
 };
 pub use replicas::ReplicaStatus;
 pub use spare_protocol::messages::{DecidedRequest, PrimaryView, ViewId};

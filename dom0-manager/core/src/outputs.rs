@@ -10,14 +10,17 @@ pub(crate) struct Outputs {
     list: Vec<Output>,
     /// The epoch of the group's state: what is multicast says so.
     epoch: u64,
+    /// The version of the protocol that the group speaks: what came with a later one is not said.
+    version: u16,
     /// Nobody may act on what this manager says.
     muted: bool,
 }
 
 impl Outputs {
-    /// What is multicast from now on belongs to this epoch.
-    pub(crate) fn speak_in(&mut self, epoch: u64) {
+    /// What is multicast from now on belongs to this epoch, in a group that speaks this version of the protocol.
+    pub(crate) fn speak_in(&mut self, epoch: u64, version: u16) {
         self.epoch = epoch;
+        self.version = version;
     }
 
     /// A suspended manager says nothing: what matters is said again in a ring that is primary.
@@ -38,7 +41,7 @@ impl Outputs {
     }
 
     pub(crate) fn multicast(&mut self, message: OrderedMessage) {
-        if !self.muted {
+        if !self.muted && message.since() <= self.version {
             let epoch = self.epoch;
             self.push(Output::Multicast(Envelope { epoch, message }));
         }

@@ -9,6 +9,7 @@ use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::group_state::{Event, GroupState};
 use crate::io::Notice;
+use crate::order::Caution;
 use crate::replicas::{Role, RosterEntry};
 use crate::step::Core;
 use serde::{Deserialize, Serialize};
@@ -106,6 +107,8 @@ impl GroupState {
         self.activate(active);
         for replica in retiring {
             self.roster.retire(replica, position, &mut self.events);
+            // A helper was to vote on less than that until now.
+            self.order.expect(replica, position, Caution::AfterFall);
         }
         for replica in leaving {
             self.lost(replica, LossReason::Recovered);

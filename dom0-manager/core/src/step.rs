@@ -15,13 +15,14 @@
 
 use crate::activation::Activation;
 use crate::clients::{Clients, Gateway};
-use crate::clock::{Clock, Timer, Wait};
+use crate::clock::{Clock, Timer};
 use crate::config::{Config, ConfigError, Resume};
 use crate::faults::{Compensation, Timing};
 use crate::group_state::{Event, EventSlot, GroupState, Rules};
-use crate::io::{Input, ManagerState, Micros, Notice, Now, Output};
+use crate::io::{Input, ManagerState, Micros, Notice, Now, Output, Refusal};
 use crate::log::{AgreedBytes, Log, Records, Slot};
 use crate::membership::Membership;
+use crate::order::Entry;
 use crate::outputs::Outputs;
 use crate::replicas::{LocalReplicas, ReplicaStatus, Replicas, RosterEntry};
 use crate::voting::{self, Outbox};
@@ -60,7 +61,7 @@ impl Core {
         }
         let group = GroupState::resumed(Rules::from(&config), config.seats.clone(), &resume);
         let mut out = Outputs::default();
-        out.speak_in(group.epoch());
+        out.speak_in(group.epoch(), group.version());
         Ok(Core {
             membership: Membership::resumed(&config, &resume),
             log: Log::resumed(&resume),
@@ -106,7 +107,8 @@ impl Core {
             },
             Input::Executed { replica, .. } => {
                 let member = self.group.roster_entry(*replica);
-                member.is_some_and(RosterEntry::is_active)
+                let behind = self.replicas.is_behind(*replica, self.group.ordered());
+                member.is_some_and(RosterEntry::is_active) && !behind
             }
             _ => false,
         }
@@ -130,6 +132,7 @@ impl Core {
                 self.gateway().answer();
             }
             Input::Booted(replica) => self.local_replicas().booted(replica),
+            Input::LoadAdvanced(replica) => self.local_replicas().load_advanced(replica),
             Input::Executed {
                 replica,
                 position,
@@ -197,7 +200,7 @@ impl Core {
     /// The group's state changes, and everybody here hears what that asks for.
     pub(crate) fn change_group(&mut self, change: impl FnOnce(&mut GroupState)) {
         change(&mut self.group);
-        self.out.speak_in(self.group.epoch());
+        self.out.speak_in(self.group.epoch(), self.group.version());
         let mut events = std::mem::take(&mut self.events);
         self.group.swap_events(&mut events);
         for event in events.drain(..) {
@@ -211,11 +214,18 @@ impl Core {
         match event {
             Event::Ordered(position) => self.ordered_one(position),
             Event::FirstVote(position) => self.timing().first_vote(position),
-            Event::Voted(position, replica) => self.timing().note_slowness(position, replica),
             Event::Decided(position) => self.decided(position),
-            Event::Reopened(position) => {
-                self.clients.reopened(position);
-                self.timing().reopened(position);
+            Event::Aborted {
+                position,
+                reason,
+                mut shown,
+            } => {
+                shown.answers = self.log.answers(position);
+                self.out.notice(Notice::Aborted {
+                    position,
+                    reason,
+                    shown,
+                });
             }
             Event::HelpWanted { position, needed } => self.activation().ask(position, needed),
             Event::HelpAsked { position, attempt } => self.activation().asked(position, attempt),
@@ -233,10 +243,10 @@ impl Core {
             Event::Removed { replica, disposal } => {
                 self.local_replicas().removed(replica, disposal)
             }
-            Event::AbortWanted(position) => self.out.multicast(OrderedMessage::Abort { position }),
             Event::ActiveMissing => self.compensation().offer(),
             Event::Repeated { id, position } => self.gateway().repeats(id, position),
-            Event::KeyReused(id) => self.gateway().key_reused(id),
+            Event::KeyReused(id) => self.gateway().not_ordered(id, Refusal::KeyReused),
+            Event::KeysExhausted(id) => self.gateway().not_ordered(id, Refusal::KeysExhausted),
             Event::ViewChanged => self.view_changed(),
             Event::Drained { seat, drained } => self.drained_changed(seat, drained),
             Event::SeatsChanged => self.seats_changed(),
@@ -282,17 +292,17 @@ impl Core {
         let slot = Slot::new(id, class, request.key, self.clock.now());
         self.log.ordered(slot);
         self.gateway().delivered(id);
-        let silence = self.clock.delivery_timeout(&self.config, class);
-        self.clock
-            .await_votes(Wait::Delivery, class, silence, position);
         self.announce_soon();
     }
 
     /// A request was decided.
     pub(crate) fn decided(&mut self, position: Position) {
         self.clock.cancel(Timer::Help(position));
-        self.clock.cancel(Timer::Abort(position));
         self.activation().note_needed(position);
+        self.clients.admission.note_decided();
+        if self.group.entry(position).is_some_and(Entry::is_aborted) {
+            self.local_replicas().cancel(position);
+        }
         if self.agreed_bytes().find(position) {
             self.gateway().bytes_found(position);
         }
@@ -357,8 +367,13 @@ impl Core {
 
     /// A replica executes from here on.
     fn begins(&mut self, replica: ReplicaId) {
-        self.clock.note_begun(replica);
-        self.replicas.begins(replica, &mut self.out);
+        let now = self.clock.now();
+        let open = self
+            .replicas
+            .begins(replica, now, &self.group, &mut self.out);
+        for (position, class) in open {
+            self.clock.await_votes(&self.config, class, position);
+        }
     }
 
     /// An operator's word about a seat was delivered.
@@ -382,7 +397,6 @@ impl Core {
     fn expired(&mut self, timer: Timer) {
         match timer {
             Timer::Help(position) => self.activation().renew(position),
-            Timer::Abort(position) => self.timing().may_abort(position),
             Timer::Fetch(position) => self.agreed_bytes().fetch(position),
             Timer::Work(replica) => self
                 .local_replicas()
@@ -505,6 +519,7 @@ impl Core {
         Timing {
             config: &self.config,
             group: &self.group,
+            replicas: &mut self.replicas,
             log: &mut self.log,
             outbox: &mut self.outbox,
             clock: &mut self.clock,
@@ -559,6 +574,13 @@ impl Core {
     #[must_use]
     pub fn is_staffed(&self) -> bool {
         self.membership.is_serving() && self.group.actives().count() >= self.config.quorum()
+    }
+
+    /// The version of the protocol that the group speaks, by the state that this manager has of it: what is multicast
+    /// is encoded in it.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.group.version()
     }
 
     /// The primary view's number; 0 before the first.

@@ -7,6 +7,7 @@ use cluster::{config, Cluster, Fault};
 use spare_core::{Config, ConvictionBasis, Input, Micros, Notice};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
+use spare_protocol::messages::AbortReason;
 use spare_protocol::{Class, ReplicaId, SeatId};
 
 fn states(cluster: &Cluster) -> Vec<(String, ReplicaState)> {
@@ -16,8 +17,8 @@ fn states(cluster: &Cluster) -> Vec<(String, ReplicaState)> {
 }
 
 fn wrong_pages(cluster: &Cluster) -> usize {
-    let wrong = |outcome: &Option<Outcome>| match outcome {
-        Some(Outcome::Reply(page)) => page.ends_with(b"!"),
+    let wrong = |outcome: &Result<Outcome, AbortReason>| match outcome {
+        Ok(Outcome::Reply(page)) => page.ends_with(b"!"),
         _ => false,
     };
     let answers = cluster.answers.values();
@@ -290,7 +291,7 @@ fn a_suspected_replica_in_an_idle_group_is_paused_and_a_passive_again() {
     for _ in 0..40 {
         cluster.submit(Class::Read);
     }
-    cluster.run_for(3000);
+    cluster.run_for(12_000);
     cluster.recover(1, 1);
     cluster.run_for(10_000); // nothing else is ordered
     let slow = states(&cluster).into_iter().find(|(r, _)| r == "1.1");
@@ -315,4 +316,23 @@ fn fewer_updates_wait_where_applying_takes_long() {
     let waiting = cluster.cores[0].replicas();
     let most = waiting.iter().filter_map(|r| r.updates_waiting).max();
     assert!(most.is_some_and(|m| m < 60), "{most:?} updates wait");
+}
+
+/// However long its state takes to load, a replica that takes it is not given up: the next one would take as long.
+#[test]
+fn a_load_that_goes_on_may_take_longer_than_the_build_timeout() {
+    let mut cluster = Cluster::started(1);
+    cluster.load(31);
+    cluster.load_s = 150;
+    cluster.kill(0, 2);
+    cluster.run_for(140_000);
+    let alarms = |(_, notice): &&(SeatId, Notice)| matches!(notice, Notice::Alarm(text) if text.contains("could not be built"));
+    assert_eq!(cluster.notices.iter().filter(alarms).count(), 0);
+    cluster.run_for(30_000);
+    assert_eq!(cluster.cores[0].replicas().len(), 4);
+    // One that takes nothing any more is.
+    cluster.hang_at_boot = 1;
+    cluster.kill(0, 1);
+    cluster.run_for(100_000);
+    assert!(cluster.notices.iter().filter(alarms).count() > 0);
 }

@@ -7,6 +7,7 @@ use cluster::{config, Cluster, Fault};
 use spare_core::{Config, Micros, Notice, Refusal};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::Outcome;
+use spare_protocol::messages::{AbortReason, Envelope, OrderedMessage};
 use spare_protocol::{Class, Hash, SeatId};
 
 fn key(text: &str) -> Option<Hash> {
@@ -85,7 +86,7 @@ fn a_request_on_which_all_actives_die_is_aborted_and_the_passives_take_over() {
     cluster.load(31);
     let poison = cluster.submit_at(0, Class::Write, None, "poison");
     cluster.run_for(20_000);
-    assert_eq!(cluster.answers[&poison].1, None);
+    assert_eq!(cluster.answers[&poison].1, Err(AbortReason::Failed));
     let aborted = |n: &Notice| matches!(n, Notice::Aborted { .. });
     assert!(cluster.notices.iter().any(|(_, n)| aborted(n)));
     let passive_died = |n: &&(SeatId, Notice)| matches!(&n.1, Notice::Woken { .. });
@@ -106,7 +107,7 @@ fn a_request_on_which_everybody_falls_silent_is_aborted_in_the_end() {
     cluster.load(31);
     let stuck = cluster.submit_at(0, Class::Write, None, "hang");
     cluster.run_for(120_000);
-    assert_eq!(cluster.answers[&stuck].1, None);
+    assert_eq!(cluster.answers[&stuck].1, Err(AbortReason::Failed));
     cluster.load(60);
     cluster.run_for(20_000);
     assert_eq!(cluster.answers.len(), 92);
@@ -124,7 +125,7 @@ fn a_replica_that_is_built_after_an_abort_does_not_execute_the_aborted_request()
     cluster.kill(1, 2);
     cluster.run_for(100);
     cluster.corrupt(1, 1, Fault::Silent);
-    let undecided = cluster.submit(Class::Write);
+    let undecided = cluster.submit(Class::Read);
     cluster.run_for(10);
     let aborted = cluster.submit_at(0, Class::Write, None, "hang");
     cluster.run_for(60_000);
@@ -141,8 +142,8 @@ fn a_replica_that_is_built_after_an_abort_does_not_execute_the_aborted_request()
     cluster.hypervisor_fails = false;
     cluster.run_for(60_000);
     assert_eq!(handed_out(&cluster), before);
-    assert!(cluster.answers[&undecided].1.is_some());
-    assert_eq!(cluster.answers[&aborted].1, None);
+    assert!(cluster.answers[&undecided].1.is_ok());
+    assert_eq!(cluster.answers[&aborted].1, Err(AbortReason::Failed));
     cluster.load(60);
     cluster.run_for(10_000);
     assert!(cluster.convicted().is_empty());
@@ -155,7 +156,7 @@ fn a_read_that_tries_to_write_is_ordered_again_as_a_write() {
     let number = cluster.submit_at(0, Class::Read, None, "writes in a read");
     cluster.run_for(100);
     let (position, outcome) = &cluster.answers[&number];
-    assert!(matches!(outcome, Some(Outcome::Reply(_))));
+    assert!(matches!(outcome, Ok(Outcome::Reply(_))));
     let record = &cluster.logs[0][usize::try_from(position.0).expect("small") - 1];
     assert_eq!(record.class, Class::Write);
     assert_eq!(executions(&cluster, "writes in a read"), 2);
@@ -232,4 +233,128 @@ fn a_vote_that_is_always_just_in_time_is_noticed_and_its_replica_replaced_as_act
     assert!(cluster.notices.iter().any(|(_, n)| suspected(n)));
     assert!(cluster.convicted().is_empty());
     assert_eq!(cluster.answers.len(), 91);
+}
+
+/// Whoever sends many keys had those of others forgotten, and their retries took effect twice.
+#[test]
+fn who_sends_many_keys_is_refused_and_others_retries_are_recognised() {
+    let mut cluster = Cluster::with(Config {
+        keys_max: 100,
+        keys_of_owner_max: 50,
+        ..config(0, 1)
+    });
+    let key = |name: &str| Some(Hash::of(name.as_bytes()));
+    cluster.submit_owned(0, Class::Write, (key("paid"), 1), "pay");
+    cluster.run_for(50);
+    let mut flood = Vec::new();
+    for i in 0..200 {
+        let name = format!("flood {i}");
+        flood.push(cluster.submit_owned(0, Class::Write, (key(&name), 2), &name));
+        cluster.run_for(10);
+    }
+    let retry = cluster.submit_owned(1, Class::Write, (key("paid"), 1), "pay");
+    cluster.run_for(50);
+    assert!(cluster.answers.contains_key(&retry));
+    assert_eq!(executions(&cluster, "pay"), 1);
+    let refused = flood
+        .iter()
+        .filter(|number| cluster.refused.get(number) == Some(&Refusal::KeysExhausted));
+    assert_eq!(refused.count(), 150);
+}
+
+/// How many requests are in each message of requests that was multicast since, and its bytes.
+fn batches(cluster: &Cluster, begun: usize) -> Vec<(usize, usize)> {
+    let decoded = cluster.encoded[begun..].iter();
+    let decoded = decoded.map(|bytes| (Envelope::from_bytes(bytes).expect("one"), bytes.len()));
+    let batches = decoded.filter_map(|(envelope, bytes)| match envelope.message {
+        OrderedMessage::Requests(requests) => Some((requests.len(), bytes)),
+        _ => None,
+    });
+    batches.collect()
+}
+
+#[test]
+fn what_is_said_again_in_a_new_ring_is_cut_into_messages_by_its_bytes() {
+    let mut cluster = Cluster::with(Config {
+        batch_bytes_max: 1 << 10,
+        ..config(0, 1)
+    });
+    let upload = "x".repeat(1 << 9);
+    // Not one is delivered before the other host is lost; some come while the ring changes.
+    cluster.multicasts_lost = true;
+    let mut submitted: Vec<u64> = (0..70)
+        .map(|_| cluster.submit_at(0, Class::Write, None, &upload))
+        .collect();
+    cluster.run_for(10);
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.one(0);
+    for _ in 0..30 {
+        submitted.push(cluster.submit_at(0, Class::Write, None, &upload));
+        cluster.one(0);
+    }
+    cluster.multicasts_lost = false;
+    let begun = cluster.encoded.len();
+    cluster.form_ring(&[0], true);
+    cluster.run_for(5000);
+    let batches = batches(&cluster, begun);
+    assert_eq!(batches.iter().map(|(count, _)| count).sum::<usize>(), 100);
+    assert!(
+        batches.iter().all(|(_, bytes)| *bytes < 2 << 10),
+        "{batches:?}"
+    );
+    for number in submitted {
+        assert!(cluster.answers.contains_key(&number), "{number}");
+    }
+}
+
+#[test]
+fn a_request_that_is_longer_than_a_message_may_be_goes_alone() {
+    let mut cluster = Cluster::with(Config {
+        batch_bytes_max: 1 << 10,
+        ..config(0, 1)
+    });
+    let begun = cluster.encoded.len();
+    let numbers = [10, 5 << 10, 10].map(|length| {
+        let text = "x".repeat(length);
+        cluster.submit_at(0, Class::Write, None, &text)
+    });
+    cluster.run_for(1000);
+    let counts: Vec<usize> = (batches(&cluster, begun).iter().map(|(count, _)| *count)).collect();
+    assert_eq!(counts, [1, 1, 1]);
+    assert!(numbers.iter().all(|n| cluster.answers.contains_key(n)));
+}
+
+#[test]
+fn what_waits_for_a_ring_has_a_budget_in_bytes_and_more_is_refused_as_busy() {
+    let mut cluster = Cluster::with(Config {
+        undelivered_bytes_max: 8 << 10,
+        ..config(0, 1)
+    });
+    let upload = "x".repeat(1 << 10);
+    cluster.multicasts_lost = true;
+    let submitted: Vec<u64> = (0..12)
+        .map(|_| cluster.submit_at(0, Class::Write, None, &upload))
+        .collect();
+    cluster.run_for(10);
+    let refused = |cluster: &Cluster| -> Vec<u64> {
+        let busy = cluster.refused.iter().filter(|(_, r)| **r == Refusal::Busy);
+        busy.map(|(number, _)| *number).collect()
+    };
+    assert_eq!(refused(&cluster), submitted[8..]);
+    cluster.multicasts_lost = false;
+    cluster.crash(1);
+    cluster.form_ring(&[0], true);
+    cluster.run_for(5000);
+    assert!(submitted[..8]
+        .iter()
+        .all(|n| cluster.answers.contains_key(n)));
+    // What was delivered waits no more.
+    let later = cluster.submit_at(0, Class::Write, None, &upload);
+    cluster.run_for(1000);
+    assert!(
+        cluster.answers.contains_key(&later),
+        "{:?}",
+        cluster.refused
+    );
 }

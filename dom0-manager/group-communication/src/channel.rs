@@ -21,7 +21,7 @@ pub enum Delivery {
         /// Names this membership; the same at every member, never used again, and greater than the name of
         /// every membership that one of its members was in before.
         ring: u64,
-        /// In ascending order.
+        /// In ascending order. None: this member is in no membership for a while.
         members: Vec<MemberId>,
         /// No other membership may decide anything now. Where two memberships in a row that may decide need
         /// not have a member in common (a witness or a fence chooses), a member that was cut off is told
@@ -43,13 +43,31 @@ pub enum Delivery {
 #[error("the group was closed")]
 pub struct Closed;
 
+/// The longest message: far above what a gateway takes as a request, and a bound for what a receiver puts together.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// A message was not sent; the group goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotSent {
+    /// As for [`GroupChannel::receive`].
+    #[error(transparent)]
+    Closed(#[from] Closed),
+    /// Nobody would take it.
+    #[error("a message of {length} bytes is longer than the longest that is ordered ({MESSAGE_BYTES_MAX} bytes)")]
+    TooLong {
+        /// Its bytes.
+        length: usize,
+    },
+}
+
 /// One member's end of a group.
 pub trait GroupChannel: Send {
-    /// Sends `bytes` to all members, this one included.
+    /// Sends `bytes` to all members, this one included. What was not delivered when this member is told that it left a
+    /// membership may be lost: also because more was sent than the engine takes.
     ///
     /// # Errors
-    /// When the group is closed.
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed>;
+    /// When the group is closed, or the message is longer than [`MESSAGE_BYTES_MAX`].
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent>;
 
     /// Waits for the next delivery. What was delivered before the group was closed is still taken.
     ///

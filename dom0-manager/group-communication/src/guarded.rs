@@ -15,7 +15,7 @@
 //! them, unless they turned them off, which they would not have survived. Then they are told that they are
 //! *suspended*, and keep what they are in the middle of.
 
-use crate::channel::{Closed, Delivery, GroupChannel, MemberId};
+use crate::channel::{Closed, Delivery, GroupChannel, MemberId, NotSent};
 use bytes::Bytes;
 use nix::time::{clock_gettime, ClockId};
 use std::collections::{BTreeSet, VecDeque};
@@ -144,7 +144,9 @@ impl<G: GroupChannel> Guarded<G> {
     }
 
     fn view(&mut self, ring: u64, members: Vec<MemberId>, primary: bool) {
-        let missing = self.all.iter().copied().filter(|m| !members.contains(m));
+        // In no membership nobody is missing: the others go on.
+        let all = self.all.iter().copied().filter(|_| !members.is_empty());
+        let missing = all.filter(|m| !members.contains(m));
         let half = members.len() * 2 >= self.all.len();
         let suspended = !primary && self.unbroken && half && self.engine.majority_decides();
         self.unbroken = primary || suspended;
@@ -181,7 +183,10 @@ impl<G: GroupChannel> Guarded<G> {
         if all && !self.asked {
             self.asked = true;
             let message = with_kind(&ring.to_le_bytes(), MISSING_ARE_OFF);
-            self.engine.multicast(message)?;
+            // It is short.
+            if let Err(NotSent::Closed(closed)) = self.engine.multicast(message) {
+                return Err(closed);
+            }
         }
         Ok(())
     }
@@ -206,7 +211,7 @@ impl<G: GroupChannel> Guarded<G> {
 }
 
 impl<G: GroupChannel> GroupChannel for Guarded<G> {
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
         self.engine.multicast(with_kind(&bytes, OF_MEMBERS))
     }
 
@@ -263,7 +268,7 @@ mod tests {
     }
 
     impl GroupChannel for Script {
-        fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+        fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
             self.multicast.lock().expect("unpoisoned").push(bytes);
             Ok(())
         }
@@ -381,6 +386,18 @@ mod tests {
         member.deliver(view(2, &[0, 1, 2], true));
         let found = member.deliver(view(3, &[0], false));
         assert_eq!(found, [view(6, &[0], false)]);
+    }
+
+    #[test]
+    fn who_is_in_no_membership_misses_nobody_and_is_not_suspended() {
+        let (mut member, guard, _) = member();
+        member.all = vec![0, 1];
+        member.engine.majority_decides = true;
+        member.deliver(view(2, &[0, 1], true));
+        let found = member.deliver(view(3, &[], false));
+        assert_eq!(found, [view(6, &[], false)]);
+        let told = guard.memberships().borrow().clone();
+        assert_eq!((told.missing, told.suspended), (vec![], false));
     }
 
     #[test]

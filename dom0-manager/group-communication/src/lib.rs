@@ -15,4 +15,4 @@ pub mod decoders;
 pub mod guarded;
 pub mod local;
 
-pub use channel::{Closed, Delivery, GroupChannel, MemberId};
+pub use channel::{Closed, Delivery, GroupChannel, MemberId, NotSent, MESSAGE_BYTES_MAX};

@@ -3,7 +3,7 @@
 //!
 //! A lock around the members' queues is the whole ordering: whoever holds it appends to all of them.
 
-use crate::channel::{Closed, Delivery, GroupChannel, MemberId};
+use crate::channel::{Closed, Delivery, GroupChannel, MemberId, NotSent, MESSAGE_BYTES_MAX};
 use bytes::Bytes;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};
@@ -12,8 +12,8 @@ type Queues = Arc<Mutex<Vec<UnboundedSender<Delivery>>>>;
 
 /// One member's end of a local group.
 ///
-/// The queues have no bound of their own: what is in flight is bounded by the gateway's admission
-/// limit and by the votes on it.
+/// The queues have no bound of their own. All of them hold the same bytes, once, until the slowest member took them, and
+/// the members' process has one gateway: what it lets be under way is all that waits, with the votes on it.
 #[derive(Debug)]
 pub struct LocalGroup {
     me: MemberId,
@@ -47,7 +47,11 @@ pub fn local_group(size: MemberId, ring: u64) -> Vec<LocalGroup> {
 }
 
 impl GroupChannel for LocalGroup {
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
+        let length = bytes.len();
+        if length > MESSAGE_BYTES_MAX {
+            return Err(NotSent::TooLong { length });
+        }
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         for queue in queues.iter() {
             let message = Delivery::Message {
@@ -71,6 +75,17 @@ impl GroupChannel for LocalGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_beyond_the_limit_is_refused_and_the_group_goes_on() {
+        let mut group = local_group(2, 1);
+        let length = MESSAGE_BYTES_MAX + 1;
+        let refused = group[0].multicast(Bytes::from(vec![0; length]));
+        assert_eq!(refused, Err(NotSent::TooLong { length }));
+        assert_eq!(group[0].multicast(Bytes::from_static(b"next")), Ok(()));
+        let next = std::iter::from_fn(|| group[1].try_receive()).last();
+        assert!(matches!(next, Some(Delivery::Message { bytes, .. }) if &bytes[..] == b"next"));
+    }
 
     #[test]
     fn all_members_see_one_order_that_begins_with_the_view() {

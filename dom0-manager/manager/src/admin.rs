@@ -1,4 +1,4 @@
-//! The admin API: HTTP on a Unix socket (`spare_protocol::admin`).
+//! The admin API: HTTP on a Unix socket (`spare_protocol::admin`). Who may use it is told in `operators`.
 
 use crate::agent_link::AgentLink;
 use crate::config::Config;
@@ -6,11 +6,13 @@ use crate::event_log::EventLog;
 use crate::fencing::{ConfirmError, Fencing};
 use crate::gateway::Clients;
 use crate::handle::{CoreStatus, DriverHandle, NoSnapshot};
+use crate::operators::{admit, Gate, Operators};
 use crate::peers::Peers;
 use crate::pending::Answer;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -20,8 +22,8 @@ use spare_agent_client::AgentProxy;
 use spare_core::{Input, ManagerState};
 use spare_protocol::admin as calls;
 use spare_protocol::admin::{
-    Counters, DiskStatus, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport, SeatStatus,
-    Status,
+    Counters, DiskStatus, EventKind, HostStatus, Mode, ReplicaState, ReplicaStatus, ScrubReport,
+    SeatStatus, Status,
 };
 use spare_protocol::{Class, SeatId};
 use spare_store::Store;
@@ -92,6 +94,15 @@ impl AdminApi {
     pub(crate) fn open(&self, deployment: Deployment) {
         // Once only.
         let _ = self.deployment.set(deployment);
+    }
+
+    /// Who asked for what.
+    fn note(&self, text: String) {
+        match self.deployment.get() {
+            Some(deployment) => deployment.event_log.event(EventKind::Operator, None, text),
+            // There are no events yet; this is the log that keeps them all.
+            None => tracing::info!("{text}"),
+        }
     }
 
     fn waiting(&self) -> String {
@@ -228,7 +239,12 @@ type Done = Result<Json<serde_json::Value>, Refused>;
 type Answered = Result<Response, Unavailable>;
 
 /// The API's routes.
-pub(crate) fn router(api: Arc<AdminApi>) -> Router {
+pub(crate) fn router(api: &Arc<AdminApi>, operators: Operators) -> Router {
+    let told = Arc::clone(api);
+    let gate = Gate {
+        operators,
+        note: Arc::new(move |text| told.note(text)),
+    };
     Router::new()
         .route(calls::STATUS.path, get(status))
         .route(calls::EVENTS.path, get(events))
@@ -240,7 +256,8 @@ pub(crate) fn router(api: Arc<AdminApi>) -> Router {
         .route(calls::HOST_DRAIN.path, post(drain))
         .route(calls::HOST_FILL.path, post(fill))
         .route(calls::STOP.path, post(stop))
-        .with_state(api)
+        .layer(from_fn_with_state(gate, admit))
+        .with_state(Arc::clone(api))
 }
 
 async fn status(State(api): State<Arc<AdminApi>>) -> Answered {

@@ -1,17 +1,22 @@
 //! `spare.toml`. `docs/operators/configuration.md` explains each key.
 
+mod gateway;
 mod hosts;
 
+pub(crate) use gateway::{Gateway, ProxyHeader};
 pub(crate) use hosts::{Engine, Fencing, Group, Host, Peers};
 
+use crate::assumption::Assumption;
+use gateway::GatewayProblem;
 use hosts::HostsProblem;
 
 use serde::Deserialize;
 use spare_core::Micros;
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 use spare_settings::SettingsError;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A recovery builds a replica, waits for a checkpoint, and may have to build a second time.
 const RECOVERY_BUILDS: u64 = 3;
@@ -19,16 +24,18 @@ const RECOVERY_BUILDS: u64 = 3;
 const BATCH_REQUESTS_MAX: usize = 256;
 /// Bytes of requests in one multicast message.
 const BATCH_BYTES_MAX: usize = 256 << 10;
+/// What waits for a ring to form: half of what the engine takes.
+const UNDELIVERED_BYTES_MAX: usize = 128 << 20;
 /// A gateway's clock may be so far ahead of the other managers' clocks.
 const CLOCK_AHEAD_MAX_US: i64 = 10_000_000;
 
 /// A sync that is slowed down more than this measures nothing.
 const SYNC_DELAY_MS_MAX: u64 = 1000;
 
-/// The greatest body of a request: it must fit into a frame of the guest channel with room for its encoding.
-const BODY_BYTES_MAX: usize = 16 << 20;
-/// hyper refuses a smaller read buffer.
-const HEADER_BYTES_MIN: usize = 8192;
+/// The least and the greatest limit of an update. A page of a small service fits the one; the other is what the shim
+/// can capture of one row.
+const UPDATE_BYTES_LEAST: u64 = 1 << 20;
+const UPDATE_BYTES_MOST: u64 = 480 << 20;
 
 /// A value that cannot work, by the name of its key, and what to write instead.
 #[derive(Debug, thiserror::Error)]
@@ -36,25 +43,31 @@ enum Problem {
     #[error(transparent)]
     Hosts(#[from] HostsProblem),
     #[error(transparent)]
+    Gateway(#[from] GatewayProblem),
+    #[error(transparent)]
     Protocol(#[from] spare_core::ConfigError),
     #[error(
-        "replication.delivery_timeout_ms: {delivery_ms} is less than vote_timeout_ms ({vote_ms}); silence of all \
-         must be waited for longer than the silence of one"
+        "replication.read_timeout_ms: {read_ms} is less than vote_timeout_ms ({vote_ms}); a read must be \
+         given longer than the votes that are missing after the first one"
     )]
-    DeliveryBeforeVote { delivery_ms: u64, vote_ms: u64 },
+    ReadBeforeVote { read_ms: u64, vote_ms: u64 },
     #[error("replication.{greatest} is less than {least}")]
     Reversed {
         least: &'static str,
         greatest: &'static str,
     },
+    #[error(
+        "requests.write_paths: {0:?} does not begin with \"/\", so it is the beginning of no path; write for example \"/admin\""
+    )]
+    WritePath(String),
     #[error("{0} is 0; leave it out for its default")]
     Zero(&'static str),
     #[error("store.sync_delay_ms is for measurements, and must be at most {SYNC_DELAY_MS_MAX}")]
     SyncDelay,
-    #[error("gateway.header_bytes_max must be at least {HEADER_BYTES_MIN}")]
-    HeaderBytes,
-    #[error("gateway.body_bytes_max must be at most {BODY_BYTES_MAX} (16 MiB)")]
-    BodyBytes,
+    #[error(
+        "service.update_bytes_max must be between {UPDATE_BYTES_LEAST} (1 MiB) and {UPDATE_BYTES_MOST} (480 MiB)"
+    )]
+    UpdateBytes,
 }
 
 /// `spare.toml`, read and checked.
@@ -89,46 +102,14 @@ pub(crate) struct Service {
     pub(crate) name: String,
     /// The image its replicas boot from, as the agent knows it.
     pub(crate) image: String,
+    /// The longest update of one request; the same in every host's file. A guest with less room undoes shorter
+    /// ones, too.
+    #[serde(default = "default_update_bytes_max")]
+    pub(crate) update_bytes_max: u64,
 }
 
-/// Where clients connect, and what one client may take.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Gateway {
-    pub(crate) listen: SocketAddr,
-    /// Requests in flight; above that a client gets 503 with `Retry-After`.
-    pub(crate) requests_max: usize,
-    /// Open connections.
-    pub(crate) connections_max: usize,
-    pub(crate) header_bytes_max: usize,
-    pub(crate) body_bytes_max: usize,
-    /// For a client to send its request line and headers.
-    pub(crate) header_timeout_ms: u64,
-    /// For a client to send its body.
-    pub(crate) body_timeout_ms: u64,
-    /// For the group to answer; then the client gets 503, and its request may still take effect.
-    pub(crate) reply_timeout_ms: u64,
-    /// How long an `Idempotency-Key` is remembered.
-    pub(crate) key_lifetime_s: u64,
-    /// How many keys are remembered.
-    pub(crate) keys_max: usize,
-}
-
-impl Default for Gateway {
-    fn default() -> Self {
-        Gateway {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
-            requests_max: 1024,
-            connections_max: 4096,
-            header_bytes_max: 64 << 10,
-            body_bytes_max: 1 << 20,
-            header_timeout_ms: 10_000,
-            body_timeout_ms: 30_000,
-            reply_timeout_ms: 60_000,
-            key_lifetime_s: 24 * 3600,
-            keys_max: 100_000,
-        }
-    }
+fn default_update_bytes_max() -> u64 {
+    256 << 20
 }
 
 /// Which requests are reads; everything else is a write.
@@ -146,6 +127,15 @@ impl Default for Requests {
         Requests {
             read_methods: vec!["GET".into(), "HEAD".into()],
             write_paths: Vec::new(),
+        }
+    }
+}
+
+impl Requests {
+    fn check(&self) -> Result<(), Problem> {
+        match self.write_paths.iter().find(|path| !path.starts_with('/')) {
+            Some(path) => Err(Problem::WritePath(path.clone())),
+            None => Ok(()),
         }
     }
 }
@@ -196,9 +186,15 @@ pub(crate) struct Replication {
     /// Timeouts are learnt from what is usual, between these bounds.
     pub(crate) vote_timeout_ms: u64,
     pub(crate) vote_timeout_max_ms: u64,
-    pub(crate) delivery_timeout_ms: u64,
-    pub(crate) delivery_timeout_max_ms: u64,
+    /// What a read, a write and a scrub may take once f + 1 replicas have begun it.
+    pub(crate) read_timeout_ms: u64,
+    /// What a read may take while a write waits for it to end.
+    pub(crate) read_patience_ms: u64,
     pub(crate) abort_timeout_ms: u64,
+    pub(crate) scrub_timeout_ms: u64,
+    /// Requests, and MiB of them, that a replica is given at once.
+    pub(crate) executing_max: usize,
+    pub(crate) executing_mib_max: usize,
     pub(crate) help_timeout_ms: u64,
     pub(crate) apply_timeout_ms: u64,
     pub(crate) boot_timeout_ms: u64,
@@ -210,6 +206,8 @@ pub(crate) struct Replication {
     /// A vote later than this many times what is usual is a missed one.
     pub(crate) slow_factor: u32,
     pub(crate) slow_min_ms: u64,
+    /// More than f convictions within this time are an alarm.
+    pub(crate) convictions_alarm_s: u64,
 }
 
 impl Default for Replication {
@@ -221,9 +219,12 @@ impl Default for Replication {
             checkpoint_writes: 200,
             vote_timeout_ms: 2000,
             vote_timeout_max_ms: 5000,
-            delivery_timeout_ms: 10_000,
-            delivery_timeout_max_ms: 20_000,
+            read_timeout_ms: 30_000,
+            read_patience_ms: 500,
             abort_timeout_ms: 60_000,
+            scrub_timeout_ms: 3_600_000,
+            executing_max: 64,
+            executing_mib_max: 32,
             help_timeout_ms: 2000,
             apply_timeout_ms: 15_000,
             boot_timeout_ms: 120_000,
@@ -234,15 +235,24 @@ impl Default for Replication {
             suspicion_window: 1000,
             slow_factor: 20,
             slow_min_ms: 1000,
+            convictions_alarm_s: 3600,
         }
     }
 }
 
 impl Replication {
     fn check(&self) -> Result<(), Problem> {
-        if self.delivery_timeout_ms < self.vote_timeout_ms {
-            return Err(Problem::DeliveryBeforeVote {
-                delivery_ms: self.delivery_timeout_ms,
+        for (value, name) in [
+            (self.executing_max, "replication.executing_max"),
+            (self.executing_mib_max, "replication.executing_mib_max"),
+        ] {
+            if value == 0 {
+                return Err(Problem::Zero(name));
+            }
+        }
+        if self.read_timeout_ms < self.vote_timeout_ms {
+            return Err(Problem::ReadBeforeVote {
+                read_ms: self.read_timeout_ms,
                 vote_ms: self.vote_timeout_ms,
             });
         }
@@ -254,10 +264,6 @@ impl Replication {
             (
                 ("vote_timeout_ms", self.vote_timeout_ms),
                 ("vote_timeout_max_ms", self.vote_timeout_max_ms),
-            ),
-            (
-                ("delivery_timeout_ms", self.delivery_timeout_ms),
-                ("delivery_timeout_max_ms", self.delivery_timeout_max_ms),
             ),
         ];
         match bounds.iter().find(|(least, greatest)| greatest.1 < least.1) {
@@ -277,7 +283,7 @@ pub(crate) struct Agent {
 impl Default for Agent {
     fn default() -> Self {
         Agent {
-            socket: "/run/spare/agent.sock".into(),
+            socket: "/run/spare-agent/agent.sock".into(),
         }
     }
 }
@@ -287,12 +293,15 @@ impl Default for Agent {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Admin {
     pub(crate) socket: PathBuf,
+    /// Who is in it may use the socket; without one, the manager's own group.
+    pub(crate) group: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
         Admin {
             socket: "/run/spare/admin.sock".into(),
+            group: None,
         }
     }
 }
@@ -331,6 +340,10 @@ pub(crate) struct Store {
     pub(crate) evidence_convictions_max: usize,
     /// … and about so much of it; the oldest make room, the last one stays.
     pub(crate) evidence_mib_max: u64,
+    /// Replies that are kept for retries, beyond those in the log …
+    pub(crate) replies_mib_max: u64,
+    /// … and so much of them of one client. A retry whose reply had no room gets 409.
+    pub(crate) client_replies_mib_max: u64,
     /// The file of the ordered log that `spare replay` reads.
     pub(crate) record: Option<PathBuf>,
     /// Every sync of the disk takes so much longer: for measurements.
@@ -346,6 +359,8 @@ impl Default for Store {
             snapshot_requests: 50_000,
             evidence_convictions_max: 100,
             evidence_mib_max: 256,
+            replies_mib_max: 512,
+            client_replies_mib_max: 64,
             record: None,
             sync_delay_ms: 0,
         }
@@ -366,6 +381,12 @@ impl Config {
         }
     }
 
+    /// When convictions are an alarm.
+    pub(crate) fn assumption(&self) -> Assumption {
+        let span = Duration::from_secs(self.replication.convictions_alarm_s);
+        Assumption::new(self.group.faults.into(), span)
+    }
+
     /// What one seat's core is told.
     pub(crate) fn core(&self, me: SeatId) -> spare_core::Config {
         let r = &self.replication;
@@ -380,8 +401,12 @@ impl Config {
             buffer_max: r.buffer_max,
             checkpoint_writes: r.checkpoint_writes,
             vote_timeout: (ms(r.vote_timeout_ms), ms(r.vote_timeout_max_ms)),
-            delivery_timeout: (ms(r.delivery_timeout_ms), ms(r.delivery_timeout_max_ms)),
+            read_timeout: ms(r.read_timeout_ms),
+            read_patience: ms(r.read_patience_ms),
             abort_timeout: ms(r.abort_timeout_ms),
+            scrub_timeout: ms(r.scrub_timeout_ms),
+            executing_max: r.executing_max,
+            executing_bytes_max: r.executing_mib_max.saturating_mul(1 << 20),
             help_timeout: ms(r.help_timeout_ms),
             fetch_timeout: self.group.fetch_timeout(),
             apply_timeout: ms(r.apply_timeout_ms),
@@ -399,12 +424,16 @@ impl Config {
             batch_delay: Micros(0),
             batch_requests_max: BATCH_REQUESTS_MAX,
             batch_bytes_max: BATCH_BYTES_MAX,
+            undelivered_bytes_max: UNDELIVERED_BYTES_MAX,
             in_flight_max: self.gateway.requests_max,
+            wait_max: ms(self.gateway.wait_max_ms),
             clock_ahead_max_us: CLOCK_AHEAD_MAX_US,
             key_lifetime_us: i64::try_from(self.gateway.key_lifetime_s)
                 .unwrap_or(i64::MAX)
                 .saturating_mul(1_000_000),
             keys_max: self.gateway.keys_max,
+            keys_of_owner_max: self.gateway.keys_of_owner_max,
+            versions: VersionRange::OF_THIS_BUILD,
         }
     }
 
@@ -414,14 +443,11 @@ impl Config {
             fencing.check(&self.group)?;
         }
         self.replication.check()?;
+        self.gateway.check()?;
+        self.requests.check()?;
         self.core(self.group.voice()).check()?;
-        let (g, r) = (&self.gateway, &self.replication);
+        let r = &self.replication;
         let zero = [
-            ("gateway.requests_max", g.requests_max as u64),
-            ("gateway.connections_max", g.connections_max as u64),
-            ("gateway.header_timeout_ms", g.header_timeout_ms),
-            ("gateway.body_timeout_ms", g.body_timeout_ms),
-            ("gateway.reply_timeout_ms", g.reply_timeout_ms),
             ("replication.vote_timeout_ms", r.vote_timeout_ms),
             ("replication.help_timeout_ms", r.help_timeout_ms),
             ("replication.apply_timeout_ms", r.apply_timeout_ms),
@@ -434,6 +460,11 @@ impl Config {
                 self.store.evidence_convictions_max as u64,
             ),
             ("store.evidence_mib_max", self.store.evidence_mib_max),
+            ("store.replies_mib_max", self.store.replies_mib_max),
+            (
+                "store.client_replies_mib_max",
+                self.store.client_replies_mib_max,
+            ),
         ];
         if let Some((name, _)) = zero.iter().find(|(_, value)| *value == 0) {
             return Err(Problem::Zero(name));
@@ -441,11 +472,8 @@ impl Config {
         if self.store.sync_delay_ms > SYNC_DELAY_MS_MAX {
             return Err(Problem::SyncDelay);
         }
-        if g.header_bytes_max < HEADER_BYTES_MIN {
-            return Err(Problem::HeaderBytes);
-        }
-        if g.body_bytes_max > BODY_BYTES_MAX {
-            return Err(Problem::BodyBytes);
+        if !(UPDATE_BYTES_LEAST..=UPDATE_BYTES_MOST).contains(&self.service.update_bytes_max) {
+            return Err(Problem::UpdateBytes);
         }
         Ok(())
     }
@@ -553,12 +581,29 @@ mod tests {
     fn values_that_cannot_work_are_refused_by_name() {
         for (text, named) in [
             ("[replication]\nupdates_max = 0\n", "updates_max"),
+            ("[replication]\nread_timeout_ms = 5\n", "read_timeout_ms"),
             (
-                "[replication]\ndelivery_timeout_ms = 5\n",
-                "delivery_timeout_ms",
+                "[replication]\nexecuting_max = 0\n",
+                "replication.executing_max",
             ),
+            (
+                "[replication]\nexecuting_mib_max = 0\n",
+                "replication.executing_mib_max",
+            ),
+            ("[gateway]\nrequests_max = 0\n", "gateway.requests_max"),
+            ("[gateway]\nkeys_max = 0\n", "gateway.keys_max"),
+            ("[requests]\nwrite_paths = [\"admin\"]\n", "\"admin\""),
+            ("[requests]\nwrite_paths = [\"/a\", \"\"]\n", "write_paths"),
             ("[gateway]\nheader_bytes_max = 5\n", "header_bytes_max"),
             ("[gateway]\nreply_timeout_ms = 0\n", "reply_timeout_ms"),
+            ("[gateway]\nbytes_per_s_min = 0\n", "bytes_per_s_min"),
+            ("[gateway]\nbody_bytes_max = 20000000\n", "body_bytes_max"),
+            (
+                "[gateway]\nrequests_bytes_max = 1000000\n",
+                "requests_bytes_max",
+            ),
+            ("[gateway]\nreplies_bytes_max = 1000000\n", "17 MiB"),
+            ("[gateway]\nproxies = [\"proxy.example\"]\n", "10.1.0.0/16"),
             ("[store]\nsnapshot_mib = 0\n", "snapshot_mib"),
             ("[store]\nsync_delay_ms = 5000\n", "sync_delay_ms"),
             ("[store]\ndurability = \"tape\"\n", "tape"),
@@ -569,12 +614,27 @@ mod tests {
     }
 
     #[test]
+    fn an_update_that_no_guest_could_send_is_refused() {
+        for bytes in ["1000", "1000000000"] {
+            let text = SMALLEST.replace("image =", &format!("update_bytes_max = {bytes}\nimage ="));
+            let path = Path::new("spare.toml");
+            let config: Config = spare_settings::parse(path, &text).expect("well formed");
+            let problem = config.check().expect_err(bytes).to_string();
+            assert!(problem.contains("service.update_bytes_max"), "{problem}");
+        }
+    }
+
+    #[test]
     fn the_example_configuration_is_valid_and_names_every_key_with_its_default() {
         let text = include_str!("../spare.toml.example");
         let example: Config =
             spare_settings::parse(Path::new("spare.toml.example"), text).expect("valid");
         example.check().expect("it can be used");
         let smallest: Config = spare_settings::parse(Path::new("x"), SMALLEST).expect("valid");
+        assert_eq!(
+            example.service.update_bytes_max,
+            smallest.service.update_bytes_max
+        );
         assert_eq!(
             format!("{:?}", example.replication),
             format!("{:?}", smallest.replication)

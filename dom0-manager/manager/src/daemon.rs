@@ -19,7 +19,9 @@ use crate::driver::{Shared, SnapshotRule};
 use crate::event_log::EventLog;
 use crate::fencing::Fencing;
 use crate::gateway::{self, Clients};
+use crate::guest::GuestRules;
 use crate::handle::{DriverHandle, Queues};
+use crate::operators::Peer;
 use crate::peers::{LocalSeat, Peers};
 use crate::stores;
 use axum::Router;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use surroundings::Surroundings;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch, Semaphore};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// So long answers that are on their way to clients have, before their connections are closed.
@@ -57,6 +59,7 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         gateway,
         network,
         admin,
+        operators,
         agent,
         watch,
         host,
@@ -69,11 +72,16 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     let speaker = seats.iter().find(|s| s.seat == voice);
     let speaker = speaker.ok_or(DaemonError::NoSeat)?;
     // Until the group serves clients get 503, and operators learn why.
-    let clients = Arc::new(clients(&config, speaker));
+    let clients = Arc::new(Clients::new(
+        &config.gateway,
+        &config.requests,
+        speaker.seat,
+        speaker.inputs.clone(),
+    ));
     let api = Arc::new(AdminApi::new(config.clone(), host.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(gateway::serve(gateway, Arc::clone(&clients)));
-    tasks.spawn(serve_admin(admin, admin::router(Arc::clone(&api))));
+    tasks.spawn(serve_admin(admin, admin::router(&api, operators)));
     let stores = tokio::select! {
         stores = catch_up::open(&config, (image, replicas), network.as_ref(), &api) => stores?,
         () = api.stop.notified() => return stopped_early(&agent, &config.admin.socket).await,
@@ -81,7 +89,8 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     api.waits_for("it joins the group".to_owned());
 
     let evidence = stores::evidence(&config, voice);
-    let event_log = Arc::new(EventLog::new(voice, here, evidence));
+    let assumption = config.assumption();
+    let event_log = Arc::new(EventLog::new(voice, here, evidence, assumption));
     for remark in stores.remarks {
         event_log.event(EventKind::Alarm, None, remark);
     }
@@ -95,7 +104,10 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
         image: config.service.image.clone(),
         agent: agent.clone(),
         event_log: Arc::clone(&event_log),
-        normaliser,
+        guest_rules: GuestRules {
+            normaliser,
+            update_bytes_max: config.service.update_bytes_max,
+        },
         pending: Arc::clone(&clients.pending),
         serving: Arc::clone(&clients.serving),
         ending: Arc::new(AtomicBool::new(false)),
@@ -160,12 +172,19 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
     tasks.shutdown().await;
     // It holds the stores.
     drop(api);
-    // Nothing more can be done about a socket that cannot be removed.
-    let _ = std::fs::remove_file(admin_socket);
     // What is on its way to the disk gets there.
     let closing = tokio::task::spawn_blocking(move || drop(open));
     closing.await?;
     drop(stores.lock);
+    let destroys = match end {
+        End::Stopped => true,
+        End::Signal(_) => !durable,
+        End::Failed(_) | End::Behind(_) => false,
+    };
+    if destroys {
+        destroy_all(&agent).await?;
+    }
+    remove_socket(&admin_socket);
     match end {
         End::Failed(why) => Err(DaemonError::Failed(why)),
         End::Signal(_) if durable => {
@@ -176,28 +195,19 @@ pub(crate) async fn run(config: Config) -> Result<Next, DaemonError> {
             stores::note_behind(&directory, after)?;
             Ok(Next::Restart)
         }
-        _ => {
-            destroy_all(&agent).await?;
-            Ok(Next::Exit)
-        }
+        _ => Ok(Next::Exit),
     }
 }
 
-/// The clients' side, which reaches the group through `speaker`.
-fn clients(config: &Config, speaker: &DriverHandle) -> Clients {
-    Clients {
-        limits: config.gateway.clone(),
-        rules: config.requests.clone(),
-        seat: speaker.seat,
-        pending: Arc::default(),
-        inputs: speaker.inputs.clone(),
-        serving: Arc::default(),
-        in_flight: Semaphore::new(config.gateway.requests_max),
-    }
+/// The last that a manager does: that its socket is gone tells an operator who stopped it that its replicas are, too.
+fn remove_socket(admin_socket: &Path) {
+    // Nothing more can be done about a socket that cannot be removed.
+    let _ = std::fs::remove_file(admin_socket);
 }
 
 async fn serve_admin(listener: UnixListener, router: Router) {
-    if let Err(error) = axum::serve(listener, router).await {
+    let service = router.into_make_service_with_connect_info::<Peer>();
+    if let Err(error) = axum::serve(listener, service).await {
         tracing::error!("the admin API ended: {error}");
     }
 }
@@ -224,9 +234,8 @@ fn fencing(
 async fn stopped_early(agent: &AgentLink, admin_socket: &Path) -> Result<Next, DaemonError> {
     tracing::info!("stopping: an operator asked for it");
     tokio::time::sleep(FLUSH_DELAY).await;
-    // Nothing more can be done about a socket that cannot be removed.
-    let _ = std::fs::remove_file(admin_socket);
     destroy_all(agent).await?;
+    remove_socket(admin_socket);
     Ok(Next::Exit)
 }
 

@@ -2,14 +2,15 @@
 //! `fuzzing` on, and for nobody else: nothing of the daemon calls it.
 
 use crate::admin::Window;
-use crate::config::{Config, Gateway, Normalise, Requests};
+use crate::config::{Config, Gateway, Normalise};
 use crate::evidence;
-use crate::gateway::{self, Clients};
+use crate::gateway::request::Reader;
+use crate::gateway::{connection, reply, Budget, Client, Held, Places};
 use crate::guest::session::{Expected, Said, Session};
+use crate::guest::GuestRules;
 use crate::normalise::Normaliser;
 use crate::peers::frame::Frames;
 use crate::peers::message::{LinkMessage, SnapshotAnswer, SnapshotQuestion};
-use crate::pending::Pending;
 use axum::extract::Query;
 use bytes::Bytes;
 use hyper::service::service_fn;
@@ -23,10 +24,12 @@ use spare_protocol::http::HttpRequest;
 use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::convert::Infallible;
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, Semaphore};
+
+/// The longest update that a fuzzed guest may send: more than its input.
+const UPDATE_BYTES_MAX: u64 = 1 << 20;
 
 /// The configuration file: what is wrong with it, in words.
 ///
@@ -66,7 +69,8 @@ impl Rules {
 /// The agreed reply as a client gets it: status and number of headers.
 #[must_use]
 pub fn agreed_reply(reply: Bytes) -> (u16, usize) {
-    let response = gateway::reply(Position(1), Outcome::Reply(reply));
+    let reply = reply::agreed(Position(1), Outcome::Reply(reply));
+    let response = reply.into_response(Held::default());
     (response.status().as_u16(), response.headers().len())
 }
 
@@ -100,27 +104,24 @@ pub fn client(
         body_bytes_max,
         ..Gateway::default()
     };
-    // Nobody receives: the requests are read and go no further.
-    let (inputs, _) = mpsc::channel(1);
-    let clients = Clients {
-        limits: limits.clone(),
-        rules: Requests::default(),
-        seat: SeatId(0),
-        pending: Arc::new(Pending::default()),
-        inputs,
-        serving: Arc::new(AtomicBool::new(true)),
-        in_flight: Semaphore::new(1),
+    let budget = Budget::new(limits.requests_bytes_max);
+    let place = Arc::new(Places::default()).open();
+    let reader = Reader {
+        limits: &limits,
+        budget: &budget,
+        place: &place,
     };
     let taken = Mutex::new(Vec::new());
     let mut answers = Vec::new();
-    let service = service_fn(|request| async {
-        let answer = match clients.read(request).await {
-            Ok(request) => {
+    let service = service_fn(|request: hyper::Request<_>| async {
+        let client = Client::of(Ipv4Addr::LOCALHOST.into(), request.headers(), &limits);
+        let answer = match reader.read(request, client).await {
+            Ok(received) => {
                 let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-                taken.push(request);
+                taken.push(received.http);
                 Response::default()
             }
-            Err(refusal) => refusal,
+            Err(refusal) => refusal.into_response(Held::default()),
         };
         Ok::<_, Infallible>(answer)
     });
@@ -131,7 +132,7 @@ pub fn client(
         return (Vec::new(), answers);
     };
     let stream = TokioIo::new(tokio::io::join(bytes, &mut answers));
-    let connection = gateway::http(&limits).serve_connection(stream, service);
+    let connection = connection::http(&limits).serve_connection(stream, service);
     // Bytes that are no HTTP end the connection; what was taken before counts.
     let _ = runtime.block_on(connection);
     let taken = taken.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +152,11 @@ pub fn understood(
         seat: SeatId(0),
         generation: 1,
     };
-    let mut session = Session::new(replica, session, Expected::New, Arc::clone(&rules.0));
+    let rules = GuestRules {
+        normaliser: Arc::clone(&rules.0),
+        update_bytes_max: UPDATE_BYTES_MAX,
+    };
+    let mut session = Session::new(replica, session, Expected::New, rules);
     let mut texts = Vec::new();
     for piece in bytes.chunks(piece_bytes) {
         session.push(piece);

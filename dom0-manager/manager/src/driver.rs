@@ -24,7 +24,7 @@ use bytes::Bytes;
 use disk::Disk;
 use replicas::Replicas;
 use spare_core::{Core, Input, ManagerState, Micros, Now, Output, Refusal};
-use spare_group_communication::{Delivery, GroupChannel};
+use spare_group_communication::{Delivery, GroupChannel, NotSent};
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::ToGuest;
 use spare_protocol::messages::{Envelope, OrderedMessage};
@@ -310,17 +310,28 @@ impl<G: GroupChannel> Driver<G> {
         };
         let mut outputs = std::mem::take(&mut self.outputs);
         self.core.step_into(now, input, &mut outputs);
+        self.peers.speak(self.core.version());
         for output in outputs.drain(..) {
             self.perform(output);
         }
         self.outputs = outputs;
     }
 
+    fn multicast(&self, bytes: Bytes) {
+        match self.group.multicast(bytes) {
+            // The group is closed only when the daemon ends.
+            Ok(()) | Err(NotSent::Closed(_)) => {}
+            Err(error @ NotSent::TooLong { .. }) => {
+                tracing::error!("what this manager has to say cannot be multicast: {error}");
+            }
+        }
+    }
+
     fn perform(&mut self, output: Output) {
         match output {
             Output::Multicast(envelope) => {
-                // The group is closed only when the daemon ends.
-                let _ = self.group.multicast(Bytes::from(envelope.to_bytes()));
+                let bytes = Bytes::from(envelope.to_bytes(self.core.version()));
+                self.multicast(bytes);
             }
             Output::SendPeer { to, message } => self.peers.send(self.me, to, message),
             Output::SendLog { to, after } => {
@@ -354,6 +365,9 @@ impl<G: GroupChannel> Driver<G> {
             }
             Output::Execute { replica, request } => {
                 self.replicas.send(replica, ToGuest::Execute(request));
+            }
+            Output::Cancel { replica, position } => {
+                self.replicas.send(replica, ToGuest::Cancel { position });
             }
             Output::Apply {
                 replica,

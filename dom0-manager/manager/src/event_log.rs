@@ -5,7 +5,9 @@
 //! from the seat that `EventLog` was told to listen to, or, for a replica's own affairs, from the
 //! replica's seat.
 
+use crate::assumption::Assumption;
 use crate::clock::unix_us;
+use crate::difference::first_difference;
 use crate::evidence::{self, Archive};
 use crate::timeline::Timelines;
 use spare_core::{ConvictionBasis, Evidence, Notice};
@@ -13,9 +15,10 @@ use spare_protocol::admin::{
     Conviction, ConvictionReason, Counters, Event, EventKind, FaultTimeline, ReplicaState,
     VoteStatus,
 };
-use spare_protocol::messages::LossReason;
+use spare_protocol::messages::{AbortReason, LossReason};
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -30,6 +33,7 @@ pub(crate) struct EventLog {
     inner: Mutex<Inner>,
     changed: Notify,
     archive: Arc<Archive>,
+    assumption: Mutex<Assumption>,
     voice: SeatId,
     /// The seats of this host: each tells of its own replicas.
     here: Vec<SeatId>,
@@ -48,7 +52,12 @@ struct Inner {
 impl EventLog {
     /// An event log of the seats that are `here`; it records what all notice alike from seat `voice`. It goes on
     /// with the last conviction that earlier runs left in `archive`.
-    pub(crate) fn new(voice: SeatId, here: Vec<SeatId>, archive: Archive) -> EventLog {
+    pub(crate) fn new(
+        voice: SeatId,
+        here: Vec<SeatId>,
+        archive: Archive,
+        assumption: Assumption,
+    ) -> EventLog {
         let inner = Inner {
             last_conviction: archive.newest(),
             ..Inner::default()
@@ -57,6 +66,7 @@ impl EventLog {
             inner: Mutex::new(inner),
             changed: Notify::new(),
             archive: Arc::new(archive),
+            assumption: Mutex::new(assumption),
             voice,
             here,
         }
@@ -154,6 +164,14 @@ impl EventLog {
         {
             self.convicted(seat, replica, position, &basis, &evidence);
         } else {
+            if let Notice::Aborted {
+                position,
+                reason: AbortReason::Disagreement,
+                shown,
+            } = &notice
+            {
+                self.archive.keep_disagreement(*position, shown);
+            }
             self.lock().record(seat, self.voice, notice);
         }
         self.changed.notify_waiters();
@@ -200,7 +218,29 @@ impl EventLog {
         inner.last_conviction = Some(conviction);
         inner.timelines.faulty(replica);
         inner.event(EventKind::Convicted, Some(position), Some(replica), text);
+        let what = conviction_in_short(replica, evidence, &folder);
+        let mut assumption = self
+            .assumption
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(alarm) = assumption.convicted(Instant::now(), what) {
+            inner.event(EventKind::Alarm, Some(position), None, alarm);
+        }
     }
+}
+
+/// A conviction beside others: who, the request, and where the wrong reply differs from the agreed one, if both are here.
+fn conviction_in_short(replica: ReplicaId, evidence: &Evidence, folder: &Path) -> String {
+    let request = evidence::request_line(&evidence.request);
+    let place = match (&evidence.wrong, &evidence.agreed) {
+        (Some((wrong, _)), Some((agreed, _))) => {
+            let (wrong, agreed) = (evidence::reply_text(wrong), evidence::reply_text(agreed));
+            first_difference(&wrong, &agreed)
+        }
+        _ => None,
+    };
+    let place = place.unwrap_or_else(|| format!("see {}", folder.display()));
+    format!("{replica} on {request}: {place}")
 }
 
 fn reason(basis: &ConvictionBasis) -> ConvictionReason {
@@ -371,6 +411,11 @@ impl Inner {
                 self.event(EventKind::Active, None, Some(replica), text);
             }
             Notice::Replica { .. } => {}
+            Notice::Version { version } => {
+                let text =
+                    format!("the group speaks version {version} of its protocol from here on");
+                self.event(EventKind::View, None, None, text);
+            }
             Notice::View { epoch, members } => {
                 let text = format!("primary view {epoch}: seats {}", listed(&members));
                 self.event(EventKind::View, None, None, text);
@@ -386,10 +431,32 @@ impl Inner {
                 let text = format!("the group has these seats now: {}", listed(&seats));
                 self.event(EventKind::View, None, None, text);
             }
-            Notice::Aborted { position } => {
-                let text = format!(
-                    "request {position} is aborted: f + 1 replicas failed on it; its client gets an error"
-                );
+            Notice::Aborted {
+                position,
+                reason,
+                shown,
+            } => {
+                let request = evidence::request_line(&shown.request);
+                let why = match reason {
+                    AbortReason::Failed => "f + 1 replicas failed on it",
+                    AbortReason::Disagreement => {
+                        "more than f votes on it must be wrong, whichever is right"
+                    }
+                    AbortReason::Overdue => {
+                        "it took longer than replication.read_timeout_ms, or than read_patience_ms while a write waited for it"
+                    }
+                };
+                let kept = match reason {
+                    AbortReason::Disagreement => {
+                        format!(
+                            "; the replies are kept as {}",
+                            evidence::disagreement_name(position)
+                        )
+                    }
+                    AbortReason::Failed | AbortReason::Overdue => String::new(),
+                };
+                let text =
+                    format!("request {position} ({request}) is aborted: {why}; its client gets an error{kept}");
                 self.event(EventKind::Alarm, Some(position), None, text);
             }
             Notice::RecoveryBegan { seat } => {

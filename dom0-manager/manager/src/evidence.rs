@@ -1,6 +1,7 @@
 //! Evidence of a conviction, as files that an operator can read.
 
-use spare_core::{ConvictionBasis, Evidence};
+use crate::difference::first_difference;
+use spare_core::{ConvictionBasis, Disagreement, Evidence};
 use spare_protocol::admin::Conviction;
 use spare_protocol::channel::Outcome;
 use spare_protocol::http::{HttpReply, HttpRequest};
@@ -123,6 +124,105 @@ impl Archive {
         }
         Ok(all)
     }
+}
+
+/// So many disagreements are kept; the oldest make room.
+const DISAGREEMENTS_MAX: usize = 16;
+/// So much of each reply is.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+
+/// The name of a disagreement's folder.
+pub(crate) fn disagreement_name(position: Position) -> String {
+    format!("disagreement-at-{position}")
+}
+
+impl Archive {
+    /// Writes what a request was that replicas answered differently, all votes, the replies of this host's, and where
+    /// those differ; on a thread of its own. Each seat adds what it has.
+    pub(crate) fn keep_disagreement(self: &Arc<Archive>, position: Position, shown: &Disagreement) {
+        let (archive, shown) = (Arc::clone(self), shown.clone());
+        tokio::task::spawn_blocking(move || {
+            let folder = archive.folder.join(disagreement_name(position));
+            if let Err(error) = archive.add_disagreement(&folder, &shown) {
+                tracing::error!("cannot keep evidence in {}: {error}", folder.display());
+            }
+        });
+    }
+
+    fn add_disagreement(&self, folder: &Path, shown: &Disagreement) -> std::io::Result<()> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join("request.txt"), request_text(&shown.request))?;
+        let mut votes = String::from("replica  reply             update\n");
+        for vote in &shown.votes {
+            let (replica, reply) = (vote.replica.to_string(), vote.reply.short());
+            // Writing to a string cannot fail.
+            let _ = writeln!(votes, "{replica:<8} {reply}  {}", vote.update.short());
+        }
+        std::fs::write(folder.join("votes.txt"), votes)?;
+        for (replica, outcome, update) in &shown.answers {
+            let mut reply = reply_text(outcome);
+            reply.truncate(REPLY_BYTES_MAX);
+            std::fs::write(folder.join(format!("{REPLY}{replica}.txt")), reply)?;
+            let update = update.slice(..update.len().min(REPLY_BYTES_MAX));
+            std::fs::write(folder.join(format!("update-{replica}.bin")), update)?;
+        }
+        if let Some(text) = differences(folder)? {
+            std::fs::write(folder.join("difference.txt"), text)?;
+        }
+        self.trim_disagreements()
+    }
+
+    fn trim_disagreements(&self) -> std::io::Result<()> {
+        let mut all: Vec<(i64, PathBuf)> = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if is_disagreement_name(&entry.file_name().to_string_lossy()) {
+                all.push((changed_us(&entry)?, entry.path()));
+            }
+        }
+        all.sort_unstable();
+        let many = all.len().saturating_sub(DISAGREEMENTS_MAX);
+        for (_, folder) in all.iter().take(many) {
+            std::fs::remove_dir_all(folder)?;
+        }
+        Ok(())
+    }
+}
+
+/// Files with this and a replica's name hold its reply.
+const REPLY: &str = "reply-";
+
+/// Where the first of the replies in a folder differs from each of the others, if there are several.
+fn differences(folder: &Path) -> std::io::Result<Option<String>> {
+    let mut replies = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if let Some(of) = name
+            .strip_prefix(REPLY)
+            .and_then(|n| n.strip_suffix(".txt"))
+        {
+            replies.insert(of.to_owned(), std::fs::read(entry.path())?);
+        }
+    }
+    let mut replies = replies.into_iter();
+    let Some((first, reply)) = replies.next() else {
+        return Ok(None);
+    };
+    let mut text = String::new();
+    for (other, its) in replies {
+        let place = first_difference(&reply, &its);
+        let place = place.unwrap_or_else(|| "the same reply".to_owned());
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{first} | {other}: {place}");
+    }
+    Ok((!text.is_empty()).then_some(text))
+}
+
+fn is_disagreement_name(name: &str) -> bool {
+    let position = name.strip_prefix("disagreement-at-");
+    position.is_some_and(|p| p.parse::<u64>().is_ok())
 }
 
 /// The name of a conviction's folder.
@@ -314,6 +414,31 @@ mod tests {
         let torn = archive.folder.join("1.2-at-1").join(CONVICTION);
         std::fs::write(&torn, "{\"replica\": \"1.").expect("it is written");
         assert_eq!(found().as_deref(), Some("0.3"));
+        std::fs::remove_dir_all(&archive.folder).expect("it is there");
+    }
+
+    #[test]
+    fn of_a_disagreement_both_replies_are_kept_and_where_they_differ() {
+        let archive = archive("disagreement", 2, 1 << 20);
+        for position in 1..=20 {
+            let folder = archive.folder.join(disagreement_name(Position(position)));
+            for (replica, page) in [("0.1", "drawn: 17"), ("1.1", "drawn: 4")] {
+                let replica = replica.parse().expect("it is one");
+                let shown = Disagreement {
+                    request: bytes::Bytes::from_static(b"GET /lottery"),
+                    votes: vec![],
+                    answers: vec![(replica, Outcome::Reply(page.into()), bytes::Bytes::new())],
+                };
+                let added = archive.add_disagreement(&folder, &shown);
+                added.expect("it is written");
+            }
+        }
+        let kept = replicas(&archive);
+        assert_eq!(kept.len(), DISAGREEMENTS_MAX);
+        let newest = archive.folder.join(disagreement_name(Position(20)));
+        let text = std::fs::read_to_string(newest.join("difference.txt")).expect("it is there");
+        let expected = "0.1 | 1.1: line 1: \"drawn: 17\" | \"drawn: 4\"\n";
+        assert_eq!(text, expected);
         std::fs::remove_dir_all(&archive.folder).expect("it is there");
     }
 

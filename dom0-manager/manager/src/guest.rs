@@ -3,6 +3,8 @@
 
 mod channel;
 mod merge;
+mod rules;
 pub(crate) mod session;
 
 pub(crate) use channel::{attach, GuestChannel};
+pub(crate) use rules::GuestRules;

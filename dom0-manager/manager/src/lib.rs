@@ -3,11 +3,13 @@
 
 mod admin;
 mod agent_link;
+mod assumption;
 mod clock;
 mod config;
 mod daemon;
 #[cfg(feature = "fuzzing")]
 pub mod decoders;
+mod difference;
 mod drained;
 mod driver;
 mod event_log;
@@ -18,6 +20,7 @@ mod guest;
 mod handle;
 mod in_service;
 mod normalise;
+mod operators;
 mod peers;
 mod pending;
 mod record;

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use mimalloc::MiMalloc;
+use nix::sys::stat::{umask, Mode};
 use spare_manager::Next;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    // What the manager writes, all that clients have stored, is its user's alone from the moment it exists.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     if arguments.check {
         spare_manager::check(&arguments.config)?;
         println!("{}: in order", arguments.config.display());

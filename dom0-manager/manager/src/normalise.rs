@@ -3,12 +3,18 @@
 
 use crate::config::Normalise;
 use bytes::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
 use regex::bytes::{Captures, Regex, Replacer};
 use spare_protocol::http::{is_connection_header, HttpReply};
+use spare_protocol::DecodeError;
 
 /// The largest normalised body: the largest that a shim takes from its service. What a rule puts in
 /// can be longer than what it takes out, and how often it matches is up to the guest.
 const BODY_BYTES_MAX: usize = 16 << 20;
+/// The longest headers together: what a shim reads of its service's.
+const HEAD_BYTES_MAX: usize = 256 << 10;
+/// So much of a bad header's name is shown.
+const NAME_SHOWN_MAX: usize = 40;
 
 /// A rule that is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -18,15 +24,31 @@ pub(crate) struct RuleError {
     cause: regex::Error,
 }
 
-/// A reply that is not HTTP.
+/// Why a service's reply cannot be passed on. Correct replicas have the same reply, so each says the same.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReplyError {
-    #[error(transparent)]
-    Encoding(#[from] spare_protocol::DecodeError),
-    #[error("status {0}")]
+enum Unfit {
+    #[error("its status is {0}, and only 200 to 599 are a reply's")]
     Status(u16),
-    #[error("a header that HTTP does not allow")]
-    Header,
+    #[error("its header {0:?} is none that HTTP allows")]
+    Header(String),
+    #[error("its headers are longer than 256 KiB")]
+    Head,
+    #[error("its body is larger than 16 MiB")]
+    Body,
+    #[error("the normalised page is larger than 16 MiB")]
+    NormalisedBody,
+}
+
+impl Unfit {
+    /// What the client gets instead. It is voted on like any reply.
+    fn reply(&self) -> HttpReply {
+        let text = format!("The service's reply cannot be passed on: {self}.\n");
+        HttpReply {
+            status: 502,
+            headers: vec![("content-type".into(), b"text/plain".to_vec())],
+            body: text.into_bytes(),
+        }
+    }
 }
 
 struct BodyRule {
@@ -61,19 +83,21 @@ impl Normaliser {
         })
     }
 
-    /// The normalised form of an encoded reply of a guest.
-    pub(crate) fn normalise(&self, reply: &[u8]) -> Result<Bytes, ReplyError> {
+    /// The normalised form of an encoded reply of a guest. A reply that HTTP cannot carry becomes an error that is
+    /// agreed on like any other reply: no correct replica looks faulty for what its service said.
+    ///
+    /// # Errors
+    /// When the guest's bytes are no reply: no correct shim sends such.
+    pub(crate) fn normalise(&self, reply: &[u8]) -> Result<Bytes, DecodeError> {
         let mut reply: HttpReply = spare_protocol::decode(reply)?;
-        if !(200..600).contains(&reply.status) {
-            return Err(ReplyError::Status(reply.status));
+        if let Err(unfit) = self.normalise_reply(&mut reply) {
+            reply = unfit.reply();
         }
-        for (name, value) in &reply.headers {
-            let valid = hyper::header::HeaderName::from_lowercase(name.as_bytes()).is_ok()
-                && hyper::header::HeaderValue::from_bytes(value).is_ok();
-            if !valid {
-                return Err(ReplyError::Header);
-            }
-        }
+        Ok(Bytes::from(spare_protocol::encode(&reply)))
+    }
+
+    fn normalise_reply(&self, reply: &mut HttpReply) -> Result<(), Unfit> {
+        check(reply)?;
         reply.headers.retain(|(name, _)| {
             !is_connection_header(name)
                 && !name.starts_with("spare-")
@@ -81,18 +105,10 @@ impl Normaliser {
         });
         // The order of headers with different names carries no meaning; of equal ones it does.
         reply.headers.sort_by(|a, b| a.0.cmp(&b.0));
-        if self.normalise_body(&mut reply).is_err() {
-            // Every replica with the same page gets the same answer: no correct one looks faulty.
-            reply = HttpReply {
-                status: 502,
-                headers: vec![("content-type".into(), b"text/plain".to_vec())],
-                body: b"The normalised page is larger than 16 MiB.\n".to_vec(),
-            };
-        }
-        Ok(Bytes::from(spare_protocol::encode(&reply)))
+        self.normalise_body(reply)
     }
 
-    fn normalise_body(&self, reply: &mut HttpReply) -> Result<(), TooLarge> {
+    fn normalise_body(&self, reply: &mut HttpReply) -> Result<(), Unfit> {
         if self.body.is_empty() {
             return Ok(());
         }
@@ -107,11 +123,32 @@ impl Normaliser {
     }
 }
 
-/// A body became larger than [`BODY_BYTES_MAX`].
-struct TooLarge;
+/// Whether it can be passed on as it is.
+fn check(reply: &HttpReply) -> Result<(), Unfit> {
+    if !(200..600).contains(&reply.status) {
+        return Err(Unfit::Status(reply.status));
+    }
+    let mut bytes = 0;
+    for (name, value) in &reply.headers {
+        bytes += name.len() + value.len();
+        if HeaderName::from_lowercase(name.as_bytes()).is_err()
+            || HeaderValue::from_bytes(value).is_err()
+        {
+            let shown = name.chars().take(NAME_SHOWN_MAX).collect();
+            return Err(Unfit::Header(shown));
+        }
+    }
+    if bytes > HEAD_BYTES_MAX {
+        return Err(Unfit::Head);
+    }
+    if reply.body.len() > BODY_BYTES_MAX {
+        return Err(Unfit::Body);
+    }
+    Ok(())
+}
 
 impl BodyRule {
-    fn replace_all(&self, body: &[u8]) -> Result<Vec<u8>, TooLarge> {
+    fn replace_all(&self, body: &[u8]) -> Result<Vec<u8>, Unfit> {
         let mut bounded = Bounded {
             replacement: &self.replacement,
             exceeded: false,
@@ -121,7 +158,7 @@ impl BodyRule {
             .replace_all(body, bounded.by_ref())
             .into_owned();
         if bounded.exceeded || replaced.len() > BODY_BYTES_MAX {
-            return Err(TooLarge);
+            return Err(Unfit::NormalisedBody);
         }
         Ok(replaced)
     }
@@ -203,12 +240,44 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_could_split_a_reply_are_refused() {
+    fn a_reply_that_cannot_be_passed_on_becomes_the_same_error_for_every_replica() {
         let normaliser = Normaliser::new(&Normalise::default()).expect("valid");
-        assert!(normaliser
-            .normalise(&reply(&[("x", "a\r\nevil: 1")], ""))
-            .is_err());
-        assert!(normaliser.normalise(&reply(&[("X y", "a")], "")).is_err());
+        let answer = |reply: &HttpReply| {
+            let bytes = normaliser.normalise(&spare_protocol::encode(reply));
+            spare_protocol::decode::<HttpReply>(&bytes.expect("a reply")).expect("a reply")
+        };
+        let good = HttpReply {
+            status: 299,
+            headers: vec![("x".into(), vec![b'y'; HEAD_BYTES_MAX - 1])],
+            body: b"page".to_vec(),
+        };
+        assert_eq!(answer(&good), good);
+        let header = |name: &str, value: &str| HttpReply {
+            headers: vec![(name.into(), value.into())],
+            ..good.clone()
+        };
+        let status = |status| HttpReply {
+            status,
+            ..good.clone()
+        };
+        let (mut head, mut body) = (good.clone(), good.clone());
+        head.headers[0].1.push(b'y');
+        body.body = vec![0; BODY_BYTES_MAX + 1];
+        for (unfit, named) in [
+            (status(101), "101"),
+            (status(700), "700"),
+            (header("x", "a\r\nevil: 1"), "\"x\""),
+            (header("X y", "a"), "X y"),
+            (head, "256 KiB"),
+            (body, "16 MiB"),
+        ] {
+            let answer = answer(&unfit);
+            let text = String::from_utf8(answer.body).expect("text");
+            assert_eq!(answer.status, 502, "{text}");
+            assert!(text.contains(named), "{text}");
+            assert_eq!(answer.headers.len(), 1);
+        }
+        assert!(normaliser.normalise(b"no reply").is_err());
     }
 
     #[test]

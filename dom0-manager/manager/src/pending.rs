@@ -3,6 +3,7 @@
 use crate::clock::unix_us;
 use spare_core::Refusal;
 use spare_protocol::channel::Outcome;
+use spare_protocol::messages::AbortReason;
 use spare_protocol::Position;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +12,8 @@ use tokio::sync::oneshot;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
-    /// The agreed outcome and its position; none if the request was aborted.
-    Agreed(Position, Option<Outcome>),
+    /// The agreed outcome, or why the request was aborted; and its position.
+    Agreed(Position, Result<Outcome, AbortReason>),
     /// The replicas have nothing to say.
     Refused(Refusal),
     /// It repeats a request whose answer is kept no longer.

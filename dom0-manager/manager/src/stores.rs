@@ -92,6 +92,8 @@ pub(crate) fn open(
     let window = KeyWindow {
         lifetime_us: core.key_lifetime_us,
         keys_max: core.keys_max,
+        reply_bytes_max: config.store.replies_mib_max.saturating_mul(1 << 20),
+        client_reply_bytes_max: config.store.client_replies_mib_max.saturating_mul(1 << 20),
     };
     let mut opening = Opening {
         config,

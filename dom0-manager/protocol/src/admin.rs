@@ -370,6 +370,8 @@ pub enum EventKind {
     Recovery,
     /// A host is known to be off.
     Fenced,
+    /// Somebody asked for something that changes something, or was refused it: who, and what.
+    Operator,
     /// Something needs an operator.
     Alarm,
 }

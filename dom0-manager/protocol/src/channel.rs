@@ -27,8 +27,11 @@ pub const HEADER_BYTES: usize = 24;
 /// The largest payload: a reply of 16 MiB and its update with room for their encoding. A frame that
 /// claims more is garbage.
 pub const FRAME_BYTES_MAX: usize = 20 << 20;
+/// The most of an update that one frame carries, beside a reply of 16 MiB too. The rest goes before it, in parts
+/// of this length.
+pub const PART_BYTES_MAX: usize = 2 << 20;
 /// Version of this protocol, exchanged in both `Hello`s.
-pub const CHANNEL_VERSION: u16 = 2;
+pub const CHANNEL_VERSION: u16 = 3;
 /// Name of the virtio-serial port.
 pub const PORT_NAME: &str = "org.spare.shim.0";
 
@@ -87,6 +90,29 @@ pub enum ToGuest {
         /// With the last part: the position that the state then has. Answered by `Applied`.
         last: Option<Position>,
     },
+    /// Follows `Hello`: what this session's requests are held to. Not answered.
+    Limits {
+        /// The longest canonical update of one request. A write whose update is longer is undone.
+        update_bytes_max: u64,
+    },
+    /// The next bytes of what does not fit into one frame: of the last update of the `Apply`, of the update
+    /// of the `ApplyUnanswered`, or of the part of the `Load` that follows, whose own bytes are the rest. Not
+    /// answered.
+    Part(Bytes),
+    /// Some of what the next `Apply` is the last of: so that no more waits in memory, at either side, than
+    /// one step of the way. Not answered.
+    ApplyUnanswered {
+        /// One canonical update, with everything agreed on up to `upto`.
+        update: Bytes,
+        /// The guest's position afterwards.
+        upto: Position,
+    },
+    /// A read is aborted. If it is not answered yet, the guest stops executing it and answers it at once; with what does
+    /// not matter.
+    Cancel {
+        /// The position of the read.
+        position: Position,
+    },
 }
 
 /// One ordered request for a guest.
@@ -123,7 +149,8 @@ pub enum FromGuest {
         position: Position,
         /// The reply, or that the request has to be ordered as a write.
         outcome: Outcome,
-        /// The canonical update of a write (present even if nothing changed); empty for a read.
+        /// The canonical update of a write (present even if nothing changed), or what the `UpdatePart`s
+        /// before left of it; empty for a read.
         update: Bytes,
         /// Present if [`Execute::root`] asked for one.
         root: Option<Hash>,
@@ -140,6 +167,8 @@ pub enum FromGuest {
         /// For the operator; cut to [`REASON_BYTES_MAX`] by the manager.
         reason: String,
     },
+    /// The next bytes of the update of the `Executed` that follows.
+    UpdatePart(Bytes),
 }
 
 /// The longest reason that is kept of a [`FromGuest::Broken`].
@@ -166,22 +195,69 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// What goes before the payload on the wire.
+    #[must_use]
+    pub fn header(&self) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[..4].copy_from_slice(&MAGIC);
+        // A payload is never larger than FRAME_BYTES_MAX; a larger one is garbage to the reader.
+        let length = u32::try_from(self.payload.len()).unwrap_or(u32::MAX);
+        header[4..8].copy_from_slice(&length.to_le_bytes());
+        header[8..12].copy_from_slice(&self.session.to_le_bytes());
+        header[12..20].copy_from_slice(&self.sequence.to_le_bytes());
+        let checksum = checksum(&header[4..20], &self.payload);
+        header[20..].copy_from_slice(&checksum.to_le_bytes());
+        header
+    }
+
     /// The bytes of this frame on the wire.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEADER_BYTES + self.payload.len());
-        out.extend_from_slice(&MAGIC);
-        // A payload is never larger than FRAME_BYTES_MAX; a larger one is garbage to the reader.
-        out.extend_from_slice(
-            &u32::try_from(self.payload.len())
-                .unwrap_or(u32::MAX)
-                .to_le_bytes(),
-        );
-        out.extend_from_slice(&self.session.to_le_bytes());
-        out.extend_from_slice(&self.sequence.to_le_bytes());
-        out.extend_from_slice(&checksum(&out[4..20], &self.payload).to_le_bytes());
-        out.extend_from_slice(&self.payload);
-        out
+        [&self.header()[..], &self.payload].concat()
+    }
+}
+
+/// Cuts what does not fit beside the rest of a message: the parts that go before it, and what is left for the
+/// message itself. Nothing is copied.
+#[must_use]
+pub fn cut(mut bytes: Bytes) -> (Vec<Bytes>, Bytes) {
+    let mut parts = Vec::new();
+    while bytes.len() > PART_BYTES_MAX {
+        parts.push(bytes.split_to(PART_BYTES_MAX));
+    }
+    (parts, bytes)
+}
+
+/// Bytes that arrive in parts.
+#[derive(Debug, Default)]
+pub struct Parts(BytesMut);
+
+impl Parts {
+    /// How many bytes arrived so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether no part waits for its rest.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes the next part.
+    pub fn push(&mut self, part: &[u8]) {
+        self.0.extend_from_slice(part);
+    }
+
+    /// Takes the rest, and returns the whole.
+    #[must_use]
+    pub fn complete(&mut self, rest: Bytes) -> Bytes {
+        if self.0.is_empty() {
+            return rest;
+        }
+        self.0.extend_from_slice(&rest);
+        std::mem::take(&mut self.0).freeze()
     }
 }
 
@@ -403,6 +479,26 @@ mod tests {
         let mut frames = Vec::new();
         drain(&mut decoder, &mut frames);
         assert_eq!(frames, [wanted]);
+    }
+
+    #[test]
+    fn what_was_cut_is_whole_again_and_each_piece_fits_a_frame_beside_a_long_reply() {
+        const REPLY_BYTES: usize = 16 << 20;
+        const HEAD_BYTES: usize = 1 << 20;
+        const { assert!(PART_BYTES_MAX + REPLY_BYTES + HEAD_BYTES < FRAME_BYTES_MAX) };
+        for length in [0, 1, PART_BYTES_MAX, PART_BYTES_MAX + 1, 3 * PART_BYTES_MAX] {
+            let whole: Bytes = (0..length).map(|i| (i / 1000) as u8).collect();
+            let (parts, rest) = cut(whole.clone());
+            assert_eq!(parts.len(), length.saturating_sub(1) / PART_BYTES_MAX);
+            let mut arrived = Parts::default();
+            for part in parts {
+                assert_eq!(part.len(), PART_BYTES_MAX);
+                arrived.push(&part);
+            }
+            assert!(rest.len() <= PART_BYTES_MAX);
+            assert_eq!(arrived.complete(rest), whole);
+            assert!(arrived.is_empty());
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub enum DecodeError {
     /// The value is well formed but breaks a rule of its type.
     #[error("not canonical: {0}")]
     NotCanonical(&'static str),
+    /// The value is of a version of the encoding that this build does not know.
+    #[error("it is in version {0} of the group protocol, which this build does not know: upgrade this host")]
+    Version(u16),
 }
 
 /// The encoding of `value`. The same value always gives the same bytes.
@@ -30,6 +33,33 @@ pub(crate) fn encode_into<T: Serialize + ?Sized>(bytes: Vec<u8>, value: &T) -> V
     // Serialising into a growing vector fails only for types that refuse to be serialised
     // (a map of unknown length); none of ours does, which the round-trip tests show.
     postcard::serialize_with_flavor(value, Growing(bytes)).unwrap_or_default()
+}
+
+/// How many bytes the encoding of `value` has. Takes no memory.
+pub fn encoded_length<T: Serialize + ?Sized>(value: &T) -> usize {
+    // As in [`encode_into`], none of our types refuses.
+    postcard::serialize_with_flavor(value, Counting(0)).unwrap_or_default()
+}
+
+/// Counts what would be appended.
+struct Counting(usize);
+
+impl Flavor for Counting {
+    type Output = usize;
+
+    fn try_push(&mut self, _: u8) -> postcard::Result<()> {
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.0 += bytes.len();
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<usize> {
+        Ok(self.0)
+    }
 }
 
 /// A vector that is appended to. (Postcard's own begins empty, or takes bytes one by one.)
@@ -141,6 +171,13 @@ mod tests {
     fn a_list_may_have_its_limit_and_not_one_more() {
         assert_eq!(decode(&encode(&bounded(2))), Ok(bounded(2)));
         assert!(decode::<Bounded>(&encode(&bounded(3))).is_err());
+    }
+
+    #[test]
+    fn the_length_of_an_encoding_is_known_without_it() {
+        for value in [bounded(0), bounded(2)] {
+            assert_eq!(encoded_length(&value), encode(&value).len());
+        }
     }
 
     #[test]

@@ -56,6 +56,24 @@ pub fn essence(request: &[u8]) -> Hash {
     }
 }
 
+/// Whose request it is, as far as it says so: the hash of the client's credentials (`Authorization`, `Cookie`).
+/// Clients without any are one.
+#[must_use]
+pub fn credentials(request: &[u8]) -> Hash {
+    let Ok(http) = crate::decode::<HttpRequest>(request) else {
+        return Hash::OF_NOTHING;
+    };
+    let values = |wanted: &str| {
+        let all = http.headers.iter().filter(|(name, _)| name == wanted);
+        all.map(|(_, value)| value.as_slice()).collect::<Vec<_>>()
+    };
+    let all = ["authorization", "cookie"].map(values);
+    match all.iter().all(Vec::is_empty) {
+        true => Hash::OF_NOTHING,
+        false => Hash::of(&crate::encode(&all)),
+    }
+}
+
 /// A reply. Header names are in lower case; headers of the connection itself are not in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpReply {
@@ -121,6 +139,25 @@ mod tests {
         assert_ne!(first, request("h1", "text/plain", "b"));
         assert_ne!(first, request("h1", "text/html", "a"));
         assert_eq!(essence(b"\xff"), Hash::of(b"\xff"));
+    }
+
+    #[test]
+    fn requests_with_the_same_credentials_are_of_one_client() {
+        let of = |headers: &[(&str, &str)]| {
+            let header = |(n, v): &(&str, &str)| ((*n).to_owned(), v.as_bytes().to_vec());
+            let http = HttpRequest {
+                method: "POST".to_owned(),
+                target: "/bid".to_owned(),
+                headers: headers.iter().map(header).collect(),
+                body: Vec::new(),
+            };
+            credentials(&crate::encode(&http))
+        };
+        let mine = of(&[("cookie", "me"), ("host", "h1")]);
+        assert_eq!(mine, of(&[("host", "h2"), ("cookie", "me")]));
+        assert_ne!(mine, of(&[("authorization", "me")]));
+        assert_ne!(mine, of(&[("cookie", "you")]));
+        assert_eq!(of(&[("host", "h1")]), credentials(b"\xff"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod http;
 mod ids;
 pub mod messages;
 pub mod update;
+pub mod versions;
 
-pub use codec::{decode, encode, DecodeError};
+pub use codec::{decode, encode, encoded_length, DecodeError};
 pub use ids::{Class, Epoch, Hash, Position, ReplicaId, SeatId};

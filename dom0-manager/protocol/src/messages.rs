@@ -3,13 +3,11 @@
 //! `docs/protocol.md#peer-messages`, whose tables a test holds against this file.
 
 use crate::channel::Outcome;
+use crate::versions::{decode_with, encode_as_into, VersionRange, FIRST_VERSION};
 use crate::{Class, DecodeError, Hash, Position, ReplicaId, SeatId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
-
-/// Version of the messages in this module, exchanged in [`Sync`].
-pub const PROTOCOL_VERSION: u16 = 8;
 
 /// Names a request from its arrival at a gateway until its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,6 +28,10 @@ pub struct Request {
     /// What a retry of the same request has in common with it: the hash of the client's credentials
     /// and its `Idempotency-Key`; none if the client sent no key.
     pub key: Option<Hash>,
+    /// Whose key it is: so many are remembered for each owner, which is as much of a client as it cannot make up (where it
+    /// calls from). 0 if there is no key.
+    #[serde(with = "crate::versions::since_9")]
+    pub key_owner: u64,
     /// The gateway's clock: microseconds since the Unix epoch. The agreed time is at least this,
     /// unless it lies too far ahead of the other managers' clocks.
     pub proposed_time_us: i64,
@@ -73,10 +75,43 @@ pub fn write_in_read_hash() -> Hash {
     *HASH
 }
 
-/// The reply hash in the record of a request that was aborted.
-#[must_use]
-pub fn aborted_hash() -> Hash {
-    Hash::of(b"spare: every replica that executed this request failed on it")
+/// Why a request was aborted, and its client gets an error (`docs/protocol.md#poison`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum AbortReason {
+    /// f+1 replicas failed on it.
+    Failed,
+    /// More than f of the votes on it must be wrong, whichever is right.
+    Disagreement,
+    /// A read that f+1 replicas had not answered when its time was over.
+    Overdue,
+}
+
+impl AbortReason {
+    const ALL: [AbortReason; 3] = [
+        AbortReason::Failed,
+        AbortReason::Disagreement,
+        AbortReason::Overdue,
+    ];
+
+    /// The reply hash in the record of a request that was aborted for this reason.
+    #[must_use]
+    pub fn hash(self) -> Hash {
+        Hash::of(match self {
+            AbortReason::Failed => {
+                b"spare: every replica that executed this request failed on it".as_slice()
+            }
+            AbortReason::Disagreement => b"spare: the replies to this request differ",
+            AbortReason::Overdue => b"spare: this read took longer than it may",
+        })
+    }
+
+    /// The reason in the record of an aborted request, whose reply hash this is. (One that a newer version wrote counts
+    /// as [`AbortReason::Failed`].)
+    #[must_use]
+    pub fn of(reply_hash: Hash) -> AbortReason {
+        let known = Self::ALL.into_iter().find(|r| r.hash() == reply_hash);
+        known.unwrap_or(AbortReason::Failed)
+    }
 }
 
 /// `CHECKPOINT`: the root of a replica's state at a position.
@@ -205,7 +240,8 @@ pub struct Sync {
     pub delivered: u64,
     /// How many seats the group has, by its state.
     pub seats: u16,
-    /// [`PROTOCOL_VERSION`] of the sender.
+    /// The oldest version of the protocol that the sender speaks; also the only one, unless its [`OrderedMessage::Speaks`]
+    /// came before this.
     pub version: u16,
 }
 
@@ -225,6 +261,8 @@ struct RequestIn<'a> {
     id: RequestId,
     class: Class,
     key: Option<Hash>,
+    #[serde(with = "crate::versions::since_9")]
+    key_owner: u64,
     proposed_time_us: i64,
     #[serde(with = "crate::bytes32")]
     seed: [u8; 32],
@@ -233,30 +271,37 @@ struct RequestIn<'a> {
 }
 
 impl Envelope {
-    /// The bytes that are multicast; [`Envelope::from_bytes`] reads them.
+    /// The bytes that are multicast in a group that speaks `version`; [`Envelope::from_bytes`] reads them.
     #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        crate::codec::encode_into(Vec::with_capacity(self.bytes_about()), self)
+    pub fn to_bytes(&self, version: u16) -> Vec<u8> {
+        let version = self.message.layout(version);
+        encode_as_into(Vec::with_capacity(self.bytes_about()), version, self)
     }
 
-    /// The envelope that `bytes` encode. Requests are not copied out of them: each keeps the whole
+    /// The envelope that `bytes` encode, in whatever version. Requests are not copied out of them: each keeps the whole
     /// message in memory, whose requests come and go together.
     ///
     /// # Errors
-    /// As [`crate::decode`].
+    /// As [`crate::versions::decode_any`].
     pub fn from_bytes(bytes: &Bytes) -> Result<Envelope, DecodeError> {
+        decode_with(bytes, |content| Envelope::from_content(bytes, content))
+    }
+
+    /// `content` is a part of `bytes`.
+    fn from_content(bytes: &Bytes, content: &[u8]) -> Result<Envelope, DecodeError> {
         /// [`OrderedMessage::Requests`] is the first of its kind.
         const REQUESTS: u32 = 0;
-        let begin = postcard::take_from_bytes::<(u64, u32)>(bytes);
+        let begin = postcard::take_from_bytes::<(u64, u32)>(content);
         let (epoch, rest) = match begin {
             Ok(((epoch, REQUESTS), rest)) => (epoch, rest),
-            _ => return crate::decode(bytes),
+            _ => return crate::decode(content),
         };
         let requests: Vec<RequestIn<'_>> = crate::decode(rest)?;
         let owned = |r: RequestIn<'_>| Request {
             id: r.id,
             class: r.class,
             key: r.key,
+            key_owner: r.key_owner,
             proposed_time_us: r.proposed_time_us,
             seed: r.seed,
             request: bytes.slice_ref(r.request),
@@ -268,9 +313,10 @@ impl Envelope {
     }
 
     /// About as long as its encoding, rather more.
-    fn bytes_about(&self) -> usize {
+    #[must_use]
+    pub fn bytes_about(&self) -> usize {
         /// Everything of a request but its text, and a vote, are not longer.
-        const OF_REQUEST: usize = 112;
+        const OF_REQUEST: usize = 122;
         const OF_VOTE: usize = 88;
         const OF_REST: usize = 128;
         let of_content = match &self.message {
@@ -329,8 +375,12 @@ pub enum OrderedMessage {
     },
     /// A woken passive goes back to sleep, or a suspected replica has caught up and does.
     Slept { replica: ReplicaId },
-    /// `ABORT`: so many replicas failed on this request that it gets an error for an answer.
-    Abort { position: Position },
+    /// `ABORT`: these replicas of the sender take longer for a request than it may take.
+    Abort {
+        position: Position,
+        #[serde(with = "crate::versions::since_9")]
+        overdue: Vec<ReplicaId>,
+    },
     /// `COMPENSATE`: an active is missing, and this passive can step in.
     Compensate { replica: ReplicaId },
     /// `RECOVER`: the replicas of a seat are to be replaced by fresh ones (`docs/protocol.md#recovery`).
@@ -367,6 +417,35 @@ pub enum OrderedMessage {
         ring: u64,
         seats: Vec<SeatId>,
     },
+    /// What a member of a new ring that is primary says before its [`Sync`]. (Managers of before version 9 neither say
+    /// nor understand it.)
+    Speaks {
+        /// The ring in which this was sent; in another it means nothing.
+        ring: u64,
+        versions: VersionRange,
+        /// The version that the group speaks, by the sender's state; none if that is not the group's.
+        active: Option<u16>,
+    },
+}
+
+impl OrderedMessage {
+    /// The version of the protocol in which it came. While the group speaks an earlier one it is not said.
+    #[must_use]
+    pub fn since(&self) -> u16 {
+        FIRST_VERSION
+    }
+
+    /// The version that it is encoded in, in a group that speaks `active`. What is said before the sender knows that,
+    /// or by one who does not speak it, everybody understands.
+    fn layout(&self, active: u16) -> u16 {
+        match self {
+            OrderedMessage::Sync(_)
+            | OrderedMessage::Speaks { .. }
+            | OrderedMessage::AcceptLoss { .. }
+            | OrderedMessage::ViewStored { .. } => FIRST_VERSION,
+            _ => active,
+        }
+    }
 }
 
 /// A decided request with everything that was agreed on: a record of the ordered log.
@@ -437,12 +516,13 @@ pub enum PeerMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::versions::{decode_any, encode_as, PROTOCOL_VERSION};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
-            let decoded = crate::decode::<Envelope>(&bytes);
+            let decoded = crate::versions::decode_any::<Envelope>(&bytes);
             prop_assert_eq!(Envelope::from_bytes(&bytes.clone().into()).ok(), decoded.ok());
             let _ = crate::decode::<PeerMessage>(&bytes);
         }
@@ -459,23 +539,105 @@ mod tests {
                 id: RequestId { seat: SeatId(1), number: i as u64 },
                 class: Class::Write,
                 key: key.map(Hash),
+                key_owner: i as u64,
                 proposed_time_us: -7,
                 seed: [i as u8; 32],
                 request: text.into(),
             };
             let requests = texts.into_iter().enumerate().map(request).collect();
             let envelope = Envelope { epoch, message: OrderedMessage::Requests(requests) };
-            let bytes = Bytes::from(envelope.to_bytes());
-            prop_assert_eq!(crate::encode(&envelope), bytes.to_vec());
-            prop_assert_eq!(Envelope::from_bytes(&bytes), Ok(envelope.clone()));
-            prop_assert_eq!(crate::decode(&bytes), Ok(envelope));
+            for version in FIRST_VERSION..=PROTOCOL_VERSION {
+                let envelope = if version < 9 { without_owners(&envelope) } else { envelope.clone() };
+                let bytes = Bytes::from(envelope.to_bytes(version));
+                prop_assert_eq!(encode_as(version, &envelope), bytes.to_vec());
+                prop_assert_eq!(Envelope::from_bytes(&bytes), Ok(envelope.clone()));
+                prop_assert_eq!(decode_any(&bytes), Ok(envelope.clone()));
+            }
         }
+    }
+
+    /// As version 8 has it.
+    fn without_owners(envelope: &Envelope) -> Envelope {
+        let mut envelope = envelope.clone();
+        if let OrderedMessage::Requests(requests) = &mut envelope.message {
+            requests.iter_mut().for_each(|r| r.key_owner = 0);
+        }
+        envelope
+    }
+
+    #[test]
+    fn the_first_version_is_what_builds_before_negotiation_say() {
+        let sync = Sync {
+            ring: 300,
+            live: true,
+            came_from: 299,
+            served: 299,
+            view: PrimaryView {
+                id: ViewId {
+                    epoch: 7,
+                    ring: 299,
+                },
+                members: vec![SeatId(0), SeatId(1)],
+            },
+            established: vec![SeatId(1)],
+            log: (7, Position(1000)),
+            delivered: 5000,
+            seats: 3,
+            version: 8,
+        };
+        let votes = Votes {
+            votes: vec![Vote {
+                position: Position(9),
+                replica: ReplicaId {
+                    seat: SeatId(1),
+                    generation: 4,
+                },
+                reply: Hash([1; 32]),
+                update: Hash([2; 32]),
+            }],
+            ..Votes::default()
+        };
+        let joined = OrderedMessage::Joined {
+            ring: 300,
+            agreed: Position(1000),
+            drained: false,
+            seats: vec![SeatId(0), SeatId(1), SeatId(2)],
+        };
+        let request = Request {
+            id: RequestId {
+                seat: SeatId(1),
+                number: 77,
+            },
+            class: Class::Write,
+            key: Some(Hash([3; 32])),
+            key_owner: 0,
+            proposed_time_us: -7,
+            seed: [4; 32],
+            request: Bytes::from_static(b"POST /"),
+        };
+        let messages = [
+            OrderedMessage::Sync(sync),
+            OrderedMessage::Votes(votes),
+            joined,
+            OrderedMessage::Requests(vec![request]),
+            OrderedMessage::Abort {
+                position: Position(5),
+                overdue: Vec::new(),
+            },
+            OrderedMessage::ViewStored { ring: 300 },
+        ];
+        let mut all = Vec::new();
+        for message in messages {
+            all.extend(Envelope { epoch: 7, message }.to_bytes(FIRST_VERSION));
+        }
+        let expected = "e193a1b58d6327e013a92a676820e8050570f3edfd3f381edfbc0953ef9dee99";
+        assert_eq!(Hash::of(&all).to_string(), expected, "{all:?}");
     }
 
     #[test]
     fn no_reply_is_taken_for_something_else() {
         let empty = outcome_hash(&Outcome::Reply(Bytes::new()));
         assert_ne!(outcome_hash(&Outcome::WriteInRead), empty);
-        assert_ne!(aborted_hash(), empty);
+        assert_ne!(AbortReason::Failed.hash(), empty);
     }
 }

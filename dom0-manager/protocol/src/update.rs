@@ -30,7 +30,8 @@ pub enum Value {
     Text(String),
     /// Raw bytes.
     Bytes(#[serde(deserialize_with = "crate::codec::bytes")] Vec<u8>),
-    /// A point in time: microseconds since 1970-01-01T00:00:00Z.
+    /// A point in time: microseconds since 1970-01-01T00:00:00Z. The least and the greatest number stand for
+    /// the infinite past and the infinite future.
     Timestamp(i64),
     /// A date: days since 1970-01-01.
     Date(i32),
@@ -38,6 +39,53 @@ pub enum Value {
     Time(i64),
     /// A UUID.
     Uuid([u8; 16]),
+    /// A point in time that [`Value::Timestamp`] does not reach, in the year 294247 and after: microseconds
+    /// since 2000-01-01T00:00:00Z. No other is written in this form.
+    FarTimestamp(i64),
+}
+
+/// From 1970-01-01T00:00:00Z to 2000-01-01T00:00:00Z, in microseconds.
+const FAR_EPOCH_US: i64 = 946_684_800_000_000;
+
+impl Value {
+    /// The canonical form of a point in time, so many microseconds after 2000-01-01T00:00:00Z.
+    #[must_use]
+    pub fn timestamp_since_2000(us: i64) -> Value {
+        match us.checked_add(FAR_EPOCH_US) {
+            Some(since_1970) if since_1970 != i64::MAX => Value::Timestamp(since_1970),
+            _ => Value::FarTimestamp(us),
+        }
+    }
+
+    /// A finite point in time as microseconds since 2000-01-01T00:00:00Z; `None` if it is none, or lies
+    /// before what this can count.
+    #[must_use]
+    pub fn us_since_2000(&self) -> Option<i64> {
+        match self {
+            Value::Timestamp(i64::MIN | i64::MAX) => None,
+            Value::Timestamp(us) => us.checked_sub(FAR_EPOCH_US),
+            Value::FarTimestamp(us) => Some(*us),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a value that has no fixed size; 0 of others.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Value::Decimal(text) | Value::Text(text) => text.len(),
+            Value::Bytes(bytes) => bytes.len(),
+            _ => 0,
+        }
+    }
+
+    /// Whether this is the one form of what it stands for.
+    fn is_canonical(&self) -> bool {
+        match self {
+            Value::FarTimestamp(us) => *self == Value::timestamp_since_2000(*us),
+            _ => true,
+        }
+    }
 }
 
 /// The values of one row, in the order of [`TableUpdate::columns`].
@@ -117,6 +165,16 @@ pub struct Update {
 }
 
 impl RowOp {
+    /// All values that it carries.
+    fn values(&self) -> impl Iterator<Item = &Value> {
+        let (row, values): (&[Value], &[(u16, Value)]) = match self {
+            RowOp::Put { row, .. } => (row, &[]),
+            RowOp::Change { key, values, .. } => (key, values),
+            RowOp::Delete { key, .. } => (key, &[]),
+        };
+        row.iter().chain(values.iter().map(|(_, value)| value))
+    }
+
     /// One operation with the effect of this one and then `later`, on the same row; `None` if nothing
     /// remains to be done.
     #[must_use]
@@ -240,6 +298,9 @@ impl TableUpdate {
     }
 
     fn check_op(&self, op: &RowOp, in_key: &[bool]) -> Result<(), &'static str> {
+        if !op.values().all(Value::is_canonical) {
+            return Err("a value in a form that another has");
+        }
         match op {
             RowOp::Put { row, .. } if row.len() != self.columns.len() => {
                 Err("a row with more or fewer values than the table has columns")
@@ -288,6 +349,13 @@ impl Update {
         self.tables.is_empty() && self.sequences.is_empty()
     }
 
+    /// Bytes of all values that have no fixed size.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let ops = self.tables.iter().flat_map(|table| &table.ops);
+        ops.flat_map(RowOp::values).map(Value::text_bytes).sum()
+    }
+
     /// Reads an update and checks that it is canonical.
     ///
     /// # Errors
@@ -314,6 +382,42 @@ impl Update {
         self.tables.iter().try_for_each(TableUpdate::check)
     }
 
+    /// The same changes in canonical updates of disjoint keys, each with operations of `bytes_max` bytes at
+    /// most; one that is longer by itself has an update of its own.
+    #[must_use]
+    pub fn into_parts(self, bytes_max: usize) -> Vec<Update> {
+        let mut parts = vec![Update {
+            tables: Vec::new(),
+            sequences: self.sequences,
+        }];
+        let mut bytes = 0;
+        for table in self.tables {
+            let empty = TableUpdate {
+                ops: Vec::new(),
+                ..table
+            };
+            let first = empty.clone();
+            let later = TableUpdate {
+                truncated: false,
+                ..empty
+            };
+            let mut current = first;
+            for op in table.ops {
+                let length = crate::encode(&op).len();
+                if bytes > 0 && bytes + length > bytes_max {
+                    let full = std::mem::replace(&mut current, later.clone());
+                    add_table(&mut parts, full);
+                    parts.push(Update::default());
+                    bytes = 0;
+                }
+                bytes += length;
+                current.ops.push(op);
+            }
+            add_table(&mut parts, current);
+        }
+        parts
+    }
+
     /// Adds what `later` did after `self`. The result, applied once, has the effect of both applied
     /// in order.
     pub fn merge(&mut self, later: Update) {
@@ -328,6 +432,15 @@ impl Update {
                 Ok(i) => self.sequences[i].1 = state,
                 Err(i) => self.sequences.insert(i, (name, state)),
             }
+        }
+    }
+}
+
+/// Adds a table to the last of the parts, if it changes anything.
+fn add_table(parts: &mut [Update], table: TableUpdate) {
+    if let Some(last) = parts.last_mut() {
+        if table.truncated || !table.ops.is_empty() {
+            last.tables.push(table);
         }
     }
 }
@@ -459,6 +572,47 @@ mod tests {
             let mut at_once = start;
             apply(&mut at_once, &merged);
             prop_assert_eq!(one_by_one, at_once);
+        }
+
+        #[test]
+        fn parts_are_short_and_canonical_and_merge_to_the_whole(
+            tables in prop::collection::btree_map("[a-d]", (any::<bool>(), prop::collection::btree_map(
+                any::<i64>(), prop::collection::vec(any::<u8>(), 0..300), 0..9)), 0..4),
+            bytes_max in 1usize..1000,
+        ) {
+            let table = |(name, (truncated, rows)): (String, (bool, BTreeMap<i64, Vec<u8>>))| TableUpdate {
+                table: name,
+                columns: vec!["id".into(), "v".into()],
+                key: vec![0],
+                truncated,
+                ops: rows.into_iter().map(|(id, bytes)| RowOp::Put {
+                    row: vec![Value::Int(id), Value::Bytes(bytes)],
+                    before: None,
+                }).collect(),
+            };
+            let mut whole = Update {
+                tables: tables.into_iter().map(table).collect(),
+                sequences: vec![("s".into(), SequenceState { last_value: 3, called: true })],
+            };
+            whole.tables.retain(|t| t.truncated || !t.ops.is_empty());
+            let mut merged = Update::default();
+            for part in whole.clone().into_parts(bytes_max) {
+                prop_assert!(Update::from_bytes(&part.to_bytes()).is_ok());
+                let ops: Vec<&RowOp> = part.tables.iter().flat_map(|t| &t.ops).collect();
+                let bytes: usize = ops.iter().map(|op| crate::encode(op).len()).sum();
+                prop_assert!(bytes <= bytes_max || ops.len() == 1);
+                merged.merge(part);
+            }
+            prop_assert_eq!(merged, whole);
+        }
+
+        #[test]
+        fn every_point_in_time_has_one_form(us in any::<i64>()) {
+            let value = Value::timestamp_since_2000(us);
+            prop_assert_eq!(value.us_since_2000(), Some(us));
+            prop_assert!(value.is_canonical());
+            let near = us.checked_add(FAR_EPOCH_US).is_some_and(|us| us != i64::MAX);
+            prop_assert_eq!(Value::FarTimestamp(us).is_canonical(), !near);
         }
 
         #[test]

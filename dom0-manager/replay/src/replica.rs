@@ -4,7 +4,7 @@
 use crate::error::ReplayError;
 use bytes::Bytes;
 use spare_protocol::channel::{
-    Decoded, Execute, Frame, FrameDecoder, FromGuest, Outcome, ToGuest, CHANNEL_VERSION,
+    Decoded, Execute, Frame, FrameDecoder, FromGuest, Outcome, Parts, ToGuest, CHANNEL_VERSION,
 };
 use spare_protocol::Position;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
         })
     }
 
+    /// The next message, an update in one piece.
     async fn receive_unlimited(&mut self) -> Result<FromGuest, ReplayError> {
+        let mut parts = Parts::default();
+        loop {
+            match self.receive_frame().await? {
+                FromGuest::UpdatePart(part) => parts.push(&part),
+                FromGuest::Executed {
+                    position,
+                    outcome,
+                    update,
+                    root,
+                } => {
+                    return Ok(FromGuest::Executed {
+                        position,
+                        outcome,
+                        update: parts.complete(update),
+                        root,
+                    })
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    async fn receive_frame(&mut self) -> Result<FromGuest, ReplayError> {
         loop {
             while let Some(found) = self.decoder.next() {
                 match found {
@@ -138,6 +162,7 @@ fn unexpected(message: &FromGuest) -> ReplayError {
         FromGuest::Executed { position, .. } => format!("it executed request {position} unasked"),
         FromGuest::Applied { .. } => "it applied updates unasked".to_owned(),
         FromGuest::Broken { reason } => format!("it says it is of no more use: {reason}"),
+        FromGuest::UpdatePart(_) => "it sent an update unasked".to_owned(),
     };
     ReplayError::Replica(what)
 }

@@ -1,37 +1,42 @@
-//! The agreed state as a difference to the pristine image: the newest agreed content of every row
-//! that was ever written. New replicas are loaded with it (`snapshotter.rs`), so no guest is ever the source of another
-//! guest's state. Its size is bounded by the state's, not by the time it has been kept.
+//! Agreed updates merged in memory: the newest agreed content of every row that they wrote, as a difference to
+//! what was there before them. Small ones only: what is merged since the pristine image is on disk
+//! (`state_tree`), and this is what was added since.
 
-use bytes::Bytes;
 use spare_protocol::update::{Key, RowOp, SequenceState, TableUpdate, Update};
-use spare_protocol::{DecodeError, Hash, Position};
+use spare_protocol::{encoded_length, DecodeError, Hash, Position};
 use std::collections::btree_map::{BTreeMap, Entry};
 
-/// How long a chunk of a snapshot is, about.
-const CHUNK_BYTES: u64 = 32 << 10;
-/// A chunk ends here although no key says so.
-const CHUNK_BYTES_CUT: usize = 256 << 10;
-/// The longest chunk: one that had almost reached the cut, and a row of the greatest length.
-pub const CHUNK_BYTES_MAX: usize = 64 << 20;
+/// What a row takes in memory beside its encoding, about.
+const ROW_BYTES: usize = 200;
 
+/// The newest content of the rows of one table that were written.
 #[derive(Clone, Debug, Default)]
-struct Table {
-    columns: Vec<String>,
-    key: Vec<u16>,
-    truncated: bool,
-    ops: BTreeMap<Key, RowOp>,
+pub(crate) struct TableChanges {
+    pub(crate) columns: Vec<String>,
+    /// Indexes into `columns` of the key columns.
+    pub(crate) key: Vec<u16>,
+    /// The table was emptied first.
+    pub(crate) truncated: bool,
+    pub(crate) ops: BTreeMap<Key, RowOp>,
+}
+
+/// What some updates changed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) tables: BTreeMap<String, TableChanges>,
+    pub(crate) sequences: BTreeMap<String, SequenceState>,
 }
 
 /// Every agreed update up to a position, merged.
 #[derive(Clone, Debug, Default)]
 pub struct AgreedState {
     position: Position,
-    tables: BTreeMap<String, Table>,
-    sequences: BTreeMap<String, SequenceState>,
+    changes: Changes,
+    bytes: usize,
 }
 
 impl AgreedState {
-    /// The state of the pristine image.
+    /// Before any update.
     #[must_use]
     pub fn new() -> AgreedState {
         AgreedState::default()
@@ -64,9 +69,25 @@ impl AgreedState {
         let follows = update.tables.iter().try_for_each(|t| self.check_table(t));
         follows.map_err(DecodeError::NotCanonical)?;
         update.tables.into_iter().for_each(|t| self.apply_table(t));
-        self.sequences.extend(update.sequences);
+        self.changes.sequences.extend(update.sequences);
         self.position = position;
         Ok(())
+    }
+
+    /// About how much memory the updates took that were added; those of the same row count one by one.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn table(&self, name: &str) -> Option<&TableChanges> {
+        self.changes.tables.get(name)
+    }
+
+    /// What was added so far; what is added from here on is a difference to that.
+    pub(crate) fn take(&mut self) -> Changes {
+        self.bytes = 0;
+        std::mem::take(&mut self.changes)
     }
 
     /// Leaves out the update of a position that could not be applied.
@@ -76,7 +97,7 @@ impl AgreedState {
 
     /// Whether the parts would be canonical with this in them.
     fn check_table(&self, update: &TableUpdate) -> Result<(), &'static str> {
-        let Some(table) = self.tables.get(&update.table) else {
+        let Some(table) = self.changes.tables.get(&update.table) else {
             return Ok(());
         };
         if table.columns != update.columns || table.key != update.key {
@@ -94,7 +115,9 @@ impl AgreedState {
 
     fn apply_table(&mut self, update: TableUpdate) {
         let keys: Vec<Key> = update.ops.iter().map(|op| update.key_of(op)).collect();
-        let table = self.tables.entry(update.table).or_default();
+        let lengths = update.ops.iter().map(|op| encoded_length(op) + ROW_BYTES);
+        self.bytes += lengths.sum::<usize>();
+        let table = self.changes.tables.entry(update.table).or_default();
         table.columns = update.columns;
         table.key = update.key;
         if update.truncated {
@@ -124,131 +147,22 @@ impl AgreedState {
     /// The whole difference as one canonical update.
     #[must_use]
     pub fn into_update(self) -> Update {
-        let tables = self.tables.into_iter().map(|(name, table)| TableUpdate {
-            table: name,
-            columns: table.columns,
-            key: table.key,
-            truncated: table.truncated,
-            ops: table.ops.into_values().collect(),
-        });
+        let tables = self
+            .changes
+            .tables
+            .into_iter()
+            .map(|(name, table)| TableUpdate {
+                table: name,
+                columns: table.columns,
+                key: table.key,
+                truncated: table.truncated,
+                ops: table.ops.into_values().collect(),
+            });
         Update {
             tables: tables.collect(),
-            sequences: self.sequences.into_iter().collect(),
+            sequences: self.changes.sequences.into_iter().collect(),
         }
     }
-
-    /// The whole difference as canonical updates of disjoint keys, each of at most `rows_max` rows.
-    /// At least one, so that there is always a last one.
-    #[must_use]
-    pub fn parts(&self, rows_max: usize) -> Vec<Bytes> {
-        let sequences = self.sequences.iter().map(|(n, s)| (n.clone(), *s));
-        let first = Update {
-            tables: Vec::new(),
-            sequences: sequences.collect(),
-        };
-        let mut parts = vec![Bytes::from(first.to_bytes())];
-        for (name, table) in &self.tables {
-            let ops: Vec<&RowOp> = table.ops.values().collect();
-            let chunks = ops.chunks(rows_max.max(1)).map(<[&RowOp]>::to_vec);
-            let emptied = (table.truncated && ops.is_empty()).then(Vec::new);
-            for (i, chunk) in chunks.chain(emptied).enumerate() {
-                let update = TableUpdate {
-                    table: name.clone(),
-                    columns: table.columns.clone(),
-                    key: table.key.clone(),
-                    truncated: table.truncated && i == 0,
-                    ops: chunk.into_iter().cloned().collect(),
-                };
-                let part = Update {
-                    tables: vec![update],
-                    sequences: Vec::new(),
-                };
-                parts.push(Bytes::from(part.to_bytes()));
-            }
-        }
-        parts
-    }
-
-    /// The whole difference as canonical updates of disjoint keys, for a snapshot: the same rows are in
-    /// the same chunk as before, so that a chunk changes only if one of its rows does. Where a chunk ends
-    /// depends on the keys in it and on nothing else (almost: a long run without such a key is cut).
-    /// Handed out one after the other, so that they need not be in memory together.
-    ///
-    /// # Errors
-    /// The first of `take`.
-    pub fn chunks<E>(&self, mut take: impl FnMut(Vec<u8>) -> Result<(), E>) -> Result<(), E> {
-        let sequences = self.sequences.iter().map(|(n, s)| (n.clone(), *s));
-        let first = Update {
-            tables: Vec::new(),
-            sequences: sequences.collect(),
-        };
-        take(first.to_bytes())?;
-        for (name, table) in &self.tables {
-            let mut chunk = table.empty_part(name, table.truncated);
-            let mut bytes = 0;
-            let mut any = false;
-            for (key, op) in &table.ops {
-                let length = spare_protocol::encode(op).len();
-                chunk.ops.push(op.clone());
-                bytes += length;
-                if ends_chunk(key, length) || bytes >= CHUNK_BYTES_CUT {
-                    let next = table.empty_part(name, false);
-                    take(part(std::mem::replace(&mut chunk, next)))?;
-                    (bytes, any) = (0, true);
-                }
-            }
-            if !chunk.ops.is_empty() || chunk.truncated && !any {
-                take(part(chunk))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The state at `position` that was cut into these chunks.
-    ///
-    /// # Errors
-    /// When they are no chunks of one state.
-    pub fn from_chunks<E: From<DecodeError>>(
-        position: Position,
-        chunks: impl Iterator<Item = Result<Vec<u8>, E>>,
-    ) -> Result<AgreedState, E> {
-        let mut state = AgreedState::new();
-        for chunk in chunks {
-            state.apply(position, &chunk?)?;
-        }
-        state.position = position;
-        Ok(state)
-    }
-}
-
-impl Table {
-    fn empty_part(&self, name: &str, truncated: bool) -> TableUpdate {
-        TableUpdate {
-            table: name.to_owned(),
-            columns: self.columns.clone(),
-            key: self.key.clone(),
-            truncated,
-            ops: Vec::new(),
-        }
-    }
-}
-
-fn part(table: TableUpdate) -> Vec<u8> {
-    let update = Update {
-        tables: vec![table],
-        sequences: Vec::new(),
-    };
-    update.to_bytes()
-}
-
-/// Whether a chunk ends with the row of this key, whose operation has so many bytes: of so many bytes
-/// one row ends a chunk, whatever else there is.
-fn ends_chunk(key: &Key, op_bytes: usize) -> bool {
-    // The CRC alone is too regular for keys that count up.
-    let spread = u64::from(crc32fast::hash(&spare_protocol::encode(key)))
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        >> 32;
-    spread * CHUNK_BYTES < (op_bytes as u64) << 32
 }
 
 #[cfg(test)]
@@ -296,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_canonical_and_merge_to_the_same_as_all_updates_in_order() {
+    fn updates_merge_to_the_same_as_all_of_them_in_order() {
         let updates = [
             update(false, vec![put(1, 10), change(2, 5, 20)]),
             update(false, vec![change(1, 10, 11), put(3, 30)]),
@@ -311,73 +225,9 @@ mod tests {
                 .expect("canonical");
             merged.merge(Update::from_bytes(bytes).expect("canonical"));
         }
-        let mut from_parts = Update::default();
-        for part in state.parts(1) {
-            from_parts.merge(Update::from_bytes(&part).expect("canonical"));
-        }
-        assert_eq!(from_parts, merged);
         assert_eq!(state.position(), Position(4));
-        assert_eq!(state.into_update(), merged);
-    }
-
-    fn chunks(state: &AgreedState) -> Vec<Vec<u8>> {
-        let mut chunks = Vec::new();
-        let cut = state.chunks(|chunk| {
-            chunks.push(chunk);
-            Ok::<(), DecodeError>(())
-        });
-        cut.expect("taken");
-        chunks
-    }
-
-    /// Rows of about fifty bytes.
-    fn many(rows: std::ops::Range<i64>, value: i64) -> Vec<u8> {
-        let row = |id| RowOp::Put {
-            row: vec![Value::Int(id), Value::Text(format!("{value:>40}"))],
-            before: None,
-        };
-        update(false, rows.map(row).collect())
-    }
-
-    #[test]
-    fn chunks_are_those_of_before_but_for_the_rows_that_changed() {
-        let mut state = AgreedState::new();
-        state
-            .apply(Position(1), &many(0..20_000, 1))
-            .expect("canonical");
-        let before = chunks(&state);
-        assert!((15..120).contains(&before.len()), "{} chunks", before.len());
-        let restored = AgreedState::from_chunks(
-            Position(1),
-            before.iter().cloned().map(Ok::<_, DecodeError>),
-        );
-        assert_eq!(
-            restored.expect("chunks").into_update(),
-            state.clone().into_update()
-        );
-        // One row changes, one is new, in the middle.
-        state
-            .apply(Position(2), &many(9_000..9_001, 2))
-            .expect("canonical");
-        let after = chunks(&state);
-        let new = after.iter().filter(|c| !before.contains(c)).count();
-        assert_eq!(new, 1);
-        state
-            .apply(Position(3), &many(-5..-4, 2))
-            .expect("canonical");
-        let again = chunks(&state);
-        assert!(again.iter().filter(|c| !after.contains(c)).count() <= 2);
-    }
-
-    #[test]
-    fn chunks_of_an_emptied_table_say_so() {
-        let mut state = AgreedState::new();
-        state
-            .apply(Position(1), &update(true, vec![]))
-            .expect("canonical");
-        let chunks = chunks(&state).into_iter().map(Ok::<_, DecodeError>);
-        let restored = AgreedState::from_chunks(Position(1), chunks).expect("chunks");
-        assert_eq!(restored.into_update(), state.into_update());
+        let whole = state.into_update();
+        assert_eq!(Update::from_bytes(&whole.to_bytes()), Ok(merged));
     }
 
     #[test]
@@ -393,9 +243,7 @@ mod tests {
         }
         let next = update(false, vec![change(4, 40, 41)]);
         state.apply(Position(2), &next).expect("canonical");
-        for part in state.parts(1) {
-            Update::from_bytes(&part).expect("canonical");
-        }
+        Update::from_bytes(&state.into_update().to_bytes()).expect("canonical");
     }
 
     #[test]

@@ -93,6 +93,17 @@ pub enum StoreError {
     Refused(#[from] Refusal),
 }
 
+impl StoreError {
+    /// A chunk's hash was right, and it is no chunk: another version wrote it, or nobody did.
+    pub(crate) fn undecodable(chunk: Hash, error: &DecodeError) -> StoreError {
+        StoreError::Damaged(Damage {
+            path: "snapshot".into(),
+            part: DamagedPart::Chunk(chunk),
+            what: error.to_string(),
+        })
+    }
+}
+
 /// What does not fit the state of the store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

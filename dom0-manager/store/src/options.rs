@@ -15,13 +15,35 @@ pub enum Durability {
     Memory,
 }
 
-/// For how long, and for how many requests, retries are answered.
+/// Replies that are kept for retries, unless told otherwise: 512 MiB in all, and 64 MiB of one client.
+const REPLY_BYTES_MAX: u64 = 512 << 20;
+const CLIENT_REPLY_BYTES_MAX: u64 = 64 << 20;
+
+/// For how long, and for how many requests, retries are answered. Where there is no room for all, the client with
+/// the most loses its oldest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyWindow {
     /// How long after a request, in microseconds of agreed time.
     pub lifetime_us: i64,
-    /// Requests with a key, the newest ones.
+    /// Requests whose keys are known: no retry of them takes effect.
     pub keys_max: usize,
+    /// Bytes of replies that snapshots keep. A retry whose reply was dropped gets an error.
+    pub reply_bytes_max: u64,
+    /// As `reply_bytes_max`, of one client: of requests with the same credentials.
+    pub client_reply_bytes_max: u64,
+}
+
+impl KeyWindow {
+    /// With the usual budgets for replies.
+    #[must_use]
+    pub fn new(lifetime_us: i64, keys_max: usize) -> KeyWindow {
+        KeyWindow {
+            lifetime_us,
+            keys_max,
+            reply_bytes_max: REPLY_BYTES_MAX,
+            client_reply_bytes_max: CLIENT_REPLY_BYTES_MAX,
+        }
+    }
 }
 
 /// What a store is opened with.

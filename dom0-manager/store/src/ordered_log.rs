@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use spare_protocol::{Class, Hash, Position};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"SPARELOG";
@@ -90,6 +91,8 @@ impl LogWriter {
         let file = File::options()
             .write(true)
             .create_new(true)
+            // All that clients have sent.
+            .mode(0o600)
             .open(path)
             .map_err(io)?;
         let mut file = BufWriter::new(file);
@@ -306,6 +309,19 @@ mod tests {
             assert_eq!(read.len() == 3, length == bytes.len());
         }
         std::fs::remove_file(path).expect("remove");
+    }
+
+    #[test]
+    fn a_log_is_its_owners_alone_from_the_moment_it_exists() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("spare-log-mode-{}", std::process::id()));
+        LogWriter::create(&path).expect("a log");
+        let mode = std::fs::metadata(&path)
+            .expect("a log")
+            .permissions()
+            .mode();
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

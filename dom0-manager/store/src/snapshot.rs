@@ -1,66 +1,43 @@
-//! A snapshot: the agreed state at a position, as content-addressed chunks and a manifest that lists them.
+//! A snapshot: the agreed state at a position, as content-addressed chunks and a manifest that names them.
 //! And the file that `spare backup` writes: one snapshot, with everything that is needed to check it.
 //!
 //! ```text
 //! backup   = magic(8) version(u32) length(u32) manifest chunk* blake3(32)      "SPARESNP"
-//! manifest = hash(32) postcard of Manifest                                     hash: of what follows
-//! chunk    = as many bytes as the manifest says, whose BLAKE3 is the one in it
+//! manifest = hash(32) "SPAREMF2" postcard of Manifest                          hash: of what follows
+//! chunk    = as many bytes as the manifest, or the chunk before, says, whose BLAKE3 is the one there
 //! ```
-//! The last 32 bytes are the BLAKE3 of all before. Numbers are little-endian.
+//! A backup has each node of the state, and behind it the leaves that it lists; then replies. Its last 32 bytes are
+//! the BLAKE3 of all before. Numbers are little-endian. Version 1, which had no nodes, is read too: `previous_format`
+//! tells its form.
 
-use crate::agreed_state::CHUNK_BYTES_MAX;
+use crate::chunks::ChunkRef;
 use crate::error::{Damage, DamagedPart, StoreError};
-use crate::format::FORMAT_VERSION;
+use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
+use crate::previous_format::{FlatChunks, FlatManifest};
+use crate::replies::ReplyChunk;
+use crate::state_tree::{leaves_of, StateRoot};
+use crate::wal::RECORD_BYTES_MAX;
 use serde::{Deserialize, Serialize};
-use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
-use spare_protocol::{Hash, Position};
-use std::collections::BTreeSet;
+use spare_protocol::{DecodeError, Hash, Position};
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"SPARESNP";
-/// The longest manifest: a state of a tebibyte in chunks of the usual size.
+const MANIFEST_MAGIC: &[u8; 8] = b"SPAREMF2";
+/// The longest manifest: it grows by a hundred bytes with every four MiB of state.
 pub(crate) const MANIFEST_BYTES_MAX: usize = 2 << 30;
 
-/// What a retry is answered with.
+/// The longest chunk: a leaf that had almost reached its cut, and a row as long as a record may be.
+const CHUNK_BYTES_MAX: usize = RECORD_BYTES_MAX + (1 << 20);
+
+/// The form of a snapshot's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RetainedReply {
-    /// What a retry has in common with the request.
-    pub key: Hash,
-    /// The hash of the request, so that another one with the same key is refused.
-    pub request: Hash,
-    /// The request's place in the order.
-    pub position: Position,
-    /// The agreed time of the request, microseconds since the Unix epoch: retention counts from it.
-    pub time_us: i64,
-    /// What came of it; none if it was aborted.
-    pub outcome: Option<Outcome>,
-}
-
-/// A chunk as a manifest names it. Chunks with the same content are one, whichever snapshots they are of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChunkRef {
-    /// BLAKE3 of its content.
-    pub hash: Hash,
-    /// Length of its content.
-    pub bytes: u32,
-}
-
-/// A chunk of retained replies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplyChunk {
-    /// The position of the first request whose reply is in it.
-    pub first: Position,
-    /// The position of the last request whose reply is in it.
-    pub last: Position,
-    /// How many replies are in it.
-    pub count: u32,
-    /// The greatest agreed time of them, microseconds since the Unix epoch: the chunk goes when it expires.
-    pub newest_us: i64,
-    /// Where the encoded replies are.
-    pub chunk: ChunkRef,
+pub(crate) enum State {
+    Tree(StateRoot),
+    /// As the release before wrote it, with its replies: a store that is opened converts it.
+    #[serde(skip)]
+    Flat(FlatChunks),
 }
 
 /// Names everything that a snapshot consists of.
@@ -78,17 +55,28 @@ pub struct Manifest {
     pub last: Option<DecidedRequest>,
     /// The greatest request number of each gateway.
     pub numbers: Vec<RequestId>,
-    /// The state as the difference to the image: canonical updates of disjoint keys.
-    pub state: Vec<ChunkRef>,
-    /// Replies to requests with a key.
-    pub replies: Vec<ReplyChunk>,
+    /// The state as the difference to the image.
+    pub(crate) state: State,
+    /// Keys of requests, and replies to them.
+    pub(crate) replies: Vec<ReplyChunk>,
 }
 
 impl Manifest {
     /// The hash of its encoding, then the encoding.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let encoded = spare_protocol::encode(self);
+        let encoded = match &self.state {
+            State::Tree(_) => [MANIFEST_MAGIC.as_slice(), &spare_protocol::encode(self)].concat(),
+            State::Flat(chunks) => spare_protocol::encode(&FlatManifest {
+                image: self.image,
+                position: self.position,
+                root: self.root,
+                view: self.view.clone(),
+                last: self.last.clone(),
+                numbers: self.numbers.clone(),
+                chunks: chunks.clone(),
+            }),
+        };
         let mut bytes = Hash::of(&encoded).0.to_vec();
         bytes.extend_from_slice(&encoded);
         bytes
@@ -101,32 +89,82 @@ impl Manifest {
         if Hash::of(encoded).0 != *hash {
             return None;
         }
-        spare_protocol::decode(encoded).ok()
+        match encoded.strip_prefix(MANIFEST_MAGIC) {
+            Some(encoded) => spare_protocol::decode(encoded).ok(),
+            None => spare_protocol::decode(encoded)
+                .ok()
+                .map(Manifest::from_flat),
+        }
     }
 
-    /// Chunks of the state, then those of replies: the order that a backup has them in.
-    pub fn chunks(&self) -> impl Iterator<Item = ChunkRef> + '_ {
-        let replies = self.replies.iter().map(|r| r.chunk);
-        self.state.iter().copied().chain(replies)
+    fn from_flat(found: FlatManifest) -> Manifest {
+        Manifest {
+            image: found.image,
+            position: found.position,
+            root: found.root,
+            view: found.view,
+            last: found.last,
+            numbers: found.numbers,
+            state: State::Flat(found.chunks),
+            replies: Vec::new(),
+        }
+    }
+
+    /// The chunks that it names itself, in the order that a backup has them in; each with whether further ones are
+    /// named in it ([`leaves_of`]), which stand behind it in a backup.
+    pub fn chunks(&self) -> impl Iterator<Item = (ChunkRef, bool)> + '_ {
+        let (nodes, flat) = match &self.state {
+            State::Tree(root) => (Some(root.nodes()), None),
+            State::Flat(flat) => (None, Some(flat.chunks())),
+        };
+        let nodes = nodes.into_iter().flatten().map(|node| (node, true));
+        let replies = self.replies.iter().flat_map(ReplyChunk::chunks);
+        let others = flat.into_iter().flatten().chain(replies);
+        nodes.chain(others.map(|chunk| (chunk, false)))
+    }
+
+    /// All its chunks one after the other, `chunk` gives their content; it gets each once.
+    ///
+    /// # Errors
+    /// Those of `chunk`, and when a node is none.
+    pub fn each_chunk<E: From<DecodeError>>(
+        &self,
+        mut chunk: impl FnMut(ChunkRef) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
+        for (reference, is_node) in self.chunks() {
+            let content = chunk(reference)?;
+            if is_node {
+                for leaf in leaves_of(&content)? {
+                    chunk(leaf)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of all chunks of the state.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
-        self.state.iter().map(|c| u64::from(c.bytes)).sum()
+        match &self.state {
+            State::Tree(root) => root.bytes(),
+            State::Flat(flat) => flat.state_bytes(),
+        }
     }
 
-    /// Bytes of all chunks of replies.
+    /// Bytes of all chunks of keys and replies.
     #[must_use]
     pub fn reply_bytes(&self) -> u64 {
-        self.replies.iter().map(|r| u64::from(r.chunk.bytes)).sum()
+        let chunks = self.replies.iter().flat_map(ReplyChunk::chunks);
+        chunks.map(|c| u64::from(c.bytes)).sum()
     }
-}
 
-/// The chunks that these snapshots consist of.
-pub(crate) fn chunk_hashes(manifests: &[Arc<Manifest>]) -> BTreeSet<Hash> {
-    let chunks = manifests.iter().flat_map(|m| m.chunks());
-    chunks.map(|c| c.hash).collect()
+    /// The root of the state; none if the release before wrote the snapshot.
+    pub(crate) fn tree(&self) -> Option<&StateRoot> {
+        match &self.state {
+            State::Tree(root) => Some(root),
+            State::Flat(_) => None,
+        }
+    }
 }
 
 /// The damage of the snapshot at `position`, whose manifest in the file at `path` does not verify.
@@ -148,7 +186,9 @@ pub enum BackupError {
     #[error("this is no backup of SPARE, or its first bytes are damaged")]
     Foreign,
     /// Another release wrote it in a format that this one does not know.
-    #[error("the backup's format is version {0}; this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "the backup's format is version {0}; this program reads versions {FORMAT_VERSION_OLDEST} to {FORMAT_VERSION}"
+    )]
     Version(u32),
     /// It is a difference to another image than the group runs.
     #[error("the backup belongs to image {found}, this group runs image {expected}")]
@@ -164,6 +204,12 @@ pub enum BackupError {
     /// The store that it is made from, or restored into.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl From<DecodeError> for BackupError {
+    fn from(_: DecodeError) -> BackupError {
+        BackupError::Damaged(BackupDamage::Node)
+    }
 }
 
 // Not by `thiserror`, which would make it the error's source too: then it is told twice.
@@ -185,6 +231,9 @@ pub enum BackupDamage {
     /// The manifest is not as it was written.
     #[error("its manifest does not match its hash")]
     Manifest,
+    /// A chunk that lists others is none.
+    #[error("a chunk that lists others cannot be read")]
+    Node,
     /// A chunk's length cannot be right.
     #[error("a chunk claims {0} bytes")]
     ChunkLength(u32),
@@ -240,9 +289,11 @@ pub(crate) fn write_backup(
     out.put(&FORMAT_VERSION.to_le_bytes())?;
     out.put(&length.to_le_bytes())?;
     out.put(&bytes)?;
-    for reference in manifest.chunks() {
-        out.put(&chunk(reference.hash)?)?;
-    }
+    manifest.each_chunk(|reference| {
+        let content = chunk(reference.hash)?;
+        out.put(&content)?;
+        Ok::<_, BackupError>(content)
+    })?;
     let hash = out.hasher.finalize();
     out.inner.write_all(hash.as_bytes())?;
     out.inner.flush()?;
@@ -256,7 +307,7 @@ pub(crate) fn write_backup(
 pub fn read_backup(
     input: impl Read,
     image: Option<Hash>,
-    mut take: impl FnMut(ChunkRef, Vec<u8>),
+    mut take: impl FnMut(ChunkRef, &[u8]),
 ) -> Result<Manifest, BackupError> {
     let mut input = Hashed {
         inner: input,
@@ -272,7 +323,7 @@ pub fn read_backup(
     if !head.starts_with(MAGIC) {
         return Err(BackupError::Foreign);
     }
-    if number(8) != FORMAT_VERSION {
+    if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&number(8)) {
         return Err(BackupError::Version(number(8)));
     }
     let length = number(12) as usize;
@@ -287,7 +338,7 @@ pub fn read_backup(
             expected,
         });
     }
-    for reference in manifest.chunks() {
+    manifest.each_chunk(|reference| {
         if reference.bytes as usize > CHUNK_BYTES_MAX {
             return Err(BackupDamage::ChunkLength(reference.bytes).into());
         }
@@ -295,8 +346,9 @@ pub fn read_backup(
         if Hash::of(&chunk) != reference.hash {
             return Err(BackupDamage::Chunk(reference.hash).into());
         }
-        take(reference, chunk);
-    }
+        take(reference, &chunk);
+        Ok::<_, BackupError>(chunk)
+    })?;
     let expected = input.hasher.finalize();
     let hash = input.get(32, "its hash")?;
     if hash != expected.as_bytes() {

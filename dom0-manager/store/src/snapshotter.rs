@@ -1,38 +1,30 @@
-//! Who makes snapshots: a thread with the agreed state of its own, so that nobody waits for it. It replays
-//! the log, cuts the state into chunks, writes those that are new, and lets the log go that is no
-//! longer needed. From it, new replicas are given the state at a position: the newest snapshot and the log since
-//! (SPARE §4.2).
+//! Who makes snapshots: a thread that follows the log with the agreed state, so that nobody waits for it. The state is
+//! on disk (`working_state`): a snapshot names what is there, and costs what changed since the last one. The thread also
+//! lets the log go that is no longer needed, and from it new replicas are given the state at a position (SPARE §4.2).
 
-use crate::agreed_state::AgreedState;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
 use crate::options::KeyWindow;
+use crate::read_ahead::{read_ahead, Replayed};
 use crate::replica_notes::{ReplicaNote, REPLICA_NOTES_MAX};
+use crate::replies::{self, Candidate, Keyed};
 use crate::report::{Event, Report};
-use crate::snapshot::{ChunkRef, Manifest, ReplyChunk, RetainedReply};
+use crate::snapshot::{Manifest, State};
+use crate::state_tree::{garbage, StateParts, StateRoot};
 use crate::tables::{Commit, Tables, TablesReader};
-use crate::wal::{decode_record, RecordIn, Writer};
-use bytes::Bytes;
-use spare_protocol::http::essence;
-use spare_protocol::messages::{DecidedRequest, RequestId};
-use spare_protocol::update::Update;
-use spare_protocol::{DecodeError, Hash, Position, SeatId};
-use std::collections::BTreeMap;
-use std::sync::mpsc::{sync_channel, Receiver, Sender, SyncSender};
+use crate::wal::{decode_record, Writer};
+use crate::working_state::{NewChunks, NotApplied, WorkingState};
+use spare_protocol::messages::{PrimaryView, RequestId};
+use spare_protocol::{Hash, Position, SeatId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 /// How many snapshots are retained, the newest ones.
 const SNAPSHOTS_RETAINED: usize = 2;
-/// A chunk of replies takes no further one once it has so many bytes.
-const REPLY_CHUNK_BYTES: usize = 256 << 10;
-/// New chunks are handed to the engine once they have so many bytes.
-const PORTION_BYTES: usize = 16 << 20;
-
-/// Portions of the log that are read before they are applied.
-const PORTIONS_AHEAD: usize = 4;
 
 /// Gets the parts of a state.
-pub type LoadReply = Box<dyn FnOnce(Result<Vec<Bytes>, StoreError>) + Send>;
+pub type LoadReply = Box<dyn FnOnce(Result<StateParts, StoreError>) + Send>;
 
 /// One job of the snapshotter.
 pub(crate) enum Job {
@@ -42,7 +34,7 @@ pub(crate) enum Job {
     },
     Load {
         upto: Position,
-        rows_max: usize,
+        bytes_max: usize,
         reply: LoadReply,
     },
     RetainFrom(Position),
@@ -109,37 +101,15 @@ impl Drop for Snapshotter {
 
 /// The state on the way along the log.
 struct Replay {
-    state: AgreedState,
+    state: WorkingState,
+    /// The chunks of the state that are in the tables and in no snapshot.
+    fresh: BTreeSet<Hash>,
     /// As far as the log was followed.
     position: Position,
     numbers: BTreeMap<SeatId, u64>,
-    /// Requests with a key since the snapshot that it began with: position and agreed time.
-    keyed: Vec<(Position, i64)>,
-    /// The snapshot that it began with.
-    base: Option<Arc<Manifest>>,
+    /// Requests with a key since the newest snapshot.
+    keyed: Vec<Keyed>,
     time_us: i64,
-}
-
-/// What matters of a record to whoever follows the log.
-struct Replayed {
-    position: Position,
-    id: RequestId,
-    time_us: i64,
-    has_key: bool,
-    update: Result<Option<Update>, DecodeError>,
-}
-
-impl From<&RecordIn<'_>> for Replayed {
-    fn from(record: &RecordIn<'_>) -> Replayed {
-        let update = (!record.update.is_empty()).then(|| Update::from_bytes(record.update));
-        Replayed {
-            position: record.position,
-            id: record.id,
-            time_us: record.time_us,
-            has_key: record.retry_key().is_some(),
-            update: update.transpose(),
-        }
-    }
 }
 
 struct Task {
@@ -153,33 +123,6 @@ struct Task {
     retain_from: Option<Position>,
 }
 
-/// A snapshot that is being written.
-struct Portion<'a> {
-    tables: &'a Tables,
-    reader: TablesReader,
-    chunks: Vec<(Hash, Vec<u8>)>,
-    bytes: usize,
-}
-
-impl Portion<'_> {
-    /// Writes a chunk unless it is there.
-    fn add(&mut self, bytes: Vec<u8>) -> Result<ChunkRef, StoreError> {
-        let reference = ChunkRef {
-            hash: Hash::of(&bytes),
-            bytes: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-        };
-        if !self.reader.has_chunk(reference.hash) {
-            self.bytes += bytes.len();
-            self.chunks.push((reference.hash, bytes));
-            if self.bytes >= PORTION_BYTES {
-                self.bytes = 0;
-                self.tables.put_chunks(std::mem::take(&mut self.chunks))?;
-            }
-        }
-        Ok(reference)
-    }
-}
-
 impl Task {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
@@ -187,15 +130,9 @@ impl Task {
                 Job::Snapshot { position, root } => self.snapshot(position, root),
                 Job::Load {
                     upto,
-                    rows_max,
+                    bytes_max,
                     reply,
-                } => {
-                    let parts = self
-                        .replay_to(upto)
-                        .map(|replay| replay.state.parts(rows_max));
-                    reply(parts);
-                    Ok(())
-                }
+                } => self.load(upto, bytes_max, reply),
                 Job::RetainFrom(position) => {
                     self.retain_from = Some(position);
                     self.compact()
@@ -223,17 +160,54 @@ impl Task {
         Ok(())
     }
 
-    fn newest_up_to(&self, position: Position) -> Option<Arc<Manifest>> {
+    fn retained(&self) -> Vec<Arc<Manifest>> {
         let manifests = self
             .manifests
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let usable = manifests.iter().rev().find(|m| m.position <= position);
-        usable.cloned()
+        manifests.clone()
     }
 
-    /// The state at `position`.
-    fn replay_to(&mut self, position: Position) -> Result<&Replay, StoreError> {
+    fn newest_up_to(&self, position: Position) -> Option<Arc<Manifest>> {
+        let mut manifests = self.retained();
+        manifests.retain(|m| m.position <= position);
+        manifests.pop()
+    }
+
+    fn load(
+        &mut self,
+        upto: Position,
+        bytes_max: usize,
+        reply: LoadReply,
+    ) -> Result<(), StoreError> {
+        match self.state_at(upto) {
+            Ok((root, reader)) => {
+                reply(Ok(StateParts::new(reader, root, bytes_max)));
+                Ok(())
+            }
+            Err(error) => {
+                reply(Err(error.clone()));
+                match error {
+                    StoreError::Damaged(_) | StoreError::Refused(_) => Ok(()),
+                    unwritten => Err(unwritten),
+                }
+            }
+        }
+    }
+
+    fn state_at(&mut self, position: Position) -> Result<(StateRoot, TablesReader), StoreError> {
+        let mut replay = self.replay_to(position)?;
+        let root = replay
+            .state
+            .settle(&self.tables, &mut replay.fresh)?
+            .clone();
+        self.replay = Some(replay);
+        Ok((root, self.tables.reader()?))
+    }
+
+    /// The state at `position`. Whoever takes it gives it back unless something fails: then its chunks go when
+    /// another one begins.
+    fn replay_to(&mut self, position: Position) -> Result<Replay, StoreError> {
         let mut replay = self.replay.take();
         loop {
             // Again, if the log went back while it was followed.
@@ -242,9 +216,7 @@ impl Task {
                 r.position <= position && went_back.is_none_or(|back| r.position <= back)
             };
             let mut this = match replay.take().filter(usable) {
-                Some(replay) if replay.position == position => {
-                    return Ok(self.replay.insert(replay))
-                }
+                Some(replay) if replay.position == position => return Ok(replay),
                 Some(replay) => replay,
                 None => self.begin(self.newest_up_to(position))?,
             };
@@ -256,99 +228,64 @@ impl Task {
     /// Applies the log up to `position`: one thread reads and decodes, this one applies.
     fn advance(&self, replay: &mut Replay, position: Position) -> Result<(), StoreError> {
         let first = replay.position.next();
-        let (sender, portions) = sync_channel(PORTIONS_AHEAD);
-        std::thread::scope(|threads| {
-            let read = threads.spawn(move || self.read_ahead(first, position, &sender));
-            for portion in portions {
-                for record in portion {
-                    self.step(replay, record);
-                }
-            }
-            // It hands on the error that ended it; its panic is a defect.
-            read.join()
-                .unwrap_or_else(|_| Err(Refusal::ReaderPanicked.into()))
+        read_ahead(&self.writer, first, position, |record| {
+            self.step(replay, record)
         })
-    }
-
-    fn read_ahead(
-        &self,
-        first: Position,
-        last: Position,
-        portions: &SyncSender<Vec<Replayed>>,
-    ) -> Result<(), StoreError> {
-        let mut next = first;
-        while next <= last {
-            let records = self.writer.payloads(next, last)?;
-            let Some((end, _)) = records.last() else {
-                return Err(Refusal::NoState {
-                    asked: last,
-                    last: next.previous(),
-                }
-                .into());
-            };
-            next = end.next();
-            let mut portion = Vec::with_capacity(records.len());
-            for (at, payload) in records {
-                portion.push(Replayed::from(&RecordIn::decode(at, &payload)?));
-            }
-            if portions.send(portion).is_err() {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 
     fn begin(&self, base: Option<Arc<Manifest>>) -> Result<Replay, StoreError> {
-        let mut state = AgreedState::new();
-        let mut numbers = BTreeMap::new();
-        let mut position = Position(0);
-        let mut time_us = i64::MIN;
-        if let Some(manifest) = &base {
-            let reader = self.tables.reader()?;
-            let chunks = manifest.state.iter().map(|c| reader.chunk(c.hash));
-            let chunks = chunks.map(|c| c.map_err(Unusable::Store));
-            position = manifest.position;
-            state = AgreedState::from_chunks(position, chunks).map_err(|e| match e {
-                Unusable::Store(error) => error,
-                Unusable::Decode(error) => StoreError::Damaged(Damage {
-                    path: self.tables.path().to_owned(),
-                    part: DamagedPart::Snapshot(position),
-                    what: error.to_string(),
-                }),
-            })?;
-            numbers.extend(manifest.numbers.iter().map(|n| (n.seat, n.number)));
-            time_us = manifest.last.as_ref().map_or(i64::MIN, |r| r.time_us);
-        }
-        Ok(Replay {
-            state,
-            position,
-            numbers,
+        self.tables.discard_fresh()?;
+        let mut replay = Replay {
+            state: WorkingState::default(),
+            fresh: BTreeSet::new(),
+            position: Position(0),
+            numbers: BTreeMap::new(),
             keyed: Vec::new(),
-            base,
-            time_us,
-        })
+            time_us: i64::MIN,
+        };
+        if let Some(manifest) = base {
+            let root = manifest.tree().ok_or_else(|| {
+                // It could not be converted when the store was opened, which said why.
+                StoreError::Damaged(Damage {
+                    path: self.tables.path().to_owned(),
+                    part: DamagedPart::Snapshot(manifest.position),
+                    what: "a chunk of it is damaged".to_owned(),
+                })
+            })?;
+            replay.state = WorkingState::new(root.clone());
+            replay.position = manifest.position;
+            let numbers = manifest.numbers.iter().map(|n| (n.seat, n.number));
+            replay.numbers.extend(numbers);
+            replay.time_us = manifest.last.as_ref().map_or(i64::MIN, |r| r.time_us);
+        }
+        Ok(replay)
     }
 
-    fn step(&self, replay: &mut Replay, record: Replayed) {
+    fn step(&self, replay: &mut Replay, record: Replayed) -> Result<(), StoreError> {
         let position = record.position;
         replay.position = position;
         replay.time_us = replay.time_us.max(record.time_us);
         let applied = match record.update {
-            Ok(Some(update)) => replay.state.apply_update(position, update),
-            Ok(None) => replay.state.apply(position, &[]),
-            Err(error) => Err(error),
+            Ok(Some(update)) => replay.state.apply(&self.tables, position, update),
+            Ok(None) => Ok(()),
+            Err(error) => Err(NotApplied::Update(error)),
         };
-        if let Err(why) = applied {
-            // Whoever decided it said so.
-            let refusal = Refusal::NotCanonical { position, why };
-            (self.report)(Event::Trouble(refusal.into()));
-            replay.state.skip(position);
+        match applied {
+            Ok(()) => {}
+            Err(NotApplied::Store(error)) => return Err(error),
+            Err(NotApplied::Update(why)) => {
+                // Whoever decided it said so.
+                let refusal = Refusal::NotCanonical { position, why };
+                (self.report)(Event::Trouble(refusal.into()));
+            }
+        }
+        if replay.state.is_full() {
+            replay.state.settle(&self.tables, &mut replay.fresh)?;
         }
         let number = replay.numbers.entry(record.id.seat).or_default();
         *number = (*number).max(record.id.number);
-        if record.has_key {
-            replay.keyed.push((position, record.time_us));
-        }
+        replay.keyed.extend(record.keyed);
+        Ok(())
     }
 
     fn snapshot(&mut self, position: Position, root: Option<Hash>) -> Result<(), StoreError> {
@@ -363,78 +300,80 @@ impl Task {
         if newest.as_ref().is_some_and(|n| n.position >= position) {
             return Ok(());
         }
-        self.replay_to(position)?;
-        let Some(replay) = &self.replay else {
-            return Ok(());
-        };
-        let mut portion = Portion {
-            tables: &self.tables,
-            reader: self.tables.reader()?,
-            chunks: Vec::new(),
-            bytes: 0,
-        };
-        let mut state = Vec::new();
-        replay.state.chunks(|bytes| {
-            state.push(portion.add(bytes)?);
-            Ok::<(), StoreError>(())
-        })?;
-        let replies = self.replies(replay, newest.as_deref(), &mut portion)?;
-        let last = self.writer.payload(position)?;
-        let manifest = Manifest {
-            image: self.image,
-            position,
-            root,
-            view,
-            last: last.map(|p| decode_record(position, &p)).transpose()?,
-            numbers: replay
-                .numbers
-                .iter()
-                .map(|(seat, number)| RequestId {
-                    seat: *seat,
-                    number: *number,
-                })
-                .collect(),
-            state,
-            replies,
-        };
-        let chunks = std::mem::take(&mut portion.chunks);
-        drop(portion);
-        self.commit(manifest, chunks)?;
+        let mut replay = self.replay_to(position)?;
+        let manifest = self.written(&mut replay, newest.as_deref(), (root, view))?;
+        self.commit(manifest)?;
+        // They are in a snapshot now.
+        replay.fresh.clear();
+        replay.keyed.clear();
+        self.replay = Some(replay);
         self.compact()?;
         (self.report)(Event::Snapshot(position));
         Ok(())
     }
 
-    fn commit(
-        &mut self,
-        manifest: Manifest,
-        chunks: Vec<(Hash, Vec<u8>)>,
-    ) -> Result<(), StoreError> {
-        let manifest = Arc::new(manifest);
-        let mut retained: Vec<Arc<Manifest>> = self
-            .manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    /// Writes the chunks of a snapshot of the state where `replay` is. Returns its manifest.
+    fn written(
+        &self,
+        replay: &mut Replay,
+        newest: Option<&Manifest>,
+        (root, view): (Option<Hash>, PrimaryView),
+    ) -> Result<Manifest, StoreError> {
+        let position = replay.position;
+        let state = replay
+            .state
+            .settle(&self.tables, &mut replay.fresh)?
             .clone();
-        retained.push(Arc::clone(&manifest));
-        let surplus = retained.len().saturating_sub(SNAPSHOTS_RETAINED);
-        retained.drain(..surplus);
-        self.tables.commit(&Commit {
-            position: manifest.position,
-            manifest: &manifest.to_bytes(),
-            chunks,
-            retained_manifests: retained.iter().map(|m| m.position).collect(),
-            retained_chunks: retained
-                .iter()
-                .flat_map(|m| m.chunks())
-                .map(|c| c.hash)
-                .collect(),
+        let after = newest.map_or(Position(0), |m| m.position);
+        replay.keyed.retain(|k| k.position > after);
+        let mut chunks = NewChunks::begin(&self.tables, &mut replay.fresh)?;
+        let old = newest.map_or(&[][..], |m| &m.replies);
+        let fresh = (replay.keyed.as_slice(), replay.time_us);
+        let replies = replies::retain(&mut chunks, old, fresh, &self.window, |position| {
+            let payload = self.writer.payload(position)?;
+            let record = payload.map(|p| decode_record(position, &p)).transpose()?;
+            Ok(record.and_then(Candidate::of))
         })?;
-        if let Some(replay) = &mut self.replay {
-            // Its replies are in the snapshot.
-            replay.keyed.retain(|(p, _)| *p > manifest.position);
-            replay.base = Some(manifest);
+        chunks.end()?;
+        let last = self.writer.payload(position)?;
+        let numbers = replay.numbers.iter();
+        let numbers = numbers.map(|(seat, number)| RequestId {
+            seat: *seat,
+            number: *number,
+        });
+        Ok(Manifest {
+            image: self.image,
+            position,
+            root,
+            view,
+            last: last.map(|p| decode_record(position, &p)).transpose()?,
+            numbers: numbers.collect(),
+            state: State::Tree(state),
+            replies,
+        })
+    }
+
+    /// The snapshot counts from here on; older ones than the retained go, with the chunks that they alone have.
+    fn commit(&mut self, manifest: Manifest) -> Result<(), StoreError> {
+        let mut retained = self.retained();
+        let added = (manifest.position, manifest.to_bytes());
+        retained.push(Arc::new(manifest));
+        let surplus = retained.len().saturating_sub(SNAPSHOTS_RETAINED);
+        let removed: Vec<Arc<Manifest>> = retained.drain(..surplus).collect();
+        let mut superfluous = Vec::new();
+        for old in &removed {
+            match self.chunks_of_none(old, &retained) {
+                Ok(chunks) => superfluous.extend(chunks),
+                // They stay on disk: nobody can tell any more which they are.
+                Err(error @ StoreError::Damaged(_)) => (self.report)(Event::Trouble(error)),
+                Err(other) => return Err(other),
+            }
         }
+        self.tables.commit(&Commit {
+            manifests: vec![added],
+            removed: removed.iter().map(|m| m.position).collect(),
+            garbage: superfluous,
+        })?;
         *self
             .manifests
             .lock()
@@ -442,107 +381,32 @@ impl Task {
         Ok(())
     }
 
-    /// The replies that retries may ask for at that position.
-    fn replies(
+    /// The chunks of `old` that no retained snapshot has.
+    fn chunks_of_none(
         &self,
-        replay: &Replay,
-        newest: Option<&Manifest>,
-        portion: &mut Portion<'_>,
-    ) -> Result<Vec<ReplyChunk>, StoreError> {
-        let expired =
-            |time_us: i64| time_us.saturating_add(self.window.lifetime_us) < replay.time_us;
-        let mut chunks: Vec<ReplyChunk> = newest.map_or_else(Vec::new, |m| m.replies.clone());
-        let after = newest.map_or(Position(0), |m| m.position);
-        let skip = replay.keyed.len().saturating_sub(self.window.keys_max);
-        let fresh = replay.keyed.iter().skip(skip);
-        let mut open = Vec::new();
-        // The last chunk goes on, if it is short.
-        if let Some(last) = chunks.pop_if(|c| (c.chunk.bytes as usize) < REPLY_CHUNK_BYTES / 2) {
-            open = portion.reader.replies(last.chunk.hash)?;
+        old: &Manifest,
+        retained: &[Arc<Manifest>],
+    ) -> Result<Vec<Hash>, StoreError> {
+        let replies = retained.iter().flat_map(|m| &m.replies);
+        let shared: BTreeSet<Hash> = replies.flat_map(|r| r.chunks()).map(|c| c.hash).collect();
+        let replies = old.replies.iter().flat_map(|r| r.chunks());
+        let mut chunks: Vec<Hash> = replies.map(|c| c.hash).collect();
+        chunks.retain(|hash| !shared.contains(hash));
+        if let Some(root) = old.tree() {
+            let kept: Vec<&StateRoot> = retained.iter().filter_map(|m| m.tree()).collect();
+            chunks.extend(garbage(&self.tables.reader()?, root, &kept)?);
         }
-        let mut bytes = 0;
-        for (position, time_us) in fresh {
-            if *position <= after || expired(*time_us) {
-                continue;
-            }
-            let Some(payload) = self.writer.payload(*position)? else {
-                continue;
-            };
-            let reply = retained_reply(decode_record(*position, &payload)?);
-            bytes += payload.len();
-            open.extend(reply);
-            if bytes >= REPLY_CHUNK_BYTES {
-                bytes = 0;
-                chunks.extend(write_replies(portion, std::mem::take(&mut open))?);
-            }
-        }
-        chunks.extend(write_replies(portion, open)?);
-        chunks.retain(|c| !expired(c.newest_us));
-        let mut count: usize = chunks.iter().map(|c| c.count as usize).sum();
-        chunks.retain(|chunk| {
-            let surplus = count.saturating_sub(chunk.count as usize) >= self.window.keys_max;
-            if surplus {
-                count -= chunk.count as usize;
-            }
-            !surplus
-        });
         Ok(chunks)
     }
 
     /// Lets the log go below the older snapshot, and below the oldest base in use.
     fn compact(&self) -> Result<(), StoreError> {
-        let older = {
-            let manifests = self
-                .manifests
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if manifests.len() < SNAPSHOTS_RETAINED {
-                return Ok(());
-            }
-            manifests.first().map_or(Position(0), |m| m.position)
+        let retained = self.retained();
+        let older = match retained.first() {
+            Some(older) if retained.len() >= SNAPSHOTS_RETAINED => older.position,
+            _ => return Ok(()),
         };
         let position = self.retain_from.map_or(older, |base| base.min(older));
         self.writer.compact(position)
     }
-}
-
-enum Unusable {
-    Store(StoreError),
-    Decode(DecodeError),
-}
-
-impl From<DecodeError> for Unusable {
-    fn from(error: DecodeError) -> Unusable {
-        Unusable::Decode(error)
-    }
-}
-
-fn retained_reply(record: DecidedRequest) -> Option<RetainedReply> {
-    Some(RetainedReply {
-        key: record.key?,
-        request: essence(&record.request),
-        position: record.position,
-        time_us: record.time_us,
-        outcome: record.outcome,
-    })
-}
-
-fn write_replies(
-    portion: &mut Portion<'_>,
-    replies: Vec<RetainedReply>,
-) -> Result<Option<ReplyChunk>, StoreError> {
-    let (Some(first), Some(last)) = (replies.first(), replies.last()) else {
-        return Ok(None);
-    };
-    let (first, last) = (first.position, last.position);
-    let newest_us = replies.iter().map(|r| r.time_us).max().unwrap_or_default();
-    let count = u32::try_from(replies.len()).unwrap_or(u32::MAX);
-    let chunk = portion.add(spare_protocol::encode(&replies))?;
-    Ok(Some(ReplyChunk {
-        first,
-        last,
-        count,
-        newest_us,
-        chunk,
-    }))
 }

@@ -7,16 +7,15 @@
 //! bit costs what it hits instead of the file.
 
 use crate::blocks::{leniently, Blocks};
+use crate::chunks::ReadChunks;
 use crate::disk::Disk;
 use crate::error::{Damage, DamagedPart, Refusal, StoreError};
-use crate::format::FORMAT_VERSION;
-use crate::snapshot::RetainedReply;
+use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use redb::{
-    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable,
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase, ReadableTable, Table,
     TableDefinition, WriteTransaction,
 };
 use spare_protocol::{Hash, Position};
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -31,11 +30,20 @@ const UNBORN: &str = "state.blocks.new";
 pub(crate) const UNVERIFIED: &str = "state.redb";
 /// How much of it is converted at once.
 const PORTION: u64 = 1 << 20;
+/// A longer chunk stands in pieces of this length. The engine's pages are powers of two, and it reads and writes them
+/// whole: a row a little longer than 8 MiB would take twice as much, on disk and several times in memory. One piece and its page's
+/// head take 64 KiB.
+const PIECE_BYTES: usize = (64 << 10) - 512;
 /// Memory for its pages: chunks are read and written in order, once.
 const CACHE_BYTES: usize = 8 << 20;
 
 const ABOUT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("about");
+/// Chunks, or their first pieces.
 const CHUNKS: TableDefinition<'_, &[u8; 32], &[u8]> = TableDefinition::new("chunks");
+/// What follows the first piece of a long chunk.
+const PIECES: TableDefinition<'_, (&[u8; 32], u32), &[u8]> = TableDefinition::new("pieces");
+/// Chunks in `CHUNKS` that no manifest names yet: after a crash nobody wants them.
+const FRESH: TableDefinition<'_, &[u8; 32], ()> = TableDefinition::new("fresh");
 const MANIFESTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("manifests");
 const REPLICAS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("replicas");
 const VERSION: &str = "version";
@@ -94,12 +102,23 @@ impl Drop for Tables {
 }
 
 /// What a snapshot adds, and what is no longer needed.
-pub(crate) struct Commit<'a> {
-    pub(crate) position: Position,
-    pub(crate) manifest: &'a [u8],
-    pub(crate) chunks: Vec<(Hash, Vec<u8>)>,
-    pub(crate) retained_manifests: BTreeSet<Position>,
-    pub(crate) retained_chunks: BTreeSet<Hash>,
+#[derive(Default)]
+pub(crate) struct Commit {
+    /// Snapshots that there are from now on: each with its encoded manifest. All their chunks are there.
+    pub(crate) manifests: Vec<(Position, Vec<u8>)>,
+    /// Positions whose snapshot goes.
+    pub(crate) removed: Vec<Position>,
+    /// Chunks that no snapshot has any more.
+    pub(crate) garbage: Vec<Hash>,
+}
+
+/// Whether a chunk is in the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Presence {
+    Absent,
+    Whole,
+    /// Its bytes are not those that were written.
+    Damaged,
 }
 
 impl Tables {
@@ -152,13 +171,14 @@ impl Tables {
                 let mut about = transaction.open_table(ABOUT)?;
                 about.insert(VERSION, FORMAT_VERSION.to_le_bytes().as_slice())?;
                 about.insert(IMAGE, image.0.as_slice())?;
-                transaction.open_table(CHUNKS)?;
+                Chunks::of(transaction)?;
+                transaction.open_table(FRESH)?;
                 transaction.open_table(MANIFESTS)?;
                 transaction.open_table(REPLICAS)?;
                 Ok(())
             });
         };
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&version) {
             return Err(StoreError::Version {
                 path: self.path.clone(),
                 found: version,
@@ -226,42 +246,76 @@ impl Tables {
         })
     }
 
-    /// Writes a snapshot and removes what is no longer needed, all at once.
-    pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), StoreError> {
+    /// From here on a release before this one refuses the tables: everything in them is as this one writes it.
+    pub(crate) fn note_version(&self) -> Result<(), StoreError> {
+        if self.about()?.0 == Some(FORMAT_VERSION) {
+            return Ok(());
+        }
         self.write(|transaction| {
-            let mut manifests = transaction.open_table(MANIFESTS)?;
-            let mut chunks = transaction.open_table(CHUNKS)?;
-            for (hash, bytes) in &commit.chunks {
-                chunks.insert(&hash.0, bytes.as_slice())?;
-            }
-            manifests.insert(commit.position.0, commit.manifest)?;
-            manifests
-                .retain(|position, _| commit.retained_manifests.contains(&Position(position)))?;
-            chunks.retain(|hash, _| commit.retained_chunks.contains(&Hash(*hash)))?;
+            let mut about = transaction.open_table(ABOUT)?;
+            about.insert(VERSION, FORMAT_VERSION.to_le_bytes().as_slice())?;
             Ok(())
         })
     }
 
-    /// Writes chunks that a snapshot which is to follow will name. The next commit removes them otherwise.
-    pub(crate) fn put_chunks(&self, portion: Vec<(Hash, Vec<u8>)>) -> Result<(), StoreError> {
+    /// Writes snapshots and removes what is no longer needed, all at once.
+    pub(crate) fn commit(&self, commit: &Commit) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let mut chunks = transaction.open_table(CHUNKS)?;
-            for (hash, bytes) in &portion {
-                chunks.insert(&hash.0, bytes.as_slice())?;
+            let mut manifests = transaction.open_table(MANIFESTS)?;
+            for position in &commit.removed {
+                manifests.remove(position.0)?;
+            }
+            for (position, manifest) in &commit.manifests {
+                manifests.insert(position.0, manifest.as_slice())?;
+            }
+            transaction.delete_table(FRESH)?;
+            transaction.open_table(FRESH)?;
+            let mut chunks = Chunks::of(transaction)?;
+            commit
+                .garbage
+                .iter()
+                .try_for_each(|hash| chunks.remove(*hash))
+        })
+    }
+
+    /// Writes chunks that a snapshot which is to follow will name.
+    pub(crate) fn put_fresh(&self, portion: &[(Hash, Vec<u8>)]) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let mut chunks = Chunks::of(transaction)?;
+            let mut fresh = transaction.open_table(FRESH)?;
+            for (hash, bytes) in portion {
+                chunks.insert(*hash, bytes)?;
+                fresh.insert(&hash.0, ())?;
             }
             Ok(())
         })
+    }
+
+    /// Removes chunks that were to be in a snapshot, and will not.
+    pub(crate) fn remove_fresh(&self, gone: &[Hash]) -> Result<(), StoreError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            let mut chunks = Chunks::of(transaction)?;
+            let mut fresh = transaction.open_table(FRESH)?;
+            for hash in gone {
+                chunks.remove(*hash)?;
+                fresh.remove(&hash.0)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes every chunk that no snapshot names.
+    pub(crate) fn discard_fresh(&self) -> Result<(), StoreError> {
+        let gone = self.reader()?.fresh()?;
+        self.remove_fresh(&gone)
     }
 
     /// Puts a chunk in its place again. Its page holds the damaged one until then.
     pub(crate) fn put_chunk(&self, hash: Hash, bytes: &[u8]) -> Result<(), StoreError> {
-        leniently(|| {
-            self.write(|transaction| {
-                let mut chunks = transaction.open_table(CHUNKS)?;
-                chunks.insert(&hash.0, bytes)?;
-                Ok(())
-            })
-        })
+        leniently(|| self.write(|transaction| Chunks::of(transaction)?.insert(hash, bytes)))
     }
 
     pub(crate) fn put_replica(&self, generation: u32, note: &[u8]) -> Result<(), StoreError> {
@@ -287,9 +341,14 @@ impl Tables {
             let chunks = transaction
                 .open_table(CHUNKS)
                 .map_err(|e| failed(&self.path, e))?;
+            let pieces = match transaction.open_table(PIECES) {
+                Err(redb::TableError::TableDoesNotExist(_)) => None,
+                other => Some(other.map_err(|e| failed(&self.path, e))?),
+            };
             Ok(TablesReader {
                 transaction,
                 chunks,
+                pieces,
                 path: self.path.clone(),
             })
         })
@@ -304,10 +363,49 @@ impl Tables {
     }
 }
 
+/// Chunks while they are changed.
+struct Chunks<'a> {
+    first: Table<'a, &'static [u8; 32], &'static [u8]>,
+    others: Table<'a, (&'static [u8; 32], u32), &'static [u8]>,
+}
+
+impl<'a> Chunks<'a> {
+    fn of(transaction: &'a WriteTransaction) -> Result<Chunks<'a>, redb::Error> {
+        Ok(Chunks {
+            first: transaction.open_table(CHUNKS)?,
+            others: transaction.open_table(PIECES)?,
+        })
+    }
+
+    fn insert(&mut self, hash: Hash, bytes: &[u8]) -> Result<(), redb::Error> {
+        let mut pieces = bytes.chunks(PIECE_BYTES);
+        self.first
+            .insert(&hash.0, pieces.next().unwrap_or_default())?;
+        for (piece, number) in pieces.zip(1..) {
+            self.others.insert((&hash.0, number), piece)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, hash: Hash) -> Result<(), redb::Error> {
+        let removed = self.first.remove(&hash.0)?;
+        let has_others = removed.is_some_and(|first| first.value().len() == PIECE_BYTES);
+        if has_others {
+            let all = (&hash.0, 0)..=(&hash.0, u32::MAX);
+            self.others.retain_in(all, |_, _| false)?;
+        }
+        Ok(())
+    }
+}
+
+type PiecesRead = ReadOnlyTable<(&'static [u8; 32], u32), &'static [u8]>;
+
 /// The tables as they are at one moment, whatever is written meanwhile.
 pub(crate) struct TablesReader {
     transaction: ReadTransaction,
     chunks: ReadOnlyTable<&'static [u8; 32], &'static [u8]>,
+    /// None in tables that the release before this one made.
+    pieces: Option<PiecesRead>,
     path: PathBuf,
 }
 
@@ -352,14 +450,7 @@ impl TablesReader {
                 what: what.to_owned(),
             })
         };
-        let get = || {
-            let found = self
-                .chunks
-                .get(&hash.0)
-                .map_err(|e| failed(&self.path, e))?;
-            Ok(found.map(|bytes| bytes.value().to_vec()))
-        };
-        let read = leniently(|| guarded(&self.path, get));
+        let read = leniently(|| guarded(&self.path, || self.get(hash)));
         match read {
             Ok(Some(bytes)) if Hash::of(&bytes) == hash => Ok(bytes),
             Ok(Some(_)) => Err(damaged("its hash is another")),
@@ -369,20 +460,49 @@ impl TablesReader {
         }
     }
 
-    /// The replies in a chunk.
-    pub(crate) fn replies(&self, chunk: Hash) -> Result<Vec<RetainedReply>, StoreError> {
-        let bytes = self.chunk(chunk)?;
-        spare_protocol::decode(&bytes).map_err(|error| {
-            StoreError::Damaged(Damage {
-                path: "snapshot".into(),
-                part: DamagedPart::Chunk(chunk),
-                what: error.to_string(),
-            })
-        })
+    pub(crate) fn presence(&self, hash: Hash) -> Presence {
+        match leniently(|| guarded(&self.path, || self.get(hash))) {
+            Ok(None) => Presence::Absent,
+            Ok(Some(bytes)) if Hash::of(&bytes) == hash => Presence::Whole,
+            Ok(Some(_)) | Err(_) => Presence::Damaged,
+        }
     }
 
-    pub(crate) fn has_chunk(&self, hash: Hash) -> bool {
-        self.chunk(hash).is_ok()
+    fn get(&self, hash: Hash) -> Result<Option<Vec<u8>>, StoreError> {
+        let get = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let Some(first) = self.chunks.get(&hash.0)? else {
+                return Ok(None);
+            };
+            let mut bytes = first.value().to_vec();
+            if let (PIECE_BYTES, Some(pieces)) = (bytes.len(), &self.pieces) {
+                for piece in pieces.range((&hash.0, 0)..=(&hash.0, u32::MAX))? {
+                    bytes.extend_from_slice(piece?.1.value());
+                }
+            }
+            Ok(Some(bytes))
+        };
+        get().map_err(|e| failed(&self.path, e))
+    }
+
+    fn fresh(&self) -> Result<Vec<Hash>, StoreError> {
+        guarded(&self.path, || {
+            let all = || -> Result<Vec<_>, redb::Error> {
+                let fresh = match self.transaction.open_table(FRESH) {
+                    // The release before this one made the tables.
+                    Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+                    other => other?,
+                };
+                let all = fresh.iter()?.map(|entry| Ok(Hash(*entry?.0.value())));
+                all.collect()
+            };
+            all().map_err(|e| failed(&self.path, e))
+        })
+    }
+}
+
+impl ReadChunks for TablesReader {
+    fn read(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
+        self.chunk(hash)
     }
 }
 

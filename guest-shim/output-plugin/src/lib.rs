@@ -1,13 +1,18 @@
-//! A logical decoding output plugin for PostgreSQL 15: `pgoutput`, without the changes of sessions
-//! that carry a replication origin.
+//! The shim's part of the PostgreSQL 15 server. The server loads it into every session and into the process that
+//! decodes the log: there it is an output plugin, in sessions it refuses commands whose effects no update carries.
+//!
+//! The output plugin is `pgoutput`, without the changes of sessions that carry a replication origin.
 //!
 //! The shim applies agreed updates under an origin. `pgoutput` of version 15 would decode, order and
 //! send them all the same; this plugin makes the decoder drop each of their log records as it reads
 //! it, so that a replica that was just brought up to date need not decode that again.
 //!
-//! The declarations follow `fmgr.h` and `replication/output_plugin.h` of PostgreSQL 15. The server
+//! The declarations follow `fmgr.h`, `replication/output_plugin.h`, `nodes/plannodes.h`, `tcop/utility.h` and
+//! `utils/elog.h` of PostgreSQL 15. The server
 //! checks the block that [`Pg_magic_func`] returns before it calls anything else here, so a server of
 //! another version refuses the plugin by name.
+
+mod commands;
 
 use std::ffi::{c_char, c_int, c_void, CStr};
 use std::mem::size_of;
@@ -78,6 +83,16 @@ const INIT: &CStr = c"_PG_output_plugin_init";
 #[no_mangle]
 pub extern "C" fn Pg_magic_func() -> *const Magic {
     &raw const MAGIC
+}
+
+/// Called once by every process of the server that loads this library.
+///
+/// # Safety
+/// For the server alone.
+#[no_mangle]
+pub unsafe extern "C" fn _PG_init() {
+    // SAFETY: the caller is the server, while it loads this library.
+    unsafe { commands::guard() }
 }
 
 /// Fills in the callbacks: those of `pgoutput`, and this plugin's filter.

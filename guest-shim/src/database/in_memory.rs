@@ -1,6 +1,6 @@
 //! A database for tests: one table of numbers by number, which the test's service writes to directly.
 
-use super::{Content, Database, DatabaseError};
+use super::{Applied, Captured, Content, Database, DatabaseError};
 use crate::root::StateRoot;
 use futures_util::future::{ready, FutureExt, LocalBoxFuture};
 use spare_protocol::update::{row_hash, Row, RowOp, SequenceState, TableUpdate, Update, Value};
@@ -18,6 +18,7 @@ pub(crate) struct InMemory {
     rows: Arc<Mutex<Rows>>,
     known: Rows,
     sequences: BTreeMap<String, SequenceState>,
+    update_bytes_max: u64,
 }
 
 impl InMemory {
@@ -80,7 +81,15 @@ fn operation(key: i64, before: Option<i64>, now: Option<i64>) -> Option<RowOp> {
 }
 
 impl Database for InMemory {
-    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Update, DatabaseError>> {
+    fn limit(&mut self, update_bytes_max: u64) {
+        self.update_bytes_max = update_bytes_max;
+    }
+
+    fn settle(&mut self) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
+        InMemory::done(())
+    }
+
+    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Captured, DatabaseError>> {
         let now = self.rows.lock().expect("no panic").clone();
         let before = std::mem::replace(&mut self.known, now);
         let now = &self.known;
@@ -89,7 +98,13 @@ impl Database for InMemory {
         let ops = keys
             .iter()
             .filter_map(|key| operation(*key, value(&before, key), value(now, key)));
-        InMemory::done(update(ops.collect()))
+        let update = update(ops.collect());
+        if update.to_bytes().len() as u64 > self.update_bytes_max {
+            self.known = before;
+            self.rows.lock().expect("no panic").clone_from(&self.known);
+            return InMemory::done(Captured::Undone);
+        }
+        InMemory::done(Captured::Update(update))
     }
 
     fn undo(&mut self) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
@@ -100,7 +115,7 @@ impl Database for InMemory {
     fn apply<'a>(
         &'a mut self,
         update: &'a Update,
-    ) -> LocalBoxFuture<'a, Result<(), DatabaseError>> {
+    ) -> LocalBoxFuture<'a, Result<Applied, DatabaseError>> {
         for op in update.tables.iter().flat_map(|table| &table.ops) {
             let (key, value) = match op {
                 RowOp::Put { row, .. } => (&row[0], Some(&row[1])),
@@ -116,7 +131,8 @@ impl Database for InMemory {
                 Some(other) => panic!("{other:?} is no number"),
             };
         }
-        self.undo()
+        self.rows.lock().expect("no panic").clone_from(&self.known);
+        InMemory::done(Applied::Whole)
     }
 
     fn sequences(&self) -> &BTreeMap<String, SequenceState> {

@@ -34,11 +34,12 @@ pub trait Server: std::fmt::Debug {
     /// The file with the leaves of the pristine state's root.
     fn leaves(&self) -> &Path;
 
-    /// Prepares the running database of an image for capture; what is there already stays.
+    /// Prepares the running database of an image for capture; what is there already stays. From then on it
+    /// refuses the service what can't be captured, and rows whose texts have more than `row_bytes_max` bytes.
     ///
     /// # Errors
     /// Names the table that can't be replicated, or what the database refused.
-    fn prepare(&self) -> LocalBoxFuture<'_, Result<(), DatabaseError>>;
+    fn prepare(&self, row_bytes_max: u64) -> LocalBoxFuture<'_, Result<(), DatabaseError>>;
 
     /// The leaves of what the running database holds. Nothing may change it meanwhile.
     ///
@@ -57,13 +58,22 @@ pub trait Server: std::fmt::Debug {
 /// it, one call at a time. After an error the replica's position is in doubt, and nothing more is
 /// called.
 pub trait Database: std::fmt::Debug {
+    /// Sets the longest encoded update that [`Database::capture`] returns.
+    fn limit(&mut self, update_bytes_max: u64);
+
+    /// Waits until every transaction of the service is over, and ends those that take too long.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn settle(&mut self) -> LocalBoxFuture<'_, Result<(), DatabaseError>>;
+
     /// The update of everything that the service changed since the last call of this or of
     /// [`Database::undo`]. The service's transaction is over. Two correct replicas return the same
     /// for the same request, whatever their product; what [`Database::apply`] changed is not part of it.
     ///
     /// # Errors
     /// When the database fails.
-    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Update, DatabaseError>>;
+    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Captured, DatabaseError>>;
 
     /// Undoes everything that the service changed since the last call of this or of
     /// [`Database::capture`], sequences too, as if it had never been.
@@ -77,8 +87,10 @@ pub trait Database: std::fmt::Debug {
     ///
     /// # Errors
     /// When it does not fit what the database holds, or the database fails.
-    fn apply<'a>(&'a mut self, update: &'a Update)
-        -> LocalBoxFuture<'a, Result<(), DatabaseError>>;
+    fn apply<'a>(
+        &'a mut self,
+        update: &'a Update,
+    ) -> LocalBoxFuture<'a, Result<Applied, DatabaseError>>;
 
     /// Where each sequence stands by the updates that were captured and applied, by name.
     fn sequences(&self) -> &BTreeMap<String, SequenceState>;
@@ -96,6 +108,24 @@ pub trait Database: std::fmt::Debug {
     /// # Errors
     /// When rewriting rows with the values they have was captured as a change.
     fn warm_up(&mut self) -> LocalBoxFuture<'_, Result<Update, DatabaseError>>;
+}
+
+/// What a request changed.
+#[derive(Debug)]
+pub enum Captured {
+    /// The canonical update.
+    Update(Update),
+    /// More than one request may change: it was undone.
+    Undone,
+}
+
+/// What became of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// All of it is applied.
+    Whole,
+    /// Nothing is: rows that it does not change have unique values that its rows are to have.
+    Obstructed,
 }
 
 /// What a database holds.

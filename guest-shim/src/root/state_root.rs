@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 const RANGE_BITS: u32 = 12;
 /// Rows of kept updates above which they are noted at the leaves.
 const WAITING_ROWS_MAX: usize = 20_000;
+/// Bytes of texts in kept updates above which they are noted, too: a row can be long.
+const WAITING_BYTES_MAX: usize = 1 << 20;
 /// Noted changes above which they are folded in.
 const NOTED_MAX: usize = 1 << 16;
 
@@ -20,9 +22,10 @@ pub type Range = i64;
 pub struct StateRoot {
     tables: BTreeMap<String, BTreeMap<Range, Leaf>>,
     noted: usize,
-    /// Updates not noted at the leaves yet, in order, and how many rows they have.
+    /// Updates not noted at the leaves yet, in order, how many rows they have, and bytes of texts.
     waiting: Vec<Update>,
     waiting_rows: usize,
+    waiting_bytes: usize,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -38,8 +41,9 @@ impl StateRoot {
     /// Takes note of what an update changed.
     pub fn note(&mut self, update: Update) {
         self.waiting_rows += update.tables.iter().map(|t| t.ops.len()).sum::<usize>();
+        self.waiting_bytes += update.text_bytes();
         self.waiting.push(update);
-        if self.waiting_rows > WAITING_ROWS_MAX {
+        if self.waiting_rows > WAITING_ROWS_MAX || self.waiting_bytes > WAITING_BYTES_MAX {
             self.note_waiting();
         }
     }
@@ -47,6 +51,7 @@ impl StateRoot {
     /// Notes what waits at its leaves.
     fn note_waiting(&mut self) {
         self.waiting_rows = 0;
+        self.waiting_bytes = 0;
         for update in std::mem::take(&mut self.waiting) {
             self.note_at_leaves(&update);
         }
@@ -281,6 +286,26 @@ mod tests {
                 ops,
             }],
             sequences: vec![],
+        }
+    }
+
+    #[test]
+    fn long_rows_wait_for_the_root_in_small_numbers() {
+        let mut root = StateRoot::default();
+        for id in 0..9 {
+            let row = vec![Value::Int(id), Value::Bytes(vec![0; 300 << 10])];
+            root.note(Update {
+                tables: vec![TableUpdate {
+                    table: "public.t".into(),
+                    columns: vec!["id".into(), "v".into()],
+                    key: vec![0],
+                    truncated: false,
+                    ops: vec![RowOp::Put { row, before: None }],
+                }],
+                sequences: vec![],
+            });
+            let waiting: usize = root.waiting.iter().map(Update::text_bytes).sum();
+            assert!(waiting <= WAITING_BYTES_MAX, "{waiting} bytes");
         }
     }
 

@@ -1,6 +1,8 @@
 //! What the integration test needs around the shim: a PostgreSQL of its own, a service, a manager.
 
-use spare_protocol::channel::{Decoded, Frame, FrameDecoder, FromGuest, ToGuest, CHANNEL_VERSION};
+use spare_protocol::channel::{
+    cut, Decoded, Frame, FrameDecoder, FromGuest, Parts, ToGuest, CHANNEL_VERSION,
+};
 use spare_protocol::http::HttpRequest;
 use spare_protocol::{decode, encode, Position};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -20,8 +22,13 @@ const SCHEMA: &str = "
     CREATE TABLE kinds (id int PRIMARY KEY, b bool, i2 int2, f4 float4, d numeric, s text, y bytea,
         ts timestamp, tz timestamptz, dt date, tm time, u uuid);
     CREATE TABLE pairs (a varchar(20), b int8, n int, PRIMARY KEY (b, a));
+    CREATE TABLE moments (at timestamptz PRIMARY KEY, n int);
     CREATE SEQUENCE loose;
-    CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
+    CREATE SEQUENCE cached CACHE 20;
+    CREATE ROLE app LOGIN;
+    CREATE TABLE own (id serial PRIMARY KEY, v text);
+    CREATE TABLE owned (id int PRIMARY KEY, own int REFERENCES own);
+    ALTER TABLE own OWNER TO app; ALTER TABLE owned OWNER TO app; GRANT ALL ON ALL TABLES IN SCHEMA public TO app;
     GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app;
     INSERT INTO users (nick, rating) SELECT 'old' || i, i FROM generate_series(1, 50) i;
     INSERT INTO pairs SELECT 'k' || i, -i, 0 FROM generate_series(1, 5000) i;";
@@ -119,11 +126,25 @@ impl Cluster {
             .expect("the shim")
     }
 
+    /// Runs `prepare` in another database of the server, which is created with that SQL.
+    pub(crate) fn prepare_in(&self, database: &str, create: &str) -> Output {
+        assert!(self.psql("postgres", create).status.success(), "{create}");
+        let text = self.config_text();
+        let text = text.replace("database = \"app\"", &format!("database = \"{database}\""));
+        let config = self.folder.join("other.toml");
+        std::fs::write(&config, text).expect("a file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spare-shim"));
+        command.args(["prepare", "--config"]).arg(config);
+        command.output().expect("the shim")
+    }
+
     fn psql(&self, database: &str, sql: &str) -> Output {
         Command::new(format!("{BIN}/psql"))
             .args([
                 "-X",
                 "-q",
+                "-A",
+                "-t",
                 "-v",
                 "ON_ERROR_STOP=1",
                 "-U",
@@ -153,7 +174,7 @@ impl Cluster {
         format!(
             "[channel]\nsocket = \"{folder}/channel\"\n\
              [service]\ncommand = [\"none\"]\nuser = \"nobody\"\naddress = \"unix:{folder}/http\"\n\
-             request_timeout_ms = 20000\nwarm_up = [\"/\", \"POST / SELECT+count(*)+FROM+users\", {forms}]\n\
+             warm_up = [\"/\", \"POST / SELECT+count(*)+FROM+users\", {forms}]\n\
              [postgresql]\nbin = \"{BIN}\"\ndata = \"{folder}/data\"\nsocket_dir = \"{folder}\"\n\
              database = \"app\"\nslot = \"spare\"\npublication = \"spare\"\nleaves = \"{folder}/leaves\"\n"
         )
@@ -240,12 +261,28 @@ impl Guest {
     pub(crate) fn sql(&self, sql: &str) {
         self.cluster.sql(sql);
     }
+
+    /// What a query of a superuser finds, one row a line.
+    pub(crate) fn query(&self, sql: &str) -> String {
+        let output = self.cluster.psql("app", sql);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{sql}: {error}");
+        String::from_utf8(output.stdout).expect("text")
+    }
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
         let _ = self.shim.kill();
         let _ = self.shim.wait();
+    }
+}
+
+/// A plus sign stands for a space, unless the text has spaces.
+fn form(body: String) -> String {
+    match body.contains(' ') {
+        true => body,
+        false => body.replace('+', " "),
     }
 }
 
@@ -296,7 +333,7 @@ impl Service {
         reader.read_exact(&mut body).ok()?;
         let sql = match first.split(' ').nth(1)?.strip_prefix("/?") {
             Some(query) => query.replace('+', " "),
-            None => String::from_utf8(body).ok()?.replace('+', " "),
+            None => form(String::from_utf8(body).ok()?),
         };
         stream
             .write_all(self.answer(&sql, read_only).as_bytes())
@@ -304,8 +341,15 @@ impl Service {
     }
 
     fn answer(&self, sql: &str, read_only: bool) -> String {
-        if sql == "GARBAGE!" {
-            return "SPDY/9 what?\r\n\r\n".into();
+        match sql {
+            "GARBAGE!" => return "SPDY/9 what?\r\n\r\n".into(),
+            "SILENCE!" => return String::new(),
+            // Where it listened nobody does any more.
+            "END!" => {
+                let _ = std::fs::remove_file(self.folder.join("http"));
+                return String::new();
+            }
+            _ => {}
         }
         match self.query(sql, read_only) {
             Ok(()) => "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\ndone".into(),
@@ -320,8 +364,14 @@ impl Service {
         let pooled = self.idle.lock().expect("no panic").pop();
         let (runtime, client) = pooled.unwrap_or_else(|| connect(&self.folder));
         let mode = if read_only { "on" } else { "off" };
-        let sql = format!("SET default_transaction_read_only = {mode}; COMMIT; {sql}");
-        let result = runtime.block_on(client.batch_execute(&sql));
+        let mode = format!("SET default_transaction_read_only = {mode}");
+        let result = runtime.block_on(async {
+            client.batch_execute(&mode).await?;
+            client.batch_execute(sql).await
+        });
+        if result.is_err() {
+            let _ = runtime.block_on(client.batch_execute("ROLLBACK"));
+        }
         self.idle.lock().expect("no panic").push((runtime, client));
         result.map_err(|e| {
             e.code()
@@ -424,8 +474,48 @@ impl Manager {
         self.stream.write_all(&frame.to_bytes()).expect("room");
     }
 
-    /// The next message of this session.
+    /// Sends a message whose bytes may not fit into one frame.
+    pub(crate) fn send_cut(&mut self, mut message: ToGuest) {
+        let bytes = match &mut message {
+            ToGuest::Apply { updates, .. } => updates.last_mut().map(|(_, update)| update),
+            ToGuest::ApplyUnanswered { update, .. } => Some(update),
+            ToGuest::Load { part, .. } => Some(part),
+            _ => None,
+        };
+        let bytes = bytes.expect("a message with an update");
+        let (parts, rest) = cut(std::mem::take(bytes));
+        *bytes = rest;
+        for part in parts {
+            self.send(ToGuest::Part(part));
+        }
+        self.send(message);
+    }
+
+    /// The next message of this session, an update in one piece.
     pub(crate) fn receive(&mut self) -> FromGuest {
+        let mut parts = Parts::default();
+        loop {
+            match self.receive_frame() {
+                FromGuest::UpdatePart(part) => parts.push(&part),
+                FromGuest::Executed {
+                    position,
+                    outcome,
+                    update,
+                    root,
+                } => {
+                    return FromGuest::Executed {
+                        position,
+                        outcome,
+                        update: parts.complete(update),
+                        root,
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn receive_frame(&mut self) -> FromGuest {
         loop {
             if let Some(Decoded::Frame(frame)) = self.decoder.next() {
                 assert_eq!(frame.session, self.session);

@@ -6,7 +6,7 @@ use spare_agent::config::Config;
 use spare_agent::decoders;
 use spare_agent::image::Image;
 use spare_agent::names::{check_image_name, parse_replica, Service};
-use spare_agent::qemu::{Accelerator, Guest};
+use spare_agent::qemu::{Accelerator, Guest, Limits};
 use spare_protocol::ReplicaId;
 use std::path::Path;
 
@@ -27,9 +27,18 @@ pub fn agent_config(bytes: &[u8]) {
     }
 }
 
-/// `image.toml`, up to the description that libvirt gets.
+/// `image.toml`, up to the description that libvirt gets; the note of the hashes of images' files, and what libvirt
+/// says of QEMU's user.
 pub fn image_description(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
+    if let Some(line) = decoders::hash_note(&text) {
+        assert_eq!(decoders::hash_note(&line).as_ref(), Some(&line));
+    }
+    if let Some((user, group)) = decoders::qemu_user(&text) {
+        for number in [user, group] {
+            assert!(text.contains(&number.to_string()), "{number}");
+        }
+    }
     let described = within(CONFIG, text.len(), || decoders::image_description(&text));
     let Some((cmdline, memory_mib, processors)) = described else {
         return;
@@ -52,6 +61,11 @@ pub fn image_description(bytes: &[u8]) {
             overlay: None,
             console: Path::new("/con"),
             ports: &[],
+            limits: Limits {
+                bounds_memory: true,
+                disk_mib_per_s: 200,
+            },
+            keeps_owners: true,
         };
         guest.xml()
     };

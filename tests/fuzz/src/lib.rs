@@ -28,10 +28,10 @@
 //! | `corosync_conf` | a `corosync.conf` that is there already | operator | 400 × + 16 KiB | a cluster that is accepted has hosts |
 //! | `manager_frames` | `ToGuest`, the shim's `Session` | manager | 80 × + 1 KiB | same arrivals however bytes arrive; round trip |
 //! | `update` | `Update::from_bytes`, `merge`, `StateRoot::note` | peer, manager | 256 × + 4 KiB | round trip; merged with itself canonical; one root |
-//! | `agreed_state` | `AgreedState::apply`, `parts` | peer | 512 × + 4 KiB | parts are canonical and merge to the whole |
+//! | `agreed_state` | `AgreedState::apply`, `into_update` | peer | 512 × + 4 KiB | the whole is canonical |
 //! | `ordered_log` | `LogReader`, `LogRecord` | disk | 4 × + 16 KiB | no more records than there are bytes for; what was appended is read |
 //! | `store_segment` | the durable log: a segment's batches and records | disk | 16 × + 4 MiB | no more than there are bytes for |
-//! | `store_values` | manifests, kept replies, notes on replicas, `synced` | disk | 16 × + 4 MiB | round trip |
+//! | `store_values` | manifests, nodes of the state, kept keys, notes on replicas, `synced` | disk | 16 × + 4 MiB | round trip |
 //! | `store_backup` | `read_backup` | operator (backup) | 16 × + 4 MiB | chunks as long as the manifest says |
 //! | `leaves_file` | the leaves of the pristine state, `LtHash::from_bytes` | disk (image) | 192 × + 8 KiB | round trip, equal roots |
 //! | `change_stream` | PostgreSQL's messages, copied data, `pgoutput`, write set, errors | database | 256 × + 256 MiB | the captured update is canonical, however bytes arrive |
@@ -42,7 +42,7 @@
 //! | `agent_config` | `agent.toml` | operator | 1000 × + 1 MiB | errors name the file |
 //! | `manager_config` | `spare.toml` | operator | 512 × + 64 MiB | errors say something |
 //! | `normalise_rules` | `[normalise]`: regular expressions | operator | 512 × + 64 MiB | a right reply stays one |
-//! | `image_description` | `image.toml`, up to the domain's XML | operator (image) | 1000 × + 1 MiB | its command line never becomes markup |
+//! | `image_description` | `image.toml`, up to the domain's XML; the note of images' hashes, QEMU's user | operator (image), disk, libvirt | 1000 × + 1 MiB | its command line never becomes markup |
 //! | `agent_names` | names over D-Bus and from libvirt, the note on KVM | manager, libvirt, disk | 32 × + 4 KiB | one name each; nobody else's domain |
 //! | `addresses` | URLs, addresses, requests of the warm-up | operator | 32 × + 1 KiB | what is accepted has the parts it needs |
 //! | `events_query` | the query of `GET /v1/events` | operator | 16 × + 4 KiB | none beyond panic and limit |

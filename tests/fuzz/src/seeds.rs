@@ -77,7 +77,9 @@ pub fn of(target: &str) -> Vec<Seed> {
             ("no-pattern", "[[body]]\ncontent_type = \"\"\npattern = \"(\"\nreplacement = \"\"\n"),
         ]),
         "image_description" => texts(&[
-            ("whole", "name = \"shop\"\ncontent = \"1\"\ncmdline = \"console=ttyS0 quiet\"\nmemory_mib = 256\n"),
+            ("whole", "name = \"shop\"\ncontent = \"1\"\ncmdline = \"console=ttyS0 quiet\"\nmemory_mib = 256\ndoor = true\n[sha256]\n\"root.img\" = \"2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\"\n"),
+            ("hash", HASH_NOTE),
+            ("capabilities", CAPABILITIES),
             ("markup", "cmdline = \"</cmdline>&'\\u0001\"\nmemory_mib = 1\n"),
         ]),
         "agent_names" => texts(&[
@@ -248,6 +250,7 @@ fn from_guest() -> Vec<FromGuest> {
         FromGuest::Broken {
             reason: "the service ended\u{1b}[2J".into(),
         },
+        FromGuest::UpdatePart(update().to_bytes().into()),
     ]
 }
 
@@ -314,6 +317,14 @@ fn to_guest() -> Vec<ToGuest> {
             ],
             upto: Position(7),
             root: RootRequest::No,
+        },
+        ToGuest::Limits {
+            update_bytes_max: 1 << 28,
+        },
+        ToGuest::Part(update().to_bytes().into()),
+        ToGuest::ApplyUnanswered {
+            update: Bytes::new(),
+            upto: Position(8),
         },
     ]
 }
@@ -424,6 +435,7 @@ fn every_value() -> Update {
         Value::Date(-1),
         Value::Time(86_399_999_999),
         Value::Uuid([7; 16]),
+        Value::FarTimestamp(i64::MAX - 1),
     ];
     let table = TableUpdate {
         table: "public.u".into(),
@@ -498,10 +510,7 @@ fn written_backup() -> Vec<u8> {
         ASKED.fetch_add(1, Ordering::Relaxed)
     );
     let folder = std::env::temp_dir().join(name);
-    let window = KeyWindow {
-        lifetime_us: i64::MAX,
-        keys_max: 10,
-    };
+    let window = KeyWindow::new(i64::MAX, 10);
     let options = Options::new(Durability::Memory, spare_protocol::Hash::default(), window);
     let (sender, events) = std::sync::mpsc::channel();
     let report = move |event| {
@@ -577,17 +586,25 @@ fn store_values() -> Vec<Seed> {
             evidence: Some("0.3-at-7".to_owned()),
         }),
     };
-    let kept = spare_store::RetainedReply {
-        key: spare_protocol::Hash::of(b"key"),
-        request: spare_protocol::Hash::of(b"request"),
-        position: Position(7),
-        time_us: 1,
-        outcome: None,
-    };
+    let hash = spare_protocol::Hash::of;
+    // Key, request, client, position, time; the reply's place: the second kind, from a byte on, so many.
+    let kept = (
+        hash(b"key"),
+        hash(b"request"),
+        hash(b"client"),
+        Position(7),
+        1i64,
+        (1u8, 0u32, 9u32),
+    );
+    let leaf = (
+        bytes::Bytes::from_static(b"\x01\x02\x0e"),
+        (hash(b"leaf"), 9u32),
+    );
     named(&[
         ("manifest", backup[16 + 32..16 + length].to_vec()),
+        ("node", encode(&vec![leaf; 2])),
         ("note", encode(&note)),
-        ("replies", encode(&vec![kept; 2])),
+        ("keys", encode(&vec![kept; 2])),
     ])
 }
 
@@ -754,7 +771,6 @@ port = "org.spare.shim.0"
 command = ["/usr/lib/spare/auction", "serve"]
 user = "auction"
 address = "unix:/run/service/http.sock"
-request_timeout_ms = 5000
 warm_up = ["/", "POST /bid item=1&bid=2"]
 [postgresql]
 bin = "/usr/lib/postgresql/15/bin"
@@ -766,7 +782,7 @@ publication = "spare"
 leaves = "/var/lib/spare/leaves"
 "#;
 
-const AGENT_TOML: &str = r#"socket = "/run/spare/agent.sock"
+const AGENT_TOML: &str = r#"socket = "/run/spare-agent/agent.sock"
 service = "auction"
 manager_user = "spare"
 uri = "qemu:///system"
@@ -774,10 +790,18 @@ images = "/var/lib/spare/images"
 state_dir = "/var/lib/spare/agent"
 accelerator = "tcg"
 memory_mib_max = 256
+disk_mib_max = 4096
+replicas_max = 16
+realtime_ms_per_minute = 20000
 quarantine_replicas_max = 2
 quarantine_bytes_max = 1000000
 door = true
 "#;
+
+const HASH_NOTE: &str =
+    "2049 131 1 1796071348572006000 1796071348572006000 2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881\n";
+const CAPABILITIES: &str =
+    "<secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+994</baselabel></secmodel>";
 
 const AGENT_TIMEOUTS: &str = r#"socket = "/a"
 service = "a"

@@ -8,7 +8,7 @@ use spare_store::decoders;
 /// Of a batch's head: a record's length and checksum take eight bytes of memory, twice while the list
 /// moves. What a list claims to have is taken at once, up to a MiB.
 pub const SEGMENT: Limit = Limit::new(16, 4 * MIB);
-/// Of manifests, replies and notes: as [`crate::protocol::GROUP_MESSAGE`].
+/// Of manifests, nodes, keys and notes: as [`crate::protocol::GROUP_MESSAGE`].
 pub const VALUES: Limit = Limit::new(16, 4 * MIB);
 /// Of a backup: its manifest, and a chunk at a time.
 pub const BACKUP: Limit = Limit::new(16, 4 * MIB + 16 * KIB);
@@ -35,9 +35,10 @@ pub fn store_values(bytes: &[u8]) {
         let again = spare_store::Manifest::from_bytes(&manifest.to_bytes());
         assert_eq!(again.as_ref(), Some(&manifest));
     }
-    if let Some(replies) = within(VALUES, bytes.len(), || decoders::replies(bytes)) {
-        assert_eq!(decoders::replies(&encode(&replies)), Some(replies));
+    if let Some(keys) = within(VALUES, bytes.len(), || decoders::keys(bytes)) {
+        assert_eq!(decoders::keys(&encode(&keys)), Some(keys));
     }
+    within(VALUES, bytes.len(), || decoders::node(bytes));
     if let Some(note) = within(VALUES, bytes.len(), || decoders::note(bytes)) {
         assert_eq!(decoders::note(&encode(&note)), Some(note));
     }

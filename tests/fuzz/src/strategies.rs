@@ -105,6 +105,9 @@ pub fn to_guest() -> impl Strategy<Value = ToGuest> {
         }),
         (bytes(), prop::option::of(position()))
             .prop_map(|(part, last)| ToGuest::Load { part, last }),
+        any::<u64>().prop_map(|update_bytes_max| ToGuest::Limits { update_bytes_max }),
+        bytes().prop_map(ToGuest::Part),
+        (bytes(), position()).prop_map(|(update, upto)| ToGuest::ApplyUnanswered { update, upto }),
     ]
 }
 
@@ -123,6 +126,7 @@ pub fn from_guest() -> impl Strategy<Value = FromGuest> {
         (position(), prop::option::of(hash()))
             .prop_map(|(position, root)| FromGuest::Applied { position, root }),
         text().prop_map(|reason| FromGuest::Broken { reason }),
+        bytes().prop_map(FromGuest::UpdatePart),
     ]
 }
 
@@ -141,6 +145,7 @@ pub fn value() -> impl Strategy<Value = Value> {
         any::<i32>().prop_map(Value::Date),
         any::<i64>().prop_map(Value::Time),
         any::<[u8; 16]>().prop_map(Value::Uuid),
+        (i64::MAX - 900_000_000_000_000..i64::MAX).prop_map(Value::timestamp_since_2000),
     ]
 }
 

@@ -1,4 +1,5 @@
-//! A member of a group, told what to do on its input: `send COUNT LENGTH`, `load LENGTH SECONDS`, `lease`.
+//! A member of a group, told what to do on its input: `send COUNT LENGTH`, `load LENGTH SECONDS`, `pause` (and take
+//! nothing until the next line), `lease`.
 
 use anyhow::{bail, ensure, Context, Result};
 use bytes::Bytes;
@@ -87,6 +88,7 @@ async fn serve(
                         let time = Duration::from_secs_f64(seconds.parse()?);
                         load(&mut group, me, length.parse()?, time).await?;
                     }
+                    ["pause"] => drop(commands.recv().await),
                     ["lease"] => println!("lease {}", lease_ms(&group)),
                     _ => bail!("what is {command}?"),
                 }

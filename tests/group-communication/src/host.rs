@@ -1,6 +1,7 @@
 //! Hosts: each has a network, a `/dev/shm`, a `/run` and a Corosync of its own, and hangs with one cable on
 //! a switch. All of it vanishes with the processes that hold the namespaces, and they with the test.
 
+use crate::case::{is_supervised, waits_for};
 use anyhow::{bail, ensure, Context, Result};
 use nix::sys::signal::{kill, Signal};
 use nix::unistd::Pid;
@@ -27,10 +28,14 @@ const LOSSY: &str =
     "add table ip lossy; add chain ip lossy in { type filter hook input priority 0; }; \
     add rule ip lossy in numgen random mod 100 < 33 drop";
 const WHOLE: &str = "delete table ip lossy";
-/// What Corosync goes by.
+/// What can be set, and what Corosync goes by.
+const ROUNDS_SETTING: &str = "totem.fail_recv_const";
 const ROUNDS_KEY: &str = "runtime.config.totem.fail_recv_const";
 /// Corosync does not find out about the narrow one while a test looks.
 const MTU_PROBE_INTERVAL_S: u32 = 300;
+
+/// Until a command that asks or sets something is ended.
+const QUESTION_LIMIT_S: &str = "20";
 
 /// Where the witness is.
 const WITNESS: &str = "10.77.0.100";
@@ -59,6 +64,7 @@ impl Namespace {
             .stdout(Stdio::piped())
             .spawn()
             .context("unshare")?;
+        waits_for("namespaces");
         let mut line = String::new();
         let stdout = holder.stdout.take().context("its output")?;
         BufReader::new(stdout).read_line(&mut line)?;
@@ -75,8 +81,15 @@ impl Namespace {
         command
     }
 
+    /// A command in there that ends soon, or is ended. Corosync answers nothing while its nodes do not agree.
+    fn question(&self, program: &str) -> Command {
+        let mut command = self.command("timeout");
+        command.args(["--kill-after=1", QUESTION_LIMIT_S, program]);
+        command
+    }
+
     fn run(&self, program: &str, arguments: &str) -> Result<()> {
-        let mut command = self.command(program);
+        let mut command = self.question(program);
         let status = command.args(arguments.split_whitespace()).status()?;
         ensure!(status.success(), "{program} {arguments}: {status}");
         Ok(())
@@ -228,9 +241,10 @@ impl Hosts {
         command.arg("-f").arg("-c").arg(configuration);
         command.stdin(Stdio::null()).stdout(log.try_clone()?);
         host.daemon = Some(command.stderr(log).spawn()?);
+        waits_for(format!("Corosync on host {i}"));
         let deadline = Instant::now() + Duration::from_secs(30);
         let ready = || {
-            let mut command = host.namespace.command("corosync-cmapctl");
+            let mut command = host.namespace.question("corosync-cmapctl");
             let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
             quiet.status().is_ok_and(|s| s.success())
         };
@@ -264,8 +278,9 @@ impl Hosts {
         let deadline = Instant::now() + Duration::from_secs(60);
         let first = self.hosts.iter().find(|h| h.daemon.is_some());
         let first = first.context("no host runs Corosync")?;
+        waits_for(format!("a ring of {count} hosts"));
         while Instant::now() < deadline {
-            let mut command = first.namespace.command("corosync-quorumtool");
+            let mut command = first.namespace.question("corosync-quorumtool");
             let output = command.arg("-s").stderr(Stdio::null()).output()?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             let is = |what: &str, n: usize| {
@@ -356,11 +371,20 @@ impl Hosts {
     /// # Errors
     /// When it does not tell.
     pub fn rounds_max(&self, i: usize) -> Result<u32> {
-        let mut command = self.hosts[i].namespace.command("corosync-cmapctl");
+        let mut command = self.hosts[i].namespace.question("corosync-cmapctl");
         let output = command.args(["-g", ROUNDS_KEY]).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let value = text.trim().rsplit(' ').next().and_then(|v| v.parse().ok());
         value.with_context(|| format!("{ROUNDS_KEY}: {text:?}"))
+    }
+
+    /// Sets what [`Hosts::rounds_max`] tells.
+    ///
+    /// # Errors
+    /// When Corosync refuses.
+    pub fn set_rounds_max(&self, i: usize, rounds: u32) -> Result<()> {
+        let words = format!("-s {ROUNDS_SETTING} u32 {rounds}");
+        self.hosts[i].namespace.run("corosync-cmapctl", &words)
     }
 
     /// Lets only short packets reach a host, of which nobody is told; or all again.
@@ -380,7 +404,11 @@ impl Hosts {
     }
 
     fn filter(&self, i: usize, rules: &str) -> Result<()> {
-        let status = self.hosts[i].namespace.command("nft").arg(rules).status()?;
+        let status = self.hosts[i]
+            .namespace
+            .question("nft")
+            .arg(rules)
+            .status()?;
         ensure!(status.success(), "nft {rules}: {status}");
         Ok(())
     }
@@ -404,7 +432,7 @@ impl Drop for Hosts {
         for i in 0..self.hosts.len() {
             self.kill_corosync(i);
         }
-        if !std::thread::panicking() {
+        if !is_supervised() {
             let _ = std::fs::remove_dir_all(&self.folder);
         }
     }

@@ -1,8 +1,10 @@
 //! Hosts with Corosync that are no more than namespaces, and members of a group that run on them.
 
+mod case;
 mod host;
 mod member;
 
+pub use case::{run, waits_for, Test};
 pub use host::{Hosts, TOKEN};
 pub use member::{Heard, Member};
 

@@ -1,7 +1,7 @@
 //! A member on a host: this crate's program, told what to do line by line.
 
 use crate::host::signal_child;
-use crate::Hosts;
+use crate::{waits_for, Hosts};
 use anyhow::{bail, Context, Result};
 use nix::sys::signal::Signal;
 use std::fs::File;
@@ -51,6 +51,7 @@ type Lines = Arc<(Mutex<Vec<(Instant, Heard)>>, Condvar)>;
 
 /// A process that joined the group on one of the hosts, and all that it has reported so far.
 pub struct Member {
+    me: usize,
     child: Child,
     stdin: ChildStdin,
     lines: Lines,
@@ -79,7 +80,7 @@ impl Member {
         let log = hosts.folder().join(format!("member{me}.log"));
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = hosts.command(i, program);
-        let (me, count) = (me.to_string(), hosts.count().to_string());
+        let (number, me, count) = (me, me.to_string(), hosts.count().to_string());
         command.args(["member", "--me", &me, "--hosts", &count]);
         command.args(["--last-ring", last_ring]).stderr(log);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -98,6 +99,7 @@ impl Member {
             }
         });
         Ok(Member {
+            me: number,
             child,
             stdin,
             lines,
@@ -108,7 +110,9 @@ impl Member {
     ///
     /// # Errors
     /// When it has ended.
+    #[track_caller]
     pub fn tell(&mut self, command: &str) -> Result<()> {
+        waits_for(format!("member {} to take {command:?}", self.me));
         writeln!(self.stdin, "{command}")?;
         Ok(self.stdin.flush()?)
     }
@@ -124,12 +128,14 @@ impl Member {
     ///
     /// # Errors
     /// When it does not come in time.
+    #[track_caller]
     pub fn wait(
         &self,
         after: usize,
         time: Duration,
         what: impl Fn(&Heard) -> bool,
     ) -> Result<(usize, Instant)> {
+        waits_for(format!("something that member {} hears", self.me));
         let deadline = Instant::now() + time;
         let mut all = self.lines.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = after;
@@ -158,6 +164,7 @@ impl Member {
     ///
     /// # Errors
     /// When it does not come in time.
+    #[track_caller]
     pub fn wait_for_view(
         &self,
         after: usize,

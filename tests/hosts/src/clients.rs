@@ -3,6 +3,7 @@
 
 use crate::history::{self, Answer, Operation, Wish};
 use crate::service::Service;
+use crate::wait::waits_for;
 use anyhow::{bail, ensure, Context, Result};
 use nix::sched::{setns, CloneFlags};
 use rand::rngs::StdRng;
@@ -24,6 +25,8 @@ const LISTS: std::ops::RangeInclusive<u64> = 2..=1000;
 const APPENDS_MAX: u64 = 18;
 /// A gateway that does not answer for so long is given up for the next one.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(3);
+/// An upload waits behind all others.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(60);
 /// The pause between two attempts.
 const AWAY: Duration = Duration::from_millis(20);
 /// For the service to answer at all.
@@ -104,7 +107,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .build()?)
 }
 
+#[track_caller]
 fn ended<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    waits_for("clients to end");
     match thread.join() {
         Ok(done) => done,
         Err(_) => bail!("a client panicked"),
@@ -155,6 +160,7 @@ impl Load {
     }
 
     /// Waits until so many more requests were answered.
+    #[track_caller]
     pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
         let before = self.shared.answered.load(Ordering::SeqCst);
         self.wait("so many answers", || {
@@ -163,6 +169,7 @@ impl Load {
     }
 
     /// Waits until something is answered that was sent after this moment.
+    #[track_caller]
     pub(crate) fn wait_until_answered_after(&self, moment: Duration) -> Result<()> {
         let moment = micros(moment);
         self.wait("an answer", || {
@@ -170,7 +177,9 @@ impl Load {
         })
     }
 
+    #[track_caller]
     fn wait(&self, what: &str, is_so: impl Fn() -> bool) -> Result<()> {
+        waits_for(what);
         let begun = Instant::now();
         while !is_so() {
             ensure!(begun.elapsed() < ANSWER_LIMIT, "clients do not get {what}");
@@ -181,6 +190,7 @@ impl Load {
     }
 
     /// Stops the clients where what they were told may be lost: nothing is held against anything.
+    #[track_caller]
     pub(crate) fn give_up(self) -> Result<()> {
         self.shared.stop.store(true, Ordering::SeqCst);
         ended(self.clients)?;
@@ -193,6 +203,7 @@ impl Load {
 
     /// Stops the clients. What was not answered is sent again until it is, and everything is held against what the
     /// service shows in the end. Returns what they did.
+    #[track_caller]
     pub(crate) fn finish(self) -> Result<Vec<Operation>> {
         self.shared.stop.store(true, Ordering::SeqCst);
         let mut operations = ended(self.clients)?;
@@ -223,6 +234,133 @@ impl Load {
     }
 }
 
+/// Uploads at all gateways, each sent until it is answered, or all are finished or dropped.
+pub(crate) struct Uploads {
+    counts: Arc<Counts>,
+    stop: StopUploads,
+    thread: JoinHandle<Result<()>>,
+}
+
+/// Those of a test that failed are not to disturb the next one.
+struct StopUploads(Arc<AtomicBool>);
+
+impl Drop for StopUploads {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    under_way: AtomicU64,
+    answered: AtomicU64,
+}
+
+impl Uploads {
+    /// So many at each gateway at once, each of so many bytes. The service refuses them for their length, once they
+    /// are agreed on like any other request.
+    pub(crate) fn start(service: &Service<'_>, at_each: usize, bytes: usize) -> Result<Uploads> {
+        let (gateways, network) = (service.gateways()?, service.lab.host(CLIENT)?.network());
+        let (counts, stop) = (
+            Arc::new(Counts::default()),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (theirs, until) = (Arc::clone(&counts), Arc::clone(&stop));
+        let thread = in_network(network, move || {
+            runtime()?.block_on(upload_all(&gateways, at_each, bytes, &theirs, &until))
+        });
+        Ok(Uploads {
+            counts,
+            stop: StopUploads(stop),
+            thread,
+        })
+    }
+
+    /// Waits until so many are under way at the same time.
+    #[track_caller]
+    pub(crate) fn wait_until_under_way(&self, count: usize) -> Result<()> {
+        waits_for("uploads to be under way");
+        let begun = Instant::now();
+        while self.counts.under_way.load(Ordering::SeqCst) < count as u64 {
+            ensure!(
+                begun.elapsed() < ANSWER_LIMIT,
+                "too few uploads are under way"
+            );
+            ensure!(!self.thread.is_finished(), "the uploads have ended");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Waits until so many more were answered.
+    #[track_caller]
+    pub(crate) fn wait_for_answers(&self, count: u64) -> Result<()> {
+        let before = self.counts.answered.load(Ordering::SeqCst);
+        waits_for("uploads to be answered");
+        let begun = Instant::now();
+        while self.counts.answered.load(Ordering::SeqCst) < before + count {
+            ensure!(begun.elapsed() < ANSWER_LIMIT, "uploads are not answered");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Gives up what is under way; returns how many were answered.
+    #[track_caller]
+    pub(crate) fn finish(self) -> Result<u64> {
+        drop(self.stop);
+        ended(self.thread)?;
+        Ok(self.counts.answered.load(Ordering::SeqCst))
+    }
+}
+
+async fn upload_all(
+    gateways: &[String],
+    at_each: usize,
+    bytes: usize,
+    counts: &Arc<Counts>,
+    stop: &Arc<AtomicBool>,
+) -> Result<()> {
+    let body = "x".repeat(bytes);
+    let mut tasks = Vec::new();
+    for _ in 0..at_each {
+        for connection in connections(gateways, UPLOAD_LIMIT)? {
+            tasks.push(tokio::spawn(upload(
+                connection,
+                body.clone(),
+                Arc::clone(counts),
+            )));
+        }
+    }
+    while !stop.load(Ordering::SeqCst) {
+        tokio::time::sleep(AWAY).await;
+    }
+    tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    Ok(())
+}
+
+/// One client: what it is told does not matter, but that it is told something does, in the end.
+async fn upload(mut connection: Connection, body: String, counts: Arc<Counts>) {
+    let request = Request {
+        method: "POST",
+        target: "/comment".to_owned(),
+        headers: Vec::new(),
+        body,
+    };
+    loop {
+        counts.under_way.fetch_add(1, Ordering::SeqCst);
+        let reply = connection.send(&request).await;
+        counts.under_way.fetch_sub(1, Ordering::SeqCst);
+        match reply {
+            Ok(reply) if reply.status != 503 => {
+                counts.answered.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            _ => tokio::time::sleep(AWAY).await,
+        }
+    }
+}
+
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
@@ -249,7 +387,7 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
         for (gateway, stays) in staying.chain(roaming) {
             let client = Client {
                 shared: Arc::clone(shared),
-                connections: connections(gateways)?,
+                connections: connections(gateways, ATTEMPT_LIMIT)?,
                 gateway,
                 stays,
                 pause: clients.pause,
@@ -264,10 +402,10 @@ fn work(shared: &Arc<Shared>, gateways: &[String], clients: Clients) -> Result<V
     })
 }
 
-fn connections(gateways: &[String]) -> Result<Vec<Connection>> {
+fn connections(gateways: &[String], limit: Duration) -> Result<Vec<Connection>> {
     let connection = |url: &String| {
         let address = Address::from_url(url)?;
-        Ok(Connection::new(address, ATTEMPT_LIMIT))
+        Ok(Connection::new(address, limit))
     };
     gateways.iter().map(connection).collect()
 }
@@ -320,7 +458,7 @@ impl Client {
         let answered = self.connections[self.gateway]
             .send(&request(operation))
             .await;
-        let Some(reply) = judged(answered.ok())? else {
+        let Some(reply) = judged(&operation.wish, answered.ok())? else {
             if !self.stays {
                 self.gateway = (self.gateway + 1) % self.connections.len();
             }
@@ -343,10 +481,11 @@ impl Client {
     }
 }
 
-/// What a request came to, if it was answered.
-fn judged(reply: Option<Reply>) -> Result<Option<Reply>> {
+/// What a request came to, if it was answered. A read that took too long, as on a busy machine, was cancelled.
+fn judged(wish: &Wish, reply: Option<Reply>) -> Result<Option<Reply>> {
     match reply {
         Some(reply) if reply.status == 200 => Ok(Some(reply)),
+        Some(reply) if reply.status == 504 && *wish == Wish::Read => Ok(None),
         Some(reply) if reply.status != 503 => {
             bail!("{}: {}", reply.status, String::from_utf8_lossy(&reply.body))
         }
@@ -447,7 +586,7 @@ async fn settle(
     operations: &mut [Operation],
 ) -> Result<BTreeMap<u64, Vec<String>>> {
     let mut ways = Ways {
-        connections: connections(gateways)?,
+        connections: connections(gateways, ATTEMPT_LIMIT)?,
         current: 0,
     };
     let mut lists: BTreeMap<u64, Vec<String>> = BTreeMap::new();
@@ -489,7 +628,7 @@ impl Ways {
         loop {
             let connection = &mut self.connections[self.current];
             let reply = connection.send(&request(operation)).await;
-            if let Some(reply) = judged(reply.ok())? {
+            if let Some(reply) = judged(&operation.wish, reply.ok())? {
                 return Ok((reply, self.current));
             }
             ensure!(

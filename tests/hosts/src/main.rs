@@ -22,13 +22,16 @@ mod service;
 mod stale;
 mod suite;
 mod three;
+mod upgrade;
+mod uploads;
 mod wait;
 
 use libtest_mimic::{Arguments, Trial};
 use std::process::ExitCode;
 
 /// What CI has time for, over three labs.
-const MOST_TELLING: [&str; 17] = [
+const MOST_TELLING: [&str; 19] = [
+    "a_test_that_hangs_is_interrupted_and_what_it_waits_for_is_told",
     "the_checker_takes_what_one_order_explains",
     "the_checker_finds_what_no_order_explains",
     "a_host_crashes_under_load_and_the_other_goes_on_and_it_returns",
@@ -45,6 +48,7 @@ const MOST_TELLING: [&str; 17] = [
     "of_three_hosts_one_crashes_while_a_guest_lies_and_both_are_masked",
     "a_drained_host_is_switched_off_and_gets_its_share_back",
     "a_host_is_removed_and_another_added_beside_a_witness",
+    "a_host_is_lost_under_uploads_at_both_gateways_and_the_other_goes_on",
     "nothing_of_a_lab_is_left_when_it_is_down",
 ];
 
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         println!("skipped: all tests with several hosts: {reason}");
     }
     let mut trials = Vec::new();
+    trials.extend(wait::trials());
     trials.extend(quorum::trials());
     trials.extend(links::trials());
     trials.extend(guest::trials());
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
     trials.extend(fenced::trials());
     trials.extend(three::trials());
     trials.extend(members::trials());
+    trials.extend(uploads::trials());
+    trials.extend(upgrade::trials());
     trials.extend(suite::closing_trials());
     let is_short = std::env::var_os("SPARE_SCALE").is_some_and(|scale| scale == "short");
     let trials: Vec<Trial> = trials

@@ -8,6 +8,7 @@ use spare_lab::names::DATA_IN_HOST;
 use spare_lab::{fence, Host, Lab, Power};
 use spare_protocol::admin::{Mode, ReplicaState, ScrubReport, Status};
 use spare_rig::Hypervisor;
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 /// The guests' image.
@@ -15,6 +16,8 @@ pub(crate) const IMAGE: &str = "auction-tiny-test";
 /// Where hosts see the programs, as the units have it, and the images.
 pub(crate) const PROGRAMS: &str = "/opt/spare/bin";
 pub(crate) const IMAGES: &str = "/opt/spare/images";
+/// Where hosts see the programs of an earlier build, if there are any.
+pub(crate) const PREVIOUS: &str = "/opt/spare/previous";
 /// A manager's store.
 pub(crate) const STORE: &str = "/var/lib/spare/manager/store";
 /// Where clients connect.
@@ -25,9 +28,9 @@ const BUILD_LIMIT: [Duration; 2] = [Duration::from_secs(180), Duration::from_sec
 const FENCE_DELAY_MS: u32 = 600;
 /// For an answer of a manager that is there.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// For what an operator asks for that all managers, or all replicas, take part in.
+const WORK_LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(100);
-/// Enough to see the last minutes of a test that failed.
-const JOURNAL_LINES: &str = "150";
 
 /// The service on all hosts of a lab.
 pub(crate) struct Service<'a> {
@@ -136,6 +139,17 @@ impl<'a> Service<'a> {
         Ok(Admin::new(&data.join("manager/admin.sock")))
     }
 
+    /// What a manager is asked, if it answers in time.
+    fn answer<T, E: std::error::Error + Send + Sync + 'static>(
+        &self,
+        limit: Duration,
+        question: impl Future<Output = Result<T, E>>,
+    ) -> Result<T> {
+        let asked = async { tokio::time::timeout(limit, question).await };
+        let answer = self.runtime.block_on(asked);
+        Ok(answer.with_context(|| format!("no answer within {limit:?}"))??)
+    }
+
     /// What a host's manager says.
     pub(crate) fn status(&self, host: &str) -> Result<Status> {
         ensure!(
@@ -143,8 +157,7 @@ impl<'a> Service<'a> {
             "{host} is not on"
         );
         let admin = self.admin(host)?;
-        let asked = async { tokio::time::timeout(ANSWER_LIMIT, admin.status()).await };
-        Ok(self.runtime.block_on(asked).context("no answer")??)
+        self.answer(ANSWER_LIMIT, admin.status())
     }
 
     /// What everybody says, for messages.
@@ -154,31 +167,6 @@ impl<'a> Service<'a> {
             Err(error) => format!("{name}: {error:#}\n"),
         };
         self.lab.voters().map(one).collect()
-    }
-
-    /// What everybody wrote down lately, the witness too: why a test failed.
-    pub(crate) fn journals(&self) -> String {
-        let one = |name: String| match self.journal(&name) {
-            Ok(journal) => format!("--- the journal of {name}\n{journal}"),
-            Err(error) => format!("--- no journal of {name}: {error:#}\n"),
-        };
-        self.lab.booted().map(one).collect()
-    }
-
-    fn journal(&self, host: &str) -> Result<String> {
-        let host = self.lab.host(host)?;
-        ensure!(host.power() == Power::On, "it is not on");
-        let mut words = vec!["journalctl", "-q", "--no-pager", "-o", "short-precise"];
-        words.extend(["-n", JOURNAL_LINES]);
-        for unit in [
-            "corosync",
-            "corosync-qdevice",
-            "corosync-qnetd",
-            "spare-manager",
-        ] {
-            words.extend(["-u", unit]);
-        }
-        host.output(words)
     }
 
     /// Whether a host's manager serves with all hosts, and all replicas are there.
@@ -235,7 +223,7 @@ impl<'a> Service<'a> {
     /// Every replica reads its whole state; all are equal.
     pub(crate) fn scrub(&self, host: &str) -> Result<ScrubReport> {
         let admin = self.admin(host)?;
-        let report = self.runtime.block_on(admin.scrub())?;
+        let report = self.answer(WORK_LIMIT, admin.scrub())?;
         ensure!(report.equal, "{report:?}");
         Ok(report)
     }
@@ -243,19 +231,19 @@ impl<'a> Service<'a> {
     /// An operator says that a host is off.
     pub(crate) fn confirm_fence(&self, host: &str, off: &str) -> Result<()> {
         let admin = self.admin(host)?;
-        Ok(self.runtime.block_on(admin.confirm_fence(off))?)
+        self.answer(WORK_LIMIT, admin.confirm_fence(off))
     }
 
     /// An operator says that a host's disk is gone for good.
     pub(crate) fn accept_loss(&self, host: &str, lost: &str) -> Result<()> {
         let admin = self.admin(host)?;
-        Ok(self.runtime.block_on(admin.accept_loss(lost))?)
+        self.answer(WORK_LIMIT, admin.accept_loss(lost))
     }
 
     /// The texts of what a host's manager noticed.
     pub(crate) fn events(&self, host: &str) -> Result<Vec<String>> {
         let admin = self.admin(host)?;
-        let events = self.runtime.block_on(admin.events(0, 0))?;
+        let events = self.answer(ANSWER_LIMIT, admin.events(0, 0))?;
         Ok(events.into_iter().map(|e| e.text).collect())
     }
 }

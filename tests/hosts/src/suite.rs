@@ -1,20 +1,33 @@
 //! The lab that all tests share, and what they ask of it.
 
-use crate::service::{Service, IMAGE, IMAGES, PROGRAMS};
-use crate::wait::within;
+use crate::service::{Service, IMAGE, IMAGES, PREVIOUS, PROGRAMS};
+use crate::wait::{limited, waits_for, within};
 use anyhow::{ensure, Context, Result};
 use libtest_mimic::Trial;
 use spare_lab::rules::Ways;
 use spare_lab::{names, Host, Lab, Options, Power, Shared};
 use spare_rig::{binaries, build_image, Hypervisor};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Its name: a contributor's own lab is left alone.
 const LAB: &str = "hosttests";
 /// Until both hosts know each other and the witness again, whatever was done to them.
 const ORDER_LIMIT: Duration = Duration::from_secs(90);
+
+/// A lab is up within this, the root of its hosts built from packages if there is none.
+const UP_LIMIT: Duration = Duration::from_secs(900);
+/// A test takes no longer than this: none of those that CI runs usually takes a minute, and at full length guests are
+/// built again and again.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
+const TEST_LIMIT_FULL: Duration = Duration::from_secs(2400);
+/// A Corosync whose nodes do not agree on who is there does not answer.
+const QUORUM_LIMIT: Duration = Duration::from_secs(10);
+/// For what a host wrote down, where something hangs already.
+const JOURNAL_LIMIT: Duration = Duration::from_secs(20);
+/// Enough to see the last minutes of a test that failed.
+const JOURNAL_LINES: &str = "150";
 
 /// The lab that is up, and what it is like.
 static SUITE: Mutex<Option<(Shape, Lab)>> = Mutex::new(None);
@@ -49,7 +62,7 @@ pub(crate) fn service_trial(name: &str, shape: Shape, test: Test) -> Trial {
         let done = test(&service);
         // While everything is as the test left it.
         done.map_err(|e| {
-            eprintln!("{}", service.journals());
+            eprintln!("{}", journals(lab));
             e.context(service.described())
         })
     })
@@ -69,6 +82,41 @@ fn timed(
         print!("{:4} s ", begun.elapsed().as_secs());
         result.map_err(|e| format!("{e:#}").into())
     })
+}
+
+/// What the lab was like when a test took too long.
+fn described(lab: &Lab) -> String {
+    let status = match lab.status() {
+        Ok(status) => format!("{status:?}"),
+        Err(error) => format!("nobody can tell: {error:#}"),
+    };
+    format!("the lab: {status}\n{}", journals(lab))
+}
+
+/// What everybody wrote down lately, the witness too: why a test failed.
+pub(crate) fn journals(lab: &Lab) -> String {
+    let one = |name: String| match journal(lab, &name) {
+        Ok(journal) => format!("--- the journal of {name}\n{journal}"),
+        Err(error) => format!("--- no journal of {name}: {error:#}\n"),
+    };
+    lab.booted().map(one).collect()
+}
+
+fn journal(lab: &Lab, host: &str) -> Result<String> {
+    let host = lab.host(host)?;
+    ensure!(host.power() == Power::On, "it is {}", host.power());
+    let mut words = vec!["journalctl", "-q", "--no-pager", "-o", "short-precise"];
+    words.extend(["-n", JOURNAL_LINES]);
+    for unit in [
+        "corosync",
+        "corosync-qdevice",
+        "corosync-qnetd",
+        "spare-manager",
+    ] {
+        words.extend(["-u", unit]);
+    }
+    let done = host.run_within(JOURNAL_LIMIT, words)?;
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
 /// What replicas run on: guests at full length, processes otherwise, unless `SPARE_HYPERVISOR` says.
@@ -101,19 +149,53 @@ pub(crate) fn rounds(short: usize, full: usize) -> usize {
     }
 }
 
-fn with_lab(shape: Shape, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
-    let mut lab = SUITE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
-    if lab.as_ref().is_none_or(|(is, _)| *is != shape) {
-        // What an interrupted run left, or a lab that is no use here.
-        Lab::down(LAB, false)?;
-        *lab = None;
-        let say = |line: &str| eprintln!("lab: {line}");
-        *lab = Some((shape, Lab::up(&options(shape)?, &say)?));
+fn with_lab(shape: Shape, test: impl FnOnce(&Lab) -> Result<()> + Send + 'static) -> Result<()> {
+    let lab = limited(UP_LIMIT, move || up(shape), abandon).context("no lab")?;
+    let (limit, tested) = (test_limit(), lab.clone());
+    limited(
+        limit,
+        move || test(&tested),
+        || {
+            eprintln!("{}", described(&lab));
+            abandon();
+        },
+    )
+}
+
+fn test_limit() -> Duration {
+    if is_full() {
+        TEST_LIMIT_FULL
+    } else {
+        TEST_LIMIT
     }
-    let (_, lab) = lab.as_ref().context("no lab")?;
-    test(lab)
+}
+
+fn suite() -> MutexGuard<'static, Option<(Shape, Lab)>> {
+    SUITE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A lab of this shape: the one that is up, or a new one.
+fn up(shape: Shape) -> Result<Lab> {
+    if let Some((_, lab)) = suite().as_ref().filter(|(is, _)| *is == shape) {
+        return Ok(lab.clone());
+    }
+    waits_for("the lab to be down");
+    // What an interrupted run left, or a lab that is no use here.
+    *suite() = None;
+    Lab::down(LAB, false)?;
+    waits_for("the lab to be up");
+    let say = |line: &str| eprintln!("lab: {line}");
+    let lab = Lab::up(&options(shape)?, &say)?;
+    *suite() = Some((shape, lab.clone()));
+    Ok(lab)
+}
+
+/// Ends the lab under a test that hangs, and so what that waits for. The next test has a new one.
+fn abandon() {
+    *suite() = None;
+    if let Err(e) = Lab::down(LAB, false) {
+        eprintln!("the lab could not be ended: {e:#}");
+    }
 }
 
 fn options(shape: Shape) -> Result<Options> {
@@ -128,8 +210,17 @@ fn options(shape: Shape) -> Result<Options> {
         faults: if shape == Shape::Three { 2 } else { 1 },
         witness: matches!(shape, Shape::Witness | Shape::SpareAndWitness),
         token_ms: 1000,
-        shared: vec![shared(binaries()?, PROGRAMS), shared(images()?, IMAGES)],
+        shared: [(binaries()?, PROGRAMS), (images()?, IMAGES)]
+            .into_iter()
+            .chain(previous().map(|folder| (folder, PREVIOUS)))
+            .map(|(source, target)| shared(source, target))
+            .collect(),
     })
+}
+
+/// The folder with the programs of an earlier build, which `scripts/build-previous` makes.
+pub(crate) fn previous() -> Option<PathBuf> {
+    std::env::var_os("SPARE_PREVIOUS").map(PathBuf::from)
 }
 
 /// A folder with the guests' image in it, not linked: what the cache forgets meanwhile stays there.
@@ -152,7 +243,12 @@ fn images() -> Result<PathBuf> {
 pub(crate) fn closing_trials() -> Vec<Trial> {
     vec![Trial::test(
         "nothing_of_a_lab_is_left_when_it_is_down",
-        || nothing_is_left().map_err(|e| format!("{e:#}").into()),
+        || {
+            let begun = Instant::now();
+            let result = limited(TEST_LIMIT, nothing_is_left, abandon);
+            print!("{:4} s ", begun.elapsed().as_secs());
+            result.map_err(|e| format!("{e:#}").into())
+        },
     )]
 }
 
@@ -189,10 +285,8 @@ fn nothing_is_left() -> Result<()> {
 
 /// Ends the lab, if there is one.
 pub(crate) fn end() -> Result<()> {
-    let mut lab = SUITE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
-    if lab.take().is_some() && std::env::var_os("SPARE_LAB_KEEP").is_none() {
+    let lab = suite().take();
+    if lab.is_some() && std::env::var_os("SPARE_LAB_KEEP").is_none() {
         Lab::down(LAB, false)?;
         let images = Path::new(names::DISKS).join(format!("{LAB}-images"));
         if images.exists() {
@@ -240,7 +334,7 @@ pub(crate) struct Quorum {
 impl Quorum {
     pub(crate) fn of(host: &Host) -> Result<Quorum> {
         // Its exit code is the quorum's state, or another failure's.
-        let done = host.run(["corosync-quorumtool", "-s"])?;
+        let done = host.run_within(QUORUM_LIMIT, ["corosync-quorumtool", "-s"])?;
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         Quorum::parse(&text).with_context(|| format!("on {}: {text}", host.name()))
     }

@@ -1,11 +1,12 @@
 //! Clients: each with one operation under way, against whichever gateway it likes.
 
 use crate::random::Random;
-use crate::service::{Kind, Operation, REGISTERS};
+use crate::service::{Burden, Kind, Operation, Read, REGISTERS};
+use crate::strain::{burden, Allowance, Strain};
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::RequestId;
-use spare_protocol::Hash;
+use spare_protocol::{Class, Hash};
 
 /// What became of an operation, as its client sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub(crate) struct Pending {
     /// The attempt that the client waits for.
     pub(crate) id: Option<RequestId>,
     pub(crate) attempt: u64,
+    /// When that attempt was sent.
+    pub(crate) sent: u64,
     /// An earlier attempt may take effect.
     pub(crate) unsure: bool,
 }
@@ -52,11 +55,19 @@ pub(crate) struct Client {
     pub(crate) host: usize,
     pub(crate) pending: Option<Pending>,
     pub(crate) burst_left: u64,
-    /// The key and identity of an operation that took effect.
+    /// The key of a write that was answered. (What a read's stood for is on no disk when that is answered.)
     pub(crate) used_key: Option<Hash>,
+    /// Its first of those, which is still remembered as long as it has used so few.
+    first_key: Option<Hash>,
+    pub(crate) first_kept_for: usize,
+    keys_used: usize,
     count: u64,
     /// What it saw last, to expect it in a comparison.
     seen: [u64; REGISTERS],
+    /// For strain alone.
+    strain_random: Random,
+    /// It does nothing but send keys.
+    pub(crate) floods: bool,
 }
 
 impl Client {
@@ -68,13 +79,24 @@ impl Client {
             pending: None,
             burst_left: 0,
             used_key: None,
+            first_key: None,
+            first_kept_for: 0,
+            keys_used: 0,
             count: 0,
             seen: [0; REGISTERS],
+            strain_random: Random::new(number as u64 ^ 0xC11E_2717),
+            floods: false,
         }
     }
 
     /// The next operation.
-    pub(crate) fn invent(&mut self, now: u64, floor: u64, poison: bool) -> &Pending {
+    pub(crate) fn invent(
+        &mut self,
+        now: u64,
+        floor: u64,
+        poison: bool,
+        (strain, pace, allowance): (Strain, u64, &mut Allowance),
+    ) -> &Pending {
         self.count += 1;
         let id = (self.number as u64 + 1) << 32 | self.count;
         let register = self.random.index(REGISTERS);
@@ -88,19 +110,33 @@ impl Client {
             75..=95 => Kind::CompareAndSet,
             _ => Kind::HiddenSwap,
         };
-        let operation = Operation {
+        let mut operation = Operation {
             kind,
             register: u8::try_from(register).unwrap_or(0),
             stamped: self.random.permille(200),
             id,
             value: id,
             expected: self.seen[register],
+            burden: Burden::default(),
         };
-        let keyed = self.random.permille(500);
+        if !poison {
+            burden(
+                &mut operation,
+                (strain, pace),
+                allowance,
+                &mut self.strain_random,
+            );
+        }
+        let keyed = self.random.permille(500) || self.floods;
         let mut key = keyed.then(|| Hash::of(&id.to_le_bytes()));
         let reuses_key = self.used_key.is_some() && self.random.permille(10) && !poison;
         if reuses_key {
-            key = self.used_key;
+            let first = self
+                .first_key
+                .filter(|_| self.keys_used < self.first_kept_for);
+            key = first.or(self.used_key);
+        } else {
+            self.keys_used += usize::from(keyed);
         }
         self.pending.insert(Pending {
             bytes: operation.encode(),
@@ -111,6 +147,7 @@ impl Client {
             floor,
             id: None,
             attempt: 0,
+            sent: now,
             unsure: false,
         })
     }
@@ -119,7 +156,7 @@ impl Client {
     pub(crate) fn end(&mut self, now: u64, end: End) -> Option<Operated> {
         let pending = self.pending.take()?;
         if let End::Done { held, before } = &end {
-            let changed = pending.operation.kind != Kind::Read && *held;
+            let changed = pending.operation.changes() && *held;
             let now_there = if changed {
                 pending.operation.value
             } else {
@@ -128,8 +165,9 @@ impl Client {
             if let Some(seen) = self.seen.get_mut(usize::from(pending.operation.register)) {
                 *seen = now_there;
             }
-            if !pending.reuses_key {
+            if !pending.reuses_key && pending.operation.class() == Class::Write {
                 self.used_key = pending.key.or(self.used_key);
+                self.first_key = self.first_key.or(self.used_key);
             }
         }
         Some(Operated {
@@ -146,9 +184,10 @@ pub(crate) fn end_of(outcome: Option<&Outcome>) -> Option<End> {
     match outcome {
         None => Some(End::Nothing),
         Some(Outcome::WriteInRead) => None,
-        Some(Outcome::Reply(bytes)) => {
-            let (held, before) = crate::service::read_reply(bytes)?;
-            Some(End::Done { held, before })
-        }
+        Some(Outcome::Reply(bytes)) => Some(match crate::service::read_reply(bytes)? {
+            Read::Value { held, before } => End::Done { held, before },
+            Read::Undone => End::Nothing,
+            Read::NotCarried => End::Unknown,
+        }),
     }
 }

@@ -12,6 +12,9 @@ use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a machine or a network did may show in its replicas for so long: they are built anew, passives are woken.
+pub(crate) const TROUBLE_LASTS: u64 = 30 * SECOND;
+
 /// Something that goes wrong, or ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -51,6 +54,16 @@ pub(crate) enum Fault {
     Remove(usize),
 }
 
+impl Fault {
+    /// A machine or a network fails, or an operator turns something off, rather than a replica or a client.
+    fn is_of_machine(self) -> bool {
+        !matches!(
+            self,
+            Fault::Guests | Fault::VmDies | Fault::Poison | Fault::Scrub | Fault::Recover(_)
+        )
+    }
+}
+
 /// Counts of one run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tally {
@@ -75,6 +88,11 @@ impl Budget {
             faulty: BTreeMap::new(),
             ever: BTreeSet::new(),
         }
+    }
+
+    /// No replica is faulty.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.faulty.is_empty()
     }
 
     pub(crate) fn was_faulty(&self, replica: ReplicaId) -> bool {
@@ -159,14 +177,17 @@ impl World {
             62..=65 => Fault::Freeze(host),
             66..=69 => Fault::SlowGuests(host),
             70..=72 => Fault::BadCalls(host),
-            73..=75 => Fault::ClockJump(host),
-            76..=84 => Fault::Recover(host),
+            73..=74 => Fault::ClockJump(host),
+            75..=84 => Fault::Recover(host),
             85..=86 => Fault::SlowDisk(host),
             87..=88 => Fault::LossyPeers,
             89..=92 => Fault::Poison,
             93..=96 => Fault::Scrub,
             _ => Fault::AllRestart,
         };
+        if self.plan.strain.calm && fault.is_of_machine() {
+            return;
+        }
         // Then one is a member first, and the others return to it.
         let anew = self.plan.parts_at_returns && self.fault_random.permille(120);
         self.suffer(if anew { Fault::AllRestart } else { fault });
@@ -174,12 +195,13 @@ impl World {
 
     /// A moment at which a fault hurts most.
     pub(crate) fn provoke(&mut self, host: usize, notice: &Notice) {
-        if self.phase != Phase::Safety {
+        if self.phase != Phase::Safety || self.plan.strain.calm {
             return;
         }
         if self.plan.parts_at_returns {
             self.part_at_a_return(host, notice);
         }
+        self.provoke_a_helper(notice);
         let chance = match notice {
             Notice::Mismatch { .. } | Notice::Woken { .. } | Notice::Promoted { .. } => 15,
             Notice::View { .. } | Notice::RecoveryBegan { .. } | Notice::HandedOver { .. } => 25,
@@ -187,7 +209,7 @@ impl World {
             Notice::Replica {
                 to: Some(ReplicaState::Successor),
                 ..
-            } => 250,
+            } => 400,
             Notice::ManagerState {
                 to: ManagerState::Apart | ManagerState::Serving,
                 ..
@@ -242,6 +264,9 @@ impl World {
         }
         self.trace
             .line(self.now, None, format_args!("FAULT {fault:?}"));
+        if fault.is_of_machine() {
+            self.in_trouble();
+        }
         if !ends && self.happens(fault) {
             self.tally.faults += 1;
         } else if ends {
@@ -249,9 +274,41 @@ impl World {
         }
     }
 
+    /// From here on, and for a while, what a replica suffers may come from a machine or a network.
+    pub(crate) fn in_trouble(&mut self) {
+        self.trouble_until = self.trouble_until.max(self.now + TROUBLE_LASTS);
+    }
+
+    /// No machine and no network is in trouble, nor was a short while ago.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.now > self.trouble_until
+    }
+
     pub(crate) fn later(&mut self, least: u64, most: u64, event: Event) {
         let at = self.now + self.fault_random.skewed(least, most);
         self.schedule(at, event);
+    }
+
+    /// A helper that was woken just now: its seat hands over while it is awake, where that waits for a checkpoint only;
+    /// or it has no time to help.
+    fn provoke_a_helper(&mut self, notice: &Notice) {
+        let Notice::Woken { replica, .. } = notice else {
+            return;
+        };
+        let host = usize::from(replica.seat.0);
+        let replicas = self.hosts[host].core.as_ref().map(Core::replicas);
+        let replicas = replicas.unwrap_or_default().into_iter();
+        let fresh = replicas
+            .filter(|r| r.state == ReplicaState::Successor && r.replica.seat == replica.seat)
+            .count();
+        let r = &mut self.fault_random;
+        let fault = match r.below(1000) {
+            0..=499 if fresh > 1 => Fault::Scrub,
+            0..=9 => Fault::SlowGuests(host),
+            _ => return,
+        };
+        let at = self.now + r.below(20 * MS);
+        self.schedule(at, Event::Fault(fault));
     }
 
     /// Whether it could be done.
@@ -371,7 +428,7 @@ impl World {
         for replica in replicas {
             if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
                 guest.hurry(self.now);
-                guest.speech_scheduled = false;
+                guest.speaks_at = u64::MAX;
             }
             self.speaks_soon(host, replica);
         }
@@ -526,6 +583,7 @@ impl World {
 
     /// These hosts are cut off for a while, and the engines notice within so many microseconds.
     pub(crate) fn cut_off(&mut self, hosts: &[usize], within: u64) {
+        self.in_trouble();
         self.cut_between(hosts);
         let at = self.now + self.fault_random.below(within);
         self.schedule(at, Event::Form { flap: false });
@@ -533,7 +591,7 @@ impl World {
     }
 
     /// Without durability, a request is in memory only: as few crash as such a service promises to bear.
-    fn may_crash(&self, host: usize) -> bool {
+    pub(crate) fn may_crash(&self, host: usize) -> bool {
         if self.plan.config.durable {
             return true;
         }
@@ -560,6 +618,7 @@ impl World {
     }
 
     pub(crate) fn crash_now(&mut self, host: usize, whole: bool) -> bool {
+        self.in_trouble();
         let h = &mut self.hosts[host];
         if h.core.take().is_none() {
             return false;
@@ -575,6 +634,7 @@ impl World {
         h.sent.clear();
         h.in_service.clear();
         h.votes.clear();
+        h.silent.clear();
         h.lies = crate::invariants::lies_are_convicted::LiesAreConvicted::default();
         h.tick_at = u64::MAX;
         h.flush_scheduled = false;
@@ -700,10 +760,11 @@ impl World {
         h.next_number = h.disk.starts << 32;
         let mut resume = self.hosts[host].disk.resume();
         resume.survivors = self.find_survivors(host);
+        let versions = self.build_of(host);
         let h = &mut self.hosts[host];
         h.safe = resume.safe;
         h.runs_with.clone_from(&h.listed);
-        let config = self.plan.config_of(seat(host), &h.listed);
+        let config = self.plan.config_of(seat(host), &h.listed, versions);
         match Core::new(config, resume) {
             Ok(core) => h.core = Some(core),
             Err(error) => {
@@ -773,10 +834,12 @@ impl World {
 
     /// Ends all faults, for the healing phase.
     pub(crate) fn heal(&mut self) {
+        self.in_trouble();
         self.network.healed = true;
         self.network.connect_all();
         self.network.loss = 5;
         self.finish_configuring();
+        self.finish_upgrades();
         for host in 0..self.hosts.len() {
             let h: &mut Host = &mut self.hosts[host];
             h.disk_slowness = 1;

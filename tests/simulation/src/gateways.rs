@@ -5,6 +5,7 @@ use crate::invariants::hold;
 use crate::network::seat;
 use crate::plan::{MS, SECOND};
 use crate::service::Kind;
+use crate::strain::Strain;
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, Refusal};
 use spare_protocol::channel::Outcome;
@@ -32,8 +33,26 @@ impl World {
         if c.burst_left == 0 {
             c.burst_left = c.random.range(1, self.plan.burst);
         }
-        c.invent(self.now, floor, poison);
+        let strain = match self.phase {
+            // What never ends would outlast the beginning.
+            Phase::Beginning => Strain::default(),
+            _ => self.plan.strain,
+        };
+        let pace = self.plan.pace;
+        c.invent(self.now, floor, poison, (strain, pace, &mut self.allowance));
         self.send_attempt(client);
+    }
+
+    /// Everybody who does nothing comes now.
+    pub(crate) fn rush(&mut self) {
+        for client in 0..self.clients.len() {
+            if self.clients[client].pending.is_none() {
+                self.client_acts(client);
+            }
+        }
+        if self.phase < Phase::Ending {
+            self.later(2 * SECOND, 20 * SECOND, Event::Rush);
+        }
     }
 
     fn send_attempt(&mut self, client: usize) {
@@ -58,6 +77,7 @@ impl World {
             return;
         };
         pending.attempt += 1;
+        pending.sent = self.now;
         pending.id = Some(id);
         let attempt = pending.attempt;
         let mut seed = [0; 32];
@@ -66,12 +86,15 @@ impl World {
             id,
             class: pending.operation.class(),
             key: pending.key,
+            key_owner: client as u64 + 1,
             proposed_time_us,
             seed,
             request: pending.bytes.clone(),
         };
         h.open.insert(id.number, (client, attempt));
-        if c.random.permille(30) {
+        if c.random
+            .permille(if self.plan.strain.stalls { 150 } else { 30 })
+        {
             let patience = c.random.range(SECOND, 20 * SECOND);
             self.schedule(self.now + patience, Event::Impatient { client, attempt });
         }
@@ -92,6 +115,7 @@ impl World {
             },
             class: Class::Scrub,
             key: None,
+            key_owner: 0,
             proposed_time_us: h.now(self.now).clock_us,
             seed: [0; 32],
             request: bytes::Bytes::new(),
@@ -124,6 +148,7 @@ impl World {
             self.scrub_asked = false;
             return;
         }
+        self.answered_last = self.now;
         if !self.waiting(client, host, number) {
             return;
         }
@@ -163,7 +188,9 @@ impl World {
         let operated = c.end(self.now, end);
         self.history.extend(operated);
         c.burst_left = c.burst_left.saturating_sub(1);
-        let wait = if c.burst_left == 0 {
+        let wait = if c.floods {
+            c.random.range(10, 200)
+        } else if c.burst_left == 0 {
             c.random.range(0, self.plan.pause)
         } else {
             c.random.range(100, 2 * MS)
@@ -186,7 +213,13 @@ impl World {
             return;
         }
         match reason {
-            Refusal::Busy | Refusal::NotPrimary => {
+            Refusal::KeysExhausted => {
+                let pending = self.clients[client].pending.as_ref();
+                let unsure = pending.is_some_and(|p| p.unsure);
+                self.clients[client].floods = false;
+                self.finish(client, if unsure { End::Unknown } else { End::Nothing });
+            }
+            Refusal::Busy | Refusal::Overloaded { .. } | Refusal::NotPrimary => {
                 let c = &mut self.clients[client];
                 let unsure = c.pending.as_ref().is_some_and(|p| p.unsure);
                 let keyed = c.pending.as_ref().is_some_and(|p| p.key.is_some());

@@ -4,7 +4,8 @@
 //! says.
 
 use crate::random::Random;
-use crate::service::{Kind, Operation, State};
+use crate::schedule::Schedule;
+use crate::service::{Executor, Kind, Operation, State};
 use bytes::Bytes;
 use spare_core::Input;
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
@@ -14,6 +15,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 /// Of a thousand services that execute a treacherous request so many die of it.
 const TREACHERY: u64 = 700;
+
+/// A manager waits so long for a guest that opens its channel.
+const HELLO_TIMEOUT: u64 = 10 * crate::plan::SECOND;
 
 /// How a faulty replica misbehaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,9 +124,11 @@ pub(crate) struct Guest {
     /// A fault was switched on at some time: whatever it says, now or later, may be wrong.
     pub(crate) faulty: bool,
     work: VecDeque<Work>,
-    answers: VecDeque<(u64, Input)>,
-    free_at: u64,
-    pub(crate) speech_scheduled: bool,
+    schedule: Schedule,
+    /// When it has done what it was at while its VM stood still for a moment, the last time.
+    pub(crate) stood_still_until: u64,
+    /// When it is listened to next.
+    pub(crate) speaks_at: u64,
 }
 
 /// What its VM gets of the processors. (It is as fast with each: only that it has the right one is simulated.)
@@ -137,10 +143,13 @@ pub(crate) enum Share {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Speed {
     pub(crate) factor: u64,
+    /// They never pause for a moment.
+    pub(crate) steady: bool,
 }
 
 impl Guest {
-    pub(crate) fn new(replica: ReplicaId) -> Guest {
+    /// With so many that execute reads.
+    pub(crate) fn new(replica: ReplicaId, readers: usize) -> Guest {
         Guest {
             replica,
             booted: false,
@@ -156,9 +165,9 @@ impl Guest {
             fault: None,
             faulty: false,
             work: VecDeque::new(),
-            answers: VecDeque::new(),
-            free_at: 0,
-            speech_scheduled: false,
+            schedule: Schedule::new(readers),
+            stood_still_until: 0,
+            speaks_at: u64::MAX,
         }
     }
 
@@ -178,7 +187,7 @@ impl Guest {
     }
 
     /// Its manager is another one, which opens its channel anew: it does what it was given, says nothing about
-    /// that any more, and tells its position. None if it is gone.
+    /// that any more, and tells its position. None if it is gone, or at something that does not end in time.
     pub(crate) fn hello(
         &mut self,
         now: u64,
@@ -189,26 +198,41 @@ impl Guest {
             return None;
         }
         self.resume(now, speed, random);
-        self.answers.clear();
-        self.speech_scheduled = false;
-        self.free_at = now;
+        if self.schedule.alone_until() > now + HELLO_TIMEOUT {
+            return None;
+        }
+        self.schedule.clear();
+        self.speaks_at = u64::MAX;
         let lies = self.lies(&[Lie::Ahead], random).is_some();
         (!self.dead).then_some(Position(self.position.0 + 7 * u64::from(lies)))
     }
 
     pub(crate) fn next_answer_at(&self) -> Option<u64> {
         let running = self.running;
-        self.answers.front().map(|(at, _)| *at).filter(|_| running)
+        self.schedule.next_at().filter(|_| running)
     }
 
     pub(crate) fn next_answer(&mut self, now: u64) -> Option<Input> {
         self.next_answer_at().filter(|at| *at <= now)?;
-        self.answers.pop_front().map(|(_, input)| input)
+        self.schedule.next()
     }
 
     fn say(&mut self, at: u64, input: Input) {
-        let last = self.answers.back().map_or(0, |(at, _)| *at);
-        self.answers.push_back((at.max(last), input));
+        self.schedule.say(at, input);
+    }
+
+    /// A request is aborted: it stops that, and answers something. If it is paused it does not come to it at all.
+    pub(crate) fn cancel(&mut self, position: Position, now: u64, random: &mut Random) {
+        let instead = Outcome::Reply(Bytes::from_static(b"stopped"));
+        let span = random.skewed(50, 5000);
+        for work in &mut self.work {
+            if let Work::Execute(request) = work {
+                if request.position == position {
+                    request.request = Operation::NOTHING.encode();
+                }
+            }
+        }
+        self.schedule.cancel(now, position, span, &instead);
     }
 
     /// Whether the fault shows on this occasion.
@@ -243,15 +267,24 @@ impl Guest {
             Work::Execute(_) => random.skewed(80, 900),
             Work::Apply { updates, .. } => 100 + updates.len() as u64 * random.skewed(20, 120),
         } * speed.factor;
-        if random.permille(4) {
+        let stands_still = random.permille(4) && !speed.steady;
+        if stands_still {
             span += random.below(30_000);
         }
-        let begin = self.free_at.max(now);
-        let mut end = begin + span;
         if let Some(fault) = self.lies(&[Lie::Slow], random) {
-            end += fault.late;
+            span += fault.late;
         }
-        self.free_at = end;
+        let (shared, takes) = match &work {
+            Work::Execute(request) => (
+                request.class == Class::Read,
+                Operation::decode(&request.request).map_or(0, |o| o.burden.takes),
+            ),
+            Work::Load(..) | Work::Apply { .. } => (false, 0),
+        };
+        let end = self.schedule.take(now, shared, span, takes);
+        if stands_still {
+            self.stood_still_until = self.stood_still_until.max(end);
+        }
         let replica = self.replica;
         match work {
             Work::Load(state, upto) => {
@@ -356,19 +389,14 @@ impl Guest {
 
     /// Its host is fast again: what it is at does not take as long as it looked.
     pub(crate) fn hurry(&mut self, now: u64) {
-        let mut latest = now;
-        for (at, _) in &mut self.answers {
-            latest += 300;
-            *at = (*at).min(latest);
-        }
-        self.free_at = self.free_at.min(latest);
+        self.schedule.hurry(now, 300);
     }
 
     /// Its VM stops now: what it had to say is lost.
     pub(crate) fn stop(&mut self) {
         self.dead = true;
         self.work.clear();
-        self.answers.clear();
+        self.schedule.clear();
     }
 
     fn execute(&mut self, end: u64, request: &Execute, random: &mut Random) {
@@ -385,6 +413,7 @@ impl Guest {
             &request.request,
             request.time_us,
             &request.seed,
+            Executor::of(replica),
         );
         let treacherous =
             Operation::decode(&request.request).is_some_and(|o| o.kind == Kind::Treacherous);
@@ -426,8 +455,7 @@ impl Guest {
             update = self.wrong(&update, fault);
         }
         let root = self.root(request.root, random);
-        let end = end + late;
-        self.free_at = self.free_at.max(end);
+        let end = end.saturating_add(late);
         let answer = |position, outcome, update| Input::Executed {
             replica,
             position,
@@ -452,19 +480,9 @@ impl Guest {
         if class != Class::Read || !random.permille(150) {
             return;
         }
-        let last = self.answers.len().saturating_sub(1);
-        let Some(before) = last.checked_sub(1) else {
-            return;
-        };
-        let is_read = matches!(
-            self.answers.get(before),
-            Some((_, Input::Executed { update, root: None, .. })) if update.is_empty()
-        );
-        if is_read {
-            let (at_before, at_last) = (self.answers[before].0, self.answers[last].0);
-            self.answers.swap(before, last);
-            self.answers[before].0 = at_before;
-            self.answers[last].0 = at_last;
-        }
+        self.schedule.overtake(|input| {
+            let read = |u: &Bytes, r: &Option<Hash>| u.is_empty() && r.is_none();
+            matches!(input, Input::Executed { update, root, .. } if read(update, root))
+        });
     }
 }

@@ -4,9 +4,11 @@ use crate::disk::Disk;
 use crate::guest::{Guest, Speed};
 use crate::invariants::lies_are_convicted::LiesAreConvicted;
 use crate::random::Random;
+use crate::upgrades::BEFORE;
 use spare_core::{Core, Micros, Now};
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::messages::Vote;
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,6 +44,8 @@ pub(crate) struct Host {
     pub(crate) monotonic_offset: u64,
     /// Its guests are this many times slower than usual.
     pub(crate) slowness: u64,
+    /// Its guests never pause for a moment.
+    pub(crate) steady: bool,
     pub(crate) disk_slowness: u64,
     /// Of a thousand hypervisor calls so many fail, hang, or succeed late.
     pub(crate) call_trouble: u64,
@@ -68,12 +72,16 @@ pub(crate) struct Host {
     pub(crate) aborted: BTreeSet<Position>,
     /// The votes of replicas in service on what is not recorded yet.
     pub(crate) votes: BTreeMap<Position, Vec<Vote>>,
+    /// The replicas that did not vote in time on what they were executing.
+    pub(crate) silent: BTreeMap<Position, BTreeSet<ReplicaId>>,
     pub(crate) lies: LiesAreConvicted,
     /// Replicas that were built for a recovery.
     pub(crate) successors: BTreeSet<ReplicaId>,
     /// The seats in its configuration, and those that its manager found there when it started.
     pub(crate) listed: Vec<SeatId>,
     pub(crate) runs_with: Vec<SeatId>,
+    /// The versions of the protocol that its build speaks, where hosts are upgraded.
+    pub(crate) speaks: VersionRange,
     /// Its disk is gone for good.
     pub(crate) gone: bool,
     pub(crate) random: Random,
@@ -96,6 +104,7 @@ impl Host {
             clock_offset: i64::try_from(random.below(50_000)).unwrap_or(0),
             monotonic_offset: random.below(1 << 40),
             slowness: 1,
+            steady: false,
             disk_slowness: 1,
             call_trouble: 2,
             ring_is_primary: false,
@@ -110,10 +119,12 @@ impl Host {
             left_active: BTreeMap::new(),
             aborted: BTreeSet::new(),
             votes: BTreeMap::new(),
+            silent: BTreeMap::new(),
             lies: LiesAreConvicted::default(),
             successors: BTreeSet::new(),
             listed: Vec::new(),
             runs_with: Vec::new(),
+            speaks: BEFORE,
             gone: false,
             random,
         }
@@ -131,10 +142,28 @@ impl Host {
     pub(crate) fn speed(&self) -> Speed {
         Speed {
             factor: self.slowness,
+            steady: self.steady,
         }
     }
 
     /// Its manager took over the group's state, or begins anew: what was seen before does not count.
+    pub(crate) fn executes(&self, replica: ReplicaId) -> bool {
+        let replicas = self.core.as_ref().map(Core::replicas);
+        let executes = |s| matches!(s, ReplicaState::Active | ReplicaState::Activating);
+        replicas
+            .into_iter()
+            .flatten()
+            .any(|r| r.replica == replica && executes(r.state))
+    }
+
+    /// How many replicas did not vote in time on what they were executing there, and have not since.
+    pub(crate) fn silent_on(&self, position: Position) -> usize {
+        let votes = self.votes.get(&position).map_or(&[][..], Vec::as_slice);
+        let voted = |r: &ReplicaId| votes.iter().any(|v| v.replica == *r);
+        let silent = self.silent.get(&position).into_iter().flatten();
+        silent.filter(|r| !voted(r)).count()
+    }
+
     pub(crate) fn watch_anew(&mut self) {
         let Some(core) = &self.core else {
             return;
@@ -144,6 +173,7 @@ impl Host {
         self.in_service = known.map(|r| r.replica).collect();
         self.watches_from = core.ordered();
         self.votes.clear();
+        self.silent.clear();
         self.lies = LiesAreConvicted::default();
     }
 }

@@ -17,9 +17,12 @@ mod phases;
 mod plan;
 mod random;
 mod run;
+mod schedule;
 mod seeded_bugs;
 mod service;
+mod strain;
 mod trace;
+mod upgrades;
 mod world;
 
 use clap::Parser;
@@ -30,6 +33,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
+use strain::Strain;
 
 /// Lines of a failing seed's trace that are printed without being asked for.
 const TAIL_LINES: usize = 60;
@@ -41,7 +45,7 @@ const BEYOND_SHARE: u64 = 50;
 /// Violations after which a run is given up.
 const VIOLATIONS_MAX: u64 = 10;
 
-/// Seeds that once failed, always run first: seed, hosts, faults.
+/// Seeds that once failed, always run first: seed, hosts, faults, strain.
 const REGRESSIONS: &str = include_str!("../regressions.txt");
 
 /// Simulates clusters of replica managers.
@@ -65,6 +69,10 @@ struct Options {
     /// Lets f+1 replicas be faulty, and shows what is then not promised.
     #[arg(long)]
     beyond: bool,
+    /// Puts every run under this strain, with commas: sizes, slow, crowd, differs, stalls; calm is without faults of
+    /// machines; none. Otherwise as the seed says.
+    #[arg(long)]
+    strain: Option<Strain>,
     /// Threads; one seed each at a time.
     #[arg(long)]
     threads: Option<usize>,
@@ -75,7 +83,7 @@ struct Options {
     /// of the same name).
     #[arg(long)]
     seeded_bugs: bool,
-    /// Puts this one known bug into the core, by its name in the table of --seeded-bugs.
+    /// Puts this one known bug into the core, by its name in the table of --seeded-bugs; with that, only it is proven.
     #[arg(long)]
     bug: Option<String>,
 }
@@ -124,10 +132,13 @@ fn regressions(beyond: bool) -> Vec<(u64, Fixed)> {
         let seed = words.next()?.parse().ok()?;
         let hosts = words.next().and_then(|w| w.parse().ok());
         let faults = words.next().and_then(|w| w.parse().ok());
+        let strain = words.next().and_then(|w| w.parse().ok());
         let fixed = Fixed {
             hosts,
             faults,
             beyond,
+            // Most were found before there was any.
+            strain: Some(strain.unwrap_or_default()),
             bug: None,
         };
         Some((seed, fixed))
@@ -176,6 +187,7 @@ fn main() -> ExitCode {
         hosts: options.hosts,
         faults: options.faults,
         beyond: options.beyond,
+        strain: options.strain,
         bug,
     };
     let count = options.seeds.unwrap_or(1);
@@ -185,7 +197,7 @@ fn main() -> ExitCode {
         .or_else(|| std::thread::available_parallelism().ok().map(Into::into))
         .unwrap_or(1);
     if options.seeded_bugs {
-        return seeded_bugs::prove(threads);
+        return seeded_bugs::prove(threads, bug);
     }
     if options.trace {
         let report = run(first, fixed, true);

@@ -48,6 +48,8 @@ pub(crate) struct Port {
     /// Multicast and not sequenced.
     pub(crate) outbox: VecDeque<Rc<Envelope>>,
     pub(crate) sequence_at: u64,
+    /// Messages whose turn came while the ring did not work: they are sequenced once it does.
+    pub(crate) stalled: usize,
     pub(crate) inbox: VecDeque<(u64, Item)>,
     pub(crate) drain_scheduled: bool,
     /// Messages that the manager delivered in `ring`.

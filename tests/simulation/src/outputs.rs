@@ -2,17 +2,19 @@
 
 mod notices;
 
+use crate::faults::TROUBLE_LASTS;
 use crate::guest::{Guest, Share, Work};
 use crate::host::Call;
 use crate::invariants::acknowledged_survives::AcknowledgedSurvives;
 use crate::invariants::one_deciding_view::OneDecidingView;
 use crate::invariants::reply_needs_votes::ReplyNeedsVotes;
 use crate::invariants::{
-    agreed_roots, applied_once, correct_never_convicted, correct_pages, fresh_base,
-    nothing_aborted_stays, updates_agreed,
+    agreed_roots, applied_once, bytes_within_budget, correct_never_convicted, correct_pages,
+    fresh_base, nothing_aborted_stays, updates_agreed,
 };
 use crate::network::{seat, Formed, Item};
 use crate::plan::{MS, SECOND};
+use crate::service::{request_bytes, Operation};
 use crate::world::{Event, Phase, World};
 use spare_core::{Input, ManagerState, Output, Refusal};
 use spare_protocol::admin::ReplicaState;
@@ -38,8 +40,10 @@ impl World {
                 .line(self.now, Some(host), format_args!("-> {output:?}"));
         }
         match output {
+            Output::Multicast(envelope) if self.is_foreign(host, &envelope.message) => {}
             Output::Multicast(envelope) => {
                 self.judge_own(host, &envelope.message);
+                let envelope = self.encoded(host, envelope);
                 self.ports[host].outbox.push_back(Rc::new(envelope));
                 self.sequence_soon(host);
             }
@@ -112,27 +116,37 @@ impl World {
                 let now = self.hosts[host].now(self.now).monotonic;
                 let in_time = release_before.is_none_or(|until| now < until);
                 self.coverage.count("request decided -> answered");
-                self.release(host, position, in_time);
+                if self.checks.order.is_read(position) {
+                    self.release_read(host, position, outcome.as_ref().ok(), in_time);
+                } else {
+                    self.release(host, position, in_time);
+                }
                 let record = self.hosts[host].disk.record(position).cloned();
                 if let Some(record) = record {
-                    let verdict = correct_pages::released(&record, outcome.as_ref());
+                    let verdict = correct_pages::released(&record, outcome.as_ref().ok());
                     self.hold(verdict);
                 }
-                self.answered(host, id.number, position, outcome.as_ref());
+                self.answered(host, id.number, position, outcome.as_ref().ok());
             }
             Output::AnswerAgain { id, position } => {
                 self.coverage.count("request decided -> answered again");
-                self.release(host, position, true);
                 let record = self.hosts[host].disk.record(position).cloned();
                 let outcome = record.and_then(|r| r.record.outcome.clone());
+                if self.checks.order.is_read(position) {
+                    self.release_read(host, position, outcome.as_ref(), true);
+                } else {
+                    self.release(host, position, true);
+                }
                 self.answered(host, id.number, position, outcome.as_ref());
             }
             Output::Refuse { id, reason } => {
                 self.coverage.count(match reason {
                     Refusal::Busy => "request refused: busy",
+                    Refusal::Overloaded { .. } => "request refused: overloaded",
                     Refusal::NotPrimary => "request refused: not primary",
                     Refusal::Interrupted => "request interrupted",
                     Refusal::KeyReused => "request refused: key reused",
+                    Refusal::KeysExhausted => "request refused: keys exhausted",
                 });
                 self.refused(host, id.number, reason);
             }
@@ -148,7 +162,8 @@ impl World {
                 let h = &mut self.hosts[host];
                 let new = replica.generation > h.disk.generation;
                 h.disk.generation = h.disk.generation.max(replica.generation);
-                h.guests.insert(replica, Guest::new(replica));
+                h.guests
+                    .insert(replica, Guest::new(replica, self.plan.readers));
                 h.sent.insert(replica, Position(0));
                 let verdict = crate::invariants::hold("one total order", new, || {
                     format!("the name {replica} is used a second time")
@@ -183,11 +198,22 @@ impl World {
                 self.give(host, replica, work);
             }
             Output::Execute { replica, request } => {
+                self.checks.order.executed(request.position, request.class);
                 let sent = self.sent(host, replica);
                 let verdict = applied_once::execute(replica, sent, request.position);
                 self.hold(verdict);
                 self.hosts[host].sent.insert(replica, request.position);
+                let operation = Operation::decode(&request.request).map(|o| o.id);
+                let (position, class) = (request.position, request.class);
+                self.checks.independent.given(position, class, operation);
                 self.give(host, replica, Work::Execute(request));
+            }
+            Output::Cancel { replica, position } => {
+                self.coverage.count("request stopped at a replica");
+                if let Some(guest) = self.hosts[host].guests.get_mut(&replica) {
+                    guest.cancel(position, self.now, &mut self.guest_random);
+                }
+                self.speaks_soon(host, replica);
             }
             Output::Apply {
                 replica,
@@ -261,11 +287,11 @@ impl World {
         let Some(guest) = h.guests.get_mut(&replica) else {
             return;
         };
-        let Some(at) = guest.next_answer_at().filter(|_| !guest.speech_scheduled) else {
+        let at = guest.next_answer_at().map(|at| at.max(self.now));
+        let Some(at) = at.filter(|at| *at < guest.speaks_at) else {
             return;
         };
-        guest.speech_scheduled = true;
-        let at = at.max(self.now);
+        guest.speaks_at = at;
         self.schedule(
             at,
             Event::Speaks {
@@ -280,7 +306,11 @@ impl World {
         let Some(guest) = self.hosts[host].guests.get_mut(&replica) else {
             return;
         };
-        guest.speech_scheduled = false;
+        if self.now < guest.speaks_at {
+            // It had something to say sooner, or nothing any more.
+            return;
+        }
+        guest.speaks_at = u64::MAX;
         let Some(input) = guest.next_answer(self.now) else {
             return self.speaks_soon(host, replica);
         };
@@ -312,6 +342,7 @@ impl World {
         let mut works = true;
         if h.random.permille(h.call_trouble) {
             self.tally.faults += 1;
+            self.trouble_until = self.trouble_until.max(self.now + TROUBLE_LASTS);
             match h.random.below(3) {
                 0 => return,
                 1 => works = false,
@@ -438,6 +469,33 @@ impl World {
         self.sync_soon(host);
     }
 
+    /// The reply to a read leaves. Nobody needs its record, but what it shows must be there for good: the write before
+    /// it, as if that were answered now.
+    fn release_read(
+        &mut self,
+        host: usize,
+        position: Position,
+        outcome: Option<&Outcome>,
+        in_time: bool,
+    ) {
+        let quorum = self.plan.config.quorum();
+        if let Some(outcome) = outcome {
+            let verdict = self.checks.votes.released_read(position, outcome, quorum);
+            self.hold(verdict);
+        }
+        let view = self.hosts[host].core.as_ref().map(spare_core::Core::view);
+        for member in view.unwrap_or_default() {
+            let member = usize::from(member.0);
+            let ordered = self.hosts[member].ordered_max;
+            let verdict = ReplyNeedsVotes::member_delivered(position, member, ordered);
+            self.hold(verdict);
+        }
+        match self.checks.order.write_before(position) {
+            Some(write) => self.release(host, write, in_time),
+            None => self.tally.answered += 1,
+        }
+    }
+
     /// A reply is released.
     fn release(&mut self, host: usize, position: Position, in_time: bool) {
         let quorum = self.plan.config.quorum();
@@ -524,7 +582,9 @@ impl World {
         if let OrderedMessage::Votes(votes) = &envelope.message {
             self.watch_votes(host, votes);
         }
-        self.input(host, Input::Delivered { from, envelope });
+        if !self.is_foreign(host, &envelope.message) {
+            self.input(host, Input::Delivered { from, envelope });
+        }
         let h = &mut self.hosts[host];
         // Who is cut off delivers what its own group sent and the others cannot: no more to compare.
         let whole = h.told_next == Some(index);
@@ -547,6 +607,9 @@ impl World {
 
     /// A manager announces a replica of its own, or votes for one.
     fn judge_own(&mut self, host: usize, message: &OrderedMessage) {
+        let bytes_max = self.plan.config.batch_bytes_max + request_bytes();
+        let fits = bytes_within_budget::multicast(host, message, bytes_max);
+        self.hold(fits);
         let h = &self.hosts[host];
         let verdict = match message {
             OrderedMessage::Built {
@@ -576,6 +639,11 @@ impl World {
         if !watches {
             // They wait for the state, or count for nothing: either way nothing can be said of them.
             return;
+        }
+        for (replica, position) in &votes.suspected {
+            if h.executes(*replica) {
+                h.silent.entry(*position).or_default().insert(*replica);
+            }
         }
         for vote in votes
             .votes
@@ -645,6 +713,7 @@ impl World {
     /// The engine gives the next message of a host its place in the ring's order.
     pub(crate) fn sequence(&mut self, host: usize) {
         if !self.network.ring_works(&self.ports, host) {
+            self.ports[host].stalled += 1;
             return;
         }
         let Some(ring) = self.ports[host].ring else {
@@ -674,6 +743,18 @@ impl World {
         for formed in formed {
             self.formed(formed);
         }
+        self.sequence_stalled();
+    }
+
+    /// Rings that did not work and were not followed by others work again.
+    fn sequence_stalled(&mut self) {
+        for host in 0..self.hosts.len() {
+            if self.network.ring_works(&self.ports, host) {
+                for _ in 0..std::mem::take(&mut self.ports[host].stalled) {
+                    self.sequence_soon(host);
+                }
+            }
+        }
     }
 
     pub(crate) fn formed(&mut self, formed: Formed) {
@@ -689,6 +770,7 @@ impl World {
         }
         for member in members {
             self.drain_soon(member);
+            self.ports[member].stalled = 0;
             for _ in 0..self.ports[member].outbox.len() {
                 self.sequence_soon(member);
             }

@@ -1,8 +1,11 @@
 //! The phases of a run: beginning, faults, healing, and the judgement at the end.
 
-use crate::faults::Fault;
+use crate::faults::{Fault, TROUBLE_LASTS};
 use crate::guest::Share;
-use crate::invariants::{everything_ends, linearizable};
+use crate::invariants::{
+    a_client_costs_no_place, bytes_within_budget, every_request_ends, everything_ends,
+    linearizable, reads_leave_independently::Waiting,
+};
 use crate::plan::{MS, SECOND};
 use crate::world::{Event, Phase, World};
 use spare_core::{Core, Input, ManagerState};
@@ -32,6 +35,13 @@ impl World {
     /// Looks whether the phase is over.
     pub(crate) fn look(&mut self) {
         self.accept_losses();
+        self.judge_service();
+        if self.plan.strain.slow {
+            self.judge_reads();
+        }
+        if self.plan.strain.sizes {
+            self.judge_bytes();
+        }
         let since = self.now - self.phase_since;
         match self.phase {
             Phase::Beginning => {
@@ -42,6 +52,11 @@ impl World {
                     .all(Core::is_staffed);
                 if staffed || since > 60 * SECOND {
                     self.enter(Phase::Safety);
+                    let settles = match self.plan.strain.calm {
+                        true => 2 * SECOND,
+                        false => TROUBLE_LASTS,
+                    };
+                    self.trouble_until = self.now + settles;
                     self.schedule(self.now + SECOND, Event::NextFault);
                     if self.plan.drains {
                         self.later(SECOND, 10 * SECOND, Event::Fault(Fault::Drain(0)));
@@ -64,6 +79,7 @@ impl World {
                 }
             }
             Phase::Healing => {
+                self.finish_upgrades();
                 if since > HEALING {
                     self.enter(Phase::Ending);
                     self.scrub_asked = false;
@@ -87,6 +103,88 @@ impl World {
             Phase::Over => return,
         }
         self.schedule(self.now + 250 * MS, Event::Look);
+    }
+
+    /// What managers hold is bounded, whatever happens.
+    fn judge_bytes(&mut self) {
+        let budget = self.plan.bytes_budget();
+        for host in 0..self.hosts.len() {
+            let held = self.hosts[host].core.as_ref().map(Core::bytes_held);
+            let verdict = held.map_or(Ok(()), |held| bytes_within_budget::held(host, held, budget));
+            self.hold(verdict);
+        }
+    }
+
+    /// While nothing is in trouble: clients are served, and there are replicas enough.
+    fn judge_service(&mut self) {
+        if !self.is_quiet() {
+            return;
+        }
+        // What was sent before the trouble ended, or was refused because of it, may take as long again.
+        let since = |at: u64| self.now.saturating_sub(at.max(self.trouble_until));
+        let waiting = self
+            .clients
+            .iter()
+            .filter_map(|c| Some((c.number, c.pending.as_ref()?)));
+        let mut asks = false;
+        let mut verdict = Ok(());
+        for (client, pending) in waiting {
+            asks = true;
+            if pending.id.is_some() {
+                let waits =
+                    every_request_ends::waits(client, &pending.operation, since(pending.sent));
+                verdict = verdict.and(waits);
+            }
+        }
+        if asks {
+            verdict = verdict.and(every_request_ends::goes_on(since(self.answered_last)));
+        }
+        self.hold(verdict);
+        let lately = |at: u64| at > 0 && self.now < at + TROUBLE_LASTS;
+        if lately(self.fewer_before) || !self.budget.is_untouched() {
+            return;
+        }
+        let least = match lately(self.fewer_since) {
+            // Those that a request brought down, or that executed what was aborted, are built anew. One is kept from it.
+            true => 1,
+            false => self.plan.config.quorum(),
+        };
+        for host in 0..self.hosts.len() {
+            let serves = |c: &&Core| c.state() == ManagerState::Serving;
+            let Some(core) = self.hosts[host].core.as_ref().filter(serves) else {
+                continue;
+            };
+            let verdict =
+                a_client_costs_no_place::usable(host, self.usable(host), least, core.ordered());
+            self.hold(verdict);
+        }
+    }
+
+    /// While nothing is in trouble: a read waits for no other.
+    fn judge_reads(&mut self) {
+        if !self.is_quiet() {
+            return self.checks.independent.begin_anew();
+        }
+        for client in &self.clients {
+            let Some(pending) = &client.pending else {
+                continue;
+            };
+            let operation = pending.operation.id;
+            let position = self.checks.independent.position(operation);
+            let (Some(id), Some(position)) = (pending.id, position) else {
+                continue;
+            };
+            let host = &self.hosts[usize::from(id.seat.0)];
+            let waiting = Waiting {
+                operation,
+                votes: host.votes.get(&position).map_or(&[], Vec::as_slice),
+                quorum: self.plan.config.quorum(),
+                settled: host.safe,
+            };
+            if let Err(violation) = self.checks.independent.waits(self.now, waiting) {
+                return self.hold(Err(violation));
+            }
+        }
     }
 
     /// An operator accepts the loss of a disk when managers wait for it. One without any view on it is new, or
@@ -235,7 +333,11 @@ impl World {
             let verdict = self.checks.acknowledged.at_the_end(host, digest);
             self.hold(verdict);
         }
-        match linearizable::histories(&self.history) {
+        let steps_max = match self.plan.strain.crowd {
+            true => linearizable::STEPS_MAX_CROWDED,
+            false => linearizable::STEPS_MAX,
+        };
+        match linearizable::histories(&self.history, steps_max) {
             Ok(unjudged) => self.tally.unjudged += unjudged,
             Err(violation) => self.hold(Err(violation)),
         }

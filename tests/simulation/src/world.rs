@@ -8,10 +8,11 @@ use crate::invariants::{Checks, Verdict, Violation};
 use crate::network::{Network, Port};
 use crate::plan::{Plan, MS, SECOND};
 use crate::random::Random;
+use crate::strain::Allowance;
 use crate::trace::Trace;
 use spare_core::{Input, Output};
 use spare_protocol::messages::PeerMessage;
-use spare_protocol::{ReplicaId, SeatId};
+use spare_protocol::{Position, ReplicaId, SeatId};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
@@ -61,6 +62,8 @@ pub(crate) enum Event {
     },
     /// A client does something.
     Client(usize),
+    /// Clients come all at once.
+    Rush,
     /// A client loses patience.
     Impatient {
         client: usize,
@@ -148,6 +151,16 @@ pub(crate) struct World {
     pub(crate) guest_random: Random,
     pub(crate) poisons_left: u64,
     pub(crate) poison_next: bool,
+    pub(crate) allowance: Allowance,
+    /// Until then what a replica suffers may come from a machine or a network that failed.
+    pub(crate) trouble_until: u64,
+    /// When a correct replica was lost last by a request: it ended, or what it executed was aborted.
+    pub(crate) fewer_since: u64,
+    /// When one was by the request before that.
+    pub(crate) fewer_before: u64,
+    /// The aborted write that cost replicas last.
+    pub(crate) fewer_of: Option<Position>,
+    pub(crate) answered_last: u64,
     /// Who became a member while the others were cut off ([`World::part_at_a_return`]).
     pub(crate) newest_member: Option<usize>,
     pub(crate) scrub_asked: bool,
@@ -190,6 +203,12 @@ impl World {
             guest_random: random.fork(),
             poisons_left: 4,
             poison_next: false,
+            allowance: Allowance::default(),
+            trouble_until: u64::MAX,
+            fewer_since: 0,
+            fewer_before: 0,
+            fewer_of: None,
+            answered_last: 0,
             newest_member: None,
             scrub_asked: false,
             scrubbed: false,
@@ -207,12 +226,31 @@ impl World {
         if world.plan.adds {
             world.begin_without_the_last();
         }
+        if world.plan.strain.calm {
+            for host in &mut world.hosts {
+                host.call_trouble = 0;
+                host.steady = true;
+            }
+        }
+        let keys_kept = world.plan.keys_kept();
+        for client in &mut world.clients {
+            client.first_kept_for = keys_kept;
+        }
+        if world.plan.strain.stalls {
+            world.clients[0].floods = true;
+        }
         for host in 0..world.seats.len() {
             world.schedule(SECOND + host as u64 * MS, Event::Start { host });
         }
         world.schedule(3 * SECOND, Event::Look);
+        // How fast replicas are is known to nobody before the first requests are decided.
+        let apart = if world.plan.overrun { 20 * MS } else { 0 };
         for client in 0..world.clients.len() {
-            world.schedule(2 * SECOND, Event::Client(client));
+            let at = 2 * SECOND + client as u64 * apart;
+            world.schedule(at, Event::Client(client));
+        }
+        if world.plan.strain.crowd {
+            world.schedule(8 * SECOND, Event::Rush);
         }
         if world.plan.leases {
             world.schedule(SECOND, Event::Lease);
@@ -318,6 +356,7 @@ impl World {
             }
             Event::Speaks { host, replica, .. } => self.speaks(host, replica),
             Event::Client(client) => self.client_acts(client),
+            Event::Rush => self.rush(),
             Event::Impatient { client, attempt } => self.client_loses_patience(client, attempt),
             Event::Form { flap } => self.form(flap),
             Event::Start { host } => self.start(host),

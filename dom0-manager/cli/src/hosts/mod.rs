@@ -16,8 +16,9 @@ use spare_client::admin::Admin;
 use spare_protocol::admin::Status;
 use std::fmt::Write as _;
 use std::fs::Permissions;
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{fchown, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -333,10 +334,23 @@ fn replace(path: &Path, text: &str) -> Result<()> {
         let is = std::fs::metadata(path)?;
         std::fs::copy(path, beside(".before"))?;
         let new = beside(".new");
-        std::fs::write(&new, text)?;
-        std::fs::set_permissions(&new, Permissions::from_mode(is.mode() & 0o7777))?;
-        chown(&new, Some(is.uid()), Some(is.gid()))?;
-        std::fs::File::open(&new)?.sync_all()?;
+        // Left behind by one that was interrupted.
+        if let Err(e) = std::fs::remove_file(&new) {
+            if e.kind() != ErrorKind::NotFound {
+                return Err(e);
+            }
+        }
+        // It may have secrets in it: nobody reads it before it has the mode of what was there.
+        let mut options = std::fs::File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(text.as_bytes())?;
+        fchown(&file, Some(is.uid()), Some(is.gid()))?;
+        file.set_permissions(Permissions::from_mode(is.mode() & 0o7777))?;
+        file.sync_all()?;
         std::fs::rename(&new, path)?;
         std::fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
     };

@@ -200,6 +200,18 @@ fn a_host_is_removed_only_when_others_have_its_replicas() {
 }
 
 #[test]
+fn a_link_beside_a_file_that_is_replaced_is_not_written_through() {
+    let scratch = Scratch::with("link", "h1=10.0.0.1,h2=10.0.0.2", &[]);
+    let victim = scratch.0.join("victim");
+    std::fs::write(&victim, "of somebody else").unwrap();
+    let beside = scratch.0.join("made/h1/spare.toml.new");
+    std::os::unix::fs::symlink(&victim, &beside).unwrap();
+    scratch.add("h1", &["h3=10.0.0.3"]).unwrap();
+    assert_eq!(scratch.read("victim"), "of somebody else");
+    assert!(scratch.read("made/h1/spare.toml").contains("10.0.0.3"));
+}
+
+#[test]
 fn beside_a_witness_its_device_is_started_and_stopped_too() {
     let scratch = Scratch::with(
         "witness",

@@ -78,8 +78,8 @@ fn totem(text: &mut String, plan: &Plan, token_ms: u32) {
     line!(text, "\ttoken: {token_ms}");
     // A network that loses much can leave a ring in which one host waits for messages that nobody has any more
     // (corosync/corosync#445; seen with 30% loss). Corosync gives it up after 2500 rounds of the token
-    // (fail_recv_const), in which nothing is ordered: 21 minutes if an idle ring's token is held back. Managers have
-    // it given up sooner, but notice only after seconds.
+    // (fail_recv_const), in which nothing is ordered: 21 minutes if an idle ring's token is held back. Managers make
+    // that 50 rounds.
     line!(text, "\tcancel_token_hold_on_retransmit: yes");
     line!(text, "\tseqno_unchanged_const: {IDLE_ROUNDS}");
     for link in 0..plan.hosts[0].addresses.len() {

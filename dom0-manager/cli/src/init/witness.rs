@@ -1,9 +1,8 @@
 //! Certificates for the connections between hosts and witness. `corosync-qnetd` and `corosync-qdevice` keep
 //! theirs in databases of the NSS library, which only NSS's own tools write: this runs them.
 
-use std::fs::Permissions;
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -111,7 +110,7 @@ impl Database<'_> {
         make_folder(folder)?;
         let database = Database { folder };
         // No password: the service must start by itself. The file's folder is the lock.
-        std::fs::write(database.file(PASSWORD_FILE), "\n")?;
+        write_private(&database.file(PASSWORD_FILE), b"\n")?;
         database.certutil(&["-N"], "")?;
         Ok(database)
     }
@@ -132,7 +131,7 @@ impl Database<'_> {
         let noise = self.file("noise");
         let mut random = [0; NOISE_BYTES];
         rand::fill(&mut random[..]);
-        std::fs::write(&noise, random)?;
+        write_private(&noise, &random)?;
         let (serial, noise_text) = (serial.to_string(), noise.to_string_lossy());
         let mut arguments = vec!["-S", "-n", name, "-s", subject, "-t", trust, "-m", &serial];
         arguments.extend(["-v", VALID_MONTHS, "-z", &noise_text]);
@@ -184,12 +183,10 @@ impl Database<'_> {
         format!("sql:{}", self.folder.display())
     }
 
-    /// Nothing in it is for anybody but its owner, and it is on disk.
+    /// It is on disk.
     fn finish(&self) -> Result<()> {
         for entry in std::fs::read_dir(self.folder)? {
-            let path = entry?.path();
-            std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-            std::fs::File::open(&path)?.sync_all()?;
+            std::fs::File::open(entry?.path())?.sync_all()?;
         }
         Ok(())
     }
@@ -206,6 +203,14 @@ fn make_folder(folder: &Path) -> Result<()> {
         })
 }
 
+/// A new file that only its owner can read, from the moment it exists.
+fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut options = std::fs::File::options();
+    let created = options.write(true).create_new(true).mode(0o600).open(path);
+    created?.write_all(bytes)?;
+    Ok(())
+}
+
 fn copy(from: &Path, to: &Path) -> Result<()> {
     make_folder(to)?;
     for entry in std::fs::read_dir(from)? {
@@ -216,13 +221,23 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The command, so that what it writes only its owner can read, from the moment it exists.
+fn private(command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "umask 077; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args());
+    shell
+}
+
 fn run(command: &mut Command, answers: &str) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let lost = |source| WitnessError::Run {
         program: program.clone(),
         source,
     };
-    let mut child = command
+    let mut child = private(command)
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

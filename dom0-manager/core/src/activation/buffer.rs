@@ -30,6 +30,11 @@ impl UpdateBuffer {
         self.updates.range(start..end).cloned().collect()
     }
 
+    /// The length of all updates.
+    pub(crate) fn bytes(&self) -> usize {
+        self.updates.iter().map(|(_, update)| update.len()).sum()
+    }
+
     /// Forgets what every replica has.
     pub(crate) fn trim(&mut self, upto: Position) {
         let passed = self.index_above(upto);

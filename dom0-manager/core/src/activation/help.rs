@@ -119,6 +119,7 @@ pub(crate) fn help_me(
 
 /// Whether this replica may answer a `HELP_ME`.
 pub(crate) fn may_help(
+    rules: &Rules,
     order: &Order,
     roster: &Roster,
     replica: ReplicaId,
@@ -128,6 +129,11 @@ pub(crate) fn may_help(
     let (Some(entry), Some(member)) = (order.entry(position), roster.get(replica)) else {
         return false;
     };
+    // A write that f+1 failed on is not tried on those that never touched it.
+    let is_hung = entry.failed() >= rules.quorum && !planted(Bug::HungWriteTakesTheClean);
+    if entry.request().class.is_exclusive() && is_hung {
+        return false;
+    }
     // A replica that fell silent is asked only when the others did not suffice.
     let trusted = !member.suspected || attempt > 1;
     let new = !entry.was_asked(replica) && !entry.takes_part(replica);

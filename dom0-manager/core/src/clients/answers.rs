@@ -32,17 +32,17 @@ impl Gateway<'_> {
         self.answer();
     }
 
-    /// A request has the key of another one.
-    pub(crate) fn key_reused(&mut self, id: RequestId) {
+    /// A request was delivered and got no position, because of its key.
+    pub(crate) fn not_ordered(&mut self, id: RequestId, reason: Refusal) {
         self.delivered(id);
         if self.is_mine(id) && self.clients.open.contains(id.number) {
-            self.refuse(id, Refusal::KeyReused);
+            self.refuse(id, reason);
         }
     }
 
     /// Answers clients: the request is decided, its bytes are here, and every member of the primary
-    /// view has delivered it and has it in its log — on disk, unless `durable` is off. That a
-    /// member delivered it is not enough without a disk either: its votes may all come from replicas of
+    /// view has delivered it and has it, or of a read the writes before it, in its log — on disk, unless `durable` is
+    /// off. That a member delivered a write is not enough without a disk either: its votes may all come from replicas of
     /// one seat, and what is only delivered is given up where all members leave the primary view.
     pub(crate) fn answer(&mut self) {
         if self.clients.answerable.is_empty() {
@@ -62,15 +62,25 @@ impl Gateway<'_> {
         }
     }
 
+    /// Up to here replies may leave. A read changes nothing, so nobody needs its record: it waits for the writes before
+    /// it, not for other reads.
     fn releasable_upto(&self) -> Position {
         if planted(Bug::ReplyBeforeDelivery) {
             return self.group.ordered();
         }
-        let delivered = self.group.delivered_everywhere().min(self.log.agreed());
+        let delivered = self.group.delivered_everywhere();
+        let agreed = delivered.min(self.log.agreed());
         if planted(Bug::ReplyBeforeDisk) {
-            return delivered;
+            return agreed;
         }
-        delivered.min(self.group.stored_everywhere())
+        let settled = agreed.min(self.group.stored_everywhere());
+        if planted(Bug::ReadWaitsForReads) {
+            return settled;
+        }
+        if planted(Bug::ReadBeforeItsWrites) {
+            return delivered.min(self.group.reads_settled_upto(delivered));
+        }
+        delivered.min(self.group.reads_settled_upto(settled))
     }
 
     fn answer_one(&mut self, position: Position) {
@@ -83,7 +93,7 @@ impl Gateway<'_> {
         let (id, class, key) = (slot.id(), slot.class(), slot.key());
         let repeated = self.clients.repeated.remove(&position).unwrap_or_default();
         // A read that tried to write was ordered again as a write; the answer is that one's.
-        if outcome == Some(Outcome::WriteInRead) && class == Class::Read {
+        if outcome == Ok(Outcome::WriteInRead) && class == Class::Read {
             let moved = key.and_then(|k| self.group.position_of_key(&k));
             for id in repeated {
                 self.repeats(id, moved.unwrap_or(position));

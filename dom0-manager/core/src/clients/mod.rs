@@ -8,10 +8,12 @@
 //!   refused: busy, not primary    its number has passed, or this manager left the primary view: interrupted
 //! ```
 
+mod admission;
 mod answers;
 mod submission;
 
 use crate::ascending::Ascending;
+use crate::clients::admission::Admission;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::group_state::GroupState;
@@ -33,10 +35,13 @@ pub(crate) struct Clients {
     /// Requests that wait to be multicast together.
     batch: Vec<Request>,
     batch_bytes: usize,
+    /// Of `submitted` and `batch`.
+    undelivered_bytes: usize,
     /// Their bytes are here and a client of this gateway waits for them.
     answerable: Ascending<Position>,
     /// Requests that repeat the one at a position.
     repeated: BTreeMap<Position, Vec<RequestId>>,
+    pub(crate) admission: Admission,
 }
 
 impl Clients {
@@ -46,9 +51,9 @@ impl Clients {
         first.map_or(Position(u64::MAX), Position::previous)
     }
 
-    /// What was found of a request counts for nothing.
-    pub(crate) fn reopened(&mut self, position: Position) {
-        self.answerable.remove(position);
+    /// Bytes of the requests that are not delivered yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.undelivered_bytes
     }
 }
 

@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(crate) enum Timer {
     /// `HELP_ME` for a request is renewed.
     Help(Position),
-    /// A request is aborted if f+1 replicas failed on it.
-    Abort(Position),
     /// The agreed bytes of a request are asked for again.
     Fetch(Position),
     /// A local replica must have done what it was given.
@@ -37,7 +35,7 @@ pub(crate) enum Timer {
 
 impl Timer {
     fn is_of_request(self) -> bool {
-        matches!(self, Timer::Help(_) | Timer::Abort(_) | Timer::Fetch(_))
+        matches!(self, Timer::Help(_) | Timer::Fetch(_))
     }
 }
 
@@ -119,22 +117,38 @@ impl Deadlines {
 pub(crate) enum Wait {
     /// The missing votes, after the first.
     Vote,
-    /// Any vote.
-    Delivery,
+    /// That it is executed at all.
+    Execution,
+    /// That a write is begun, after the reads before it.
+    Turn,
 }
 
-/// The two deadlines of every request. There are many of them and they are hardly ever missed: they stand
+/// The deadlines of every request. There are many of them and they are hardly ever missed: they stand
 /// in line, one line for each kind and class, in which deadlines are nearly in order. (A change of what
 /// was learnt can make one wait for the one before it.)
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Watch {
-    lines: [VecDeque<(Micros, Position)>; 4],
+    lines: [VecDeque<(Micros, Position)>; EXECUTION_LINES + VOTE_LINES + 1],
 }
+
+/// Reads, writes, scrubs.
+const EXECUTION_LINES: usize = 3;
+/// Reads, and what runs alone.
+const VOTE_LINES: usize = 2;
 
 impl Watch {
     pub(crate) fn push(&mut self, wait: Wait, class: Class, at: Micros, position: Position) {
-        let line = usize::from(wait == Wait::Vote) * 2 + usize::from(class.is_exclusive());
-        self.lines[line].push_back((at, position));
+        let line = match (wait, class) {
+            (Wait::Execution, Class::Read) => 0,
+            (Wait::Execution, Class::Write) => 1,
+            (Wait::Execution, Class::Scrub) => 2,
+            (Wait::Vote, Class::Read) => EXECUTION_LINES,
+            (Wait::Vote, _) => EXECUTION_LINES + 1,
+            (Wait::Turn, _) => EXECUTION_LINES + VOTE_LINES,
+        };
+        if let Some(line) = self.lines.get_mut(line) {
+            line.push_back((at, position));
+        }
     }
 
     /// Takes out what need not be waited for any more, from the front of each line.
@@ -152,12 +166,18 @@ impl Watch {
     }
 
     /// Takes out one deadline that expired by `now`.
-    pub(crate) fn expired(&mut self, now: Micros) -> Option<Position> {
-        let line = self
-            .lines
-            .iter_mut()
-            .find(|l| l.front().is_some_and(|(at, _)| *at <= now))?;
-        line.pop_front().map(|(_, position)| position)
+    pub(crate) fn expired(&mut self, now: Micros) -> Option<(Wait, Position)> {
+        let is_due = |l: &VecDeque<(Micros, Position)>| l.front().is_some_and(|(at, _)| *at <= now);
+        let line = self.lines.iter().position(is_due)?;
+        let wait = if line < EXECUTION_LINES {
+            Wait::Execution
+        } else if line < EXECUTION_LINES + VOTE_LINES {
+            Wait::Vote
+        } else {
+            Wait::Turn
+        };
+        let (_, position) = self.lines.get_mut(line)?.pop_front()?;
+        Some((wait, position))
     }
 
     pub(crate) fn forget_all(&mut self) {
@@ -188,6 +208,6 @@ mod tests {
         watch.clear(|p| p < Position(3));
         assert_eq!(watch.next(), Some(Micros(30)));
         assert_eq!(watch.expired(Micros(29)), None);
-        assert_eq!(watch.expired(Micros(30)), Some(Position(3)));
+        assert_eq!(watch.expired(Micros(30)), Some((Wait::Vote, Position(3))));
     }
 }

@@ -11,8 +11,7 @@ use crate::config::Config;
 use crate::io::{Micros, Now};
 use deadlines::{Deadlines, Watch};
 use latencies::Latencies;
-use spare_protocol::{Class, Position, ReplicaId};
-use std::collections::BTreeMap;
+use spare_protocol::{Class, Position};
 
 /// One manager's time.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +21,6 @@ pub(crate) struct Clock {
     /// The deadlines for the votes on each request.
     watch: Watch,
     latencies: Latencies,
-    /// Since when each replica executes, of whatever seat: before that it can miss nothing.
-    executes_since: BTreeMap<ReplicaId, Micros>,
 }
 
 impl Clock {
@@ -79,16 +76,26 @@ impl Clock {
         timers.chain(self.watch.next()).min()
     }
 
-    /// The votes on a request are waited for from now on, for `span`.
-    pub(crate) fn await_votes(
-        &mut self,
-        wait: Wait,
-        class: Class,
-        span: Micros,
-        position: Position,
-    ) {
-        let at = self.now.monotonic.after(span);
-        self.watch.push(wait, class, at, position);
+    /// The missing votes on a request are waited for from now on.
+    pub(crate) fn await_votes(&mut self, config: &Config, class: Class, position: Position) {
+        let at = self.now.monotonic.after(self.vote_timeout(config, class));
+        self.watch.push(Wait::Vote, class, at, position);
+    }
+
+    /// A local replica was given a request, which may take so long and no longer.
+    pub(crate) fn limit_execution(&mut self, config: &Config, class: Class, position: Position) {
+        let at = self.now.monotonic.after(config.execution_timeout(class));
+        self.watch.push(Wait::Execution, class, at, position);
+        if class.is_exclusive() {
+            self.limit_turn(config, position, self.now.monotonic);
+        }
+    }
+
+    /// A write of a local replica has waited since then for the next of the reads before it to end, and waits so long, and no
+    /// longer.
+    pub(crate) fn limit_turn(&mut self, config: &Config, position: Position, since: Micros) {
+        let at = since.after(config.read_patience);
+        self.watch.push(Wait::Turn, Class::Write, at, position);
     }
 
     /// Requests that have ended need not be waited for.
@@ -96,16 +103,15 @@ impl Clock {
         self.watch.clear(ended);
     }
 
-    /// Takes out one request whose votes were waited for long enough.
-    pub(crate) fn expired_wait(&mut self) -> Option<Position> {
+    /// Takes out one request that was waited for long enough.
+    pub(crate) fn expired_wait(&mut self) -> Option<(Wait, Position)> {
         self.watch.expired(self.now.monotonic)
     }
 
-    /// Forgets all deadlines of requests, and who executes.
+    /// Forgets all deadlines of requests.
     pub(crate) fn forget_requests(&mut self) {
         self.watch.forget_all();
         self.deadlines.forget_requests();
-        self.executes_since.clear();
     }
 
     /// The first vote on a request took this long.
@@ -118,30 +124,9 @@ impl Clock {
         self.latencies.timeout(class, config.vote_timeout)
     }
 
-    /// How long any vote on a request is waited for after its delivery.
-    pub(crate) fn delivery_timeout(&self, config: &Config, class: Class) -> Micros {
-        self.latencies.timeout(class, config.delivery_timeout)
-    }
-
     /// A vote that comes later than this after the first one is as bad as none.
     pub(crate) fn slow_after(&self, config: &Config, class: Class) -> Micros {
         let (factor, least) = (config.slow_factor, config.slow_min);
         self.latencies.slow(class, factor, least)
-    }
-
-    /// A replica executes from now on.
-    pub(crate) fn note_begun(&mut self, replica: ReplicaId) {
-        self.executes_since.insert(replica, self.now.monotonic);
-    }
-
-    /// A replica left service.
-    pub(crate) fn note_gone(&mut self, replica: ReplicaId) {
-        self.executes_since.remove(&replica);
-    }
-
-    /// Since when a replica executes; the beginning of time if that is not known.
-    pub(crate) fn executes_since(&self, replica: ReplicaId) -> Micros {
-        let since = self.executes_since.get(&replica);
-        since.copied().unwrap_or_default()
     }
 }

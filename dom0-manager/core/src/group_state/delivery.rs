@@ -42,7 +42,7 @@ impl GroupState {
                 attempt,
                 needed,
             } => help_me(&mut self.order, &mut self.events, position, attempt, needed),
-            OrderedMessage::Abort { position } => self.abort(position),
+            OrderedMessage::Abort { position, overdue } => self.overdue(from, position, &overdue),
             OrderedMessage::Drain { seat, drained } => self.drain(seat, drained),
             // In all that follows a manager speaks for the replicas of its own seat only.
             OrderedMessage::IDo {
@@ -78,7 +78,8 @@ impl GroupState {
             | OrderedMessage::Sync(_)
             | OrderedMessage::Joined { .. }
             | OrderedMessage::ViewStored { .. }
-            | OrderedMessage::AcceptLoss { .. } => {}
+            | OrderedMessage::AcceptLoss { .. }
+            | OrderedMessage::Speaks { .. } => {}
         }
     }
 }

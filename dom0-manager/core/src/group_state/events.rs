@@ -1,9 +1,9 @@
 //! What a change of the group's state asks of a manager.
 
 use crate::faults::Conviction;
-use crate::io::Notice;
+use crate::io::{Disagreement, Notice};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::messages::RequestId;
+use spare_protocol::messages::{AbortReason, RequestId};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// What becomes of the VM of a replica that leaves service.
@@ -23,12 +23,15 @@ pub(crate) enum Event {
     Ordered(Position),
     /// The first vote on a request was counted.
     FirstVote(Position),
-    /// A vote was counted on a request that was decided or voted on before.
-    Voted(Position, ReplicaId),
     /// A request has its f+1 equal votes, or was aborted.
     Decided(Position),
-    /// A request that was decided is not any more: its votes were based on what was aborted.
-    Reopened(Position),
+    /// A request was aborted.
+    Aborted {
+        position: Position,
+        reason: AbortReason,
+        /// Without what replicas answered, which only their managers have.
+        shown: Box<Disagreement>,
+    },
     /// The votes on a request cannot become f+1 equal ones by themselves.
     HelpWanted {
         position: Position,
@@ -53,8 +56,6 @@ pub(crate) enum Event {
         replica: ReplicaId,
         disposal: Disposal,
     },
-    /// f+1 replicas failed on a request.
-    AbortWanted(Position),
     /// There are fewer than f+1 actives, and none on the seat of the missing one can step in.
     ActiveMissing,
     /// A request repeats the one at this position.
@@ -64,6 +65,8 @@ pub(crate) enum Event {
     },
     /// A request has the key of another one.
     KeyReused(RequestId),
+    /// As many keys of this request's owner are remembered as may be.
+    KeysExhausted(RequestId),
     /// The primary view changed.
     ViewChanged,
     /// A seat is to have no replicas, or is to have its share again.

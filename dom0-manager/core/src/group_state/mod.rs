@@ -12,6 +12,9 @@
 //! - [`Checkpoints`]: the roots of replicas' states
 //! - [`ExactlyOnce`]: which requests came before
 //! - [`Recovery`]: the seat that is being recovered
+//!
+//! What it is encoded as, for managers that take it over, follows from the version of the protocol that the group speaks
+//! (`docs/protocol.md#versions`): see [`spare_protocol::versions`].
 
 mod delivery;
 mod events;
@@ -33,6 +36,7 @@ use crate::replicas::{Role, Roster, RosterEntry};
 use crate::voting::votes_needed;
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::{PrimaryView, ViewId};
+use spare_protocol::versions::{since_9, FIRST_VERSION};
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
 
 /// The group's state.
@@ -45,8 +49,21 @@ pub(crate) struct GroupState {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) exactly_once: ExactlyOnce,
     pub(crate) recovery: Option<Recovery>,
+    #[serde(with = "since_9")]
+    pub(crate) version: ActiveVersion,
     #[serde(skip)]
     pub(crate) events: Events,
+}
+
+/// The version of the protocol that the group speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ActiveVersion(u16);
+
+impl Default for ActiveVersion {
+    /// That of a state whose encoding does not tell.
+    fn default() -> ActiveVersion {
+        ActiveVersion(FIRST_VERSION)
+    }
 }
 
 impl GroupState {
@@ -62,6 +79,7 @@ impl GroupState {
             checkpoints: Checkpoints::default(),
             exactly_once: ExactlyOnce::resumed(&resume.keys, &resume.numbers),
             recovery: None,
+            version: ActiveVersion::default(),
             events: Events::default(),
         }
     }
@@ -124,6 +142,16 @@ impl GroupState {
         awaited.last().map(|(p, _)| p)
     }
 
+    /// Whether every write before a request is decided.
+    pub(crate) fn may_decide(&self, position: Position) -> bool {
+        self.order.may_decide(position)
+    }
+
+    /// How many requests are undecided.
+    pub(crate) fn undecided_count(&self) -> usize {
+        self.order.undecided_count()
+    }
+
     /// How many more equal votes an undecided request needs, at least.
     pub(crate) fn votes_needed(&self, position: Position) -> Option<usize> {
         votes_needed(&self.rules, &self.order, position)
@@ -137,7 +165,14 @@ impl GroupState {
 
     /// Whether this replica may answer a `HELP_ME`.
     pub(crate) fn may_help(&self, replica: ReplicaId, position: Position, attempt: u32) -> bool {
-        may_help(&self.order, &self.roster, replica, position, attempt)
+        may_help(
+            &self.rules,
+            &self.order,
+            &self.roster,
+            replica,
+            position,
+            attempt,
+        )
     }
 
     /// Where the request with this key is in the order.
@@ -147,6 +182,24 @@ impl GroupState {
 
     pub(crate) fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// The version of the protocol that the group speaks: what came with a later one is not done yet.
+    pub(crate) fn version(&self) -> u16 {
+        self.version.0
+    }
+
+    /// The group begins anew, and speaks this version.
+    pub(crate) fn begin_in(&mut self, version: u16) {
+        self.version = ActiveVersion(version);
+    }
+
+    /// The group goes on, and speaks this version from here on.
+    pub(crate) fn go_on_in(&mut self, version: u16) {
+        if self.version != ActiveVersion(version) {
+            self.version = ActiveVersion(version);
+            self.notice(Notice::Version { version });
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -197,6 +250,11 @@ impl GroupState {
     /// Every member has delivered everything up to here.
     pub(crate) fn delivered_everywhere(&self) -> Position {
         self.views.delivered_everywhere()
+    }
+
+    /// Up to here, what a read shows was there for good once everything up to `settled` is.
+    pub(crate) fn reads_settled_upto(&self, settled: Position) -> Position {
+        self.order.reads_settled_upto(settled)
     }
 
     /// Every member has everything up to here on disk.

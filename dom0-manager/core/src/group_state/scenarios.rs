@@ -34,6 +34,7 @@ impl Stream {
             clock_ahead_max_us: 1_000_000,
             key_lifetime_us: 1_000_000,
             keys_max: 10,
+            keys_of_owner_max: 10,
         };
         let mut group = GroupState::resumed(rules, seats.clone(), &Resume::default());
         let first = ViewId { epoch: 1, ring: 1 };
@@ -96,6 +97,7 @@ impl Stream {
             },
             class: Class::Write,
             key: None,
+            key_owner: 0,
             proposed_time_us: 1,
             seed: [0; 32],
             request: Bytes::from_static(b"a write"),
@@ -138,6 +140,12 @@ impl Stream {
             ..Votes::default()
         };
         self.say(seat, OrderedMessage::Votes(votes));
+    }
+
+    /// A manager says so of none of its replicas: what was said before counts.
+    fn says_overdue(&mut self, position: Position) {
+        let overdue = Vec::new();
+        self.say(0, OrderedMessage::Abort { position, overdue });
     }
 
     /// These are woken to help with `position`.
@@ -196,7 +204,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
     for (seat, generation) in [(2, 1), (1, 2), (2, 2)] {
         stream.is_silent(seat, generation, poison);
     }
-    stream.say(0, OrderedMessage::Abort { position: poison });
+    stream.says_overdue(poison);
     assert_eq!(stream.group.decided(), poison);
     assert_eq!(stream.in_service(), [], "all of them may have executed it");
     stream.votes(0, 2, next, "based on the aborted write");
@@ -216,7 +224,7 @@ fn votes_that_are_based_on_an_aborted_write_decide_nothing() {
 /// Seed 1795354662014720: later requests had been decided by replicas that had all executed a write which was aborted
 /// then; what they had agreed on showed its effects, and became part of the agreed state.
 #[test]
-fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
+fn nothing_is_decided_on_top_of_an_undecided_write() {
     let mut stream = Stream::begun(1);
     let (poison, next) = (stream.write(), stream.write());
     for (seat, result) in [(0, "right"), (1, "a lie")] {
@@ -227,12 +235,12 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
         let entry = stream.group.entry(next).expect("it is kept");
         entry.decision().map(|d| d.reply)
     };
-    assert!(decision(&stream).is_some());
+    assert_eq!(decision(&stream), None);
     stream.help(poison, 1, &[(0, 2), (1, 2)]);
     for seat in [0, 1] {
         stream.is_silent(seat, 2, poison);
     }
-    stream.say(0, OrderedMessage::Abort { position: poison });
+    stream.says_overdue(poison);
     assert_eq!(stream.in_service(), []);
     assert_eq!((stream.group.decided(), decision(&stream)), (poison, None));
     for seat in [0, 1] {
@@ -244,6 +252,53 @@ fn what_was_decided_on_top_of_an_aborted_write_is_decided_anew() {
     assert_eq!(stream.group.decided(), next);
     assert_eq!(decision(&stream), Some(Hash::of(b"without it")));
     assert_eq!(stream.in_service(), [0, 1].map(|seat| replica(seat, 3)));
+}
+
+/// Seed 11: three replies to a write differed, and their replicas' roots did not; the root was called stable, and the
+/// write aborted. Whoever had the state without it was held against that root.
+#[test]
+fn a_root_counts_once_its_write_is_decided() {
+    let mut stream = Stream::begun(1);
+    let write = stream.write();
+    for (seat, generation) in [(0, 1), (1, 1)] {
+        stream.votes(seat, generation, write, &format!("page of {seat}"));
+        stream.reports_root(seat, generation, write);
+    }
+    assert_eq!(stream.group.checkpoints.stable(write), None);
+    stream.help(write, 1, &[(0, 2)]);
+    stream.votes(0, 2, write, "a third page");
+    assert_eq!(stream.in_service(), [replica(1, 2)], "the write is aborted");
+    let next = stream.write();
+    stream.built(0, 3);
+    for (seat, generation) in [(1, 2), (0, 3)] {
+        stream.reports_root(seat, generation, next);
+        stream.votes(seat, generation, next, "the same page");
+    }
+    assert!(stream.group.checkpoints.stable(next).is_some());
+}
+
+/// Seed 3027: two replicas fell on a request, and those that took their places all waited for somebody to try it.
+#[test]
+fn somebody_always_tries_a_request_that_others_fell_on() {
+    let mut stream = Stream::begun(2);
+    let doubtful = stream.write();
+    let fell = |replica| OrderedMessage::Lost {
+        replica,
+        reason: LossReason::VmStopped("killed".into()),
+    };
+    for (seat, generation) in [(0, 1), (1, 1)] {
+        stream.say(seat, fell(replica(seat, generation)));
+    }
+    let tries = |stream: &Stream| {
+        let entry = stream.group.entry(doubtful).expect("it is kept");
+        entry.awaited().collect::<Vec<_>>()
+    };
+    assert_eq!(tries(&stream), [replica(2, 1)], "the others hold back");
+    stream.lost(2, 1);
+    assert_eq!(tries(&stream).len(), 1, "one of the others tries it");
+    let trying = tries(&stream)[0];
+    stream.votes(trying.seat.0, trying.generation, doubtful, "right");
+    assert_eq!(tries(&stream).len(), 2, "it survived, so all do");
 }
 
 /// Seed 94801782564177: a hand-over dropped a third fresh replica when only f+1 replicas were left in the whole
@@ -263,6 +318,7 @@ fn a_hand_over_waits_while_the_group_has_no_replica_to_spare() {
     assert_eq!(stream.in_service(), [1, 3, 4, 5].map(|g| replica(0, g)));
     let checkpoint = stream.write();
     for generation in [1, 3, 4, 5] {
+        stream.votes(0, generation, checkpoint, "agreed");
         stream.reports_root(0, generation, checkpoint);
     }
     assert_eq!(stream.in_service().len(), 4, "nobody can be spared");
@@ -342,4 +398,60 @@ fn a_surplus_passive_that_helps_goes_when_it_sleeps() {
         stream.say(1, OrderedMessage::Slept { replica });
     }
     assert_eq!(of_seat_1(&stream), 2);
+}
+
+/// Seed 40089: two replicas were lost beside a write that does not end, one of which fell on it; those that took their places held
+/// back until the others had voted, and f+1 never failed on it.
+#[test]
+fn who_holds_back_tries_a_request_that_all_others_failed_on() {
+    let mut stream = Stream::begun(2);
+    let endless = stream.write();
+    stream.say(
+        0,
+        OrderedMessage::Lost {
+            replica: replica(0, 1),
+            reason: LossReason::VmStopped("killed".into()),
+        },
+    );
+    stream.lost(1, 1);
+    let state = |stream: &Stream| {
+        let entry = stream.group.entry(endless).expect("it is kept");
+        (entry.is_aborted(), entry.awaited().count())
+    };
+    assert_eq!(state(&stream), (false, 1), "the others hold back");
+    let overdue = |seat, generation| OrderedMessage::Abort {
+        position: endless,
+        overdue: vec![replica(seat, generation)],
+    };
+    stream.say(2, overdue(2, 1));
+    assert_eq!(state(&stream), (false, 2), "one of them tries it");
+    let entry = stream.group.entry(endless).expect("it is kept");
+    let trying = entry.awaited().last().expect("somebody tries it");
+    stream.say(trying.seat.0, overdue(trying.seat.0, trying.generation));
+    assert!(state(&stream).0, "one fell, two are overdue");
+}
+
+/// Seed 60101: a helper that retired executed all up to the hand-over, and the group knew of none that its vote was not awaited
+/// on. It voted on top of an aborted write that it had executed.
+#[test]
+fn a_helper_that_retires_is_to_vote_on_all_up_to_the_hand_over() {
+    let mut stream = Stream::begun(2);
+    stream.say(0, OrderedMessage::Recover { seat: SeatId(0) });
+    let helped = stream.write();
+    stream.help(helped, 1, &[(0, 2)]);
+    assert_eq!(stream.role(0, 2), Some(Role::Activating));
+    let later = stream.write();
+    for generation in 3..=4 {
+        stream.built(0, generation);
+    }
+    for generation in 3..=4 {
+        stream.reports_root(0, generation, helped);
+    }
+    for seat in 0..=2 {
+        stream.votes(seat, 1, helped, "agreed");
+        stream.reports_root(seat, 1, helped);
+    }
+    assert!(matches!(stream.role(0, 2), Some(Role::Retiring(_))));
+    let entry = stream.group.entry(later).expect("it is kept");
+    assert!(entry.is_awaited(replica(0, 2)));
 }

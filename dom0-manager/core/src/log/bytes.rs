@@ -11,7 +11,7 @@ use crate::outputs::Outputs;
 use crate::voting::Decision;
 use bytes::Bytes;
 use spare_protocol::channel::Outcome;
-use spare_protocol::messages::{outcome_hash, PeerMessage};
+use spare_protocol::messages::{outcome_hash, AbortReason, PeerMessage};
 use spare_protocol::{Hash, Position, SeatId};
 
 /// Finds agreed bytes and gives them: changes the log's slots and the timers that ask again.
@@ -38,10 +38,10 @@ impl AgreedBytes<'_> {
         }
         let trusted = |a: &&LocalAnswer| a.decision == decision || planted(Bug::LocalBytesTrusted);
         let right = slot.answers.iter().find(trusted);
-        if aborted {
-            slot.agreed = Some((None, Bytes::new()));
+        if let Some(reason) = aborted {
+            slot.agreed = Some((Err(reason), Bytes::new()));
         } else if let Some(answer) = right {
-            slot.agreed = Some((Some(answer.outcome.clone()), answer.update.clone()));
+            slot.agreed = Some((Ok(answer.outcome.clone()), answer.update.clone()));
         } else {
             self.fetch(position);
             return false;
@@ -84,7 +84,7 @@ impl AgreedBytes<'_> {
         if let Some((outcome, update)) = agreed {
             let message = PeerMessage::Agreed {
                 position,
-                outcome,
+                outcome: outcome.ok(),
                 update,
             };
             self.out.send(to, message);
@@ -104,14 +104,16 @@ impl AgreedBytes<'_> {
         let Some((decision, aborted)) = decision(self.group, position) else {
             return false;
         };
-        let matches = match &outcome {
-            Some(outcome) => {
-                outcome_hash(outcome) == decision.reply && Hash::of(&update) == decision.update
-            }
-            None => aborted,
+        let agreed = |outcome: &Outcome| {
+            outcome_hash(outcome) == decision.reply && Hash::of(&update) == decision.update
+        };
+        let outcome = match (outcome, aborted) {
+            (Some(outcome), None) if agreed(&outcome) => Ok(outcome),
+            (None, Some(reason)) => Err(reason),
+            _ => return false,
         };
         let slot = self.log.slots.get_mut(position);
-        let Some(slot) = slot.filter(|s: &&mut Slot| matches && s.agreed.is_none()) else {
+        let Some(slot) = slot.filter(|s: &&mut Slot| s.agreed.is_none()) else {
             return false;
         };
         slot.agreed = Some((outcome, update));
@@ -119,8 +121,8 @@ impl AgreedBytes<'_> {
     }
 }
 
-/// What was decided on a request that is not forgotten, and whether that is an abort.
-fn decision(group: &GroupState, position: Position) -> Option<(Decision, bool)> {
+/// What was decided on a request that is not forgotten, and why if that is an abort.
+fn decision(group: &GroupState, position: Position) -> Option<(Decision, Option<AbortReason>)> {
     let entry = group.entry(position)?;
-    Some((entry.decision()?, entry.is_aborted()))
+    Some((entry.decision()?, entry.aborted()))
 }

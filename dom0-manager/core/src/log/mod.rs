@@ -21,7 +21,7 @@ use crate::voting::Decision;
 use ::bytes::Bytes;
 use smallvec::SmallVec;
 use spare_protocol::channel::Outcome;
-use spare_protocol::messages::{RequestId, Vote};
+use spare_protocol::messages::{AbortReason, RequestId, Vote};
 use spare_protocol::{Class, Hash, Position, ReplicaId};
 
 /// What a local replica answered.
@@ -48,6 +48,21 @@ impl LocalAnswer {
     }
 }
 
+/// When the first vote on a request was delivered, and what it took, as far as can be seen from here. What takes the
+/// first replica long may take the others as long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstVote {
+    pub(crate) at: Micros,
+    pub(crate) took: Micros,
+}
+
+impl FirstVote {
+    /// What others may take that are about as fast as the first one: no two machines are equally fast.
+    pub(crate) fn may_take(self) -> Micros {
+        self.took.after(Micros(self.took.0 / 4))
+    }
+}
+
 /// What this manager knows about a request beyond what all know; longer than the group does, while a client waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot {
@@ -55,10 +70,10 @@ pub(crate) struct Slot {
     class: Class,
     key: Option<Hash>,
     delivered_at: Micros,
-    first_vote_at: Option<Micros>,
+    first_vote: Option<FirstVote>,
     answers: SmallVec<[LocalAnswer; 1]>,
-    /// The agreed bytes, once they are here; no outcome if it was aborted.
-    agreed: Option<(Option<Outcome>, Bytes)>,
+    /// The agreed bytes, once they are here; in place of an outcome the reason if it was aborted.
+    agreed: Option<(Result<Outcome, AbortReason>, Bytes)>,
     /// How often the agreed bytes were asked for.
     fetches: u32,
 }
@@ -71,7 +86,7 @@ impl Slot {
             class,
             key,
             delivered_at: now,
-            first_vote_at: None,
+            first_vote: None,
             answers: SmallVec::new(),
             agreed: None,
             fetches: 0,
@@ -95,16 +110,16 @@ impl Slot {
         self.delivered_at
     }
 
-    pub(crate) fn first_vote_at(&self) -> Option<Micros> {
-        self.first_vote_at
+    pub(crate) fn first_vote(&self) -> Option<FirstVote> {
+        self.first_vote
     }
 
     pub(crate) fn has_bytes(&self) -> bool {
         self.agreed.is_some()
     }
 
-    /// What came of it, once the agreed bytes are here; none in that if it was aborted.
-    pub(crate) fn outcome(&self) -> Option<Option<Outcome>> {
+    /// What came of it, once the agreed bytes are here, or why it was aborted.
+    pub(crate) fn outcome(&self) -> Option<Result<Outcome, AbortReason>> {
         self.agreed.as_ref().map(|(outcome, _)| outcome.clone())
     }
 }
@@ -154,6 +169,25 @@ impl Log {
         self.slots.last().0 - self.slots.before().0
     }
 
+    /// Bytes of the replies and updates in the window.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |outcome: Option<&Outcome>, update: &Bytes| {
+            let reply = match outcome {
+                Some(Outcome::Reply(reply)) => reply.len(),
+                Some(Outcome::WriteInRead) | None => 0,
+            };
+            reply + update.len()
+        };
+        let slots = self.slots.iter_above(Position(0));
+        let bytes = slots.map(|(_, slot)| {
+            let answers = slot.answers.iter();
+            let answers: usize = answers.map(|a| of(Some(&a.outcome), &a.update)).sum();
+            let agreed = slot.agreed.as_ref();
+            answers + agreed.map_or(0, |(outcome, update)| of(outcome.as_ref().ok(), update))
+        });
+        bytes.sum()
+    }
+
     /// Everything up to here has left the window.
     pub(crate) fn forgotten(&self) -> Position {
         self.slots.before()
@@ -168,15 +202,11 @@ impl Log {
         self.slots.push(slot);
     }
 
-    /// The first vote on a request was counted. Returns its class and how long that took.
-    pub(crate) fn first_vote(
-        &mut self,
-        position: Position,
-        now: Micros,
-    ) -> Option<(Class, Micros)> {
-        let slot = self.slots.get_mut(position)?;
-        slot.first_vote_at = Some(now);
-        Some((slot.class, now.since(slot.delivered_at)))
+    /// The first vote on a request was counted.
+    pub(crate) fn note_first_vote(&mut self, position: Position, first_vote: FirstVote) {
+        if let Some(slot) = self.slots.get_mut(position) {
+            slot.first_vote = Some(first_vote);
+        }
     }
 
     /// A local replica answered; `decided` is what the answer of a right one is, if that is known. Returns whether the
@@ -192,7 +222,7 @@ impl Log {
         };
         let found = slot.agreed.is_none() && decided == Some(answer.decision);
         if found {
-            slot.agreed = Some((Some(answer.outcome.clone()), answer.update.clone()));
+            slot.agreed = Some((Ok(answer.outcome.clone()), answer.update.clone()));
         }
         slot.answers.push(answer);
         found
@@ -204,14 +234,13 @@ impl Log {
         slots.flat_map(|(p, slot)| slot.answers.iter().map(move |a| a.vote(p)))
     }
 
-    /// A request that was decided is not any more: what was found of it counts for nothing. Returns its class.
-    pub(crate) fn reopened(&mut self, position: Position, now: Micros) -> Option<Class> {
-        let slot = self.slots.get_mut(position)?;
-        slot.agreed = None;
-        slot.fetches = 0;
-        slot.first_vote_at = None;
-        slot.delivered_at = now;
-        Some(slot.class)
+    /// What local replicas answered to a request, with their updates.
+    pub(crate) fn answers(&self, position: Position) -> Vec<(ReplicaId, Outcome, Bytes)> {
+        let answers = self.slots.get(position).map(|slot| &slot.answers);
+        let answers = answers.into_iter().flatten();
+        answers
+            .map(|a| (a.replica, a.outcome.clone(), a.update.clone()))
+            .collect()
     }
 
     /// Adds the bytes of the wrong and of the agreed result to what shows that `replica` lied.
@@ -228,7 +257,7 @@ impl Log {
         let wrong = slot.answers.iter().find(|a| a.replica == replica);
         evidence.wrong = wrong.map(LocalAnswer::bytes);
         let right = slot.answers.iter().find(|a| a.decision == decision);
-        let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o?, u)));
+        let fetched = slot.agreed.clone().and_then(|(o, u)| Some((o.ok()?, u)));
         evidence.agreed = right.map(LocalAnswer::bytes).or(fetched);
     }
 

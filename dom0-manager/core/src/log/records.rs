@@ -9,7 +9,7 @@ use crate::group_state::GroupState;
 use crate::io::Output;
 use crate::outputs::Outputs;
 use crate::voting::announce_soon;
-use spare_protocol::messages::DecidedRequest;
+use spare_protocol::messages::{AbortReason, DecidedRequest};
 use spare_protocol::Position;
 
 /// Appends records: changes the log, and what waits for the passive replicas.
@@ -58,7 +58,7 @@ impl Records<'_> {
             request: request.request.clone(),
             reply_hash: decision.reply,
             update_hash: decision.update,
-            outcome,
+            outcome: outcome.ok(),
             update,
         })
     }
@@ -66,7 +66,8 @@ impl Records<'_> {
     /// The next record of the log, of requests that the group has forgotten already.
     pub(crate) fn append_forgotten(&mut self, record: DecidedRequest) {
         if let Some(slot) = self.log.slots.get_mut(record.position) {
-            slot.agreed = Some((record.outcome.clone(), record.update.clone()));
+            let aborted = AbortReason::of(record.reply_hash);
+            slot.agreed = Some((record.outcome.clone().ok_or(aborted), record.update.clone()));
         }
         self.append(record);
     }

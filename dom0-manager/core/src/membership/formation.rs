@@ -14,6 +14,7 @@
 
 use crate::bugs::{planted, Bug};
 use spare_protocol::messages::{PrimaryView, Sync, ViewId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,12 +23,22 @@ const MAY_DECIDE: &str = "may not know of the view that these managers are in";
 const WAS_LAST: &str = "was in the newest primary view";
 const UNHEARD: &str = "may have served later, with one that was given up";
 
+/// What a member of a ring said of the versions of the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spoken {
+    pub(crate) versions: VersionRange,
+    /// What the group speaks, by its state.
+    pub(crate) active: Option<u16>,
+}
+
 /// What a ring's members said, and what they know.
 #[derive(Debug)]
 pub(crate) struct SyncExchange<'a> {
     pub(crate) ring: u64,
     /// From every member of the ring.
     pub(crate) syncs: &'a BTreeMap<SeatId, Sync>,
+    /// What those speak who said so beside their `SYNC`.
+    pub(crate) spoken: &'a BTreeMap<SeatId, Spoken>,
     /// Their disks are lost, an operator says.
     pub(crate) given_up: &'a BTreeSet<SeatId>,
     /// All that there are.
@@ -43,6 +54,8 @@ pub(crate) enum Conclusion {
     Begin {
         view: ViewId,
         members: Vec<SeatId>,
+        /// The version of the protocol that the group speaks. Who does not speak it stays outside.
+        version: u16,
         /// It is on disk, and nobody's memory counts.
         anew: bool,
     },
@@ -124,6 +137,7 @@ impl SyncExchange<'_> {
     }
 
     fn go_on(&self, successors: Successors<'_>) -> Conclusion {
+        let version = self.version_of(&successors);
         let Successors { members, said } = successors;
         let known = self.syncs.values().map(|s| s.view.id).max();
         let known = known.unwrap_or_default();
@@ -135,7 +149,40 @@ impl SyncExchange<'_> {
                 self.next_view(known)
             },
             members,
+            version,
             anew: false,
+        }
+    }
+
+    /// The versions that a seat of the ring speaks.
+    fn spoken_by(&self, seat: SeatId) -> VersionRange {
+        let said = self.spoken.get(&seat).map(|s| s.versions);
+        let only = || self.syncs.get(&seat).map(|s| VersionRange::only(s.version));
+        // Of who said nothing nothing is asked.
+        said.or_else(only).unwrap_or(VersionRange::OF_THIS_BUILD)
+    }
+
+    /// The seats of the ring that do not speak this version, with what they speak.
+    pub(crate) fn refused(&self, version: u16) -> Vec<(SeatId, VersionRange)> {
+        let all = self.syncs.keys().map(|s| (*s, self.spoken_by(*s)));
+        all.filter(|(_, spoken)| !spoken.contains(version))
+            .collect()
+    }
+
+    fn newest_of_all(&self) -> Option<u16> {
+        VersionRange::newest_of_all(self.syncs.keys().map(|seat| self.spoken_by(*seat)))
+    }
+
+    /// What the group's state says; or a newer one, once as many seats as the group has are here and speak it. While a
+    /// seat is missing its host can go back to an older build.
+    fn version_of(&self, successors: &Successors<'_>) -> u16 {
+        let said = successors.members.last().and_then(|s| self.spoken.get(s));
+        let active = said.and_then(|s| s.active);
+        let active = active.unwrap_or(successors.said.version);
+        let complete = self.syncs.len() >= usize::from(successors.said.seats);
+        match self.newest_of_all() {
+            Some(newest) if complete => newest.max(active),
+            _ => active,
         }
     }
 
@@ -156,9 +203,12 @@ impl SyncExchange<'_> {
             }
         }
         let base = self.best_log(last)?;
+        // Who shares no version with the others stays outside, unless it has the log.
+        let version = self.newest_of_all();
         Some(Conclusion::Begin {
             view: self.next_view(last.id),
             members: vec![base],
+            version: version.unwrap_or(self.spoken_by(base).highest),
             anew: true,
         })
     }

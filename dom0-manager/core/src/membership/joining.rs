@@ -7,6 +7,7 @@ use crate::io::{ManagerState, Notice, Output};
 use crate::step::Core;
 use bytes::Bytes;
 use spare_protocol::messages::{DecidedRequest, OrderedMessage, PeerMessage};
+use spare_protocol::versions::{decode_any, encode_as};
 use spare_protocol::{Position, SeatId};
 
 /// A manager that is this close to what is decided has caught up.
@@ -69,7 +70,7 @@ impl Core {
         let message = PeerMessage::State {
             ring,
             seen: here.seen,
-            state: Bytes::from(spare_protocol::encode(&self.group)),
+            state: Bytes::from(encode_as(self.group.version(), &self.group)),
         };
         self.out.send(to, message);
     }
@@ -86,7 +87,7 @@ impl Core {
             return;
         };
         self.group = group;
-        self.out.speak_in(self.group.epoch());
+        self.out.speak_in(self.group.epoch(), self.group.version());
         self.membership.joining.source = from;
         if self.group.seats() != self.config.seats {
             let (seats, here) = (self.group.seats().to_vec(), self.config.seats.clone());
@@ -108,7 +109,7 @@ impl Core {
 
     /// The state that `from` sent, if it is understood and follows the same rules.
     fn decode_state(&mut self, from: SeatId, state: &[u8]) -> Option<GroupState> {
-        let group: GroupState = match spare_protocol::decode(state) {
+        let mut group: GroupState = match decode_any(state) {
             Ok(group) => group,
             Err(error) => {
                 self.out.alarm(format!(
@@ -117,13 +118,23 @@ impl Core {
                 return None;
             }
         };
-        if *group.rules() != Rules::from(&self.config) {
+        let (active, spoken) = (group.version(), self.config.versions);
+        if !spoken.contains(active) {
+            self.out.alarm(format!(
+                "the group speaks version {active} of the protocol, this manager {spoken}: upgrade this host"
+            ));
+            return None;
+        }
+        let rules = Rules::from(&self.config);
+        if !group.rules().agree(&rules, group.version()) {
             self.out.alarm(format!(
                 "the configuration of this seat differs from that of seat {from}; all managers of a group \
                  must have the same f and limits"
             ));
             return None;
         }
+        // Also what the state's version does not tell.
+        group.rules = rules;
         Some(group)
     }
 
@@ -149,7 +160,7 @@ impl Core {
             ring.backlog.clear();
         }
         for done in 0..contained {
-            if ring.backlog.pop_front().is_none() {
+            if ring.backlog.pop().is_none() {
                 ring.ahead = contained - done;
                 break;
             }

@@ -29,8 +29,9 @@
 //! acknowledged ([`formation`]).
 //!
 //! - [`ring`]: who hears whom; [`formation`]: what the members of a ring conclude; [`primary_view`]: what follows
-//! - [`joining`]: taking over the group's state from another member
+//! - [`joining`], [`backlog`]: taking over the group's state from another member
 
+mod backlog;
 mod formation;
 mod joining;
 mod members;
@@ -160,6 +161,11 @@ impl Membership {
     /// Messages that wait for the group's state.
     pub(crate) fn backlog_len(&self) -> usize {
         self.ring.backlog.len()
+    }
+
+    /// How many bytes those are, about.
+    pub(crate) fn backlog_bytes(&self) -> usize {
+        self.ring.backlog.bytes()
     }
 
     /// The group's state was taken over from a manager that had delivered more than this one has yet.

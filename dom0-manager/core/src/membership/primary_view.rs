@@ -9,6 +9,7 @@ use crate::membership::Beginner;
 use crate::outputs::Outputs;
 use crate::step::Core;
 use spare_protocol::messages::{OrderedMessage, PrimaryView, ViewId};
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Position, SeatId};
 
 impl Membership {
@@ -58,6 +59,7 @@ impl Core {
         let exchange = SyncExchange {
             ring: ring.number,
             syncs: &ring.syncs,
+            spoken: &ring.spoken,
             given_up: &ring.given_up,
             seats: self.group.seats(),
             durable: self.config.durable,
@@ -66,11 +68,23 @@ impl Core {
             return;
         };
         let (Conclusion::Begin { anew, .. } | Conclusion::WaitFor { anew, .. }) = conclusion;
+        let refused = match conclusion {
+            Conclusion::Begin { version, .. } => exchange.refused(version),
+            Conclusion::WaitFor { .. } => Vec::new(),
+        };
         if anew {
             self.leave();
         }
         match conclusion {
-            Conclusion::Begin { view, members, .. } => self.begin(view, members),
+            Conclusion::Begin {
+                view,
+                members,
+                version,
+                ..
+            } => {
+                self.tell_of_refused(&refused, version);
+                self.begin(view, members, version);
+            }
             Conclusion::WaitFor { seats, why, .. } => self.wait_for(&seats, why),
         }
     }
@@ -97,27 +111,61 @@ impl Core {
 
     /// The primary view of this ring. Who is no member of it takes over the state of one, and writes the
     /// view to disk too: should all members be cut off from it, it knows that they went on.
-    fn begin(&mut self, id: ViewId, members: Vec<SeatId>) {
+    fn begin(&mut self, id: ViewId, members: Vec<SeatId>, version: u16) {
         if !members.contains(&self.config.me) {
             let source = members[0];
             self.membership.views.promised = Some(id);
             let view = PrimaryView { id, members };
             self.membership.store_view(view, &mut self.out);
             self.membership.keep_promise(&mut self.out);
-            self.join(source);
+            if self.config.versions.contains(version) {
+                self.join(source);
+            } else {
+                self.stay_outside(version);
+            }
         } else if self.membership.live {
-            self.go_on(id, &members);
+            self.go_on(id, &members, version);
         } else {
-            self.begin_anew(id);
+            self.begin_anew(id, version);
         }
     }
 
+    /// The members say on both sides who stays outside, and what is to be done about it.
+    fn tell_of_refused(&mut self, refused: &[(SeatId, VersionRange)], version: u16) {
+        let me = self.config.me;
+        for (seat, spoken) in refused.iter().filter(|(seat, _)| *seat != me) {
+            self.out.alarm(format!(
+                "seat {seat} speaks {spoken} of the group protocol, and the group version {version}: it stays outside, and \
+                 the others go on without it; install a build on its host that speaks version {version}"
+            ));
+        }
+    }
+
+    /// The group speaks a version that this manager does not. Others may be told of the view by it all the same.
+    fn stay_outside(&mut self, version: u16) {
+        self.leave();
+        self.membership.ring.is_refused = true;
+        self.membership.ring.backlog.clear();
+        self.membership.waits_for = format!(
+            "this manager speaks {} of the group protocol, and the group version {version}: install a build on this host \
+             that speaks version {version}",
+            self.config.versions
+        );
+        let text = self.membership.waits_for.clone();
+        self.out.alarm(text);
+        self.membership
+            .enter_state(ManagerState::Waiting, &mut self.out);
+    }
+
     /// This manager and these others go on where the last primary view ended.
-    fn go_on(&mut self, view: ViewId, members: &[SeatId]) {
+    fn go_on(&mut self, view: ViewId, members: &[SeatId], version: u16) {
         self.membership.serve(&mut self.out);
         let seats = self.group.seats().len();
         let outsiders = self.membership.outsiders(members, seats);
-        self.change_group(|group| group.keep_members(view, members, &outsiders));
+        self.change_group(|group| {
+            group.go_on_in(version);
+            group.keep_members(view, members, &outsiders);
+        });
         self.advance();
         self.say_again();
         self.take_up_service();
@@ -144,7 +192,7 @@ impl Core {
     }
 
     /// Nobody has the state of the newest primary view; this manager's log is the one to go on from.
-    fn begin_anew(&mut self, view: ViewId) {
+    fn begin_anew(&mut self, view: ViewId, version: u16) {
         let me = self.config.me;
         let outsiders = self.membership.outsiders(&[me], self.group.seats().len());
         let beginner = Beginner {
@@ -157,7 +205,10 @@ impl Core {
         let position = self.log.all_is_safe();
         self.out.push(Output::Safe { position });
         self.forget_open(agreed);
-        self.change_group(|group| group.begin_anew(&beginner, agreed, view, &outsiders));
+        self.change_group(|group| {
+            group.begin_in(version);
+            group.begin_anew(&beginner, agreed, view, &outsiders);
+        });
         self.local_replicas().announce_unknown();
         self.take_up_service();
     }

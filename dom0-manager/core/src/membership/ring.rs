@@ -1,16 +1,15 @@
-//! Rings: the seats that hear each other, told of in total order. In one that is primary each member says what it is
-//! and has (`SYNC`).
+//! Rings: the seats that hear each other, told of in total order. In one that is primary each member says which
+//! versions of the protocol it speaks (`SPEAKS`), and what it is and has (`SYNC`).
 
+use super::backlog::Backlog;
+use super::formation::Spoken;
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
-use crate::io::{ManagerState, Notice};
+use crate::io::ManagerState;
 use crate::step::Core;
-use spare_protocol::messages::{Envelope, OrderedMessage, Sync, PROTOCOL_VERSION};
+use spare_protocol::messages::{Envelope, OrderedMessage, Sync};
 use spare_protocol::SeatId;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// Messages that may wait for the group's state. Above that it is asked for anew.
-const BACKLOG_MAX: usize = 65_536;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The ring that this manager is in, and what its members said.
 #[derive(Clone, Debug, Default)]
@@ -18,10 +17,13 @@ pub(super) struct Ring {
     pub(super) number: u64,
     pub(super) members: Vec<SeatId>,
     pub(super) syncs: BTreeMap<SeatId, Sync>,
+    pub(super) spoken: BTreeMap<SeatId, Spoken>,
+    /// The group speaks a version of the protocol that this manager does not: in this ring it stays outside.
+    pub(super) is_refused: bool,
     /// Those whose disks an operator gave up.
     pub(super) given_up: BTreeSet<SeatId>,
     /// Delivered in this ring, waiting for the group's state.
-    pub(super) backlog: VecDeque<(SeatId, Envelope)>,
+    pub(super) backlog: Backlog,
     /// Messages of this ring that the group's state contains.
     pub(super) seen: u64,
     /// So many of the messages seen are still to be delivered here: the state came from a manager that was ahead.
@@ -76,8 +78,17 @@ impl Core {
         }
         self.membership
             .enter_state(ManagerState::Syncing, &mut self.out);
+        self.out.multicast(self.what_it_speaks());
         let sync = self.what_it_is_and_has(came_from);
         self.out.multicast(OrderedMessage::Sync(sync));
+    }
+
+    fn what_it_speaks(&self) -> OrderedMessage {
+        OrderedMessage::Speaks {
+            ring: self.membership.ring.number,
+            versions: self.config.versions,
+            active: self.membership.live.then(|| self.group.version()),
+        }
     }
 
     fn what_it_is_and_has(&self, came_from: u64) -> Sync {
@@ -97,7 +108,7 @@ impl Core {
             log: self.log.last(),
             delivered: self.group.delivered(),
             seats: u16::try_from(self.group.seats().len()).unwrap_or(u16::MAX),
-            version: PROTOCOL_VERSION,
+            version: self.config.versions.lowest,
         }
     }
 
@@ -113,18 +124,24 @@ impl Core {
         match envelope.message {
             OrderedMessage::Sync(sync) => return self.sync(from, sync),
             OrderedMessage::AcceptLoss { ring, seats } => return self.accept_loss(ring, seats),
+            OrderedMessage::Speaks {
+                ring,
+                versions,
+                active,
+            } => return self.speaks(from, ring, Spoken { versions, active }),
             _ => {}
         }
+        let is_live = self.membership.live;
         let ring = &mut self.membership.ring;
         match self.membership.state {
             ManagerState::Serving | ManagerState::CatchingUp if ring.ahead > 0 => ring.ahead -= 1,
             ManagerState::Serving | ManagerState::CatchingUp => self.take_ordered(from, envelope),
+            ManagerState::Waiting if ring.is_refused => {}
             ManagerState::Syncing | ManagerState::Waiting | ManagerState::Joining => {
-                ring.backlog.push_back((from, envelope));
-                if ring.backlog.len() > BACKLOG_MAX {
-                    // What is missing then is contained in a newer state.
-                    ring.backlog.pop_front();
-                    ring.seen += 1;
+                ring.backlog.push(from, envelope);
+                // Who has the group's state needs every message. What another one misses is contained in a newer state.
+                if !is_live {
+                    ring.seen += ring.backlog.drop_surplus();
                 }
             }
             // Who goes on says it again.
@@ -149,7 +166,7 @@ impl Core {
     }
 
     pub(super) fn take_backlog(&mut self) {
-        while let Some((from, envelope)) = self.membership.ring.backlog.pop_front() {
+        while let Some((from, envelope)) = self.membership.ring.backlog.pop() {
             self.take_ordered(from, envelope);
         }
     }
@@ -160,16 +177,16 @@ impl Core {
         if self.membership.state != ManagerState::Syncing || !expected {
             return;
         }
-        if sync.version != PROTOCOL_VERSION {
-            return self.out.notice(Notice::Alarm(format!(
-                "seat {from} speaks version {} of the group protocol, this manager version {PROTOCOL_VERSION}: \
-                 upgrade the older one",
-                sync.version
-            )));
-        }
         ring.syncs.insert(from, sync);
         if ring.syncs.len() == ring.members.len() {
             self.conclude();
+        }
+    }
+
+    fn speaks(&mut self, from: SeatId, ring: u64, spoken: Spoken) {
+        let here = &mut self.membership.ring;
+        if ring == here.number && here.members.contains(&from) {
+            here.spoken.insert(from, spoken);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::voting::{Ballot, Decision};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use spare_protocol::channel::RootRequest;
-use spare_protocol::messages::{write_in_read_hash, Request, Vote};
+use spare_protocol::messages::{write_in_read_hash, AbortReason, Request, Vote};
 use spare_protocol::{Class, Position, ReplicaId};
 
 /// How often `HELP_ME` was asked for a request, and how many answered.
@@ -37,8 +37,7 @@ pub(crate) struct Entry {
     ballot: Ballot,
     decision: Option<Decision>,
     decided_in: u64,
-    /// It was decided that it gets an error for an answer.
-    aborted: bool,
+    aborted: Option<AbortReason>,
     /// Help was asked for, or is wanted.
     help: Option<Help>,
 }
@@ -59,7 +58,7 @@ impl Entry {
             ballot: Ballot::new(executing, following),
             decision: None,
             decided_in: 0,
-            aborted: false,
+            aborted: None,
             help: None,
         }
     }
@@ -88,8 +87,13 @@ impl Entry {
         self.decision
     }
 
-    pub(crate) fn is_aborted(&self) -> bool {
+    /// Why it was aborted, if it was.
+    pub(crate) fn aborted(&self) -> Option<AbortReason> {
         self.aborted
+    }
+
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted.is_some()
     }
 
     /// The first vote of each replica, in the order of their arrival.
@@ -137,6 +141,11 @@ impl Entry {
     /// The result with the most votes, and how many that are. Of several with as many, the least.
     pub(crate) fn leader(&self) -> Option<(Decision, usize)> {
         self.ballot.leader()
+    }
+
+    /// How many votes must be wrong, whichever of them are right.
+    pub(crate) fn dissent(&self) -> usize {
+        self.ballot.dissent()
     }
 
     /// Who voted otherwise than `decision`.
@@ -191,6 +200,18 @@ impl Entry {
     /// It executes it once somebody has survived that.
     pub(crate) fn hold(&mut self, replica: ReplicaId) {
         self.ballot.hold(replica);
+    }
+
+    /// Whether somebody executes it who has not failed on it.
+    pub(crate) fn is_tried(&self) -> bool {
+        self.ballot.is_tried()
+    }
+
+    /// If nobody executes it who has not failed on it, one of those that hold back does.
+    pub(crate) fn try_one(&mut self) {
+        if self.decision.is_none() && !self.has_votes() && !self.is_tried() {
+            self.ballot.try_one();
+        }
     }
 
     pub(crate) fn release_held(&mut self) {
@@ -261,21 +282,8 @@ impl Entry {
         self.decided_in = epoch;
     }
 
-    /// The votes of `tainted` count no more: the states that they are based on contain a write that was aborted.
-    /// Returns whether it has to be decided anew because of that. (What came of it was not acknowledged: the write
-    /// before it was undecided. A read that was ordered again is decided there.)
-    pub(crate) fn strike(&mut self, tainted: &[ReplicaId], quorum: usize) -> bool {
-        let decided = self.decision.is_some();
-        if let Some(decision) = self.decision {
-            let stands = self.ballot.count_without(decision, tainted) >= quorum;
-            if stands || self.aborted || self.is_ordered_again(decision) {
-                return false;
-            }
-            self.decision = None;
-            self.help = None;
-            self.ballot.reopen();
-        }
+    /// The votes of these count no more.
+    pub(crate) fn strike(&mut self, tainted: &[ReplicaId]) {
         tainted.iter().for_each(|r| self.ballot.strike(*r));
-        decided
     }
 }

@@ -14,10 +14,11 @@ pub(crate) use entry::{Entry, Help};
 pub(crate) use exactly_once::ExactlyOnce;
 pub(crate) use window::Window;
 
+use crate::bugs::{planted, Bug};
 use crate::voting::Decision;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::RootRequest;
-use spare_protocol::messages::{Request, Vote};
+use spare_protocol::messages::{AbortReason, Request, Vote};
 use spare_protocol::{Position, ReplicaId};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -41,7 +42,7 @@ pub(crate) enum Caution {
 pub(crate) struct Resolution {
     pub(crate) decision: Decision,
     /// It gets an error for an answer.
-    pub(crate) aborted: bool,
+    pub(crate) aborted: Option<AbortReason>,
 }
 
 /// The requests in their order.
@@ -56,6 +57,14 @@ pub(crate) struct Order {
     entries: Window<Entry>,
     /// Everything up to here is decided.
     decided: Position,
+    undecided_count: usize,
+    /// Writes and scrubs that are not settled, ascending.
+    unsettled_exclusive: VecDeque<Position>,
+    /// Undecided writes and scrubs, ascending. They are decided in this order, and nothing after the first of them is.
+    undecided_exclusive: VecDeque<Position>,
+    /// Requests after a write that was decided just now: what was said of them counts from here on. Empty between
+    /// two messages.
+    released: VecDeque<Position>,
     /// Every member of some primary view had everything up to here on disk, so it may be acknowledged.
     settled: Position,
     /// Undecided requests that help was asked for.
@@ -75,6 +84,10 @@ impl Order {
             exclusive: 0,
             entries: Window::above(position),
             decided: position,
+            undecided_count: 0,
+            unsettled_exclusive: VecDeque::new(),
+            undecided_exclusive: VecDeque::new(),
+            released: VecDeque::new(),
             settled: position,
             helped: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -94,6 +107,10 @@ impl Order {
         for (_, entry) in self.entries.iter_mut_above(before) {
             entry.excuse_all();
         }
+        self.undecided_count = 0;
+        self.unsettled_exclusive.clear();
+        self.undecided_exclusive.clear();
+        self.released.clear();
         self.helped.clear();
         self.held.clear();
     }
@@ -133,6 +150,20 @@ impl Order {
     /// Every member has this on disk.
     pub(crate) fn settle(&mut self, stored_everywhere: Position) {
         self.settled = self.settled.max(stored_everywhere);
+        let settled = self.settled;
+        let writes = &mut self.unsettled_exclusive;
+        while writes.front().is_some_and(|write| *write <= settled) {
+            writes.pop_front();
+        }
+    }
+
+    /// What replicas saw at this position was there for good once everything up to `settled` is: no write is in between.
+    pub(crate) fn reads_settled_upto(&self, settled: Position) -> Position {
+        let after = self
+            .unsettled_exclusive
+            .partition_point(|write| *write <= settled);
+        let next = self.unsettled_exclusive.get(after);
+        next.map_or(self.ordered(), |write| write.previous())
     }
 
     pub(crate) fn entry(&self, position: Position) -> Option<&Entry> {
@@ -153,6 +184,10 @@ impl Order {
         above.filter(|(_, e)| e.decision().is_none())
     }
 
+    pub(crate) fn undecided_count(&self) -> usize {
+        self.undecided_count
+    }
+
     /// The undecided requests that help was asked for, ascending.
     pub(crate) fn helped(&self) -> impl Iterator<Item = Position> + '_ {
         self.helped.iter().copied()
@@ -162,6 +197,24 @@ impl Order {
     pub(crate) fn first_held(&self, replica: ReplicaId) -> Option<Position> {
         let mut held = self.held.iter().copied();
         held.find(|p| self.entries.get(*p).is_some_and(|e| e.is_held(replica)))
+    }
+
+    /// Whether every write before a request is decided: only then is it, as what replicas say of it is based on them. (On a read
+    /// nothing is based.)
+    pub(crate) fn may_decide(&self, position: Position) -> bool {
+        let first = self.undecided_exclusive.front();
+        first.is_none_or(|first| position <= *first) || planted(Bug::DecidedBeforeWrites)
+    }
+
+    /// Whether every write up to a position, one there included, is decided.
+    pub(crate) fn is_write_decided(&self, position: Position) -> bool {
+        let first = self.undecided_exclusive.front();
+        first.is_none_or(|first| position < *first)
+    }
+
+    /// Takes out a request that may be decided since the write before it was.
+    pub(crate) fn next_released(&mut self) -> Option<Position> {
+        self.released.pop_front()
     }
 
     /// The decision on a request that was forgotten already, if that is not too long ago.
@@ -190,8 +243,14 @@ impl Order {
         following: &[ReplicaId],
     ) {
         self.time_last_us = time_us;
+        let exclusive = request.class.is_exclusive();
         let entry = Entry::new(request, time_us, root, executing, following);
         self.entries.push(entry);
+        self.undecided_count += 1;
+        if exclusive {
+            self.undecided_exclusive.push_back(self.entries.last());
+            self.unsettled_exclusive.push_back(self.entries.last());
+        }
         if !following.is_empty() {
             self.held.insert(self.entries.last());
         }
@@ -232,8 +291,15 @@ impl Order {
         let Some(entry) = self.entries.get_mut(position) else {
             return false;
         };
+        if entry.decision().is_none() {
+            self.undecided_count = self.undecided_count.saturating_sub(1);
+        }
         entry.close(resolution, owes);
         let helped = entry.help().is_some();
+        if self.undecided_exclusive.front() == Some(&position) {
+            self.undecided_exclusive.pop_front();
+            self.release_after(position);
+        }
         self.held.remove(&position);
         if helped {
             self.helped.remove(&position);
@@ -248,17 +314,21 @@ impl Order {
         helped
     }
 
-    /// The votes of `tainted` on what comes after `position` count no more. Returns the requests that have to be
-    /// decided anew because of that.
-    pub(crate) fn strike_above(
-        &mut self,
-        position: Position,
-        tainted: &[ReplicaId],
-        quorum: usize,
-    ) -> Vec<Position> {
-        let later = self.entries.iter_mut_above(position);
-        let reopened = later.filter_map(|(p, e)| e.strike(tainted, quorum).then_some(p));
-        reopened.collect()
+    /// The write at `position` is decided: what comes after it, up to the next undecided write, may be.
+    fn release_after(&mut self, position: Position) {
+        let upto = self.undecided_exclusive.front().copied();
+        let upto = upto.unwrap_or_else(|| self.ordered());
+        let later = self.entries.iter_above(position);
+        let later = later.take_while(|(p, _)| *p <= upto).map(|(p, _)| p);
+        self.released.extend(later);
+    }
+
+    /// The votes of `tainted` on what comes after the write at `position` count no more: the states that they are based on
+    /// contain it, and it is aborted. Nothing of that was decided, since the write was not.
+    pub(crate) fn strike_above(&mut self, position: Position, tainted: &[ReplicaId]) {
+        for (_, entry) in self.entries.iter_mut_above(position) {
+            entry.strike(tainted);
+        }
     }
 
     /// The vote of `replica` is expected on everything undecided up to `upto`.
@@ -271,7 +341,8 @@ impl Order {
                 continue;
             }
             let doubtful = caution == Caution::Always || entry.fallen() > 0;
-            if doubtful && !entry.has_votes() {
+            // Somebody must try it.
+            if doubtful && entry.is_tried() && !entry.has_votes() {
                 entry.hold(replica);
                 self.held.insert(position);
             } else {
@@ -280,11 +351,23 @@ impl Order {
         }
     }
 
-    /// The votes of `replica` that are not in are not waited for.
+    /// The votes of `replica` that are not in are not waited for. Where it was the one that tried a request for the
+    /// others, which hold back, the first of those does.
     pub(crate) fn excuse(&mut self, replica: ReplicaId) {
         let before = self.entries.before();
-        for (_, entry) in self.entries.iter_mut_above(before) {
+        for (position, entry) in self.entries.iter_mut_above(before) {
             entry.excuse(replica);
+            if self.held.contains(&position) {
+                entry.try_one();
+            }
+        }
+    }
+
+    /// If everybody who executes this request has failed on it, the first of those that hold back does.
+    pub(crate) fn try_held(&mut self, position: Position) {
+        let held = self.held.contains(&position);
+        if let Some(entry) = self.entries.get_mut(position).filter(|_| held) {
+            entry.try_one();
         }
     }
 

@@ -31,9 +31,15 @@ impl GroupState {
                 );
                 return;
             }
+            let owner = request.key_owner;
+            if self.exactly_once.count_of(owner) >= self.rules.keys_of_owner_max {
+                // To forget one of these would let its retry take effect twice.
+                return self.event(Event::KeysExhausted(request.id));
+            }
             let position = self.ordered().next();
             let time_us = agreed_time(&self.rules, &self.views, &self.order, &request);
-            self.exactly_once.insert_key(key, digest, position, time_us);
+            self.exactly_once
+                .insert_key((key, owner), digest, position, time_us);
         }
         self.append(request);
     }

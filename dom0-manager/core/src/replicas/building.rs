@@ -99,6 +99,15 @@ impl LocalReplicas<'_> {
         }
     }
 
+    /// A replica takes what it is loaded with: how much that is says nothing about it, so its time begins anew.
+    pub(crate) fn load_advanced(&mut self, replica: ReplicaId) {
+        let vm = self.replicas.local.get(&replica).map(|l| l.vm);
+        if vm == Some(Vm::Loading) {
+            let limit = self.config.build_timeout;
+            self.clock.set(Timer::Build(replica), limit);
+        }
+    }
+
     pub(super) fn announce_built(&mut self, replica: ReplicaId) {
         let Some(local) = self.replicas.local.get_mut(&replica) else {
             return;
@@ -200,7 +209,6 @@ impl LocalReplicas<'_> {
 
     /// A replica left service, of whatever seat.
     pub(crate) fn removed(&mut self, replica: ReplicaId, disposal: Disposal) {
-        self.clock.note_gone(replica);
         if self.forget(replica) {
             match disposal {
                 Disposal::Quarantine => self.out.push(Output::Quarantine(replica)),

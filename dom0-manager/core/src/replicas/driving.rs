@@ -9,6 +9,7 @@ use super::{LocalReplicas, Vm};
 use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::Output;
+use crate::log::Slot;
 use crate::replicas::Role;
 use smallvec::SmallVec;
 use spare_protocol::channel::{Execute, RootRequest};
@@ -99,9 +100,10 @@ impl LocalReplicas<'_> {
                 return;
             };
             let executes = execute_upto.is_some_and(|upto| sent < upto);
-            if sent < self.log.agreed() && (executes || updates_due) {
-                self.send_updates(replica, sent);
-            } else if executes && self.is_executed(sent.next()) {
+            let upto = self.updates_upto(replica, sent);
+            if sent < upto && (executes || updates_due) {
+                self.send_updates(replica, sent, upto);
+            } else if executes && self.may_give(replica, sent.next()) {
                 self.send_request(replica, sent.next());
             } else {
                 return;
@@ -109,11 +111,19 @@ impl LocalReplicas<'_> {
         }
     }
 
-    /// Whether a request is known and not aborted. One that was aborted has no effect: who comes to it later
-    /// waits until all before it is agreed on, and passes it with the updates.
-    fn is_executed(&self, position: Position) -> bool {
-        let entry = self.group.entry(position);
-        entry.is_some_and(|e| !e.is_aborted())
+    /// Whether a replica may be given a request now: it has room beside those that it has not answered, so that what waits
+    /// does so here. One that was aborted has no effect: who comes to it later waits until all before it is agreed on,
+    /// and passes it with the updates.
+    fn may_give(&self, replica: ReplicaId, position: Position) -> bool {
+        let (Some(entry), Some(local)) = (
+            self.group.entry(position),
+            self.replicas.local.get(&replica),
+        ) else {
+            return false;
+        };
+        let bytes = entry.request().request.len();
+        let (most, bytes_most) = (self.config.executing_max, self.config.executing_bytes_max);
+        !entry.is_aborted() && local.executing.has_room(bytes, most, bytes_most)
     }
 
     /// How far a replica is to execute. A woken passive executes up to the last request on which its vote is
@@ -129,9 +139,21 @@ impl LocalReplicas<'_> {
         Some(held.map_or(upto, |p| upto.min(p.previous())))
     }
 
-    /// Sends the agreed updates above `sent`, up to the next checkpoint, as one batch.
-    fn send_updates(&mut self, replica: ReplicaId, sent: Position) {
+    /// How far a replica can be brought by agreed updates: not over a request that its vote is awaited on, however late it
+    /// comes to it.
+    fn updates_upto(&self, replica: ReplicaId, sent: Position) -> Position {
         let agreed = self.log.agreed();
+        if sent >= agreed {
+            return sent;
+        }
+        let known = self.group.entries_above(sent);
+        let mut known = known.take_while(|(p, _)| *p <= agreed);
+        let awaited = known.find(|(_, e)| e.is_awaited(replica));
+        awaited.map_or(agreed, |(p, _)| p.previous())
+    }
+
+    /// Sends the agreed updates above `sent` up to `agreed`, or to the next checkpoint, as one batch.
+    fn send_updates(&mut self, replica: ReplicaId, sent: Position, agreed: Position) {
         let mut marks = self.replicas.checkpoint_marks.range(sent.next()..);
         let mark = marks.next().filter(|(p, _)| **p <= agreed);
         let (mut upto, root) = mark.map_or((agreed, RootRequest::No), |(p, root)| (*p, *root));
@@ -171,8 +193,19 @@ impl LocalReplicas<'_> {
         let Some(entry) = self.group.entry(position) else {
             return;
         };
-        local.executing.insert(position);
         let ordered = entry.request();
+        let (class, bytes) = (ordered.class, ordered.request.len());
+        let begins = local.applying.is_empty();
+        let now = self.clock.now();
+        local.executing.give((position, class, bytes), now, begins);
+        let first_vote = self.log.slot(position).and_then(Slot::first_vote);
+        if let Some(first_vote) = first_vote {
+            local.executing.note_first_vote(position, first_vote);
+        }
+        self.clock.limit_execution(self.config, class, position);
+        if entry.has_votes() {
+            self.clock.await_votes(self.config, class, position);
+        }
         let request = Execute {
             position,
             class: ordered.class,
@@ -184,20 +217,51 @@ impl LocalReplicas<'_> {
         self.out.push(Output::Execute { replica, request });
     }
 
-    /// Work that must end in time: bringing a replica up to date, pausing and unpausing it, and what a
-    /// passive still has to answer before it may sleep. (The silence of one that executes is noticed
+    /// Work that must end in time: bringing a replica up to date, pausing and unpausing it, stopping what was aborted,
+    /// and what a passive still has to answer before it may sleep. (The silence of one that executes is noticed
     /// by its missing votes.)
     fn limit_work(&mut self, replica: ReplicaId, role: Role) {
         let Some(local) = self.replicas.local.get(&replica) else {
             return;
         };
         let passive = !matches!(role, Role::Active | Role::Activating);
-        let answering = passive && local.vm == Vm::Running && !local.executing.is_empty();
-        if local.is_changing() || !local.applying.is_empty() || answering {
-            let limit = self.config.apply_timeout;
-            self.clock.ensure(Timer::Work(replica), limit);
+        let answering = passive && local.vm == Vm::Running;
+        let stops = local.executing.is_cancelled();
+        let (config, timer) = (self.config, Timer::Work(replica));
+        // A batch behind a request begins when that is answered.
+        let batch = local.applying.front();
+        let first = local.executing.first();
+        let applies = batch.is_some_and(|(upto, _)| first.is_none_or(|p| p > *upto));
+        if local.is_changing() || applies || stops {
+            self.clock.ensure(timer, config.apply_timeout);
+        } else if let Some(given) = local
+            .executing
+            .first_given()
+            .filter(|g| (answering || batch.is_some()) && !self.is_undecided(replica, g.position()))
+        {
+            let limit = given.may_take(config.execution_timeout(given.class()));
+            let limit = limit.after(config.apply_timeout);
+            self.clock.ensure(timer, limit);
         } else {
             self.clock.cancel(Timer::Work(replica));
+        }
+    }
+
+    /// Whether the group still waits for the vote of a replica on this request, and so judges how long that takes.
+    fn is_undecided(&self, replica: ReplicaId, position: Position) -> bool {
+        let entry = self.group.entry(position);
+        entry.is_some_and(|e| e.decision().is_none() && e.is_awaited(replica))
+    }
+
+    /// A request is aborted: local replicas that execute it are told to stop.
+    pub(crate) fn cancel(&mut self, position: Position) {
+        for (replica, local) in &mut self.replicas.local {
+            if local.leaving.is_none() && local.executing.cancel(position) {
+                let replica = *replica;
+                if !planted(Bug::ReadIsNotStopped) {
+                    self.out.push(Output::Cancel { replica, position });
+                }
+            }
         }
     }
 

@@ -18,21 +18,22 @@
 
 mod building;
 mod driving;
+mod executing;
 mod results;
 mod roster;
 mod service;
 mod surplus;
 
 pub(crate) use building::REPLICAS_PER_SEAT;
+pub(crate) use executing::{Executing, Given};
 pub(crate) use roster::{Role, Roster, RosterEntry};
 
 use crate::activation::{UpdateBuffer, Wakefulness};
-use crate::ascending::Ascending;
 use crate::bugs::{planted, Bug};
 use crate::clock::{ApplyCost, Clock};
 use crate::config::{Config, Resume, SurvivingReplica};
 use crate::group_state::GroupState;
-use crate::log::Log;
+use crate::log::{FirstVote, Log};
 use crate::membership::Membership;
 use crate::outputs::Outputs;
 use crate::voting::Outbox;
@@ -40,7 +41,7 @@ use crate::Micros;
 use spare_protocol::admin::ReplicaState;
 use spare_protocol::channel::RootRequest;
 use spare_protocol::messages::OrderedMessage;
-use spare_protocol::{Position, ReplicaId};
+use spare_protocol::{Class, Position, ReplicaId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The replicas of this seat.
@@ -94,6 +95,11 @@ impl Replicas {
         self.buffer.count_above(Position(0))
     }
 
+    /// How many bytes those are.
+    pub(crate) fn bytes_buffered(&self) -> usize {
+        self.buffer.bytes()
+    }
+
     /// After this request each replica reports its root.
     pub(crate) fn mark_checkpoint(&mut self, position: Position, root: RootRequest) {
         if root != RootRequest::No {
@@ -127,10 +133,17 @@ impl Replicas {
         }
     }
 
-    /// A replica executes from here on.
-    pub(crate) fn begins(&mut self, replica: ReplicaId, out: &mut Outputs) {
+    /// A replica executes from here on. What it was given before and has not answered is missed if its vote on that is not
+    /// awaited, and judged like everything else if it is: those requests.
+    pub(crate) fn begins(
+        &mut self,
+        replica: ReplicaId,
+        now: Micros,
+        group: &GroupState,
+        out: &mut Outputs,
+    ) -> Vec<(Position, Class)> {
         let Some(local) = self.local.get_mut(&replica) else {
-            return;
+            return Vec::new();
         };
         if planted(Bug::ExecutedAgainAfterPromotion) && !local.clean {
             local.sent = local.sent.previous();
@@ -139,6 +152,96 @@ impl Replicas {
             out.put_in_service(replica, false);
         }
         local.sleep_told = false;
+        local.executes_since = now;
+        let awaited = |p| group.entry(p).is_some_and(|e| e.is_awaited(replica));
+        local.executing.miss_all_but(awaited, now)
+    }
+
+    /// Those of `replicas` that are local and were given this request, each with what is known of that.
+    pub(crate) fn executing<'a>(
+        &'a self,
+        position: Position,
+        replicas: impl Iterator<Item = ReplicaId> + 'a,
+    ) -> impl Iterator<Item = (ReplicaId, &'a Given)> + 'a {
+        replicas.filter_map(move |replica| {
+            let local = self.local.get(&replica)?;
+            Some((replica, local.executing.get(position)?))
+        })
+    }
+
+    /// The reads that local replicas must end before they can begin this write, for which they have waited in vain since
+    /// `waited_by`, each with those replicas; and since when others wait, the first of them.
+    pub(crate) fn reads_before(
+        &self,
+        write: Position,
+        waited_by: Micros,
+    ) -> (BTreeMap<Position, Vec<ReplicaId>>, Option<Micros>) {
+        let mut reads: BTreeMap<Position, Vec<ReplicaId>> = BTreeMap::new();
+        let mut later: Option<Micros> = None;
+        for (replica, local) in &self.local {
+            let Some(since) = local.executing.waits_in_vain_since(write) else {
+                continue;
+            };
+            if since > waited_by {
+                later = Some(later.map_or(since, |l| l.min(since)));
+                continue;
+            }
+            for read in local.executing.reads_before(write) {
+                reads.entry(read).or_default().push(*replica);
+            }
+        }
+        (reads, later)
+    }
+
+    /// Since when a local replica executes a request at the latest; none if it may not have begun it.
+    pub(crate) fn begun_at(&self, replica: ReplicaId, position: Position) -> Option<Micros> {
+        let local = self.local.get(&replica)?;
+        local.executing.get(position)?.begun_at()
+    }
+
+    /// Whether a local replica has done this request, so that its vote is under way.
+    pub(crate) fn has_answered(&self, replica: ReplicaId, position: Position) -> bool {
+        let local = self.local.get(&replica);
+        local.is_some_and(|l| l.sent >= position && l.executing.get(position).is_none())
+    }
+
+    /// The vote of a replica on this request is missed. False if that was known.
+    pub(crate) fn miss(&mut self, replica: ReplicaId, position: Position, now: Micros) -> bool {
+        let local = self.local.get_mut(&replica);
+        local.is_some_and(|l| l.executing.miss(position, now))
+    }
+
+    /// As [`Executing::miss_stuck`].
+    pub(crate) fn miss_stuck(&mut self, replica: ReplicaId, now: Micros, config: &Config) {
+        if let Some(local) = self.local.get_mut(&replica) {
+            local
+                .executing
+                .miss_stuck(now, |class| config.execution_timeout(class));
+        }
+    }
+
+    /// Somebody voted on a request, the first of all: those that execute it may take about as long.
+    pub(crate) fn note_first_vote(&mut self, position: Position, first_vote: FirstVote) {
+        for local in self.local.values_mut() {
+            local.executing.note_first_vote(position, first_vote);
+        }
+    }
+
+    /// When a local replica was to execute requests from there on, the last time.
+    pub(crate) fn executes_since(&self, replica: ReplicaId) -> Option<Micros> {
+        self.local.get(&replica).map(|l| l.executes_since)
+    }
+
+    /// The first request that a local replica has begun and not answered, and since when; none while it applies updates.
+    pub(crate) fn at_work(&self, replica: ReplicaId) -> Option<(Position, Class, Micros)> {
+        self.local.get(&replica)?.executing.at_work()
+    }
+
+    /// Whether a replica has something to do once it has answered a request: it is behind with what is ordered, and given the
+    /// next, or a batch of updates waits in its channel.
+    pub(crate) fn is_behind(&self, replica: ReplicaId, ordered: Position) -> bool {
+        let local = self.local.get(&replica);
+        local.is_some_and(|l| l.sent < ordered || !l.applying.is_empty())
     }
 
     /// How long a local replica stays awake.
@@ -216,11 +319,13 @@ struct Local {
     /// It never executed a request.
     clean: bool,
     /// Requests sent to it and not answered.
-    executing: Ascending<Position>,
+    executing: Executing,
     /// Batches of updates sent to it and not confirmed: position afterwards, number of updates.
     applying: VecDeque<(Position, usize)>,
     /// Since when it can work on the first of these.
     applying_since: Micros,
+    /// When it was to execute requests from there on, the last time.
+    executes_since: Micros,
     /// It was announced with `Built`, in this epoch's view.
     announced: bool,
     /// Its loss or conviction: multicast and on its way.
@@ -236,9 +341,10 @@ impl Local {
             vm: Vm::Creating,
             sent: Position(0),
             clean: true,
-            executing: Ascending::default(),
+            executing: Executing::default(),
             applying: VecDeque::new(),
             applying_since: Micros(0),
+            executes_since: Micros(0),
             announced: false,
             leaving: None,
             sleep_told: false,

@@ -6,7 +6,9 @@ use crate::bugs::{planted, Bug};
 use crate::clock::Timer;
 use crate::io::{Notice, Output};
 use crate::log::LocalAnswer;
+use crate::replicas::Role;
 use crate::voting::Decision;
+use crate::Micros;
 use bytes::Bytes;
 use spare_protocol::channel::{Outcome, RootRequest};
 use spare_protocol::messages::{outcome_hash, RootVote, Vote};
@@ -33,6 +35,9 @@ impl LocalReplicas<'_> {
         }
         let took = now.since(local.applying_since);
         local.applying_since = now;
+        if local.applying.is_empty() {
+            local.executing.begin_first(now);
+        }
         self.replicas.apply_cost.applied(updates, took);
         // It gets on: the limit is for each batch.
         self.clock.cancel(Timer::Work(replica));
@@ -56,11 +61,21 @@ impl LocalReplicas<'_> {
         let Some(local) = self.replicas.local.get_mut(&replica) else {
             return false;
         };
-        if !local.executing.remove(position) {
+        let Some(given) = local.executing.answered(position, self.clock.now()) else {
             let reason = format!("it answered request {position}, which it was not asked");
             self.violated(replica, reason);
             return false;
+        };
+        let applies = !local.applying.is_empty();
+        if applies || self.group.role(replica) != Some(Role::Active) {
+            // It gets on: the limit is for each request.
+            self.clock.cancel(Timer::Work(replica));
         }
+        if given.cancelled {
+            // It stopped, or was done just before: nobody counts its vote.
+            return false;
+        }
+        self.note_time(replica, position, given.begun_at());
         let decision = Decision {
             reply: outcome_hash(&outcome),
             update: Hash::of(&update),
@@ -96,6 +111,26 @@ impl LocalReplicas<'_> {
             self.out.notice(Notice::HelpExecuted { replica, position });
         }
         found
+    }
+
+    /// Learns from how long a replica took for a request. A vote that comes long after the first one, again and again, is
+    /// as bad as one that is missing: the replica makes every reply slow (`docs/protocol.md#timing`).
+    fn note_time(&mut self, replica: ReplicaId, position: Position, begun_at: Option<Micros>) {
+        let (Some(slot), Some(begun_at)) = (self.log.slot(position), begun_at) else {
+            return;
+        };
+        let (class, now) = (slot.class(), self.clock.now());
+        let Some(first) = slot.first_vote() else {
+            return self.clock.first_vote_took(class, now.since(begun_at));
+        };
+        let usual = self.clock.slow_after(self.config, class);
+        // What took the first one long may take others as long again.
+        let slow = usual.max(first.may_take());
+        let is_active = self.group.role(replica) == Some(Role::Active);
+        if is_active && now.since(first.at.max(begun_at)) > slow {
+            self.out.notice(Notice::Silent { position, replica });
+            self.outbox.suspect(replica, position);
+        }
     }
 
     /// The root that came with an answer, if there was to be one (`docs/protocol.md#checkpoints`). Returns false if it
@@ -143,6 +178,9 @@ impl LocalReplicas<'_> {
         };
         local.vm = Vm::Running;
         local.applying_since = now;
+        if local.applying.is_empty() {
+            local.executing.begin_first(now);
+        }
         let updates_waiting = local.applying.iter().map(|(_, updates)| updates).sum();
         let helping = self.group.last_awaited(replica).is_some();
         self.out.notice(Notice::Unpaused {

@@ -165,11 +165,10 @@ impl Ballot {
         best.map(|(decision, votes)| (*decision, votes))
     }
 
-    /// How many replicas but these voted for `decision`.
-    pub(crate) fn count_without(&self, decision: Decision, without: &[ReplicaId]) -> usize {
-        let votes = self.votes();
-        let alike = votes.filter(|(r, d)| *d == decision && !without.contains(r));
-        alike.count()
+    /// How many votes must be wrong, whichever of them are right: all but the most that are equal.
+    pub(crate) fn dissent(&self) -> usize {
+        let most = self.leader().map_or(0, |(_, count)| count);
+        self.decisions().count() - most
     }
 
     /// Who voted otherwise than `decision`.
@@ -194,6 +193,12 @@ impl Ballot {
 
     pub(crate) fn is_held(&self, replica: ReplicaId) -> bool {
         matches!(self.state(replica), State::Held)
+    }
+
+    /// Whether a vote is awaited that is not overdue.
+    pub(crate) fn is_tried(&self) -> bool {
+        let tries = |p: &Part| matches!(p.state, State::Awaited) && !p.silent;
+        self.parts.iter().any(tries)
     }
 
     /// It voted, or is to.
@@ -266,6 +271,14 @@ impl Ballot {
         self.enter(replica, State::Held);
     }
 
+    /// The first of those that hold back executes the request after all.
+    pub(crate) fn try_one(&mut self) {
+        let held = self.parts.iter().find(|p| matches!(p.state, State::Held));
+        if let Some(replica) = held.map(|p| p.replica) {
+            self.expect(replica);
+        }
+    }
+
     /// Those that held back execute the request after all.
     pub(crate) fn release_held(&mut self) {
         let held = self.parts.iter().filter(|p| matches!(p.state, State::Held));
@@ -324,14 +337,6 @@ impl Ballot {
     pub(crate) fn note_fall(&mut self, replica: ReplicaId) {
         if let Some(part) = self.part_mut(replica) {
             part.falls = part.falls.saturating_add(1);
-        }
-    }
-
-    /// The request has to be decided anew: nobody was asked for help or silent until now.
-    pub(crate) fn reopen(&mut self) {
-        for part in &mut self.parts {
-            part.asked = false;
-            part.silent = false;
         }
     }
 
@@ -439,7 +444,5 @@ mod tests {
         ballot.strike(replica(1));
         assert_eq!(ballot.failed(), 2);
         assert!(!ballot.takes_part(replica(1)));
-        ballot.reopen();
-        assert_eq!(ballot.failed(), 1);
     }
 }

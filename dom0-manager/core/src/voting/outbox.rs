@@ -7,6 +7,9 @@ use crate::outputs::Outputs;
 use spare_protocol::messages::{OrderedMessage, Progress, RootVote, Vote, Votes};
 use spare_protocol::{Position, ReplicaId};
 
+/// Votes in one message, of 88 bytes each at most: where a member of a new ring says everything again, there may be more.
+const VOTES_MAX: usize = 4096;
+
 /// Votes, roots and suspicions that wait to be multicast.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outbox {
@@ -31,7 +34,7 @@ impl Outbox {
         !self.waiting.votes.is_empty() || !self.waiting.roots.is_empty()
     }
 
-    /// Multicasts what waits, with this manager's progress.
+    /// Multicasts what waits, with this manager's progress, in as many messages as it takes.
     pub(crate) fn send(&mut self, progress: Progress, out: &mut Outputs) {
         // The next message will be about as long.
         let next = Votes {
@@ -40,6 +43,15 @@ impl Outbox {
         };
         let mut votes = std::mem::replace(&mut self.waiting, next);
         votes.progress = progress;
+        while votes.votes.len() > VOTES_MAX {
+            let rest = votes.votes.split_off(VOTES_MAX);
+            let first = Votes {
+                votes: std::mem::replace(&mut votes.votes, rest),
+                progress,
+                ..Votes::default()
+            };
+            out.multicast(OrderedMessage::Votes(first));
+        }
         out.multicast(OrderedMessage::Votes(votes));
     }
 

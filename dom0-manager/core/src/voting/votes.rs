@@ -7,7 +7,7 @@ use crate::io::Notice;
 use crate::order::{Order, Resolution};
 use crate::replicas::Role;
 use crate::voting::Decision;
-use spare_protocol::messages::{Request, Vote, Votes};
+use spare_protocol::messages::{AbortReason, Request, Vote, Votes};
 use spare_protocol::{Class, Position, SeatId};
 
 impl GroupState {
@@ -26,7 +26,9 @@ impl GroupState {
             }
         }
         for (replica, position) in votes.suspected {
-            self.suspect(replica, position);
+            if replica.seat == from {
+                self.suspect(replica, position);
+            }
         }
         self.order.forget(self.views.agreed_everywhere());
     }
@@ -49,14 +51,12 @@ impl GroupState {
         if !self.order.cast(vote) {
             return;
         }
-        self.event(if first {
-            Event::FirstVote(position)
-        } else {
-            Event::Voted(position, replica)
-        });
+        if first {
+            self.event(Event::FirstVote(position));
+        }
         match decision {
             Some(decision)
-                if !aborted
+                if (!aborted || planted(Bug::LateVoteOnAbortedConvicts))
                     && Decision::from(vote) != decision
                     && !planted(Bug::LateLieIgnored) =>
             {
@@ -67,9 +67,25 @@ impl GroupState {
         }
     }
 
-    /// Decides a request if it has f+1 equal votes; asks for help as soon as those that are to come
-    /// cannot make f+1 equal ones.
+    /// Counts the votes on a request, and if it is a write that is decided by them, on what comes after it.
     pub(crate) fn tally(&mut self, position: Position) {
+        self.tally_one(position);
+        self.tally_released();
+    }
+
+    /// Counts the votes on what comes after a write that was decided.
+    pub(crate) fn tally_released(&mut self) {
+        while let Some(position) = self.order.next_released() {
+            if planted(Bug::ReleasedNotCounted) {
+                continue;
+            }
+            self.tally_one(position);
+        }
+    }
+
+    /// Decides a request if it has f+1 equal votes, and every write before it is decided: the votes are based on those.
+    /// Asks for help as soon as the votes that are to come cannot make f+1 equal ones.
+    fn tally_one(&mut self, position: Position) {
         let quorum = self.quorum();
         if planted(Bug::MinorityConvictedEarly) {
             self.convict_early(position);
@@ -77,7 +93,8 @@ impl GroupState {
         let Some(entry) = self.order.entry(position) else {
             return;
         };
-        if entry.decision().is_some() {
+        let in_turn = self.order.may_decide(position);
+        if entry.decision().is_some() || !in_turn {
             return;
         }
         let leader = entry.leader();
@@ -85,8 +102,14 @@ impl GroupState {
         let enough = quorum - usize::from(planted(Bug::ThresholdTooLow));
         if let Some((decision, _)) = leader.filter(|(_, count)| *count >= enough) {
             self.decide(position, decision);
+        } else if entry.dissent() >= quorum && !planted(Bug::DisagreementAsksOn) {
+            if planted(Bug::DisagreementConvicts) {
+                self.convict_early(position);
+            }
+            // More than f of them are wrong, so it is no fault that the votes differ by.
+            self.abort(position, AbortReason::Disagreement);
         } else if entry.fallen() >= quorum {
-            self.event(Event::AbortWanted(position));
+            self.abort(position, AbortReason::Failed);
         } else if most + entry.expected() < quorum && entry.help().is_none() {
             want_help(&mut self.order, &mut self.events, position, quorum - most);
         }
@@ -119,7 +142,7 @@ impl GroupState {
             class: Class::Write,
             ..entry.request().clone()
         });
-        let aborted = false;
+        let aborted = None;
         self.end(position, Resolution { decision, aborted });
         for replica in dissenters {
             self.convict_by_vote(replica, position, decision);
@@ -137,13 +160,18 @@ impl GroupState {
     /// A request is decided or aborted, and what follows from that.
     pub(crate) fn end(&mut self, position: Position, resolution: Resolution) {
         let roster = &self.roster;
-        // A woken passive may leave out what is decided already; its silence is no fault.
-        let owes = |r| roster.role(r).is_some_and(|role| role != Role::Activating);
+        // A woken passive may leave out what is decided already; its silence is no fault. Nobody owes a vote on what is
+        // aborted.
+        let aborted = resolution.aborted.is_some();
+        let owes = |r| !aborted && roster.role(r).is_some_and(|role| role != Role::Activating);
         let epoch = self.views.epoch();
         if self.order.close(position, resolution, epoch, owes) {
             self.notice(Notice::HelpEnded { position });
         }
         self.event(Event::Decided(position));
+        if self.checkpoints.is_known(position) {
+            self.weigh_roots(position);
+        }
         self.retire();
     }
 }

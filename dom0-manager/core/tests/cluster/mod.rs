@@ -7,8 +7,9 @@ use spare_core::{Config, Core, Input, Micros, Notice, Now, Output, Resume, Survi
 use spare_protocol::channel::{Execute, Outcome, RootRequest};
 use spare_protocol::http::essence;
 use spare_protocol::messages::{
-    Envelope, LossReason, PeerMessage, PrimaryView, Request, RequestId,
+    AbortReason, Envelope, LossReason, OrderedMessage, PeerMessage, PrimaryView, Request, RequestId,
 };
+use spare_protocol::versions::VersionRange;
 use spare_protocol::{Class, Hash, Position, ReplicaId, SeatId};
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -26,6 +27,8 @@ pub enum Fault {
     Slow(u64),
     /// Leaves out the roots that it is asked for.
     NoRoot,
+    /// Does not answer requests whose position is a multiple of this.
+    LeavesOut(u64),
 }
 
 /// One simulated virtual machine. Its state is the hash chain of all updates it saw.
@@ -38,6 +41,8 @@ pub struct Guest {
     pub fault: Option<Fault>,
     /// What arrived while it was paused.
     backlog: VecDeque<Work>,
+    /// It executes one request after the other, and is done with those it was given then.
+    busy_until: Micros,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +55,7 @@ enum Work {
 pub struct Cluster {
     pub cores: Vec<Core>,
     pub guests: BTreeMap<ReplicaId, Guest>,
-    pub answers: BTreeMap<u64, (Position, Option<Outcome>)>,
+    pub answers: BTreeMap<u64, (Position, Result<Outcome, AbortReason>)>,
     pub refused: BTreeMap<u64, spare_core::Refusal>,
     /// Each seat's log.
     pub logs: Vec<Vec<spare_core::DecidedRequest>>,
@@ -60,16 +65,28 @@ pub struct Cluster {
     pub clock_ahead_us: i64,
     /// What applying one update takes.
     pub apply_cost_ms: u64,
+    /// What executing one request takes a replica of each seat; 1 if there is none. Replicas execute one at a time.
+    pub execute_ms: BTreeMap<u16, u64>,
+    /// Replicas begin a write only when they have answered all before it, and what follows only after it.
+    pub hold_writes: bool,
     /// No virtual machine can be created.
     pub hypervisor_fails: bool,
     /// So many of the next virtual machines never get ready.
     pub hang_at_boot: u32,
+    /// So many seconds pass with every load; a part of it is taken in each.
+    pub load_s: u64,
     /// Whatever is multicast gets lost.
     pub multicasts_lost: bool,
     /// Messages beside the order do not reach these seats.
     pub deaf: Vec<u16>,
     /// Nothing moves on the hosts of these seats.
     pub hung: Vec<u16>,
+    /// What the managers of these seats speak from their next start on, if not what all do.
+    pub speak: BTreeMap<u16, VersionRange>,
+    /// The managers of these seats are of before versions were negotiated: they neither say `SPEAKS` nor understand it.
+    pub mute_of_versions: Vec<u16>,
+    /// What was multicast, as it is encoded.
+    pub encoded: Vec<Bytes>,
     pub now: Micros,
     /// The agreed state after each position, as each seat's log tells.
     pub agreed: BTreeMap<(SeatId, Position), Hash>,
@@ -99,8 +116,12 @@ pub fn config(me: u16, faults: u16) -> Config {
         buffer_max: 10_000,
         checkpoint_writes: 10,
         vote_timeout: (Micros::from_ms(500), Micros::from_ms(500)),
-        delivery_timeout: (Micros::from_ms(2000), Micros::from_ms(2000)),
+        read_timeout: Micros::from_ms(10_000),
+        read_patience: Micros::from_ms(1000),
         abort_timeout: Micros::from_ms(20_000),
+        scrub_timeout: Micros::from_ms(60_000),
+        executing_max: 32,
+        executing_bytes_max: 1 << 20,
         help_timeout: Micros::from_ms(500),
         fetch_timeout: Micros::from_ms(100),
         apply_timeout: Micros::from_ms(5000),
@@ -118,10 +139,14 @@ pub fn config(me: u16, faults: u16) -> Config {
         batch_delay: Micros(0),
         batch_requests_max: 64,
         batch_bytes_max: 1 << 20,
+        undelivered_bytes_max: 1 << 20,
         in_flight_max: 1000,
+        wait_max: Micros::from_ms(5000),
         clock_ahead_max_us: 10_000_000,
         key_lifetime_us: 3_600_000_000,
         keys_max: 1000,
+        keys_of_owner_max: 1000,
+        versions: VersionRange::OF_THIS_BUILD,
     }
 }
 
@@ -196,11 +221,17 @@ impl Cluster {
             trace: String::new(),
             clock_ahead_us: 0,
             apply_cost_ms: 0,
+            execute_ms: BTreeMap::new(),
+            hold_writes: false,
             hypervisor_fails: false,
             hang_at_boot: 0,
+            load_s: 0,
             multicasts_lost: false,
             deaf: Vec::new(),
             hung: Vec::new(),
+            speak: BTreeMap::new(),
+            mute_of_versions: Vec::new(),
+            encoded: Vec::new(),
             now: Micros(1_000_000),
             agreed: BTreeMap::new(),
             later: BinaryHeap::new(),
@@ -239,10 +270,18 @@ impl Cluster {
         }
     }
 
-    /// Hands a core the next of what waits for it, and nothing more.
+    /// Hands a core the next of what waits for it, and nothing more but what is said of versions before it.
     pub fn one(&mut self, seat: u16) {
-        if let Some(input) = self.queues[usize::from(seat)].pop_front() {
+        while let Some(input) = self.queues[usize::from(seat)].pop_front() {
+            let is_of_versions = matches!(
+                &input,
+                Input::Delivered { envelope, .. }
+                    if matches!(envelope.message, OrderedMessage::Speaks { .. })
+            );
             self.step(usize::from(seat), input);
+            if !is_of_versions {
+                return;
+            }
         }
     }
 
@@ -313,8 +352,10 @@ impl Cluster {
             numbers: log.iter().map(|r| r.id).collect(),
             ..self.disks[index].clone()
         };
+        let spoken = self.speak.get(&seat).copied();
         let config = Config {
             me: SeatId(seat),
+            versions: spoken.unwrap_or(self.settings.versions),
             ..self.settings.clone()
         };
         self.cores[index] = Core::new(config, resume).expect("it can work");
@@ -352,6 +393,18 @@ impl Cluster {
     }
 
     pub fn submit_at(&mut self, seat: u16, class: Class, key: Option<Hash>, text: &str) -> u64 {
+        let owner = u64::from(key.is_some());
+        self.submit_owned(seat, class, (key, owner), text)
+    }
+
+    /// As [`Cluster::submit_at`], with a key of this owner.
+    pub fn submit_owned(
+        &mut self,
+        seat: u16,
+        class: Class,
+        (key, key_owner): (Option<Hash>, u64),
+        text: &str,
+    ) -> u64 {
         self.next += 1;
         let number = self.next;
         let request = Request {
@@ -361,6 +414,7 @@ impl Cluster {
             },
             class,
             key,
+            key_owner,
             proposed_time_us: i64::try_from(self.now.0).expect("small") + self.clock_ahead_us,
             seed: [7; 32],
             request: Bytes::copy_from_slice(text.as_bytes()),
@@ -520,7 +574,9 @@ impl Cluster {
             }
             Output::AnswerAgain { id, position } => {
                 let record = self.logs[seat].iter().find(|r| r.position == position);
-                let outcome = record.expect("it is in the log").outcome.clone();
+                let record = record.expect("it is in the log");
+                let aborted = AbortReason::of(record.reply_hash);
+                let outcome = record.outcome.clone().ok_or(aborted);
                 self.answers.insert(id.number, (position, outcome));
             }
             Output::SendPeer { to, message } => {
@@ -539,6 +595,7 @@ impl Cluster {
                     executed: Vec::new(),
                     fault: None,
                     backlog: VecDeque::new(),
+                    busy_until: Micros(0),
                 };
                 self.guests.insert(replica, guest);
                 if self.hang_at_boot > 0 {
@@ -566,6 +623,7 @@ impl Cluster {
             Output::Execute { replica, request } => {
                 self.work(seat, replica, Work::Execute(request));
             }
+            Output::Cancel { replica, position } => self.stop(seat, replica, position),
             Output::Apply {
                 replica,
                 updates,
@@ -636,8 +694,19 @@ impl Cluster {
 
     fn multicast(&mut self, from: SeatId, envelope: &Envelope) {
         let ring = self.rings[usize::from(from.0)].filter(|_| !self.multicasts_lost);
-        for (queue, of_queue) in self.queues.iter_mut().zip(&self.rings) {
-            if ring.is_some() && *of_queue == ring {
+        let is_of_versions = matches!(envelope.message, OrderedMessage::Speaks { .. });
+        let mute = |seat: u16| is_of_versions && self.mute_of_versions.contains(&seat);
+        let version = self.cores[usize::from(from.0)].version();
+        let bytes = Bytes::from(envelope.to_bytes(version));
+        let decoded = Envelope::from_bytes(&bytes);
+        assert_eq!(
+            decoded.as_ref(),
+            Ok(envelope),
+            "as it is encoded in version {version}"
+        );
+        self.encoded.push(bytes);
+        for (seat, (queue, of_queue)) in (0..).zip(self.queues.iter_mut().zip(&self.rings)) {
+            if ring.is_some() && *of_queue == ring && !mute(from.0) && !mute(seat) {
                 queue.push_back(Input::Delivered {
                     from,
                     envelope: envelope.clone(),
@@ -654,7 +723,37 @@ impl Cluster {
         }
     }
 
+    /// What a replica is in the middle of ends soon, and what it does after that.
+    fn stop(&mut self, seat: usize, replica: ReplicaId, position: Position) {
+        let at = |input: &Input| match input {
+            Input::Executed {
+                replica: r,
+                position,
+                ..
+            } if *r == replica => Some(*position),
+            _ => None,
+        };
+        let held = self.hold_writes;
+        let ends =
+            |input: &Input| at(input).is_some_and(|p| p == position || (held && p > position));
+        let found = self.parked.iter().filter(|(_, input)| ends(input));
+        let keys: Vec<u64> = found.map(|(key, _)| *key).collect();
+        for (key, ms) in keys.into_iter().zip(1..) {
+            if let Some(input) = self.parked.remove(&key) {
+                self.after(ms, seat, input);
+            }
+        }
+    }
+
+    /// When a replica has answered all that it is in the middle of.
+    fn done_at(&self, replica: ReplicaId) -> Option<Micros> {
+        let of_it = |key: &u64| matches!(self.parked.get(key), Some(Input::Executed { replica: r, .. }) if *r == replica);
+        let due = self.later.iter().filter(|entry| of_it(&entry.0 .3));
+        due.map(|entry| entry.0 .0).max()
+    }
+
     fn work(&mut self, seat: usize, replica: ReplicaId, work: Work) {
+        let after_others = self.done_at(replica).filter(|_| self.hold_writes);
         let Some(guest) = self.guests.get_mut(&replica) else {
             return;
         };
@@ -667,8 +766,12 @@ impl Cluster {
             return;
         }
         let mut delay = 1;
+        let mut loading = Vec::new();
         let input = match work {
             Work::Load(state, upto) => {
+                delay += self.load_s * 1000;
+                let advances = (1..=self.load_s).map(|s| (s * 1000, Input::LoadAdvanced(replica)));
+                loading.extend(advances);
                 guest.state = state;
                 guest.position = upto;
                 Input::Applied {
@@ -708,9 +811,29 @@ impl Cluster {
                 if let Some(Fault::WrongAndLate(ms) | Fault::Slow(ms)) = guest.fault {
                     delay = ms;
                 }
+                if let Some(ms) = request.request.strip_prefix(b"takes ms ") {
+                    let ms = std::str::from_utf8(ms).expect("digits");
+                    delay = ms.parse().expect("a number");
+                }
+                if let Some(ms) = self.execute_ms.get(&replica.seat.0) {
+                    guest.busy_until = guest.busy_until.max(self.now).after(Micros::from_ms(*ms));
+                    delay = guest.busy_until.since(self.now).0 / 1000;
+                }
+                if let Some(done_at) = after_others {
+                    delay += done_at.since(self.now).0 / 1000;
+                }
+                if let Some(Fault::LeavesOut(nth)) = guest.fault {
+                    if request.position.0.is_multiple_of(nth) {
+                        guest.execute(replica, &request);
+                        return;
+                    }
+                }
                 guest.execute(replica, &request)
             }
         };
+        for (ms, advance) in loading {
+            self.after(ms, seat, advance);
+        }
         self.after(delay, seat, input);
     }
 }
@@ -740,10 +863,16 @@ impl Guest {
             if self.fault == Some(Fault::WrongUpdate) {
                 bytes.push(b'!');
             }
+            if request.request.starts_with(b"differs") {
+                bytes.extend_from_slice(replica.to_string().as_bytes());
+            }
             update = Bytes::from(bytes);
             self.state = chain(self.state, &update);
         }
         let mut page = format!("page of {} at {}", request.position, request.time_us);
+        if request.request.starts_with(b"differs") {
+            page.push_str(&replica.to_string());
+        }
         match self.fault {
             Some(Fault::WrongReply | Fault::WrongAndLate(_)) => page.push('!'),
             Some(Fault::WrongReplyOnce) => {

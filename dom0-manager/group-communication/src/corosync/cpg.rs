@@ -7,7 +7,9 @@
 
 use super::membership::{Peer, Ring};
 use bytes::Bytes;
-use rust_corosync::cpg::{self, Address, Guarantee, Handle, Model1Data, Model1Flags, ModelData};
+use rust_corosync::cpg::{
+    self, Address, Guarantee, Handle, Model1Data, Model1Flags, ModelData, Reason,
+};
 use rust_corosync::{CsError, DispatchFlags, NodeId};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -21,12 +23,22 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Something in the ordered stream.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// From here on these processes are in the group; these came.
-    Configuration(BTreeSet<Peer>, Vec<Peer>),
+    /// From here on processes are in the group.
+    Configuration(Configuration),
     /// From here on it is another ring.
     Ring(Ring),
     /// The bytes that a process multicast, this one's own included.
     Message(Peer, Bytes),
+}
+
+/// Who is in the group.
+#[derive(Debug)]
+pub(super) struct Configuration {
+    pub(super) peers: BTreeSet<Peer>,
+    /// These are new among them.
+    pub(super) came: Vec<Peer>,
+    /// The rings of these hosts were other ones for a while, with other messages.
+    pub(super) parted: BTreeSet<Peer>,
 }
 
 thread_local! {
@@ -56,9 +68,13 @@ fn delivered(_: &Handle, _: String, node: NodeId, process: u32, message: &[u8], 
     push(Event::Message(from, Bytes::copy_from_slice(message)));
 }
 
-fn configured(_: &Handle, _: &str, all: Vec<Address>, _left: Vec<Address>, came: Vec<Address>) {
-    let all = all.iter().map(peer).collect();
-    push(Event::Configuration(all, came.iter().map(peer).collect()));
+fn configured(_: &Handle, _: &str, all: Vec<Address>, left: Vec<Address>, came: Vec<Address>) {
+    let parted = left.iter().filter(|a| matches!(a.reason, Reason::NodeDown));
+    push(Event::Configuration(Configuration {
+        peers: all.iter().map(peer).collect(),
+        came: came.iter().map(peer).collect(),
+        parted: parted.map(peer).collect(),
+    }));
 }
 
 fn ring_formed(_: &Handle, ring: cpg::RingId, _: Vec<NodeId>) {
@@ -96,6 +112,8 @@ impl Cpg {
             confchg_fn: Some(configured),
             totem_confchg_fn: Some(ring_formed),
         });
+        // What an earlier connection left.
+        EVENTS.with(RefCell::take);
         let handle = patiently(|| cpg::initialize(&model, 0))?;
         Ok(Cpg { handle })
     }

@@ -1,10 +1,11 @@
 //! The thread that speaks to Corosync: it alone dispatches and sends.
 
 use super::close_reason::CloseReason;
-use super::cpg::{Cpg, Event};
+use super::cpg::{Configuration, Cpg, Event};
 use super::fail_recv::FailRecvConst;
 use super::fragments::{Incoming, Torn};
-use super::membership::{Effect, Membership, Peer};
+use super::membership::{Effect, Membership, Past, Peer};
+use super::overload::{Overload, UNREAD_BYTES_MAX};
 use super::packing::{cost, Outbox};
 use super::progress::Progress;
 use super::quorum::{
@@ -34,8 +35,6 @@ const SLEEP_MS: u16 = 25;
 const BACK_OFF_MS: u16 = 1;
 /// Until a member's own arrival shows in the stream.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(30);
-/// Deliveries that nobody takes: far more than what admission lets be under way at once.
-const UNREAD_BYTES_MAX: usize = 512 << 20;
 /// For so long a change of membership may be incomplete before the log tells whom it waits for.
 const WAIT_TOLD_AFTER: Duration = Duration::from_secs(5);
 
@@ -70,10 +69,26 @@ pub(super) struct Engine {
     shared: Arc<Shared>,
 }
 
+/// Why the engine's thread has no engine any more.
+#[derive(Debug)]
+pub(super) enum End {
+    /// For good.
+    Closed(CloseReason),
+    /// The group is left, to be joined again.
+    Left(Overload),
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.pulse.ended.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Engine {
     /// Connects and joins; blocks until the group has this member in it.
     pub(super) fn start(
-        settings: Settings,
+        settings: &Settings,
+        past: Past,
         shared: Arc<Shared>,
         wake: UnixStream,
         deliveries: UnboundedSender<Delivery>,
@@ -99,16 +114,16 @@ impl Engine {
         let prober = Prober::connect(&pulse)?;
         let fail_recv = FailRecvConst::connect()?;
         let pause_max = (token() * 3 / 4).max(Duration::from_millis(100));
-        let (beat, life) = (Arc::clone(&pulse), Arc::clone(&shared));
+        let beat = Arc::clone(&pulse);
         std::thread::Builder::new()
             .name("corosync-pulse".into())
-            .spawn(move || prober.run(&beat, pause_max, &life.ended))
+            .spawn(move || prober.run(&beat, pause_max))
             .map_err(JoinError::Thread)?;
         cpg.join(&settings.group)?;
         let (events, own) = arrival(&cpg, node)?;
         let packet_bytes_max = cpg.packet_bytes_max()?;
         let mut engine = Engine {
-            membership: Membership::new(settings.me, own, settings.last_ring, witness_timeout()),
+            membership: Membership::new(settings.me, own, past, witness_timeout()),
             outbox: Outbox::new(packet_bytes_max),
             cpg,
             reports,
@@ -116,7 +131,7 @@ impl Engine {
             silent: false,
             pulse,
             pause_max,
-            nodes: settings.nodes,
+            nodes: settings.nodes.clone(),
             own,
             urgent: VecDeque::new(),
             incoming: BTreeMap::new(),
@@ -135,15 +150,28 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Runs until the group is closed, for the reason that is returned.
-    pub(super) fn run(&mut self) -> CloseReason {
+    /// Runs until the group is closed or left.
+    pub(super) fn run(&mut self) -> End {
         loop {
             match self.round() {
-                Ok(()) if self.shared.ended.load(Ordering::SeqCst) => return self.shared.reason(),
+                Ok(()) if self.shared.ended.load(Ordering::SeqCst) => {
+                    return End::Closed(self.shared.reason())
+                }
                 Ok(()) => {}
-                Err(reason) => return reason,
+                Err(reason) => return End::Closed(reason),
+            }
+            if let Some(overload) = self.shared.overload() {
+                return End::Left(overload);
             }
         }
+    }
+
+    /// Leaves the group, and tells the reader.
+    pub(super) fn leave(mut self) -> Past {
+        let (nowhere, past) = self.membership.take_leave();
+        // Fails only when the group was dropped.
+        let _ = self.deliveries.send(nowhere);
+        past
     }
 
     fn round(&mut self) -> Result<(), CloseReason> {
@@ -204,9 +232,9 @@ impl Engine {
 
     fn event(&mut self, event: Event) -> Result<(), CloseReason> {
         match event {
-            Event::Configuration(peers, _) => {
+            Event::Configuration(Configuration { peers, parted, .. }) => {
                 self.changed = Instant::now();
-                self.membership.configuration(peers);
+                self.membership.configuration(peers, &parted);
             }
             Event::Ring(ring) => {
                 self.changed = Instant::now();
@@ -220,7 +248,7 @@ impl Engine {
                     self.fail_recv.restore();
                 }
                 match wire::decode(bytes) {
-                    Ok(packet) => self.packet(from, packet)?,
+                    Ok(packet) => self.packet(from, packet),
                     Err(NoPacket::Malformed) if from == self.own => {
                         return Err(CloseReason::OtherBytes);
                     }
@@ -231,7 +259,7 @@ impl Engine {
         self.react()
     }
 
-    fn packet(&mut self, from: Peer, packet: Packet) -> Result<(), CloseReason> {
+    fn packet(&mut self, from: Peer, packet: Packet) {
         match packet {
             Packet::Claim(claim) => {
                 if self.nodes.get(&from.node) != Some(&claim.member) {
@@ -242,12 +270,8 @@ impl Engine {
                     self.complain(from, &other);
                 }
                 self.membership.claim(from, claim, since_boot());
-                Ok(())
             }
-            Packet::Ping(number) => {
-                self.membership.ping(from, number);
-                Ok(())
-            }
+            Packet::Ping(number) => self.membership.ping(from, number),
             Packet::Batch {
                 view,
                 number,
@@ -275,39 +299,51 @@ impl Engine {
         view: u64,
         number: u64,
         messages: impl FnOnce(&mut Incoming) -> Result<Vec<Bytes>, Torn>,
-    ) -> Result<(), CloseReason> {
+    ) {
         let Some((member, is_delivering)) = self.membership.sender(from, view) else {
-            return Ok(());
+            return;
         };
-        let incoming = self.incoming.entry(from).or_default();
-        let messages = incoming.count(number).and_then(|()| messages(incoming));
-        let messages = messages.map_err(|why| CloseReason::PacketsLost { member, why })?;
         if from == self.own {
             self.shared.sent(self.outbox.delivered());
         }
-        if is_delivering {
-            for bytes in messages {
-                self.deliver(Delivery::Message {
-                    from: member,
-                    bytes,
-                })?;
+        if !is_delivering {
+            return;
+        }
+        let incoming = self.incoming.entry(from).or_default();
+        match incoming.count(number).and_then(|()| messages(incoming)) {
+            Ok(messages) => {
+                for bytes in messages {
+                    self.deliver(Delivery::Message {
+                        from: member,
+                        bytes,
+                    });
+                }
+            }
+            // As when rings parted and are one again, which Corosync tells of only after it has delivered what came next.
+            Err(why) => {
+                tracing::warn!(
+                    "packets of member {member} did not get here ({why}): what is missing is caught up with in the next \
+                     membership"
+                );
+                self.membership.missed();
             }
         }
-        Ok(())
     }
 
-    fn deliver(&mut self, delivery: Delivery) -> Result<(), CloseReason> {
+    fn deliver(&mut self, delivery: Delivery) {
+        if self.shared.overload().is_some() {
+            return; // the group is being left
+        }
         let size = match &delivery {
             Delivery::Message { bytes, .. } => cost(bytes),
             Delivery::View { .. } | Delivery::Suspended { .. } => 0,
         };
         let unread = self.shared.unread.fetch_add(size, Ordering::SeqCst) + size;
-        if unread > UNREAD_BYTES_MAX {
-            return Err(CloseReason::NotTaken { unread });
-        }
         // Fails only when the group was dropped, which ends this thread too.
         let _ = self.deliveries.send(delivery);
-        Ok(())
+        if unread > UNREAD_BYTES_MAX {
+            self.shared.overloaded(Overload::NotTaken { unread });
+        }
     }
 
     /// Does what the membership wants done.
@@ -320,7 +356,8 @@ impl Engine {
                     self.shared
                         .majority_decides
                         .store(majority, Ordering::SeqCst);
-                    self.deliver(delivery)?;
+                    self.deliver(delivery);
+                    self.fail_recv.moderate();
                 }
                 Effect::Pause => self.outbox.pause(),
                 Effect::CountAnew => self.incoming.clear(),
@@ -412,7 +449,8 @@ impl Engine {
                 still.as_secs()
             );
         }
-        if self.progress.is_stuck(now) {
+        // A Corosync that does not answer would hold this thread.
+        if !self.silent && self.progress.is_stuck(now) {
             self.fail_recv.lower();
         }
     }
@@ -438,7 +476,7 @@ fn arrival(cpg: &Cpg, node: u32) -> Result<(Vec<Event>, Peer), JoinError> {
     while started.elapsed() < ARRIVAL_TIME_MAX {
         all.extend(cpg.events(EVENTS_MAX)?);
         let came = all.iter().find_map(|event| match event {
-            Event::Configuration(peers, came) => {
+            Event::Configuration(Configuration { peers, came, .. }) => {
                 Some((came.iter().copied().find(|p| p.node == node)?, peers))
             }
             _ => None,

@@ -3,12 +3,12 @@
 //! A sender has at most one long message under way, and what is kept of it never exceeds what arrived, so
 //! the memory is bounded by [`MESSAGE_BYTES_MAX`] a sender. It is dropped with the membership.
 
-use super::packing::MESSAGE_BYTES_MAX;
+use crate::channel::MESSAGE_BYTES_MAX;
 use bytes::Bytes;
 
 /// Packets of a sender do not follow one another as it sent them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Torn {
+pub(super) enum Torn {
     /// One or more are missing, or came twice.
     #[error("packet {found} follows where packet {expected} was expected")]
     Number {
@@ -185,6 +185,25 @@ mod tests {
                 let kept = incoming.partial.as_ref().map_or(0, |(_, m)| m.len());
                 prop_assert!(kept <= arrived);
             }
+        }
+    }
+
+    #[test]
+    fn so_much_is_under_way_that_the_queue_of_corosync_never_gets_full() {
+        let mut outbox = Outbox::new(1 << 20);
+        for _ in 0..20 {
+            outbox.push(vec![0; 1 << 20].into());
+        }
+        for view in 1..3 {
+            outbox.enter(view);
+            let mut taken = 0;
+            while let Some(packet) = outbox.next() {
+                taken += packet.len();
+                outbox.sent();
+            }
+            assert!((512 << 10..1 << 20).contains(&taken), "{taken}");
+            outbox.delivered();
+            assert!(outbox.next().is_some(), "the next after one was delivered");
         }
     }
 

@@ -2,20 +2,22 @@
 //! through another.
 
 use super::close_reason::CloseReason;
-use super::engine::Engine;
+use super::engine::{End, Engine};
+use super::membership::Past;
 use super::packing;
 use super::settings::{JoinError, Settings, GROUP_NAME_MAX};
 use super::shared::Shared;
-use crate::channel::{Closed, Delivery, GroupChannel};
+use crate::channel::{Closed, Delivery, GroupChannel, NotSent, MESSAGE_BYTES_MAX};
 use bytes::Bytes;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver};
+use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};
 
-/// What this member sent and Corosync did not deliver yet: far above what admission lets be under way.
-const OUTGOING_BYTES_MAX: usize = 256 << 20;
+/// Between two attempts to join a group again.
+const AGAIN_PAUSE: Duration = Duration::from_millis(200);
+
 /// One member's end of a group over Corosync.
 #[derive(Debug)]
 pub struct CorosyncGroup {
@@ -40,6 +42,7 @@ pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
     let shared = Arc::new(Shared {
         outgoing: Mutex::default(),
         outgoing_bytes: AtomicUsize::new(0),
+        overload: Mutex::new(None),
         unread: AtomicUsize::new(0),
         sleeping: AtomicBool::new(false),
         waker,
@@ -50,29 +53,84 @@ pub fn join(settings: Settings) -> Result<CorosyncGroup, JoinError> {
     });
     let (sender, deliveries) = unbounded_channel();
     let (started, result) = mpsc::channel();
-    let theirs = Arc::clone(&shared);
+    let life = Life {
+        settings,
+        shared: Arc::clone(&shared),
+        wake,
+        deliveries: sender,
+    };
     // The group is dropped, and the thread told to end, if joining fails.
     let group = CorosyncGroup { shared, deliveries };
     std::thread::Builder::new()
         .name("corosync".into())
-        .spawn(move || {
-            let engine = Engine::start(settings, Arc::clone(&theirs), wake, sender);
-            match engine {
-                Ok(mut engine) => {
-                    let _ = started.send(Ok(()));
-                    // The reason is there before the reader learns, from the queue's end, that there is one.
-                    theirs.end(engine.run());
-                    drop(engine);
-                }
-                Err(e) => {
-                    let _ = started.send(Err(e));
-                }
-            }
-        })
+        .spawn(move || life.run(&started))
         .map_err(JoinError::Thread)?;
     let ended = |_| JoinError::Ended(CloseReason::ThreadEnded);
     result.recv().map_err(ended)??;
     Ok(group)
+}
+
+/// What the engine's thread has, whether there is an engine or not.
+struct Life {
+    settings: Settings,
+    shared: Arc<Shared>,
+    wake: UnixStream,
+    deliveries: UnboundedSender<Delivery>,
+}
+
+impl Life {
+    /// Joins, and tells whether that worked; then until the group is closed.
+    fn run(self, started: &mpsc::Sender<Result<(), JoinError>>) {
+        let first = self.start(Past::on_disk(self.settings.last_ring));
+        let (engine, told) = match first {
+            Ok(engine) => (Some(engine), Ok(())),
+            Err(e) => (None, Err(e)),
+        };
+        // Nobody waits for it if the group was dropped.
+        let _ = started.send(told);
+        if let Some(engine) = engine {
+            // The reason is there before the reader learns, from the queue's end, that there is one.
+            self.shared.end(self.serve(engine));
+        }
+    }
+
+    fn start(&self, past: Past) -> Result<Engine, JoinError> {
+        let wake = self.wake.try_clone().map_err(JoinError::Thread)?;
+        let shared = Arc::clone(&self.shared);
+        Engine::start(&self.settings, past, shared, wake, self.deliveries.clone())
+    }
+
+    fn serve(&self, first: Engine) -> CloseReason {
+        let mut engine = first;
+        loop {
+            let overload = match engine.run() {
+                End::Closed(reason) => return reason,
+                End::Left(overload) => overload,
+            };
+            tracing::error!("this host leaves the group, and joins it again: {overload}");
+            let past = engine.leave();
+            self.shared.rest();
+            engine = match self.start_again(past) {
+                Ok(engine) => engine,
+                Err(reason) => return reason,
+            };
+        }
+    }
+
+    /// Until Corosync has forgotten that this process was in the group, and takes it.
+    fn start_again(&self, past: Past) -> Result<Engine, CloseReason> {
+        loop {
+            if self.shared.ended.load(Ordering::SeqCst) {
+                return Err(self.shared.reason());
+            }
+            match self.start(past) {
+                Ok(engine) => return Ok(engine),
+                Err(e) if e.may_pass() => tracing::warn!("the group is not joined again yet: {e}"),
+                Err(e) => return Err(CloseReason::NotJoinedAgain(e.to_string())),
+            }
+            std::thread::sleep(AGAIN_PAUSE);
+        }
+    }
 }
 
 impl Drop for CorosyncGroup {
@@ -93,26 +151,15 @@ impl CorosyncGroup {
 }
 
 impl GroupChannel for CorosyncGroup {
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
         if self.shared.ended.load(Ordering::SeqCst) {
-            return Err(Closed);
+            return Err(Closed.into());
         }
-        let (length, cost) = (bytes.len(), packing::cost(&bytes));
-        let waiting = self.shared.outgoing_bytes.fetch_add(cost, Ordering::SeqCst);
-        if length > packing::MESSAGE_BYTES_MAX || waiting > OUTGOING_BYTES_MAX {
-            self.shared.end(CloseReason::TooMuch {
-                length,
-                waiting,
-                length_max: packing::MESSAGE_BYTES_MAX,
-                waiting_max: OUTGOING_BYTES_MAX,
-            });
-            return Err(Closed);
+        let length = bytes.len();
+        if length > MESSAGE_BYTES_MAX {
+            return Err(NotSent::TooLong { length });
         }
-        let outgoing = self.shared.outgoing.lock();
-        outgoing
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(bytes);
-        self.shared.wake();
+        self.shared.push(bytes);
         Ok(())
     }
 

@@ -94,6 +94,24 @@ pub(super) enum Effect {
     Close(NameNotGreater),
 }
 
+/// What a member knows of the views before it joins: a count that is not below that of any it was in, and the name of
+/// the newest that could decide.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Past {
+    greatest: u64,
+    last_primary: u64,
+}
+
+impl Past {
+    /// What the greatest name on disk tells.
+    pub(super) fn on_disk(last_ring: u64) -> Past {
+        Past {
+            greatest: last_ring >> 16,
+            last_primary: last_ring,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct View {
     name: u64,
@@ -122,6 +140,11 @@ pub(super) struct Membership {
     is_delivering: bool,
     /// What the reader was told last may decide.
     told_primary: bool,
+    /// Whom the reader heard in the newest view, who of them was there all the time since, and whose host was in another
+    /// ring.
+    together: BTreeSet<Peer>,
+    stayed: BTreeSet<Peer>,
+    parted: BTreeSet<Peer>,
     attempt: u32,
     /// This process or its Corosync stood still, and it is not known yet whether the ring went on without.
     suspect: bool,
@@ -137,13 +160,13 @@ fn name(count: u64, lowest: MemberId) -> u64 {
 }
 
 impl Membership {
-    pub(super) fn new(me: MemberId, own: Peer, last_ring: u64, settle: Duration) -> Membership {
+    pub(super) fn new(me: MemberId, own: Peer, past: Past, settle: Duration) -> Membership {
         Membership {
             me,
             own,
             settle,
-            greatest: last_ring >> 16,
-            last_primary: last_ring,
+            greatest: past.greatest,
+            last_primary: past.last_primary,
             peers: BTreeSet::new(),
             ring: None,
             quorum: None,
@@ -152,6 +175,9 @@ impl Membership {
             view: None,
             is_delivering: false,
             told_primary: false,
+            together: BTreeSet::new(),
+            stayed: BTreeSet::new(),
+            parted: BTreeSet::new(),
             attempt: 0,
             suspect: false,
             pings: 0,
@@ -160,10 +186,37 @@ impl Membership {
         }
     }
 
-    /// The stream says: from here on these processes are in the group.
-    pub(super) fn configuration(&mut self, peers: BTreeSet<Peer>) {
+    /// The stream says: from here on these processes are in the group. Hosts of those that `parted` were in another ring
+    /// than this one before, if only for a moment.
+    pub(super) fn configuration(&mut self, peers: BTreeSet<Peer>, parted: &BTreeSet<Peer>) {
+        let parted = parted.iter().filter(|p| self.together.contains(p));
+        self.parted.extend(parted.copied());
+        self.stayed.retain(|p| peers.contains(p));
+        if self.parted.intersection(&peers).next().is_some() {
+            self.reunited();
+        }
         self.peers = peers;
         self.changed();
+    }
+
+    /// Rings that parted are one again before either side had a view of its own. Each side heard in the old view what the
+    /// other did not, and only the one with more than half of the members may go on from there.
+    fn reunited(&mut self) {
+        if self.stayed.len() * 2 <= self.together.len() {
+            self.step_down();
+        }
+    }
+
+    /// Packets of this view are missing here, and others have them: the reader hears nothing more of it, and there is to
+    /// be another view.
+    pub(super) fn missed(&mut self) {
+        if self.told_primary {
+            self.step_down();
+        } else if self.is_delivering {
+            self.is_delivering = false;
+            self.attempt += 1;
+            self.effects.push(Effect::Pause);
+        }
     }
 
     /// The stream says: from here on it is another ring.
@@ -315,6 +368,9 @@ impl Membership {
             self.effects.push(Effect::Enter(name));
             self.told_primary = primary;
             self.is_delivering = true;
+            self.together = members.keys().copied().collect();
+            self.stayed.clone_from(&self.together);
+            self.parted.clear();
         }
         self.greatest = count;
         if primary {
@@ -343,6 +399,21 @@ impl Membership {
             members: vec![self.me],
             primary: false,
         }));
+    }
+
+    /// This member leaves the group, to join it again: what the reader is told, and what is known then.
+    pub(super) fn take_leave(&mut self) -> (Delivery, Past) {
+        self.greatest += 1;
+        let nowhere = Delivery::View {
+            ring: name(self.greatest, self.me),
+            members: Vec::new(),
+            primary: false,
+        };
+        let past = Past {
+            greatest: self.greatest,
+            last_primary: self.last_primary,
+        };
+        (nowhere, past)
     }
 
     /// Whose claims are waited for.

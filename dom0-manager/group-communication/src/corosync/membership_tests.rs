@@ -11,7 +11,8 @@ const NOW: Duration = Duration::from_secs(1000);
 
 #[derive(Clone, Debug)]
 enum Event {
-    Configuration(BTreeSet<Peer>),
+    /// Who is in the group, and whose host was parted from this one.
+    Configuration(BTreeSet<Peer>, BTreeSet<Peer>),
     Ring(Ring),
     Message(Peer, Message),
 }
@@ -32,6 +33,10 @@ struct Node {
     /// In which component of the network it is.
     part: usize,
     ring: Ring,
+    /// Who was in the newest configuration that Corosync told of.
+    told: BTreeSet<Peer>,
+    /// Corosync has not told of its ring.
+    untold: bool,
     frozen: bool,
     view: Option<u64>,
     /// What the reader got.
@@ -44,6 +49,8 @@ struct World {
     rings: u64,
     /// The part that the witness chose, where it matters.
     chosen: usize,
+    /// There was a ring of which nobody was told.
+    was_untold: bool,
 }
 
 fn peer(node: usize) -> Peer {
@@ -56,12 +63,14 @@ fn peer(node: usize) -> Peer {
 impl World {
     fn new() -> World {
         let node = |i: usize| Node {
-            membership: Membership::new(i as u16, peer(i), 0, Duration::ZERO),
+            membership: Membership::new(i as u16, peer(i), Past::on_disk(0), Duration::ZERO),
             stream: VecDeque::new(),
             quorums: VecDeque::new(),
             sent: VecDeque::new(),
             part: 0,
             ring: Ring { node: 0, number: 0 },
+            told: BTreeSet::new(),
+            untold: false,
             frozen: false,
             view: None,
             heard: Vec::new(),
@@ -71,6 +80,7 @@ impl World {
             nodes: (0..NODES).map(node).collect(),
             rings: 0,
             chosen: 0,
+            was_untold: false,
         };
         world.form_rings();
         world
@@ -78,6 +88,11 @@ impl World {
 
     /// Every part of the network gets a ring of its nodes that run, unless it has it.
     fn form_rings(&mut self) {
+        self.form(true);
+    }
+
+    /// Whether nodes are `told` of their ring, or the next one comes before.
+    fn form(&mut self, told: bool) {
         let quorate_part = self.quorate_part();
         for part in 0..NODES {
             let nodes: Vec<usize> = (0..NODES)
@@ -88,7 +103,8 @@ impl World {
             let same = |i: usize| self.nodes[i].ring == old;
             let whole = (0..NODES).all(|i| same(i) == nodes.contains(&i));
             let quorate = quorate_part == Some(part);
-            if whole && old.number > 0 {
+            let is_known = !nodes.iter().any(|i| self.nodes[*i].untold);
+            if whole && old.number > 0 && (is_known || !told) {
                 continue;
             }
             self.rings += 1;
@@ -105,12 +121,24 @@ impl World {
                     .collect();
                 let all: BTreeSet<Peer> = nodes.iter().map(|j| peer(*j)).collect();
                 let node = &mut self.nodes[i];
-                node.stream.push_back(Event::Configuration(with.clone()));
-                if with != all {
-                    node.stream.push_back(Event::Configuration(all));
+                node.ring = ring;
+                node.untold = !told;
+                if !told {
+                    continue;
+                }
+                // Those that it was told of, and that came from the same ring.
+                let left: BTreeSet<Peer> = node.told.difference(&with).copied().collect();
+                let stayed: BTreeSet<Peer> = node.told.intersection(&with).copied().collect();
+                node.told.clone_from(&all);
+                if !left.is_empty() {
+                    let event = Event::Configuration(stayed.clone(), left);
+                    node.stream.push_back(event);
+                }
+                if stayed != all {
+                    let event = Event::Configuration(all, BTreeSet::new());
+                    node.stream.push_back(event);
                 }
                 node.stream.push_back(Event::Ring(ring));
-                node.ring = ring;
                 node.quorums.push_back(Quorum {
                     ring,
                     quorate,
@@ -160,7 +188,7 @@ impl World {
         };
         let node = &mut self.nodes[i];
         match event {
-            Event::Configuration(peers) => node.membership.configuration(peers),
+            Event::Configuration(peers, parted) => node.membership.configuration(peers, &parted),
             Event::Ring(ring) => node.membership.ring(ring),
             Event::Message(from, Message::Claim(claim)) => node.membership.claim(from, claim, NOW),
             Event::Message(from, Message::Ping(number)) => node.membership.ping(from, number),
@@ -215,6 +243,16 @@ impl World {
                 self.form_rings();
             }
             3 => self.chosen = to,
+            // A ring that lasts too short for anybody to be told of it.
+            16 if !self.nodes.iter().any(|n| n.untold) => {
+                self.nodes[i].part = to;
+                self.form(false);
+                self.was_untold = true;
+            }
+            17 if self.nodes.iter().any(|n| n.untold) => {
+                self.nodes[i].part = to;
+                self.form_rings();
+            }
             _ if self.nodes[i].frozen => {}
             4..=8 => self.read(i),
             9 => self.quorum(i),
@@ -267,10 +305,38 @@ impl World {
                 }
             }
         }
+        if self.was_untold {
+            // What is heard in an untold ring, others do not hear, and who heard it takes leave afterwards.
+            return;
+        }
         for heard in contents.values() {
             let longest = heard.iter().max_by_key(|h| h.len()).expect("one");
             for one in heard {
                 assert!(longest.starts_with(one), "one order");
+            }
+        }
+    }
+
+    /// Members that go from one deciding view to the same next one without a word in between heard the same in it.
+    fn check_that_who_goes_on_heard_the_same(&self) {
+        let mut heard: BTreeMap<(u64, u64), Vec<Delivery>> = BTreeMap::new();
+        for node in &self.nodes {
+            let mut begun: Option<(u64, Vec<Delivery>)> = None;
+            for delivery in &node.heard {
+                match delivery {
+                    Delivery::View { ring, primary, .. } => {
+                        if let (Some((from, now)), true) = (begun.take(), *primary) {
+                            let first = heard.entry((from, *ring)).or_insert_with(|| now.clone());
+                            assert_eq!(*first, now, "between {from} and {ring}");
+                        }
+                        begun = primary.then(|| (*ring, Vec::new()));
+                    }
+                    message => {
+                        if let Some((_, now)) = &mut begun {
+                            now.push(message.clone());
+                        }
+                    }
+                }
             }
         }
     }
@@ -309,7 +375,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
-    fn views_are_the_same_everywhere(steps in proptest::collection::vec((0u8..16, 0..NODES, 0..NODES), 0..400)) {
+    fn views_are_the_same_everywhere(steps in proptest::collection::vec((0u8..18, 0..NODES, 0..NODES), 0..400)) {
         let mut world = World::new();
         world.settle();
         for (kind, node, to) in steps {
@@ -318,6 +384,7 @@ proptest! {
             world.step(kind, node, to);
         }
         world.check();
+        world.check_that_who_goes_on_heard_the_same();
         world.check_that_nobody_was_passed_by();
         for node in 0..NODES {
             world.step(2, node, 0);
@@ -326,6 +393,7 @@ proptest! {
         world.form_rings();
         world.settle();
         world.check();
+        world.check_that_who_goes_on_heard_the_same();
         world.check_that_nobody_was_passed_by();
         for node in &world.nodes {
             let last = node.heard.iter().rev().find_map(|d| match d {
@@ -339,8 +407,8 @@ proptest! {
 
 fn lone(quorate: bool) -> Membership {
     let ring = Ring { node: 0, number: 1 };
-    let mut one = Membership::new(0, peer(0), 99 << 16, Duration::from_secs(20));
-    one.configuration([peer(0)].into());
+    let mut one = Membership::new(0, peer(0), Past::on_disk(99 << 16), Duration::from_secs(20));
+    one.configuration([peer(0)].into(), &BTreeSet::new());
     one.quorum(Quorum {
         ring,
         quorate,
@@ -407,7 +475,7 @@ fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_
         nodes: 2,
         majority,
     };
-    one.configuration(peers.clone());
+    one.configuration(peers.clone(), &BTreeSet::new());
     one.ring(ring);
     one.quorum(both(false));
     let claim = one.wanted_claim(NOW, 5).expect("something to say");
@@ -427,7 +495,7 @@ fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_
     );
     // It is alone again.
     let ring = Ring { node: 0, number: 3 };
-    one.configuration([peer(0)].into());
+    one.configuration([peer(0)].into(), &BTreeSet::new());
     one.ring(ring);
     one.quorum(Quorum {
         ring,
@@ -441,8 +509,8 @@ fn a_lone_member_that_stood_still_decides_with_the_others_as_soon_as_it_is_back_
 
 #[test]
 fn two_processes_of_one_member_decide_nothing() {
-    let mut one = Membership::new(0, peer(0), 0, Duration::ZERO);
-    one.configuration([peer(0), peer(1)].into());
+    let mut one = Membership::new(0, peer(0), Past::on_disk(0), Duration::ZERO);
+    one.configuration([peer(0), peer(1)].into(), &BTreeSet::new());
     one.quorum(Quorum {
         ring: Ring { node: 0, number: 1 },
         quorate: true,
@@ -453,4 +521,63 @@ fn two_processes_of_one_member_decide_nothing() {
     one.claim(peer(1), claim.clone(), NOW);
     one.claim(peer(0), claim, NOW);
     assert_eq!(views(&mut one), [(6, false)]);
+}
+
+/// A member of 0 to `size` - 1, all in a view that may decide.
+fn together(size: usize) -> (Membership, BTreeSet<Peer>) {
+    let mut one = Membership::new(0, peer(0), Past::on_disk(0), Duration::ZERO);
+    let peers: BTreeSet<Peer> = (0..size).map(peer).collect();
+    one.configuration(peers.clone(), &BTreeSet::new());
+    one.quorum(Quorum {
+        ring: Ring { node: 0, number: 1 },
+        quorate: true,
+        nodes: size,
+        majority: true,
+    });
+    let claim = one.wanted_claim(NOW, 5).expect("something to say");
+    for (i, from) in peers.iter().enumerate() {
+        let member = i as u16;
+        one.claim(
+            *from,
+            Claim {
+                member,
+                ..claim.clone()
+            },
+            NOW,
+        );
+    }
+    assert_eq!(views(&mut one).last().map(|(_, p)| *p), Some(true));
+    (one, peers)
+}
+
+#[test]
+fn of_rings_that_parted_and_are_one_again_the_larger_one_goes_on() {
+    for (size, away, goes_on) in [(2, 1..2, false), (3, 1..3, false), (3, 1..2, true)] {
+        let (mut one, peers) = together(size);
+        let away: BTreeSet<Peer> = away.map(peer).collect();
+        one.configuration(peers.difference(&away).copied().collect(), &away);
+        assert!(views(&mut one).is_empty(), "it may go on alone");
+        one.configuration(peers, &BTreeSet::new());
+        let told = views(&mut one);
+        assert_eq!(told.is_empty(), goes_on, "{size} {away:?}: {told:?}");
+    }
+}
+
+#[test]
+fn a_process_that_left_and_came_back_in_the_same_ring_harms_nobody() {
+    let (mut one, peers) = together(2);
+    one.configuration([peer(0)].into(), &BTreeSet::new());
+    one.configuration(peers, &BTreeSet::new());
+    assert!(views(&mut one).is_empty());
+}
+
+#[test]
+fn who_misses_packets_takes_leave_and_asks_for_another_view() {
+    let (mut one, _) = together(2);
+    let view = one.view.as_ref().expect("one").name;
+    assert_eq!(one.wanted_claim(NOW, 5), None);
+    one.missed();
+    assert_eq!(views(&mut one).last().map(|(_, p)| *p), Some(false));
+    assert_eq!(one.sender(peer(1), view), Some((1, false)), "nor the rest");
+    assert!(one.wanted_claim(NOW, 5).is_some());
 }

@@ -28,12 +28,19 @@
 //! - one whose quorum is reported lost takes leave of the view at once, alone: the reader is told of a view
 //!   of this member only that is not primary, and of nothing more until the next view;
 //! - so does one that learns at the next change that others were in a newer primary view;
+//! - so does one whose ring was parted from those of other members and is one with them again before a view told of it:
+//!   in between each side heard in the old view what the other did not. The side with more than half of that view's
+//!   members goes on, the rest, or both halves, take leave. Corosync tells of such rings only afterwards, and may deliver
+//!   a packet before that whose predecessors did not get here: who misses any takes leave at once;
 //! - one that stood still for so long that others may have formed a ring without it (this process, Corosync
 //!   or the host: three quarters of `token`) must first hear itself in the same ring again, and is told of a
 //!   view that is not primary should the ring change before. If its node was alone, nobody can tell it that
 //!   it is late: it takes leave at once, and does not trust its quorum until the witness had time to object;
 //! - none of them can decide with others, because the others must confirm. A member that is alone has nobody
 //!   to wait for: it must look at [`crate::GroupChannel::lease`] at the very moment of acting.
+//!
+//! **Whoever does not keep up leaves** the group, and joins it again (`overload`): nothing that is sent or delivered waits
+//! without a limit, and nobody waits for one that is too slow.
 //!
 //! A process that neither runs nor ends (stopped in a debugger) holds the next change up: its claim is
 //! waited for. The service manager's watchdog ends such a process.
@@ -47,6 +54,7 @@ mod fail_recv;
 mod fragments;
 mod member;
 mod membership;
+mod overload;
 mod packing;
 mod progress;
 mod quorum;
@@ -55,7 +63,6 @@ mod shared;
 mod wire;
 
 pub use close_reason::CloseReason;
-pub use fragments::Torn;
 pub use member::{join, CorosyncGroup};
 pub use membership::NameNotGreater;
 pub use settings::{JoinError, Settings};

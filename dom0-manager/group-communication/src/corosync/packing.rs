@@ -15,9 +15,11 @@ const BATCH_BYTES_MAX: usize = 64 << 10;
 /// in between.
 const PART_BYTES_MAX: usize = 128 << 10;
 
-/// The longest message. Far above what a gateway accepts as a request or a reply (16 MiB by default), and
-/// a bound for what is put together at the receivers.
-pub(super) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Packets of this member that Corosync took and did not deliver yet. Its queue holds 4 MiB, and from three quarters of that
+/// on it serves all its clients last, which looks as if it stood still: a member that is left alone would not dare to
+/// go on. A ring that forms delivers nothing, so the queue would be full whenever a host is lost under uploads. The token takes
+/// less than a fifth of this along in one round.
+const IN_FLIGHT_BYTES_MAX: usize = 512 << 10;
 
 /// What a message takes in memory.
 pub(super) fn cost(message: &Bytes) -> usize {
@@ -44,6 +46,9 @@ pub(super) struct Outbox {
     in_flight: VecDeque<Unit>,
     /// A long message that is sent in part, and how much of it.
     cut: Option<(Bytes, usize)>,
+    /// The lengths of the packets that Corosync took in this membership and did not deliver here yet, and their sum.
+    packets: VecDeque<usize>,
+    packets_bytes: usize,
     /// The membership to send in.
     view: Option<u64>,
     number: u64,
@@ -59,6 +64,8 @@ impl Outbox {
             waiting: VecDeque::new(),
             in_flight: VecDeque::new(),
             cut: None,
+            packets: VecDeque::new(),
+            packets_bytes: 0,
             view: None,
             number: 0,
             packet: Vec::new(),
@@ -79,6 +86,8 @@ impl Outbox {
     /// From here on everything is sent in this membership, also what was not delivered before.
     pub(super) fn enter(&mut self, view: u64) {
         self.view = Some(view);
+        self.packets.clear();
+        self.packets_bytes = 0;
         self.number = 0;
         self.packet.clear();
         self.cut = None;
@@ -89,10 +98,13 @@ impl Outbox {
         }
     }
 
-    /// The packet to send next. It stays the same until [`Outbox::sent`].
+    /// The packet to send next, unless enough is under way. It stays the same until [`Outbox::sent`].
     pub(super) fn next(&mut self) -> Option<&[u8]> {
         let view = self.view?;
         if self.packet.is_empty() {
+            if self.packets_bytes >= IN_FLIGHT_BYTES_MAX {
+                return None;
+            }
             let made = self.make_part(view) || self.make_batch(view) || self.make_first_part(view);
             if !made {
                 return None;
@@ -103,6 +115,8 @@ impl Outbox {
 
     /// Corosync took the packet.
     pub(super) fn sent(&mut self) {
+        self.packets.push_back(self.packet.len());
+        self.packets_bytes += self.packet.len();
         self.packet.clear();
         self.number += 1;
     }
@@ -110,6 +124,7 @@ impl Outbox {
     /// A packet of this member was delivered in the membership it was sent in. Returns the
     /// cost of messages that are sent for good.
     pub(super) fn delivered(&mut self) -> usize {
+        self.packets_bytes -= self.packets.pop_front().unwrap_or_default();
         let Some(unit) = self.in_flight.front_mut() else {
             return 0;
         };

@@ -69,6 +69,8 @@ pub(super) struct Reports {
 impl Reports {
     /// The first report, of what is now, comes by itself.
     pub(super) fn connect() -> rust_corosync::Result<Reports> {
+        // What an earlier connection left.
+        REPORTS.with(RefCell::take);
         let handle = connect()?;
         patiently(|| quorum::trackstart(&handle, TrackFlags::Changes))?;
         Ok(Reports { handle })
@@ -188,6 +190,8 @@ pub(super) struct Pulse {
     gaps: AtomicU64,
     /// The connection is lost.
     pub(super) lost: AtomicBool,
+    /// Nobody wants to know any more.
+    pub(super) ended: AtomicBool,
 }
 
 impl Pulse {
@@ -208,7 +212,7 @@ impl Pulse {
     }
 }
 
-/// Asks Corosync again and again whether it is there, until `stop`.
+/// Asks Corosync again and again whether it is there.
 pub(super) struct Prober {
     handle: Handle,
 }
@@ -223,8 +227,8 @@ impl Prober {
         Ok(Prober { handle })
     }
 
-    pub(super) fn run(&self, pulse: &Pulse, pause_max: Duration, stop: &AtomicBool) {
-        while !stop.load(Ordering::SeqCst) {
+    pub(super) fn run(&self, pulse: &Pulse, pause_max: Duration) {
+        while !pulse.ended.load(Ordering::SeqCst) {
             std::thread::sleep(pause_max / 5);
             let asked = since_boot();
             match quorum::getquorate(&self.handle) {

@@ -88,6 +88,22 @@ pub enum JoinError {
     Ended(CloseReason),
 }
 
+impl JoinError {
+    /// Whether it may be otherwise in a moment: Corosync is busy, or an earlier connection of this process is ending.
+    pub(super) fn may_pass(&self) -> bool {
+        let passing = [
+            CsError::CsErrTryAgain,
+            CsError::CsErrExist,
+            CsError::CsErrTimeout,
+        ];
+        match self {
+            JoinError::NotRunning(e) => passing.contains(e),
+            JoinError::Taken { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<CsError> for JoinError {
     fn from(e: CsError) -> JoinError {
         match e {

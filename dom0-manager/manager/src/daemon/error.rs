@@ -2,6 +2,7 @@
 
 use crate::agent_link::AgentError;
 use crate::normalise::RuleError;
+use crate::operators::SocketError;
 use crate::peers::NetworkError;
 use crate::record::RecordError;
 use crate::stores::StoresError;
@@ -34,15 +35,8 @@ pub(crate) enum DaemonError {
         address: SocketAddr,
         cause: io::Error,
     },
-    #[error(
-        "another replica manager answers at {0}; stop it, or set admin.socket to another path"
-    )]
-    OtherManager(PathBuf),
-    #[error(
-        "the admin API cannot listen at {socket}; does the folder exist, and may this user write to it? \
-         (admin.socket): {cause}"
-    )]
-    Admin { socket: PathBuf, cause: io::Error },
+    #[error(transparent)]
+    AdminSocket(#[from] SocketError),
     #[error("the configuration names no seat on this host; see group.host and group.hosts")]
     NoSeat,
     #[error("there is no other host to ask for a snapshot; see group.hosts")]

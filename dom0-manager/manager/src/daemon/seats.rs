@@ -208,10 +208,10 @@ async fn attach(
         let (Some(seat), true) = (seat, known.contains_key(&replica) && state != "stopped") else {
             continue;
         };
-        let (agent, normaliser) = (shared.agent.clone(), Arc::clone(&shared.normaliser));
+        let (agent, rules) = (shared.agent.clone(), shared.guest_rules.clone());
         let inputs = seat.inputs.clone();
         attempts.spawn(async move {
-            let done = guest::attach(&agent, replica, &normaliser, &inputs).await;
+            let done = guest::attach(&agent, replica, &rules, &inputs).await;
             (replica, done)
         });
     }

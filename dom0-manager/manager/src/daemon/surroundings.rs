@@ -4,11 +4,12 @@
 use super::error::DaemonError;
 use crate::agent_link::{self, AgentLink, AgentWatch};
 use crate::config::{Config, Durability};
+use crate::gateway;
 use crate::normalise::Normaliser;
+use crate::operators::{self, Operators};
 use crate::peers::Network;
 use crate::stores;
 use spare_protocol::Hash;
-use std::path::Path;
 use std::sync::Arc;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -19,6 +20,8 @@ pub(super) struct Surroundings {
     /// None if all seats are on this host.
     pub(super) network: Option<Network>,
     pub(super) admin: UnixListener,
+    /// Who may use it.
+    pub(super) operators: Operators,
     pub(super) agent: AgentLink,
     pub(super) watch: AgentWatch,
     /// Name and accelerator of the host.
@@ -33,9 +36,10 @@ impl Surroundings {
     pub(super) async fn find(config: &Config) -> Result<Surroundings, DaemonError> {
         let normaliser = Arc::new(Normaliser::new(&config.normalise)?);
         warn_of_memory(config);
-        let gateway = bind_gateway(config).await?;
+        let gateway = bind_gateway(config)?;
         let network = Network::open(config).await?;
-        let admin = bind_admin(&config.admin.socket)?;
+        let (admin, operators) =
+            operators::listen_at(&config.admin.socket, config.admin.group.as_deref())?;
         let (agent, watch) = agent_link::connect(&config.agent.socket).await?;
         let host = agent.call(|agent| async move { agent.host().await }).await;
         let host = host.map_err(DaemonError::SilentAgent)?;
@@ -49,6 +53,7 @@ impl Surroundings {
             gateway,
             network,
             admin,
+            operators,
             agent,
             watch,
             host,
@@ -84,20 +89,7 @@ fn warn_of_memory(config: &Config) {
     }
 }
 
-async fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
+fn bind_gateway(config: &Config) -> Result<TcpListener, DaemonError> {
     let address = config.gateway.listen;
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|cause| DaemonError::Gateway { address, cause })
-}
-
-fn bind_admin(socket: &Path) -> Result<UnixListener, DaemonError> {
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        return Err(DaemonError::OtherManager(socket.to_owned()));
-    }
-    // Left behind by a manager that was killed: nobody answers there.
-    let _ = std::fs::remove_file(socket);
-    UnixListener::bind(socket).map_err(|cause| DaemonError::Admin {
-        socket: socket.to_owned(),
-        cause,
-    })
+    gateway::listen(address).map_err(|cause| DaemonError::Gateway { address, cause })
 }

@@ -6,13 +6,13 @@ use crate::clock::unix_us;
 use crate::drained;
 use crate::handle::{NoSnapshot, SnapshotAsker};
 use crate::in_service::InServiceList;
-use crate::record::Recorder;
+use crate::record::{RecordError, Recorder};
 use spare_core::{DecidedRequest, ViewId};
 use spare_protocol::admin::EventKind;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::PrimaryView;
 use spare_protocol::{Hash, Position, ReplicaId, SeatId};
-use spare_store::{ConvictionNote, Event, LogError, Progress, ReplicaNote, Store};
+use spare_store::{ConvictionNote, Event, Progress, ReplicaNote, Store};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -175,9 +175,6 @@ impl Disk {
         self.done_or_fail(done);
         // What takes the place of these records is told again.
         self.told_stored = self.told_stored.min(after);
-        if let Some(recorder) = &mut self.files.recorder {
-            recorder.truncate(after);
-        }
     }
 
     /// A request was decided: it goes into the log.
@@ -189,11 +186,13 @@ impl Disk {
         let bytes = decided.request.len() + decided.update.len() + reply + RECORD_BYTES;
         self.grown_bytes += bytes as u64;
         self.hand_over_safe();
-        let done = self.files.store.append(decided);
+        let store = &self.files.store;
+        // The disk is far behind: nothing is decided on until it has caught up a little, so nothing piles up.
+        let done = match store.has_room() {
+            true => store.append(decided),
+            false => tokio::task::block_in_place(|| store.append(decided)),
+        };
         self.done_or_fail(done);
-        if let Some(recorder) = &mut self.files.recorder {
-            recorder.decided(decided);
-        }
     }
 
     /// A replica came into service: a later run takes it up, if it is still there.
@@ -254,7 +253,7 @@ impl Disk {
         self.recorded(flushed);
     }
 
-    fn recorded(&mut self, done: Option<Result<(), LogError>>) {
+    fn recorded(&mut self, done: Option<Result<(), RecordError>>) {
         if let Some(Err(error)) = done {
             self.files.recorder = None;
             let text = format!("the ordered log ends here: {error}");

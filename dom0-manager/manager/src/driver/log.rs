@@ -2,7 +2,7 @@
 
 use crate::peers::Peers;
 use crate::pending::{Answer, Pending};
-use spare_protocol::messages::PeerMessage;
+use spare_protocol::messages::{AbortReason, PeerMessage};
 use spare_protocol::{Position, SeatId};
 use spare_store::{Store, StoreError};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(super) fn answer_again(
     let (store, pending) = (Arc::clone(store), Arc::clone(pending));
     tokio::task::spawn_blocking(move || {
         let answer = match store.retained_reply(position) {
-            Ok(Some(kept)) => Answer::Agreed(position, kept.outcome),
+            Ok(Some(kept)) => Answer::Agreed(position, kept.outcome.ok_or(AbortReason::Failed)),
             Ok(None) => Answer::Forgotten(position),
             Err(error) => {
                 tracing::warn!("the reply to request {position} cannot be read: {error}");

@@ -61,8 +61,8 @@ impl Replicas {
 
     /// Begins a session with a new VM.
     pub(super) fn open(&mut self, replica: ReplicaId, stream: ChannelStream) {
-        let normaliser = Arc::clone(&self.shared.normaliser);
-        let channel = GuestChannel::open(replica, stream, normaliser, self.inputs.clone());
+        let rules = self.shared.guest_rules.clone();
+        let channel = GuestChannel::open(replica, stream, rules, self.inputs.clone());
         self.channels.insert(replica, channel);
     }
 
@@ -84,25 +84,16 @@ impl Replicas {
 
     /// Brings a replica to the state at `upto`.
     pub(super) fn load(&mut self, replica: ReplicaId, upto: Position, store: &Arc<Store>) {
-        let Some(queue) = self.channels.get(&replica).map(GuestChannel::queue) else {
+        let Some(bulk) = self.channels.get(&replica).map(GuestChannel::bulk) else {
             return self.stalled(replica);
         };
         let (inputs, store) = (self.inputs.clone(), Arc::clone(store));
         let from = self.attached_at.remove(&replica).unwrap_or_default();
         tokio::spawn(async move {
-            match load::messages(store, from, upto).await {
-                Ok(messages) => {
-                    for message in messages {
-                        if queue.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                }
-                Err(error) => {
-                    let text = format!("it cannot be brought to position {upto}: {error}");
-                    let reason = LossReason::Broken(text);
-                    let _ = inputs.send(Input::Failed { replica, reason }).await;
-                }
+            if let Err(error) = load::bring(store, (from, upto), &bulk, (replica, &inputs)).await {
+                let text = format!("it cannot be brought to position {upto}: {error}");
+                let reason = LossReason::Broken(text);
+                let _ = inputs.send(Input::Failed { replica, reason }).await;
             }
         });
     }

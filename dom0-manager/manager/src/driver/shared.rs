@@ -2,7 +2,7 @@
 
 use crate::agent_link::AgentLink;
 use crate::event_log::EventLog;
-use crate::normalise::Normaliser;
+use crate::guest::GuestRules;
 use crate::pending::Pending;
 use spare_protocol::SeatId;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ pub(crate) struct Shared {
     pub(crate) image: String,
     pub(crate) agent: AgentLink,
     pub(crate) event_log: Arc<EventLog>,
-    pub(crate) normaliser: Arc<Normaliser>,
+    pub(crate) guest_rules: GuestRules,
     pub(crate) pending: Arc<Pending>,
     /// Whether the gateway takes requests.
     pub(crate) serving: Arc<AtomicBool>,

@@ -53,6 +53,7 @@ impl Verification {
                 id: RequestId { seat, number },
                 class: Class::Scrub,
                 key: None,
+                key_owner: 0,
                 proposed_time_us: unix_us(),
                 seed: rand::random(),
                 request: Bytes::new(),

@@ -1,13 +1,15 @@
 //! Small scripts as agents.
 
 use super::*;
+use crate::assumption::Assumption;
 use crate::evidence::Archive;
 use bytes::Bytes;
 use spare_group_communication::guarded::{guarded, Guarded};
-use spare_group_communication::{Closed, Delivery, GroupChannel};
+use spare_group_communication::{Closed, Delivery, GroupChannel, NotSent};
 use spare_protocol::SeatId;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -126,9 +128,9 @@ struct Engine {
 }
 
 impl GroupChannel for Engine {
-    fn multicast(&self, bytes: Bytes) -> Result<(), Closed> {
+    fn multicast(&self, bytes: Bytes) -> Result<(), NotSent> {
         let message = Delivery::Message { from: 0, bytes };
-        self.sender.send(message).map_err(|_| Closed)
+        self.sender.send(message).map_err(|_| Closed.into())
     }
 
     async fn receive(&mut self) -> Result<Delivery, Closed> {
@@ -163,7 +165,12 @@ impl Host {
         };
         let (group, guard) = guarded(engine, vec![0, 1]);
         let archive = Archive::new(PathBuf::new(), 1, 0);
-        let event_log = Arc::new(EventLog::new(SeatId(0), vec![SeatId(0)], archive));
+        let event_log = Arc::new(EventLog::new(
+            SeatId(0),
+            vec![SeatId(0)],
+            archive,
+            Assumption::new(1, Duration::from_secs(3600)),
+        ));
         let host = |seat: u16| config::Host {
             name: format!("h{seat}"),
             seat,

@@ -1,14 +1,15 @@
 //! Two tasks for each guest's channel, one for each direction (`docs/contributors/channel.md`), over any stream of bytes.
 
 use super::merge::merged;
+use super::rules::GuestRules;
 use super::session::{Expected, Said, Session};
 use crate::agent_link::{AgentError, AgentLink};
-use crate::normalise::Normaliser;
 use bytes::Bytes;
 use spare_core::Input;
-use spare_protocol::channel::{Frame, ToGuest, CHANNEL_VERSION};
+use spare_protocol::channel::{cut, Frame, RootRequest, ToGuest, CHANNEL_VERSION};
 use spare_protocol::messages::LossReason;
 use spare_protocol::{Position, ReplicaId};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,10 @@ use tokio::task::JoinHandle;
 /// gateway's default limit of requests in flight: a guest this far behind is of no use.
 const QUEUE_MESSAGES_MAX: usize = 2048;
 const READ_BYTES: usize = 64 << 10;
+/// Messages of a state that is loaded that may wait: what is read ahead of a guest.
+const BULK_MESSAGES_MAX: usize = 2;
+/// Updates that a guest is given at once; a longer one is given alone.
+const APPLY_BYTES_MAX: usize = 8 << 20;
 
 /// From unpausing a guest until it has surely noticed that the last manager hung up.
 const NOTICE_DELAY: Duration = Duration::from_millis(150);
@@ -31,6 +36,7 @@ const HELLO_LIMITS_S: [u64; 4] = [3, 5, 10, 20];
 #[derive(Debug)]
 pub(crate) struct GuestChannel {
     queue: mpsc::Sender<ToGuest>,
+    bulk: mpsc::Sender<ToGuest>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -49,10 +55,10 @@ impl GuestChannel {
     pub(crate) fn open(
         replica: ReplicaId,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
-        normaliser: Arc<Normaliser>,
+        rules: GuestRules,
         inputs: mpsc::Sender<Input>,
     ) -> GuestChannel {
-        GuestChannel::start(replica, stream, normaliser, inputs, None)
+        GuestChannel::start(replica, stream, rules, inputs, None)
     }
 
     /// Opens a session with a guest that ran before this manager. Its seat hears nothing of it until the
@@ -60,24 +66,25 @@ impl GuestChannel {
     pub(crate) fn open_again(
         replica: ReplicaId,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
-        normaliser: Arc<Normaliser>,
+        rules: GuestRules,
         inputs: mpsc::Sender<Input>,
     ) -> (GuestChannel, oneshot::Receiver<Position>) {
         let (sender, position) = oneshot::channel();
-        let channel = GuestChannel::start(replica, stream, normaliser, inputs, Some(sender));
+        let channel = GuestChannel::start(replica, stream, rules, inputs, Some(sender));
         (channel, position)
     }
 
     fn start(
         replica: ReplicaId,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
-        normaliser: Arc<Normaliser>,
+        rules: GuestRules,
         inputs: mpsc::Sender<Input>,
         position: Option<oneshot::Sender<Position>>,
     ) -> GuestChannel {
         let number = rand::random::<u32>().max(1);
         let (read, write) = tokio::io::split(stream);
         let (queue, waiting) = mpsc::channel(QUEUE_MESSAGES_MAX);
+        let (bulk, waiting_bulk) = mpsc::channel(BULK_MESSAGES_MAX);
         let silent = Arc::new(AtomicBool::new(position.is_some()));
         let expected = match position {
             Some(_) => Expected::Attached,
@@ -85,7 +92,7 @@ impl GuestChannel {
         };
         let reader = Reader {
             replica,
-            session: Session::new(replica, number, expected, normaliser),
+            session: Session::new(replica, number, expected, rules.clone()),
             inputs: inputs.clone(),
             position,
             silent: Arc::clone(&silent),
@@ -93,14 +100,16 @@ impl GuestChannel {
         let writer = Writer {
             replica,
             session: number,
+            sequence: 0,
+            update_bytes_max: rules.update_bytes_max,
             inputs,
             silent,
         };
         let tasks = vec![
             tokio::spawn(reader.run(read)),
-            tokio::spawn(writer.run(write, waiting)),
+            tokio::spawn(writer.run(write, waiting, waiting_bulk)),
         ];
-        GuestChannel { queue, tasks }
+        GuestChannel { queue, bulk, tasks }
     }
 
     /// Sends without waiting.
@@ -108,9 +117,10 @@ impl GuestChannel {
         self.queue.try_send(message).map_err(|_| Stalled)
     }
 
-    /// For messages that may wait until the guest has read others.
-    pub(crate) fn queue(&self) -> mpsc::Sender<ToGuest> {
-        self.queue.clone()
+    /// For a state that is loaded, which is too long to be there as a whole: it takes a message when the guest
+    /// has read the one before.
+    pub(crate) fn bulk(&self) -> mpsc::Sender<ToGuest> {
+        self.bulk.clone()
     }
 }
 
@@ -128,7 +138,7 @@ pub(crate) enum AttachError {
 pub(crate) async fn attach(
     agent: &AgentLink,
     replica: ReplicaId,
-    normaliser: &Arc<Normaliser>,
+    rules: &GuestRules,
     inputs: &mpsc::Sender<Input>,
 ) -> Result<(GuestChannel, Position), AttachError> {
     let name = replica.to_string();
@@ -142,7 +152,7 @@ pub(crate) async fn attach(
     for limit in HELLO_LIMITS_S.map(Duration::from_secs) {
         let stream = agent.open_channel(replica).await?;
         let (channel, position) =
-            GuestChannel::open_again(replica, stream, Arc::clone(normaliser), inputs.clone());
+            GuestChannel::open_again(replica, stream, rules.clone(), inputs.clone());
         if let Ok(Ok(position)) = tokio::time::timeout(limit, position).await {
             return Ok((channel, position));
         }
@@ -155,64 +165,160 @@ pub(crate) async fn attach(
 struct Writer {
     replica: ReplicaId,
     session: u32,
+    /// Of the last frame.
+    sequence: u64,
+    update_bytes_max: u64,
     inputs: mpsc::Sender<Input>,
     /// The seat does not know of this channel yet.
     silent: Arc<AtomicBool>,
 }
 
 impl Writer {
-    async fn run(self, mut stream: impl AsyncWrite + Unpin, mut waiting: mpsc::Receiver<ToGuest>) {
-        let hello = ToGuest::Hello {
-            version: CHANNEL_VERSION,
+    async fn run(
+        mut self,
+        mut stream: impl AsyncWrite + Unpin,
+        mut waiting: mpsc::Receiver<ToGuest>,
+        mut bulk: mpsc::Receiver<ToGuest>,
+    ) {
+        let Err(error) = self.write(&mut stream, &mut waiting, &mut bulk).await else {
+            return;
         };
-        let mut message = Some(hello);
-        let mut sequence = 0;
-        while let Some(next) = message {
-            sequence += 1;
-            let next = prepared(next).await;
-            let frame = Frame {
-                session: self.session,
-                sequence,
-                payload: Bytes::from(spare_protocol::encode(&next)),
-            };
-            if let Err(error) = stream.write_all(&frame.to_bytes()).await {
-                let replica = self.replica;
-                let reason = LossReason::VmStopped(format!("its channel was closed: {error}"));
-                if !self.silent.load(Ordering::Relaxed) {
-                    let _ = self.inputs.send(Input::Failed { replica, reason }).await;
-                }
-                return;
-            }
-            message = waiting.recv().await;
+        let replica = self.replica;
+        let reason = LossReason::VmStopped(format!("its channel was closed: {error}"));
+        if !self.silent.load(Ordering::Relaxed) {
+            let _ = self.inputs.send(Input::Failed { replica, reason }).await;
         }
     }
-}
 
-/// The message as it is sent. Updates are merged on a thread for such work: it decodes and encodes all of them, and
-/// neither the core nor another guest is to wait for it.
-async fn prepared(message: ToGuest) -> ToGuest {
-    match message {
-        ToGuest::Apply {
+    /// Writes until nobody has anything to say any more.
+    async fn write(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        waiting: &mut mpsc::Receiver<ToGuest>,
+        bulk: &mut mpsc::Receiver<ToGuest>,
+    ) -> io::Result<()> {
+        let version = CHANNEL_VERSION;
+        self.frame(stream, &ToGuest::Hello { version }).await?;
+        let update_bytes_max = self.update_bytes_max;
+        self.frame(stream, &ToGuest::Limits { update_bytes_max })
+            .await?;
+        loop {
+            let next = tokio::select! {
+                next = waiting.recv() => next,
+                Some(next) = bulk.recv() => Some(next),
+            };
+            match next {
+                None => return Ok(()),
+                Some(ToGuest::Apply {
+                    updates,
+                    upto,
+                    root,
+                }) => self.apply(stream, updates, (upto, root)).await?,
+                Some(other) => self.send(stream, other).await?,
+            }
+        }
+    }
+
+    /// Sends updates in steps of a bounded size.
+    async fn apply(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        updates: Vec<(Position, Bytes)>,
+        (upto, root): (Position, RootRequest),
+    ) -> io::Result<()> {
+        let mut steps = steps(updates);
+        let last = steps.pop().unwrap_or_default();
+        for step in steps {
+            let Some((end, _)) = step.last() else {
+                continue;
+            };
+            for (upto, update) in merged_elsewhere(*end, step).await {
+                self.send(stream, ToGuest::ApplyUnanswered { update, upto })
+                    .await?;
+            }
+        }
+        let updates = merged_elsewhere(upto, last).await;
+        let apply = ToGuest::Apply {
             updates,
             upto,
             root,
-        } if updates.len() > 1 => {
-            let unmerged = updates.clone();
-            let merging = tokio::task::spawn_blocking(move || merged(updates, upto));
-            let updates = merging.await.unwrap_or_else(|error| {
-                tracing::error!(
-                    "updates up to {upto} could not be merged, and go one by one: {error}"
-                );
-                unmerged
-            });
-            ToGuest::Apply {
-                updates,
-                upto,
-                root,
+        };
+        self.send(stream, apply).await
+    }
+
+    /// Sends a message, in several frames if need be.
+    async fn send(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        mut message: ToGuest,
+    ) -> io::Result<()> {
+        let bytes = match &mut message {
+            ToGuest::Apply { updates, .. } => updates.last_mut().map(|(_, update)| update),
+            ToGuest::ApplyUnanswered { update, .. } => Some(update),
+            ToGuest::Load { part, .. } => Some(part),
+            _ => None,
+        };
+        if let Some(bytes) = bytes {
+            let (parts, rest) = cut(std::mem::take(bytes));
+            *bytes = rest;
+            for part in parts {
+                self.frame(stream, &ToGuest::Part(part)).await?;
             }
         }
-        other => other,
+        self.frame(stream, &message).await
     }
+
+    async fn frame(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        message: &ToGuest,
+    ) -> io::Result<()> {
+        self.sequence += 1;
+        let frame = Frame {
+            session: self.session,
+            sequence: self.sequence,
+            payload: Bytes::from(spare_protocol::encode(message)),
+        };
+        stream.write_all(&frame.header()).await?;
+        stream.write_all(&frame.payload).await
+    }
+}
+
+/// Consecutive updates, each time as many as may be given to a guest at once.
+fn steps(updates: Vec<(Position, Bytes)>) -> Vec<Vec<(Position, Bytes)>> {
+    let mut steps: Vec<Vec<(Position, Bytes)>> = Vec::new();
+    let mut bytes = 0;
+    for (position, update) in updates {
+        let length = update.len();
+        match steps.last_mut() {
+            Some(step) if bytes + length <= APPLY_BYTES_MAX => {
+                step.push((position, update));
+                bytes += length;
+            }
+            _ => {
+                steps.push(vec![(position, update)]);
+                bytes = length;
+            }
+        }
+    }
+    steps
+}
+
+/// Updates as one, merged on a thread for such work: it decodes and encodes all of them, and neither the core nor
+/// another guest is to wait for it.
+async fn merged_elsewhere(
+    upto: Position,
+    updates: Vec<(Position, Bytes)>,
+) -> Vec<(Position, Bytes)> {
+    if updates.len() < 2 {
+        return updates;
+    }
+    let unmerged = updates.clone();
+    let merging = tokio::task::spawn_blocking(move || merged(updates, upto));
+    merging.await.unwrap_or_else(|error| {
+        tracing::error!("updates up to {upto} could not be merged, and go one by one: {error}");
+        unmerged
+    })
 }
 
 struct Reader {
@@ -292,7 +398,10 @@ mod tests {
     use super::super::session::STALE_BYTES_MAX;
     use super::*;
     use crate::config::Normalise;
-    use spare_protocol::channel::{Decoded, FrameDecoder, FromGuest, Outcome, RootRequest};
+    use crate::normalise::Normaliser;
+    use spare_protocol::channel::{
+        Decoded, FrameDecoder, FromGuest, Outcome, Parts, FRAME_BYTES_MAX, PART_BYTES_MAX,
+    };
     use spare_protocol::update::Update;
     use tokio::io::DuplexStream;
 
@@ -309,13 +418,24 @@ mod tests {
         generation: 1,
     };
 
+    const UPDATE_BYTES_MAX: usize = 3 * PART_BYTES_MAX;
+
     async fn connected() -> Guest {
         let (ours, mut stream) = tokio::io::duplex(4096);
         let (inputs, received) = mpsc::channel(64);
-        let normaliser = Arc::new(Normaliser::new(&Normalise::default()).expect("valid"));
-        let channel = GuestChannel::open(REPLICA, ours, normaliser, inputs);
+        let rules = GuestRules {
+            normaliser: Arc::new(Normaliser::new(&Normalise::default()).expect("valid")),
+            update_bytes_max: UPDATE_BYTES_MAX as u64,
+        };
+        let channel = GuestChannel::open(REPLICA, ours, rules, inputs);
         let mut decoder = FrameDecoder::new();
         let hello = next_frame(&mut stream, &mut decoder).await;
+        let limits = next_frame(&mut stream, &mut decoder).await;
+        let update_bytes_max = UPDATE_BYTES_MAX as u64;
+        assert_eq!(
+            spare_protocol::decode(&limits.payload),
+            Ok(ToGuest::Limits { update_bytes_max })
+        );
         Guest {
             stream,
             decoder,
@@ -451,6 +571,98 @@ mod tests {
             let frame = next_frame(&mut guest.stream, &mut guest.decoder).await;
             assert_eq!(spare_protocol::decode(&frame.payload), Ok(expected));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_long_for_a_frame_is_sent_in_parts() {
+        let mut guest = connected().await;
+        let long: Bytes = (0..30u32 << 20).map(|i| (i >> 8) as u8).collect();
+        let short = Bytes::from(Update::default().to_bytes());
+        let updates = [&short, &short, &long, &short];
+        let apply = ToGuest::Apply {
+            updates: (1..).map(Position).zip(updates.map(Bytes::clone)).collect(),
+            upto: Position(5),
+            root: RootRequest::No,
+        };
+        guest.channel.send(apply).expect("it reads");
+        let mut parts = Parts::default();
+        let mut steps = Vec::new();
+        while steps.len() < 3 {
+            let frame = next_frame(&mut guest.stream, &mut guest.decoder).await;
+            assert!(frame.payload.len() <= FRAME_BYTES_MAX);
+            match spare_protocol::decode(&frame.payload).expect("a message") {
+                ToGuest::Part(part) => parts.push(&part),
+                ToGuest::ApplyUnanswered { update, upto } => {
+                    steps.push((upto, parts.complete(update)));
+                }
+                ToGuest::Apply { updates, upto, .. } => {
+                    assert_eq!(updates, [(Position(4), short.clone())]);
+                    steps.push((upto, short.clone()));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let expected = [
+            (Position(2), short.clone()),
+            (Position(3), long),
+            (Position(5), short),
+        ];
+        assert!(steps == expected, "two merged, the long one, and the last");
+    }
+
+    fn executed(update: Bytes) -> FromGuest {
+        FromGuest::Executed {
+            position: Position(1),
+            outcome: Outcome::WriteInRead,
+            update,
+            root: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_update_arrives_in_parts_up_to_the_longest_that_there_may_be() {
+        let part = || FromGuest::UpdatePart(Bytes::from(vec![7; PART_BYTES_MAX]));
+        let rest = |bytes| executed(Bytes::from(vec![7; bytes]));
+        let mut guest = connected().await;
+        guest.hello().await;
+        for sequence in [2, 3] {
+            guest.say(sequence, &part()).await;
+        }
+        guest.say(4, &rest(PART_BYTES_MAX)).await;
+        match guest.inputs.recv().await {
+            Some(Input::Executed { update, .. }) => {
+                assert!(update == vec![7; UPDATE_BYTES_MAX]);
+            }
+            other => panic!("{other:?}"),
+        }
+        // The next begins anew.
+        guest.say(5, &rest(1)).await;
+        match guest.inputs.recv().await {
+            Some(Input::Executed { update, .. }) => assert_eq!(update.len(), 1),
+            other => panic!("{other:?}"),
+        }
+        for sequence in [6, 7, 8] {
+            guest.say(sequence, &part()).await;
+        }
+        guest.say(9, &rest(1)).await;
+        let told = guest.inputs.recv().await;
+        assert!(matches!(told, Some(Input::Violated { .. })), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn parts_of_an_update_without_its_rest_are_a_violation() {
+        let mut guest = connected().await;
+        guest.hello().await;
+        guest
+            .say(2, &FromGuest::UpdatePart(Bytes::from_static(b"x")))
+            .await;
+        let applied = FromGuest::Applied {
+            position: Position(1),
+            root: None,
+        };
+        guest.say(3, &applied).await;
+        let told = guest.inputs.recv().await;
+        assert!(matches!(told, Some(Input::Violated { .. })), "{told:?}");
     }
 
     #[tokio::test]

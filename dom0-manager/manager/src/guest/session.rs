@@ -1,14 +1,13 @@
 //! What a guest says on its channel, without any I/O: bytes go in, inputs for the core come out, or the rule of
 //! `docs/contributors/channel.md` that the guest broke. Whatever a hostile guest says, it harms nobody but itself.
 
-use crate::normalise::{Normaliser, ReplyError};
+use super::rules::GuestRules;
 use spare_core::Input;
 use spare_protocol::channel::{
-    Decoded, FrameDecoder, FromGuest, Outcome, CHANNEL_VERSION, REASON_BYTES_MAX,
+    Decoded, FrameDecoder, FromGuest, Outcome, Parts, CHANNEL_VERSION, REASON_BYTES_MAX,
 };
 use spare_protocol::messages::LossReason;
 use spare_protocol::{DecodeError, Position, ReplicaId};
-use std::sync::Arc;
 
 /// Bytes that belong to no frame or to an old session, before the guest's first `Hello`: what was in
 /// the port's buffers when the manager connected.
@@ -29,7 +28,11 @@ pub(crate) enum Violation {
     #[error("it said hello again")]
     HelloAgain,
     #[error("its reply is no HTTP reply: {0}")]
-    Reply(ReplyError),
+    Reply(DecodeError),
+    #[error("its update has {bytes} bytes, more than the {most} that one may have")]
+    UpdateBytes { bytes: usize, most: u64 },
+    #[error("it said something else in the middle of an update")]
+    Interrupted,
 }
 
 /// Which guest is expected at the other end.
@@ -56,7 +59,9 @@ pub(crate) struct Session {
     /// What all frames of the session are marked with.
     number: u32,
     expected: Expected,
-    normaliser: Arc<Normaliser>,
+    rules: GuestRules,
+    /// Of the update of the next `Executed`.
+    parts: Parts,
     decoder: FrameDecoder,
     /// Of the last frame of this session; 0 before the guest's `Hello`.
     sequence: u64,
@@ -68,13 +73,14 @@ impl Session {
         replica: ReplicaId,
         number: u32,
         expected: Expected,
-        normaliser: Arc<Normaliser>,
+        rules: GuestRules,
     ) -> Session {
         Session {
             replica,
             number,
             expected,
-            normaliser,
+            rules,
+            parts: Parts::default(),
             decoder: FrameDecoder::new(),
             sequence: 0,
             stale_bytes: 0,
@@ -111,6 +117,11 @@ impl Session {
             }
             self.sequence = frame.sequence;
             let message = spare_protocol::decode(&frame.payload).map_err(Violation::NoMessage)?;
+            if let FromGuest::UpdatePart(part) = message {
+                self.check_update(part.len())?;
+                self.parts.push(&part);
+                continue;
+            }
             return self.translate(message).map(Some);
         }
         Ok(None)
@@ -129,8 +140,25 @@ impl Session {
         Err(Violation::Stale { bytes, what })
     }
 
-    fn translate(&self, message: FromGuest) -> Result<Said, Violation> {
+    /// Whether the update that arrives in parts may have so many bytes more.
+    fn check_update(&self, more: usize) -> Result<(), Violation> {
+        let bytes = self.parts.len() + more;
+        let most = self.rules.update_bytes_max;
+        match bytes as u64 > most {
+            true => Err(Violation::UpdateBytes { bytes, most }),
+            false => Ok(()),
+        }
+    }
+
+    fn translate(&mut self, message: FromGuest) -> Result<Said, Violation> {
         let replica = self.replica;
+        let whole = matches!(
+            message,
+            FromGuest::Executed { .. } | FromGuest::Broken { .. }
+        );
+        if !whole && !self.parts.is_empty() {
+            return Err(Violation::Interrupted);
+        }
         let input = match message {
             FromGuest::Hello { version, position } => return self.hello(version, position),
             FromGuest::Executed {
@@ -138,13 +166,16 @@ impl Session {
                 outcome,
                 update,
                 root,
-            } => Input::Executed {
-                replica,
-                position,
-                outcome: self.normalise(outcome)?,
-                update,
-                root,
-            },
+            } => {
+                self.check_update(update.len())?;
+                Input::Executed {
+                    replica,
+                    position,
+                    outcome: self.normalise(outcome)?,
+                    update: self.parts.complete(update),
+                    root,
+                }
+            }
             FromGuest::Applied { position, root } => Input::Applied {
                 replica,
                 position,
@@ -154,6 +185,8 @@ impl Session {
                 let reason = LossReason::Broken(printable(reason));
                 Input::Failed { replica, reason }
             }
+            // Taken before.
+            FromGuest::UpdatePart(_) => return Err(Violation::Interrupted),
         };
         Ok(Said::Input(input))
     }
@@ -182,7 +215,7 @@ impl Session {
             // A scrub has no reply.
             Outcome::Reply(reply) if reply.is_empty() => Ok(Outcome::Reply(reply)),
             Outcome::Reply(reply) => {
-                let normal = self.normaliser.normalise(&reply);
+                let normal = self.rules.normaliser.normalise(&reply);
                 normal.map(Outcome::Reply).map_err(Violation::Reply)
             }
         }

@@ -1,12 +1,15 @@
 //! How messages stand in the byte stream from one manager to another: a length of four bytes, little-endian,
-//! and so many bytes of the message's encoding. TLS sees to it that they arrive as they were sent.
+//! and so many bytes of the message's encoding, which says itself in which version of the protocol it is. TLS sees to it
+//! that they arrive as they were sent.
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::Serialize;
+use spare_protocol::versions::{decode_any, encode_as};
 use spare_protocol::DecodeError;
 
-/// The longest message: the group's state with a thousand requests of a mebibyte in it.
+/// The longest message: the group's state, with the requests in it that are not decided and stored everywhere, or one
+/// record with its update.
 pub(crate) const FRAME_BYTES_MAX: usize = 1 << 30;
 const HEAD_BYTES: usize = 4;
 /// Memory is taken as bytes arrive, at most so many ahead of them, not for what a length claims.
@@ -21,12 +24,12 @@ pub(crate) enum FrameError {
     Malformed(#[from] DecodeError),
 }
 
-/// A message as it is written to the stream.
+/// A message as it is written to the stream, in a version of the protocol.
 ///
 /// # Errors
 /// When it is longer than any message may be.
-pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
-    let encoded = spare_protocol::encode(message);
+pub(crate) fn encode(version: u16, message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
+    let encoded = encode_as(version, message);
     let length = u32::try_from(encoded.len())
         .ok()
         .filter(|_| encoded.len() <= FRAME_BYTES_MAX)
@@ -88,7 +91,7 @@ impl Frames {
     /// When it is too long, or no message.
     pub(crate) fn message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let frame = self.frame()?;
-        Ok(frame.map(|f| spare_protocol::decode(&f)).transpose()?)
+        Ok(frame.map(|f| decode_any(&f)).transpose()?)
     }
 }
 
@@ -98,6 +101,7 @@ mod tests {
     use proptest::prelude::*;
     use spare_protocol::channel::Outcome;
     use spare_protocol::messages::PeerMessage;
+    use spare_protocol::versions::{FIRST_VERSION, PROTOCOL_VERSION};
     use spare_protocol::Position;
 
     fn messages() -> impl Strategy<Value = PeerMessage> {
@@ -140,7 +144,8 @@ mod tests {
             sent in prop::collection::vec(messages(), 0..8),
             pieces in prop::collection::vec(1usize..90, 1..10),
         ) {
-            let encoded = sent.iter().map(|m| encode(m).expect("short"));
+            let version = |i: usize| [FIRST_VERSION, PROTOCOL_VERSION][i % 2];
+            let encoded = (sent.iter().enumerate()).map(|(i, m)| encode(version(i), m).expect("short"));
             let stream: Vec<u8> = encoded.flatten().collect();
             prop_assert_eq!(decode(&stream, &pieces), Ok(sent));
         }

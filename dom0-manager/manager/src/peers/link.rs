@@ -14,27 +14,55 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// Messages that wait for a connection, and about so many bytes of them: more are dropped.
+/// Messages that wait for a connection, and about so many bytes of them: more are dropped, and asked for again. One of
+/// any length may always wait.
 const WAITING_MAX: usize = 4096;
-const WAITING_BYTES_MAX: usize = 256 << 20;
-/// Parts of the log that wait: who catches up asks for one after the other.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Parts of the log that wait beside them: who catches up asks for one after the other.
 const WAITING_BULK_MAX: usize = 4;
+const WAITING_BULK_BYTES_MAX: usize = 16 << 20;
 /// From the end of a connection until it is dialled again: doubled with each failure.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(3);
 
+/// A message on its way to another manager.
+pub(super) struct Outgoing {
+    /// The version of the protocol in which it is encoded.
+    pub(super) version: u16,
+    pub(super) message: LinkMessage,
+}
+
+impl Outgoing {
+    /// Whether it goes to one that catches up: after everything else.
+    fn is_bulk(&self) -> bool {
+        matches!(self.message, LinkMessage::Peer(PeerMessage::Log { .. }))
+    }
+}
+
 /// Where messages for one host go in.
 #[derive(Clone)]
 pub(super) struct Link {
-    urgent: mpsc::Sender<LinkMessage>,
-    bulk: mpsc::Sender<LinkMessage>,
+    urgent: mpsc::Sender<Outgoing>,
+    bulk: mpsc::Sender<Outgoing>,
     state: Arc<State>,
 }
 
 #[derive(Default)]
 struct State {
     up: AtomicBool,
-    waiting_bytes: AtomicUsize,
+    /// About so many bytes wait in each queue: a long record does not keep other messages out.
+    urgent_bytes: AtomicUsize,
+    bulk_bytes: AtomicUsize,
+}
+
+impl State {
+    fn waiting(&self, is_bulk: bool) -> &AtomicUsize {
+        if is_bulk {
+            &self.bulk_bytes
+        } else {
+            &self.urgent_bytes
+        }
+    }
 }
 
 /// Why a connection ended.
@@ -57,8 +85,8 @@ pub(super) struct Dialler {
     address: SocketAddr,
     client: Arc<ClientConfig>,
     bulk_bytes_per_s: u64,
-    urgent: mpsc::Receiver<LinkMessage>,
-    bulk: mpsc::Receiver<LinkMessage>,
+    urgent: mpsc::Receiver<Outgoing>,
+    bulk: mpsc::Receiver<Outgoing>,
     state: Arc<State>,
 }
 
@@ -68,21 +96,48 @@ impl Link {
     }
 
     /// Sends a message, or drops it.
-    pub(super) fn send(&self, message: LinkMessage) {
+    pub(super) fn send(&self, outgoing: Outgoing) {
         if !self.is_up() {
             return;
         }
-        let bytes = message.bytes_about();
-        let waiting = &self.state.waiting_bytes;
-        // One message of any length may always wait.
-        let before = waiting.fetch_add(bytes, Ordering::Relaxed);
-        let queue = match message {
-            LinkMessage::Peer(PeerMessage::Log { .. }) => &self.bulk,
-            _ => &self.urgent,
+        let bytes = outgoing.message.bytes_about();
+        let (queue, bytes_max) = match outgoing.is_bulk() {
+            true => (&self.bulk, WAITING_BULK_BYTES_MAX),
+            false => (&self.urgent, WAITING_BYTES_MAX),
         };
-        let fits = before == 0 || before + bytes <= WAITING_BYTES_MAX;
-        if !fits || queue.try_send(message).is_err() {
+        let waiting = self.state.waiting(outgoing.is_bulk());
+        let before = waiting.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + bytes <= bytes_max;
+        if !fits || queue.try_send(outgoing).is_err() {
             waiting.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How many messages wait in each queue.
+#[cfg(test)]
+pub(super) struct Waiting {
+    pub(super) urgent: usize,
+    pub(super) bulk: usize,
+}
+
+#[cfg(test)]
+impl Link {
+    pub(super) fn set_up(&self) {
+        self.state.up.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+impl Dialler {
+    /// Takes what waits.
+    pub(super) fn waiting(&mut self) -> Waiting {
+        let count = |queue: &mut mpsc::Receiver<Outgoing>| {
+            std::iter::from_fn(|| queue.try_recv().ok()).count()
+        };
+        Waiting {
+            urgent: count(&mut self.urgent),
+            bulk: count(&mut self.bulk),
         }
     }
 }
@@ -148,14 +203,15 @@ impl Dialler {
 
     /// Whoever waits for these asks again.
     fn discard(&mut self) {
-        while let Ok(message) = self.urgent.try_recv().or_else(|_| self.bulk.try_recv()) {
-            self.taken(&message);
+        while let Ok(outgoing) = self.urgent.try_recv().or_else(|_| self.bulk.try_recv()) {
+            self.taken(&outgoing);
         }
     }
 
-    fn taken(&self, message: &LinkMessage) {
-        let bytes = message.bytes_about();
-        self.state.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    fn taken(&self, outgoing: &Outgoing) {
+        let bytes = outgoing.message.bytes_about();
+        let waiting = self.state.waiting(outgoing.is_bulk());
+        waiting.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Sends what there is until the connection ends; returns why it did. What is sent to one that catches
@@ -166,27 +222,27 @@ impl Dialler {
         let mut nothing = [0u8; 1];
         loop {
             let bulk_now = Instant::now() >= bulk_from;
-            let message = tokio::select! {
+            let outgoing = tokio::select! {
                 biased;
                 read = reader.read(&mut nothing) => return match read {
                     Ok(0) => LinkEnd::Closed,
                     Ok(_) => LinkEnd::Answered,
                     Err(error) => error.into(),
                 },
-                Some(message) = self.urgent.recv() => message,
-                Some(message) = self.bulk.recv(), if bulk_now => message,
+                Some(outgoing) = self.urgent.recv() => outgoing,
+                Some(outgoing) = self.bulk.recv(), if bulk_now => outgoing,
                 () = tokio::time::sleep_until(bulk_from), if !bulk_now => continue,
                 else => return LinkEnd::Ending,
             };
-            self.taken(&message);
-            let frame = match frame::encode(&message) {
+            self.taken(&outgoing);
+            let frame = match frame::encode(outgoing.version, &outgoing.message) {
                 Ok(frame) => frame,
                 Err(error) => {
                     tracing::error!("a message for host {} cannot be sent: {error}", self.name);
                     continue;
                 }
             };
-            if matches!(message, LinkMessage::Peer(PeerMessage::Log { .. })) {
+            if outgoing.is_bulk() {
                 let nanos =
                     (frame.len() as u64).saturating_mul(1_000_000_000) / self.bulk_bytes_per_s;
                 bulk_from = Instant::now() + Duration::from_nanos(nanos);

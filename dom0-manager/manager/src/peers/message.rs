@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::PeerMessage;
+use spare_protocol::versions::FIRST_VERSION;
 use spare_protocol::{Hash, Position};
 
 /// What one manager tells another on their connection.
@@ -16,6 +17,17 @@ pub(crate) enum LinkMessage {
 }
 
 impl LinkMessage {
+    /// The version of the protocol that it is encoded in, where the group speaks `active`: what goes between a member and
+    /// one that is none yet everybody understands. (A state says for itself in which version it is.)
+    pub(crate) fn layout(&self, active: u16) -> u16 {
+        match self {
+            LinkMessage::Peer(PeerMessage::WantState { .. } | PeerMessage::State { .. }) => {
+                FIRST_VERSION
+            }
+            _ => active,
+        }
+    }
+
     /// The bytes that it takes in memory, about.
     pub(crate) fn bytes_about(&self) -> usize {
         const OF_HEAD: usize = 200;

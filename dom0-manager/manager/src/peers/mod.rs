@@ -3,7 +3,7 @@
 //!
 //! Every manager listens, and dials every other one: on a connection messages go from the one who dialled to
 //! the one who accepted. Messages may get lost, the core asks again: a connection that is down, or that
-//! takes less than is sent, drops them.
+//! takes less than is sent, drops them, and so does a seat in this process that takes less.
 
 mod connection;
 pub(crate) mod frame;
@@ -18,17 +18,19 @@ mod tests;
 
 use crate::config::{Config, Host};
 use crate::handle::DriverHandle;
-use link::{Dialler, Link};
+use link::{Dialler, Link, Outgoing};
 use listen::{Accepting, Listener};
 use message::LinkMessage;
 use rustls::pki_types::InvalidDnsNameError;
 pub(crate) use snapshot::{Fetched, Source};
 use spare_core::Input;
 use spare_protocol::messages::PeerMessage;
+use spare_protocol::versions::FIRST_VERSION;
 use spare_protocol::{Position, SeatId};
 use spare_store::Store;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::Arc;
 use tls::{Credentials, CredentialsError, Purpose};
 use tokio::net::TcpListener;
@@ -36,9 +38,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// The ways to all seats but those that nothing is sent to.
-#[derive(Default)]
 pub(crate) struct Peers {
     ways: BTreeMap<SeatId, Way>,
+    /// The version of the protocol that the group speaks.
+    version: AtomicU16,
 }
 
 enum Way {
@@ -77,29 +80,40 @@ impl Peers {
     /// All seats are in this process.
     pub(crate) fn here(seats: &[DriverHandle]) -> Peers {
         let ways = seats.iter().map(|s| (s.seat, Way::Here(s.inputs.clone())));
+        Peers::over(ways.collect())
+    }
+
+    fn over(ways: BTreeMap<SeatId, Way>) -> Peers {
         Peers {
-            ways: ways.collect(),
+            ways,
+            version: AtomicU16::new(FIRST_VERSION),
         }
+    }
+
+    /// The group speaks this version of the protocol: what is sent from here on is encoded in it.
+    pub(crate) fn speak(&self, version: u16) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     /// Sends a message to one seat; it may get lost.
     pub(crate) fn send(&self, from: SeatId, to: SeatId, message: PeerMessage) {
         match self.ways.get(&to) {
-            Some(Way::Here(inputs)) => {
-                let inputs = inputs.clone();
-                tokio::spawn(async move {
-                    let _ = inputs.send(Input::Peer { from, message }).await;
-                });
-            }
-            Some(Way::Link(link)) => link.send(LinkMessage::Peer(message)),
+            // A full queue is that of a seat which does not keep up.
+            Some(Way::Here(inputs)) => drop(inputs.try_send(Input::Peer { from, message })),
+            Some(Way::Link(link)) => self.send_over(link, LinkMessage::Peer(message)),
             None => {}
         }
+    }
+
+    fn send_over(&self, link: &Link, message: LinkMessage) {
+        let version = message.layout(self.version.load(Ordering::Relaxed));
+        link.send(Outgoing { version, message });
     }
 
     /// Tells a seat that the log which it asks for begins after `after` only.
     pub(crate) fn send_log_begins(&self, to: SeatId, after: Position) {
         if let Some(Way::Link(link)) = self.ways.get(&to) {
-            link.send(LinkMessage::LogBegins { after });
+            self.send_over(link, LinkMessage::LogBegins { after });
         }
     }
 
@@ -149,7 +163,7 @@ impl Network {
         tasks: &mut JoinSet<()>,
     ) -> Result<Peers, NetworkError> {
         let client = self.credentials.client(Purpose::Messages)?;
-        let mut peers = Peers::default();
+        let mut ways = BTreeMap::new();
         for host in &self.others {
             let (dialler, link) = Dialler::new(
                 &host.name,
@@ -158,7 +172,7 @@ impl Network {
                 self.bulk_bytes_per_s,
             )?;
             tasks.spawn(dialler.run());
-            peers.ways.insert(SeatId(host.seat), Way::Link(link));
+            ways.insert(SeatId(host.seat), Way::Link(link));
         }
         let hosts = self.others.iter();
         let accepting = Accepting {
@@ -170,7 +184,7 @@ impl Network {
             bulk_bytes_per_s: self.bulk_bytes_per_s,
         };
         tasks.spawn(Listener::new(self.listener, accepting)?.run());
-        Ok(peers)
+        Ok(Peers::over(ways))
     }
 }
 

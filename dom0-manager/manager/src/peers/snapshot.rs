@@ -1,5 +1,5 @@
 //! Snapshots over connections of their own, so that nothing waits for them. Whoever wants one asks for the
-//! manifest, then for the chunks that it has not got yet: what has arrived is not sent again after an
+//! manifest, then for the chunks that it has not got yet, one node of the state after the other: what has arrived is not sent again after an
 //! interruption, and what two snapshots have in common is sent once.
 
 use super::connection::{connect, ConnectError};
@@ -10,9 +10,10 @@ use crate::config::Host;
 use bytes::Bytes;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use serde::de::DeserializeOwned;
+use spare_protocol::versions::FIRST_VERSION;
 use spare_protocol::Hash;
-use spare_store::{ChunkRef, Manifest, Pinned, Store};
-use std::collections::{BTreeMap, VecDeque};
+use spare_store::{leaves_of, ChunkRef, Manifest, Pinned, Store};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +53,11 @@ pub(crate) enum SnapshotError {
     NoChunk,
     #[error("a part of its snapshot is damaged")]
     Chunk,
+    #[error("cannot read {path}: {cause}")]
+    Read {
+        path: PathBuf,
+        cause: std::io::Error,
+    },
     #[error("cannot write {path}: {cause}")]
     Write {
         path: PathBuf,
@@ -102,7 +108,7 @@ pub(super) async fn give(
         let answering = tokio::task::spawn_blocking(move || answer(&store, held, &ask));
         let (given, held) = answering.await?;
         pinned = held;
-        let frame = frame::encode(&given)?;
+        let frame = frame::encode(FIRST_VERSION, &given)?;
         let nanos = (frame.len() as u64).saturating_mul(1_000_000_000) / bytes_per_s.max(1);
         let from = tokio::time::Instant::now();
         send(&mut writer, &frame).await?;
@@ -198,49 +204,118 @@ async fn fetch(
         SnapshotAnswer::Refused(why) => return Err(SnapshotError::Refused(why)),
         SnapshotAnswer::Chunk(_) => return Err(SnapshotError::OtherAnswer),
     };
-    let mut missing = VecDeque::from(begin(folder, &manifest).await?);
-    let total: u64 = missing.iter().map(|c| u64::from(c.bytes)).sum();
+    let total = manifest.state_bytes() + manifest.reply_bytes();
     tracing::info!(
-        "host {from} sends the snapshot at {}: {} of {} MiB are missing here",
+        "host {from} sends the snapshot at {}: {} MiB, of which some may be here",
         manifest.position,
-        total >> 20,
-        (manifest.state_bytes() + manifest.reply_bytes()) >> 20
+        total >> 20
     );
-    let begun = Instant::now();
-    let (mut arrived, mut told) = (0u64, begun);
-    let mut asked: VecDeque<ChunkRef> = VecDeque::new();
-    while !missing.is_empty() || !asked.is_empty() {
-        while let (Some(next), true) = (missing.front().copied(), asked.len() < ASKED_MAX) {
-            ask(&mut writer, &SnapshotQuestion::Chunk(next.hash)).await?;
-            missing.pop_front();
-            asked.push_back(next);
-        }
-        let given = incoming.next().await?.ok_or(SnapshotError::Closed)?;
-        let (SnapshotAnswer::Chunk(bytes), Some(wanted)) = (given, asked.pop_front()) else {
-            return Err(SnapshotError::NoChunk);
-        };
-        arrived += bytes.len() as u64;
-        keep(folder, wanted, bytes).await?;
-        if told.elapsed() >= TOLD_EVERY {
-            told = Instant::now();
-            let rate = arrived as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
-            tracing::info!(
-                "{} % of the snapshot has arrived ({rate:.1} MiB/s)",
-                arrived.saturating_mul(100) / total.max(1)
-            );
+    let mut transfer = Transfer {
+        incoming,
+        writer,
+        folder,
+        asked: VecDeque::new(),
+        named: BTreeSet::new(),
+        here: 0,
+        total,
+        told: Instant::now(),
+    };
+    create_folder(folder).await?;
+    for (chunk, is_node) in manifest.chunks() {
+        transfer.want(chunk).await?;
+        if is_node {
+            transfer.take_all().await?;
+            for leaf in transfer.leaves(chunk).await? {
+                transfer.want(leaf).await?;
+            }
         }
     }
+    transfer.take_all().await?;
+    remove_others(folder, transfer.named).await?;
     Ok(Some(Fetched {
         folder: folder.to_owned(),
         manifest,
     }))
 }
 
+/// Chunks on their way into a folder. In memory are those few that were asked for, and what tells chunks that
+/// belong there from others: eight bytes of each one's hash.
+struct Transfer<'a, R, W> {
+    incoming: Incoming<R>,
+    writer: W,
+    folder: &'a Path,
+    asked: VecDeque<ChunkRef>,
+    named: BTreeSet<u64>,
+    /// Bytes of chunks that are in the folder.
+    here: u64,
+    total: u64,
+    /// When progress was told last.
+    told: Instant,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Transfer<'_, R, W> {
+    /// Asks for a chunk unless it is here.
+    async fn want(&mut self, chunk: ChunkRef) -> Result<(), SnapshotError> {
+        self.named.insert(mark(&chunk.hash));
+        let path = self.folder.join(chunk.hash.to_string());
+        let whole = move || std::fs::read(path).is_ok_and(|c| Hash::of(&c) == chunk.hash);
+        if tokio::task::spawn_blocking(whole).await? {
+            self.here += u64::from(chunk.bytes);
+            return Ok(());
+        }
+        ask(&mut self.writer, &SnapshotQuestion::Chunk(chunk.hash)).await?;
+        self.asked.push_back(chunk);
+        if self.asked.len() >= ASKED_MAX {
+            self.take_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn take_all(&mut self) -> Result<(), SnapshotError> {
+        while !self.asked.is_empty() {
+            self.take_one().await?;
+        }
+        Ok(())
+    }
+
+    async fn take_one(&mut self) -> Result<(), SnapshotError> {
+        let given = self.incoming.next().await?.ok_or(SnapshotError::Closed)?;
+        let (SnapshotAnswer::Chunk(bytes), Some(wanted)) = (given, self.asked.pop_front()) else {
+            return Err(SnapshotError::NoChunk);
+        };
+        keep(self.folder, wanted, bytes).await?;
+        self.here += u64::from(wanted.bytes);
+        if self.told.elapsed() >= TOLD_EVERY {
+            self.told = Instant::now();
+            let percent = self.here.saturating_mul(100) / self.total.max(1);
+            tracing::info!("{percent} % of the snapshot is here");
+        }
+        Ok(())
+    }
+
+    /// The chunks that a node lists; the node is here.
+    async fn leaves(&self, node: ChunkRef) -> Result<Vec<ChunkRef>, SnapshotError> {
+        let path = self.folder.join(node.hash.to_string());
+        let read = move || {
+            let content = std::fs::read(&path);
+            let content = content.map_err(|cause| SnapshotError::Read { path, cause })?;
+            leaves_of(&content).map_err(|_| SnapshotError::Chunk)
+        };
+        tokio::task::spawn_blocking(read).await?
+    }
+}
+
+/// Eight bytes of a chunk's hash.
+fn mark(hash: &Hash) -> u64 {
+    let bytes = hash.0.first_chunk::<8>();
+    bytes.map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
 async fn ask(
     writer: &mut (impl AsyncWrite + Unpin),
     question: &SnapshotQuestion,
 ) -> Result<(), SnapshotError> {
-    send(writer, &frame::encode(question)?).await
+    send(writer, &frame::encode(FIRST_VERSION, question)?).await
 }
 
 async fn send(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<(), SnapshotError> {
@@ -251,30 +326,27 @@ async fn send(writer: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()
     sent.await.map_err(SnapshotError::Connection)
 }
 
-/// Prepares the folder. Returns the chunks that are missing in it, each once; those that do not belong to the
-/// snapshot are removed.
-async fn begin(folder: &Path, manifest: &Manifest) -> Result<Vec<ChunkRef>, SnapshotError> {
-    let named = manifest.chunks().map(|c| (c.hash.to_string(), c));
-    let mut wanted: BTreeMap<String, ChunkRef> = named.collect();
+async fn create_folder(folder: &Path) -> Result<(), SnapshotError> {
+    let path = folder.to_owned();
+    let made = tokio::fs::create_dir_all(folder).await;
+    made.map_err(|cause| SnapshotError::Write { path, cause })
+}
+
+/// Removes what belongs to other snapshots: it was on its way when the connection ended, or the other host had made
+/// a newer one.
+async fn remove_others(folder: &Path, named: BTreeSet<u64>) -> Result<(), SnapshotError> {
     let (folder, path) = (folder.to_owned(), folder.to_owned());
-    let look = move || -> std::io::Result<Vec<ChunkRef>> {
-        std::fs::create_dir_all(&folder)?;
+    let look = move || -> std::io::Result<()> {
         for entry in std::fs::read_dir(&folder)? {
-            let path = entry?.path();
-            let name = path
-                .file_name()
-                .and_then(|n| n.to_str())
-                .unwrap_or_default();
-            let whole = |c: &ChunkRef| {
-                std::fs::read(&path).is_ok_and(|content| Hash::of(&content) == c.hash)
-            };
-            if wanted.get(name).is_some_and(whole) {
-                wanted.remove(name);
-            } else {
-                std::fs::remove_file(&path)?;
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let begins = name.get(..16).filter(|_| name.len() == 64);
+            let mark = begins.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+            if !mark.is_some_and(|mark| named.contains(&mark)) {
+                std::fs::remove_file(entry.path())?;
             }
         }
-        Ok(wanted.into_values().collect())
+        Ok(())
     };
     let looked = tokio::task::spawn_blocking(look).await?;
     looked.map_err(|cause| SnapshotError::Write { path, cause })

@@ -8,6 +8,7 @@ use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use rustls::pki_types::ServerName;
 use spare_protocol::channel::Outcome;
 use spare_protocol::messages::{outcome_hash, DecidedRequest, RequestId};
+use spare_protocol::versions::PROTOCOL_VERSION;
 use spare_protocol::{Class, Hash, Position};
 use spare_store::{BackupError, Durability, Event, KeyWindow, Options, Store};
 use std::os::unix::fs::PermissionsExt;
@@ -92,10 +93,7 @@ struct End {
 const IMAGE: Hash = Hash([7; 32]);
 
 fn options(durability: Durability) -> Options {
-    let window = KeyWindow {
-        lifetime_us: 1_000_000_000,
-        keys_max: 1000,
-    };
+    let window = KeyWindow::new(1_000_000_000, 1000);
     Options::new(durability, IMAGE, window)
 }
 
@@ -206,6 +204,77 @@ async fn messages_go_both_ways_large_ones_too_and_again_after_one_manager_was_re
     let mut second = start(l1, authority.credentials("h1"), vec![host(0, a0)]);
     first.get_through(&mut second, (0, 1), &fetch(4)).await;
     second.get_through(&mut first, (1, 0), &fetch(5)).await;
+}
+
+/// A link that is up, over which nothing is carried.
+fn stalled_link(authority: &Authority) -> (Dialler, Link) {
+    let client = authority.credentials("h0").client(Purpose::Messages);
+    let address = "127.0.0.1:1".parse().expect("address");
+    let (dialler, link) =
+        Dialler::new("h1", address, client.expect("client"), 1 << 20).expect("a name");
+    link.set_up();
+    (dialler, link)
+}
+
+fn agreed(bytes: usize) -> Outgoing {
+    Outgoing {
+        version: PROTOCOL_VERSION,
+        message: LinkMessage::Peer(PeerMessage::Agreed {
+            position: Position(1),
+            outcome: None,
+            update: Bytes::from(vec![0; bytes]),
+        }),
+    }
+}
+
+#[test]
+fn a_long_record_keeps_no_other_message_out_and_what_waits_has_a_budget_in_bytes() {
+    let authority = Authority::new("budget");
+    let (mut dialler, link) = stalled_link(&authority);
+    let mut long = record(1);
+    long.update = Bytes::from(vec![0; 300 << 20]);
+    let part = || Outgoing {
+        version: PROTOCOL_VERSION,
+        message: LinkMessage::Peer(PeerMessage::Log {
+            records: vec![long.clone()],
+        }),
+    };
+    // Of any length, but no second one.
+    link.send(part());
+    link.send(part());
+    for _ in 0..100 {
+        link.send(agreed(1 << 20));
+    }
+    let waiting = dialler.waiting();
+    assert_eq!(waiting.bulk, 1);
+    assert!((60..64).contains(&waiting.urgent), "{}", waiting.urgent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_arrive_in_whatever_version_the_group_speaks() {
+    let authority = Authority::new("versions");
+    let ((l0, a0), (l1, a1)) = (listener().await, listener().await);
+    let first = start(l0, authority.credentials("h0"), vec![host(1, a1)]);
+    let mut second = start(l1, authority.credentials("h1"), vec![host(0, a0)]);
+    for version in FIRST_VERSION..=PROTOCOL_VERSION {
+        first.peers.speak(version);
+        let log = PeerMessage::Log {
+            records: vec![record(u64::from(version))],
+        };
+        first.get_through(&mut second, (0, 1), &log).await;
+    }
+}
+
+#[test]
+fn a_seat_in_this_process_that_does_not_keep_up_costs_no_memory() {
+    let queues = crate::handle::Queues::new(SeatId(1));
+    let peers = Peers::here(std::slice::from_ref(&queues.handle));
+    let mut inputs = queues.inputs;
+    for position in 0..10_000 {
+        peers.send(SeatId(0), SeatId(1), fetch(position));
+    }
+    let taken = std::iter::from_fn(|| inputs.try_recv().ok()).count();
+    assert_eq!(taken, 4096);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -385,7 +454,12 @@ async fn a_snapshot_is_fetched_what_has_arrived_is_not_fetched_again_and_it_make
         .expect("fetched")
         .expect("a snapshot");
     assert_eq!(fetched.manifest.position, Position(500));
-    let chunks: Vec<_> = fetched.manifest.chunks().collect();
+    let mut chunks = Vec::new();
+    let listed = fetched.manifest.each_chunk(|chunk| {
+        chunks.push(chunk);
+        Ok::<_, BackupError>(fetched.chunk(chunk)?)
+    });
+    listed.expect("all are there");
     assert!(chunks.len() > 2, "{}", chunks.len());
 
     // One is gone, one is cut short, and one is of no snapshot.

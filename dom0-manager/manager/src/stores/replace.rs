@@ -14,7 +14,7 @@ use crate::peers::Fetched;
 use nix::fcntl::Flock;
 use spare_protocol::messages::PrimaryView;
 use spare_protocol::{Position, SeatId};
-use spare_store::{Manifest, Options, Resumed, Store};
+use spare_store::{Options, Resumed, Store};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -173,10 +173,8 @@ impl Replacement {
         if let Some(fetched) = fetched {
             let known = fetched.manifest.view.clone();
             view = view.map(|promised| promised.max(known));
-            let manifest = Manifest {
-                view: view.clone().unwrap_or_default(),
-                ..fetched.manifest.clone()
-            };
+            let mut manifest = fetched.manifest.clone();
+            manifest.view = view.clone().unwrap_or_default();
             Store::install(&new, self.options.image, &manifest, |chunk| {
                 Ok(fetched.chunk(chunk)?)
             })?;

@@ -6,14 +6,13 @@ use crate::error::StoreError;
 use crate::report::Progress;
 use crate::snapshot::Manifest;
 use crate::snapshotter::{Job, Manifests, Snapshotter};
+use crate::state_tree::StateParts;
 use crate::tables::{self, Tables};
 use crate::wal::{Reader, Writer};
-use bytes::Bytes;
 use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::{DecidedRequest, PrimaryView};
 use spare_protocol::{Hash, Position};
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -23,11 +22,11 @@ use std::sync::{Arc, PoisonError};
 pub struct DiskUse {
     /// Segments of the log.
     pub log: u64,
-    /// Chunks of state of all snapshots; what they share counts once.
+    /// Chunks of state of the newest snapshot.
     pub snapshots: u64,
-    /// Chunks of replies, likewise.
+    /// Its chunks of keys and replies.
     pub replies: u64,
-    /// The engine's file, with what is free in it.
+    /// The engine's file: with what the older snapshot has besides, and what is free in it.
     pub tables: u64,
     /// Evidence of convictions.
     pub evidence: u64,
@@ -47,7 +46,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Appends the next record. Encodes and queues it.
+    /// Appends the next record. Encodes and queues it; where the disk is 64 MiB behind, this waits for the disk.
     ///
     /// # Errors
     /// When its position is not the next one, or the store has stopped.
@@ -103,6 +102,12 @@ impl Store {
         self.writer.end()
     }
 
+    /// Whether [`Store::append`] takes a record without waiting for the disk.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.writer.has_room()
+    }
+
     /// Bytes of records that wait for the disk: a slow disk shows here first.
     #[must_use]
     pub fn waiting_bytes(&self) -> usize {
@@ -119,19 +124,20 @@ impl Store {
     }
 
     /// Hands the agreed state at `upto` to `reply`, in canonical updates of disjoint keys of at most
-    /// `rows_max` rows: what a new replica is loaded with. On the snapshotter's thread.
+    /// `bytes_max` bytes: what a new replica is loaded with. `reply` is called on the snapshotter's thread; the
+    /// parts are read from the disk when they are taken, on whatever thread.
     ///
     /// # Errors
     /// When the snapshotter has stopped.
     pub fn load(
         &self,
         upto: Position,
-        rows_max: usize,
-        reply: impl FnOnce(Result<Vec<Bytes>, StoreError>) + Send + 'static,
+        bytes_max: usize,
+        reply: impl FnOnce(Result<StateParts, StoreError>) + Send + 'static,
     ) -> Result<(), StoreError> {
         self.snapshotter.ask(Job::Load {
             upto,
-            rows_max,
+            bytes_max,
             reply: Box::new(reply),
         })
     }
@@ -176,18 +182,12 @@ impl Store {
     /// How much disk is in use. Reads folders.
     #[must_use]
     pub fn disk_use(&self) -> DiskUse {
-        let mut state = BTreeMap::new();
-        let mut replies = BTreeMap::new();
-        for manifest in self.snapshots() {
-            state.extend(manifest.state.iter().map(|c| (c.hash, u64::from(c.bytes))));
-            let chunks = manifest.replies.iter().map(|r| r.chunk);
-            replies.extend(chunks.map(|c| (c.hash, u64::from(c.bytes))));
-        }
+        let newest = self.newest();
         let file = self.disk.open(tables::FILE, false);
         DiskUse {
             log: self.reader.bytes(),
-            snapshots: state.values().sum(),
-            replies: replies.values().sum(),
+            snapshots: newest.as_ref().map_or(0, |m| m.state_bytes()),
+            replies: newest.as_ref().map_or(0, |m| m.reply_bytes()),
             tables: file.and_then(|f| f.len()).unwrap_or(0),
             evidence: self.evidence.as_deref().map_or(0, bytes_in),
         }

@@ -16,6 +16,7 @@ mod repair;
 mod replicas;
 mod resumed;
 mod transfer;
+mod upgrade;
 
 pub use handle::{DiskUse, Store};
 pub use resumed::Resumed;

@@ -3,6 +3,7 @@
 use super::handle::Store;
 use super::lock::lock_folder;
 use super::resumed::Resumed;
+use super::upgrade::upgrade;
 use crate::disk::{Disk, Folder};
 use crate::error::{io_at, Damage, StoreError};
 use crate::options::{Durability, Options};
@@ -60,6 +61,7 @@ impl Store {
         let mut damage = Vec::new();
         let tables = open_tables(&tables_disk, memory, options.image, &mut damage)?;
         let manifests = usable_manifests(&tables, &mut damage)?;
+        let manifests = upgrade(&tables, manifests, &mut damage)?;
         let base = manifests
             .last()
             .map_or(Position(0), |m: &Arc<Manifest>| m.position);
@@ -74,11 +76,12 @@ impl Store {
             snapshots: manifests.iter().map(|m| m.position).collect(),
             ..Resumed::default()
         };
+        let mut keys = Vec::new();
         if let Some(newest) = manifests.last() {
-            resumed.add_snapshot(&tables, newest, &mut damage)?;
+            resumed.add_snapshot(&tables, newest, (&mut keys, &mut damage))?;
         }
-        resumed.add_log(&reader, base)?;
-        resumed.expire(options.window);
+        resumed.add_log(&reader, base, &mut keys)?;
+        resumed.take_keys(keys, &options.window);
         damage.extend(reader.damage());
         resumed.damage = damage;
         let writer = Arc::new(Writer::start(wal, memory, Arc::clone(&report))?);

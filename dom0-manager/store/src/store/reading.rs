@@ -2,9 +2,8 @@
 
 use super::handle::Store;
 use crate::error::StoreError;
-use crate::snapshot::RetainedReply;
+use crate::replies::{self, Candidate, RetainedReply};
 use crate::wal::decode_record;
-use spare_protocol::http::essence;
 use spare_protocol::messages::DecidedRequest;
 use spare_protocol::Position;
 
@@ -58,21 +57,13 @@ impl Store {
     }
 
     /// What a retry of the request at `position` is answered with, from the log or from the newest
-    /// snapshot; none if it is not retained. Reads the disk.
+    /// snapshot; none if it is not retained, or was dropped for want of room. Reads the disk.
     ///
     /// # Errors
     /// When it is damaged.
     pub fn retained_reply(&self, position: Position) -> Result<Option<RetainedReply>, StoreError> {
         match self.record(position) {
-            Ok(Some(record)) => {
-                return Ok(record.key.map(|key| RetainedReply {
-                    key,
-                    request: essence(&record.request),
-                    position,
-                    time_us: record.time_us,
-                    outcome: record.outcome,
-                }))
-            }
+            Ok(Some(record)) => return Ok(Candidate::of(record).map(|c| c.reply)),
             Ok(None) => return Ok(None),
             Err(StoreError::Compacted { .. }) => {}
             Err(other) => return Err(other),
@@ -80,14 +71,6 @@ impl Store {
         let Some(newest) = self.newest() else {
             return Ok(None);
         };
-        let chunk = newest
-            .replies
-            .iter()
-            .find(|c| c.first <= position && position <= c.last);
-        let Some(chunk) = chunk else {
-            return Ok(None);
-        };
-        let replies = self.tables.reader()?.replies(chunk.chunk.hash)?;
-        Ok(replies.into_iter().find(|r| r.position == position))
+        replies::find(&newest.replies, &self.tables.reader()?, position)
     }
 }

@@ -2,10 +2,13 @@
 
 use super::handle::Store;
 use crate::error::{Damage, Refusal, StoreError};
-use crate::snapshot::chunk_hashes;
+use crate::snapshot::Manifest;
+use crate::state_tree::leaves_of;
+use crate::tables::TablesReader;
 use bytes::Bytes;
 use spare_protocol::messages::DecidedRequest;
 use spare_protocol::{Hash, Position};
+use std::collections::BTreeSet;
 
 impl Store {
     /// Reads everything there is and returns what is damaged. Takes long.
@@ -17,12 +20,17 @@ impl Store {
         let mut damage = self.reader.damage();
         let manifests = self.snapshots();
         let reader = self.tables.reader()?;
-        for hash in chunk_hashes(&manifests) {
-            match reader.chunk(hash) {
-                Ok(_) => {}
-                Err(StoreError::Damaged(found)) => damage.push(found),
-                Err(other) => return Err(other),
-            }
+        // What two snapshots share is read once, but for leaves of nodes that differ.
+        let mut seen = BTreeSet::new();
+        for manifest in &manifests {
+            each_readable(manifest, &reader, &mut seen, |chunk| match chunk {
+                Ok(()) => Ok(()),
+                Err(StoreError::Damaged(found)) => {
+                    damage.push(found);
+                    Ok(())
+                }
+                Err(other) => Err(other),
+            })?;
         }
         Ok(damage)
     }
@@ -59,7 +67,7 @@ impl Store {
     /// When no snapshot has such a chunk, or the disk refuses.
     pub fn repair_chunk(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let hash = Hash::of(bytes);
-        if !chunk_hashes(&self.snapshots()).contains(&hash) {
+        if !self.names(hash)? {
             return Err(Refusal::NoSuchChunk(hash).into());
         }
         self.tables.put_chunk(hash, bytes)
@@ -72,4 +80,63 @@ impl Store {
     pub fn chunk(&self, hash: Hash) -> Result<Vec<u8>, StoreError> {
         self.tables.reader()?.chunk(hash)
     }
+
+    /// Whether a snapshot has this chunk; not if the node that lists it is damaged.
+    fn names(&self, hash: Hash) -> Result<bool, StoreError> {
+        let manifests = self.snapshots();
+        let own = manifests.iter().flat_map(|m| m.chunks());
+        if own.map(|(chunk, _)| chunk.hash).any(|named| named == hash) {
+            return Ok(true);
+        }
+        let reader = self.tables.reader()?;
+        let mut seen = BTreeSet::new();
+        for (node, is_node) in manifests.iter().flat_map(|m| m.chunks()) {
+            if !is_node || !seen.insert(node.hash) {
+                continue;
+            }
+            let leaves = match reader.chunk(node.hash) {
+                Ok(bytes) => leaves_of(&bytes).unwrap_or_default(),
+                Err(StoreError::Damaged(_)) => continue,
+                Err(other) => return Err(other),
+            };
+            if leaves.iter().any(|leaf| leaf.hash == hash) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Reads all chunks of a snapshot but those that were `seen`, and those of damaged nodes.
+fn each_readable(
+    manifest: &Manifest,
+    reader: &TablesReader,
+    seen: &mut BTreeSet<Hash>,
+    mut take: impl FnMut(Result<(), StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    for (chunk, is_node) in manifest.chunks() {
+        if !seen.insert(chunk.hash) {
+            continue;
+        }
+        let leaves = match reader.chunk(chunk.hash) {
+            Ok(bytes) => {
+                take(Ok(()))?;
+                match is_node {
+                    true => leaves_of(&bytes).unwrap_or_default(),
+                    false => Vec::new(),
+                }
+            }
+            Err(error) => {
+                take(Err(error))?;
+                continue;
+            }
+        };
+        for leaf in leaves {
+            match reader.chunk(leaf.hash) {
+                Ok(_) => take(Ok(()))?,
+                Err(error) => take(Err(error))?,
+            }
+        }
+    }
+    Ok(())
 }

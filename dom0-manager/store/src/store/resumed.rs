@@ -2,10 +2,11 @@
 
 use crate::error::{Damage, StoreError};
 use crate::options::KeyWindow;
+use crate::replies::{within, ClientKey};
 use crate::snapshot::Manifest;
 use crate::tables::Tables;
 use crate::wal::{decode_record, Reader, RecordIn};
-use spare_protocol::http::essence;
+use spare_protocol::http::{credentials, essence};
 use spare_protocol::messages::{DecidedRequest, PrimaryView, RequestId};
 use spare_protocol::{Hash, Position, SeatId};
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ impl Resumed {
         &mut self,
         tables: &Tables,
         newest: &Manifest,
-        damage: &mut Vec<Damage>,
+        (keys, damage): (&mut Vec<ClientKey>, &mut Vec<Damage>),
     ) -> Result<(), StoreError> {
         self.last.clone_from(&newest.last);
         self.numbers.clone_from(&newest.numbers);
@@ -48,13 +49,8 @@ impl Resumed {
         }
         let reader = tables.reader()?;
         for chunk in &newest.replies {
-            match reader.replies(chunk.chunk.hash) {
-                Ok(replies) => {
-                    let keys = replies
-                        .iter()
-                        .map(|r| (r.key, r.request, r.position, r.time_us));
-                    self.keys.extend(keys);
-                }
+            match chunk.keys(&reader) {
+                Ok(found) => keys.extend(found),
                 Err(StoreError::Damaged(found)) => damage.push(found),
                 Err(other) => return Err(other),
             }
@@ -62,7 +58,12 @@ impl Resumed {
         Ok(())
     }
 
-    pub(super) fn add_log(&mut self, reader: &Reader, base: Position) -> Result<(), StoreError> {
+    pub(super) fn add_log(
+        &mut self,
+        reader: &Reader,
+        base: Position,
+        keys: &mut Vec<ClientKey>,
+    ) -> Result<(), StoreError> {
         let (start, end) = reader.bounds();
         let mut numbers: BTreeMap<SeatId, u64> = BTreeMap::new();
         numbers.extend(self.numbers.iter().map(|n| (n.seat, n.number)));
@@ -84,7 +85,10 @@ impl Resumed {
                 *number = (*number).max(record.id.number);
                 if let Some(key) = record.retry_key() {
                     let request = essence(record.request);
-                    self.keys.push((key, request, position, record.time_us));
+                    keys.push(ClientKey {
+                        key: (key, request, position, record.time_us),
+                        client: credentials(record.request),
+                    });
                 }
                 if position == end {
                     self.last = Some(decode_record(position, &payload)?);
@@ -99,13 +103,9 @@ impl Resumed {
         Ok(())
     }
 
-    /// Chunks hold some keys more than the window has.
-    pub(super) fn expire(&mut self, window: KeyWindow) {
-        let newest = self.keys.iter().map(|(_, _, _, time)| *time).max();
-        let Some(newest) = newest else { return };
-        self.keys
-            .retain(|(_, _, _, time)| time.saturating_add(window.lifetime_us) >= newest);
-        let surplus = self.keys.len().saturating_sub(window.keys_max);
-        self.keys.drain(..surplus);
+    /// The newest snapshot has the keys of its time, and the log more of them.
+    pub(super) fn take_keys(&mut self, keys: Vec<ClientKey>, window: &KeyWindow) {
+        let kept = within(keys, window).into_iter();
+        self.keys = kept.map(|kept| kept.key).collect();
     }
 }

@@ -2,10 +2,11 @@
 
 use super::handle::Store;
 use super::lock::lock_folder;
+use crate::chunks::ChunkRef;
 use crate::disk::{Disk, Folder};
 use crate::error::{io_at, Refusal, StoreError};
 use crate::snapshot::{
-    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, ChunkRef, Manifest,
+    damaged_manifest, read_backup, write_backup, BackupDamage, BackupError, Manifest,
 };
 use crate::tables::{Commit, Tables, TablesReader};
 use spare_protocol::Hash;
@@ -13,7 +14,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 /// Chunks that are written together.
-const PORTION_BYTES: usize = 16 << 20;
+const PORTION_BYTES: usize = 4 << 20;
 
 /// The newest snapshot, whose chunks stay until this is dropped, whatever newer ones there will be.
 pub struct Pinned {
@@ -73,21 +74,16 @@ impl Store {
         std::fs::create_dir_all(&log).map_err(io_at(&log, "make the folder"))?;
         let _lock = lock_folder(folder)?;
         let tables = Tables::open(&Folder::new(folder), false, image)?;
-        let mut portion = Vec::new();
-        let mut bytes = 0;
-        for reference in manifest.chunks() {
+        let mut portion = Portion::of(&tables);
+        manifest.each_chunk(|reference| {
             let content = chunk(reference)?;
             if Hash::of(&content) != reference.hash {
                 return Err(BackupDamage::Chunk(reference.hash).into());
             }
-            bytes += content.len();
-            portion.push((reference.hash, content));
-            if bytes >= PORTION_BYTES {
-                bytes = 0;
-                tables.put_chunks(std::mem::take(&mut portion))?;
-            }
-        }
-        commit_alone(&tables, manifest, portion)?;
+            portion.add(reference.hash, &content)?;
+            Ok::<_, BackupError>(content)
+        })?;
+        portion.end(manifest)?;
         Ok(())
     }
 
@@ -143,35 +139,52 @@ fn not_empty(folder: &Path, found: &'static str) -> StoreError {
 
 /// Chunks first, in portions; they count once the manifest is there, when all of the file was checked.
 fn import_into(tables: &Tables, image: Hash, input: impl Read) -> Result<Manifest, BackupError> {
-    let mut portion = Vec::new();
-    let mut bytes = 0;
+    let mut portion = Portion::of(tables);
     let mut failed = None;
     let manifest = read_backup(input, Some(image), |reference, chunk| {
-        bytes += chunk.len();
-        portion.push((reference.hash, chunk));
-        if bytes >= PORTION_BYTES && failed.is_none() {
-            bytes = 0;
-            failed = tables.put_chunks(std::mem::take(&mut portion)).err();
+        if failed.is_none() {
+            failed = portion.add(reference.hash, chunk).err();
         }
     })?;
     if let Some(error) = failed {
         return Err(error.into());
     }
-    commit_alone(tables, &manifest, portion)?;
+    portion.end(&manifest)?;
     Ok(manifest)
 }
 
-/// A snapshot that is the only one of its store counts from here on; these are the last of its chunks.
-fn commit_alone(
-    tables: &Tables,
-    manifest: &Manifest,
+/// Chunks of the only snapshot of a store, on their way into it.
+struct Portion<'a> {
+    tables: &'a Tables,
     chunks: Vec<(Hash, Vec<u8>)>,
-) -> Result<(), StoreError> {
-    tables.commit(&Commit {
-        position: manifest.position,
-        manifest: &manifest.to_bytes(),
-        chunks,
-        retained_manifests: [manifest.position].into(),
-        retained_chunks: manifest.chunks().map(|c| c.hash).collect(),
-    })
+    bytes: usize,
+}
+
+impl Portion<'_> {
+    fn of(tables: &Tables) -> Portion<'_> {
+        Portion {
+            tables,
+            chunks: Vec::new(),
+            bytes: 0,
+        }
+    }
+
+    fn add(&mut self, hash: Hash, chunk: &[u8]) -> Result<(), StoreError> {
+        self.bytes += chunk.len();
+        self.chunks.push((hash, chunk.to_vec()));
+        if self.bytes >= PORTION_BYTES {
+            self.bytes = 0;
+            self.tables.put_fresh(&std::mem::take(&mut self.chunks))?;
+        }
+        Ok(())
+    }
+
+    /// The snapshot counts from here on.
+    fn end(self, manifest: &Manifest) -> Result<(), StoreError> {
+        self.tables.put_fresh(&self.chunks)?;
+        self.tables.commit(&Commit {
+            manifests: vec![(manifest.position, manifest.to_bytes())],
+            ..Commit::default()
+        })
+    }
 }

@@ -10,8 +10,12 @@ pub fn segment(bytes: &[u8]) -> (usize, usize, usize) {
         return (0, 0, 0);
     };
     let (mut whole, mut damaged, mut length) = (0, 0, 0);
-    for piece in Pieces::new(bytes, salt) {
-        let Piece::Batch(found) = piece else { continue };
+    let bytes = bytes.to_vec();
+    let pieces = Pieces::new(&bytes, salt).into_iter().flatten();
+    for piece in pieces {
+        let Ok(Piece::Batch(found)) = piece else {
+            continue;
+        };
         for index in 0..found.head.records.len() {
             if found.bad.binary_search(&index).is_ok() {
                 damaged += 1;

@@ -2,12 +2,14 @@
 //! once nothing needs them.
 
 use super::index::{lock, Index, OpenSegment, Slot};
+use super::payload::Payload;
 use super::reader::Reader;
-use super::segment::{encode_batch, record_crc, segment_head, segment_name, BatchHead, SeatState};
+use super::segment::{
+    begin_batch, record_hasher, segment_head, segment_name, BatchHead, SeatState,
+};
 use super::synced::{Synced, SYNCED};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{io_at, Refusal, StoreError};
-use bytes::Bytes;
 use spare_protocol::Position;
 use std::hash::{BuildHasher, Hasher};
 use std::path::{Path, PathBuf};
@@ -16,13 +18,16 @@ use std::sync::{Arc, Mutex};
 /// A segment is never larger, whatever the configuration says: places in it are 32 bits.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
+/// How much is copied together to be written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
 /// What a sync makes durable together.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Batch {
     /// First of all, records above this are removed.
     pub(super) truncate: Option<Position>,
     /// Then these are appended: encoded, ascending without gaps.
-    pub(super) records: Vec<(Position, Bytes)>,
+    pub(super) records: Vec<(Position, Payload)>,
     /// The seat's state once this batch is durable.
     pub(super) state: SeatState,
 }
@@ -97,14 +102,16 @@ impl Wal {
     pub(super) fn write(&mut self, batch: &Batch) -> Result<(), StoreError> {
         let head = self.head_of(batch);
         let (number, mut open) = self.segment_for(&head)?;
-        let payloads = batch.records.iter().map(|(_, p)| p.as_ref());
-        let (bytes, body) = encode_batch(open.salt, &head, payloads);
-        open.file
-            .write_at(open.len, &bytes)
-            .map_err(io_at(&open.path, "write"))?;
+        let begin = begin_batch(open.salt, &head);
+        let body = open.len + begin.len() as u64;
+        let mut writing = Writing::at(&open, open.len);
+        writing.add(&begin)?;
+        for (_, payload) in &batch.records {
+            payload.pieces().try_for_each(|piece| writing.add(piece))?;
+        }
+        let end = writing.end()?;
         self.sync(open.file.as_ref(), &open.path)?;
-        let body = open.len + body as u64;
-        open.len += bytes.len() as u64;
+        open.len = end;
         open.batches.0 = head.number;
         self.next_batch_number += 1;
         self.state = batch.state.clone();
@@ -211,11 +218,64 @@ impl Wal {
     }
 }
 
+/// Writes to a segment piece by piece: short ones together, long ones as they are.
+pub(super) struct Writing<'a> {
+    open: &'a OpenSegment,
+    at: u64,
+    begun: Vec<u8>,
+}
+
+impl Writing<'_> {
+    pub(super) fn at(open: &OpenSegment, at: u64) -> Writing<'_> {
+        Writing {
+            open,
+            at,
+            begun: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, piece: &[u8]) -> Result<(), StoreError> {
+        if self.begun.len() + piece.len() > WRITE_BYTES {
+            let begun = std::mem::take(&mut self.begun);
+            self.write(&begun)?;
+        }
+        if piece.len() > WRITE_BYTES {
+            return self.write(piece);
+        }
+        self.begun.extend_from_slice(piece);
+        Ok(())
+    }
+
+    /// Where the next piece will stand.
+    pub(super) fn position(&self) -> u64 {
+        self.at + self.begun.len() as u64
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let written = self.open.file.write_at(self.at, bytes);
+        written.map_err(io_at(&self.open.path, "write"))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes what is left; returns where it ends.
+    pub(super) fn end(mut self) -> Result<u64, StoreError> {
+        let begun = std::mem::take(&mut self.begun);
+        self.write(&begun)?;
+        Ok(self.at)
+    }
+}
+
 /// Length and CRC-32 of each record. (Longer ones than 32 bits can say were refused before.)
-pub(super) fn described(records: &[(Position, Bytes)]) -> Vec<(u32, u32)> {
-    let describe = |(position, payload): &(Position, Bytes)| {
+pub(super) fn described(records: &[(Position, Payload)]) -> Vec<(u32, u32)> {
+    let describe = |(position, payload): &(Position, Payload)| {
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
-        (length, record_crc(*position, payload))
+        let mut hasher = record_hasher(*position);
+        payload.pieces().for_each(|piece| hasher.update(piece));
+        (length, hasher.finalize())
     };
     records.iter().map(describe).collect()
 }

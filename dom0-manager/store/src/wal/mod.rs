@@ -13,11 +13,13 @@ pub(crate) mod decoders;
 mod index;
 mod log;
 mod opening;
+mod payload;
 mod reader;
 mod record;
 mod repair;
 mod segment;
 mod synced;
+mod window;
 mod writer;
 
 pub(crate) use log::Wal;

@@ -14,6 +14,9 @@ use spare_protocol::Position;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+/// How much of a batch is written again at once.
+const PORTION_BYTES: u64 = 1 << 20;
+
 /// What opening finds out, segment by segment.
 struct Opening<'a> {
     index: &'a mut Index,
@@ -248,10 +251,10 @@ fn open_segment(
     let name = segment_name(number);
     let path = disk.path().join(&name);
     let file = disk.open(&name, false).map_err(io_at(&path, "open"))?;
-    let bytes = read_segment(file.as_ref(), &path)?;
+    let (len, head) = read_head(file.as_ref(), &path)?;
     // It was being made when the host crashed.
-    let unborn = is_last && bytes.len() <= SEGMENT_HEAD_BYTES;
-    let salt = match read_segment_head(&bytes, number.into()) {
+    let unborn = is_last && len <= SEGMENT_HEAD_BYTES as u64;
+    let salt = match read_segment_head(&head, number.into()) {
         SegmentHead::Known { memory: true, .. } => {
             return Err(StoreError::NotDurable(disk.path().to_owned()))
         }
@@ -277,10 +280,10 @@ fn open_segment(
         file,
         path,
         salt: salt.unwrap_or_default(),
-        len: bytes.len() as u64,
+        len,
         batches: (before, before),
     };
-    let has_batches = read_batches(&mut open, number, is_last, salt, &bytes, opening)?;
+    let has_batches = read_batches(&mut open, number, is_last, salt, opening)?;
     if let Some(synced) = opening.synced.as_ref().filter(|_| is_last) {
         open.batches.0 = open.batches.0.max(synced.batch);
     }
@@ -288,7 +291,8 @@ fn open_segment(
     Ok(has_batches)
 }
 
-fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError> {
+/// A segment's length and its first part.
+fn read_head(file: &dyn DiskFile, path: &Path) -> Result<(u64, Vec<u8>), StoreError> {
     let len = file.len().map_err(io_at(path, "read the length of"))?;
     if len > SEGMENT_BYTES_MAX + (BATCH_BYTES_MAX + RECORD_BYTES_MAX) as u64 {
         return Err(StoreError::Foreign {
@@ -296,9 +300,10 @@ fn read_segment(file: &dyn DiskFile, path: &Path) -> Result<Vec<u8>, StoreError>
             kind: "segment of the log",
         });
     }
-    let mut bytes = vec![0; usize::try_from(len).unwrap_or_default()];
-    file.read_at(0, &mut bytes).map_err(io_at(path, "read"))?;
-    Ok(bytes)
+    let length = usize::try_from(len).unwrap_or(usize::MAX);
+    let mut head = vec![0; length.min(SEGMENT_HEAD_BYTES)];
+    file.read_at(0, &mut head).map_err(io_at(path, "read"))?;
+    Ok((len, head))
 }
 
 /// Notes the batches of a segment; cuts off what a crash tore. Returns whether anything is left.
@@ -307,21 +312,25 @@ fn read_batches(
     number: u32,
     is_last: bool,
     salt: Option<u64>,
-    bytes: &[u8],
     opening: &mut Opening<'_>,
 ) -> Result<bool, StoreError> {
-    let pieces: Vec<Piece> = match salt {
-        Some(salt) => Pieces::new(bytes, salt).collect(),
+    let (file, length) = (Arc::clone(&open.file), open.len);
+    let reading = io_at(&open.path, "read");
+    let mut pieces: Box<dyn Iterator<Item = std::io::Result<Piece>>> = match salt {
+        Some(salt) => Box::new(Pieces::new(file.as_ref(), salt).map_err(&reading)?),
         // Its salt is unknown, so none of its batches can be told from what clients sent.
-        None => vec![Piece::Junk(0..bytes.len())],
+        None => Box::new(std::iter::once(Ok(Piece::Junk(
+            0..usize::try_from(length).unwrap_or(usize::MAX),
+        )))),
     };
-    let count = pieces.len();
+    let mut next = pieces.next().transpose().map_err(&reading)?;
     let mut has_batches = false;
-    for (i, piece) in pieces.into_iter().enumerate() {
-        let at_end = is_last && i + 1 == count;
+    while let Some(piece) = next {
+        next = pieces.next().transpose().map_err(&reading)?;
+        let at_end = is_last && next.is_none();
         let (begin, number_there, whole) = match &piece {
             Piece::Batch(found) => {
-                let whole = found.bad.is_empty() && found.end <= bytes.len();
+                let whole = found.bad.is_empty() && found.end as u64 <= length;
                 (found.begin, found.head.number, whole)
             }
             // Whether batches are missing, the numbers of the others tell; at the end, `synced`.
@@ -336,7 +345,7 @@ fn read_batches(
         has_batches = true;
         if let Piece::Batch(found) = piece {
             if torn {
-                write_again(open, begin, &bytes[begin..found.end])?;
+                write_again(open, (begin as u64, found.end as u64))?;
             }
             open.batches.0 = open.batches.0.max(found.head.number);
             opening.batch(number, &found);
@@ -347,11 +356,18 @@ fn read_batches(
 
 /// The last batch is whole, but nobody knows that it is durable: its sync may have failed, which leaves it
 /// in the kernel's cache and not on the disk, and no later sync would write it.
-fn write_again(open: &OpenSegment, begin: usize, batch: &[u8]) -> Result<(), StoreError> {
-    open.file
-        .write_at(begin as u64, batch)
-        .and_then(|()| open.file.sync())
-        .map_err(io_at(&open.path, "write and sync the last batch of"))
+fn write_again(open: &OpenSegment, (begin, end): (u64, u64)) -> Result<(), StoreError> {
+    let copy = || {
+        let mut at = begin;
+        while at < end {
+            let mut portion = vec![0; (end - at).min(PORTION_BYTES) as usize];
+            open.file.read_at(at, &mut portion)?;
+            open.file.write_at(at, &portion)?;
+            at += portion.len() as u64;
+        }
+        open.file.sync()
+    };
+    copy().map_err(io_at(&open.path, "write and sync the last batch of"))
 }
 
 /// What a crash tore was never reported. It must not stand before what comes next.

@@ -42,11 +42,7 @@ pub(crate) struct RecordIn<'a> {
 /// [`spare_protocol::channel::Outcome`], nothing copied.
 #[derive(Deserialize)]
 pub(crate) enum OutcomeIn<'a> {
-    Reply(
-        #[serde(borrow)]
-        #[expect(dead_code, reason = "read because it stands there")]
-        &'a [u8],
-    ),
+    Reply(#[serde(borrow)] &'a [u8]),
     WriteInRead,
 }
 
@@ -58,6 +54,15 @@ impl<'a> RecordIn<'a> {
             Err(error) => error.to_string(),
         };
         Err(undecodable(position, what))
+    }
+
+    /// About how many bytes its encoded outcome has.
+    pub(crate) fn outcome_bytes(&self) -> u64 {
+        match self.outcome {
+            Some(OutcomeIn::Reply(reply)) => reply.len() as u64 + 8,
+            Some(OutcomeIn::WriteInRead) => 1,
+            None => 0,
+        }
     }
 
     /// Whether a retry of this request is answered from here. A read that tried to write is ordered again:

@@ -16,13 +16,16 @@
 //! Lengths and checksums of records stand apart from the records, under a checksum of their own: a
 //! flipped bit in a record costs that record alone.
 
-use crate::format::FORMAT_VERSION;
+use super::window::{Span, Window};
+use crate::format::{FORMAT_VERSION, FORMAT_VERSION_OLDEST};
 use serde::{Deserialize, Serialize};
 use spare_protocol::messages::PrimaryView;
 use spare_protocol::Position;
+use std::io;
 
-/// The longest encoded record: a request and a reply of 16 MiB each, an update, and room for the rest.
-pub const RECORD_BYTES_MAX: usize = 64 << 20;
+/// The longest encoded record: a request and a reply of 16 MiB each, an update, which is the longest by far, and room
+/// for the rest. (Places in a segment are 32 bits, and so are lengths.)
+pub const RECORD_BYTES_MAX: usize = 1 << 30;
 /// A batch takes no further record once it has so many.
 pub(super) const BATCH_RECORDS_MAX: usize = 4096;
 /// A batch takes no further record once it has so many bytes.
@@ -79,14 +82,31 @@ impl BatchHead {
     fn body_bytes(&self) -> u64 {
         self.records.iter().map(|(l, _)| u64::from(*l)).sum()
     }
+
+    /// Whether it can be the head of a batch with so many bytes of records.
+    fn is_consistent(&self, body_bytes: u64) -> bool {
+        self.records.len() <= BATCH_RECORDS_MAX
+            && self.body_bytes() == body_bytes
+            && self.first.0 > 0
+            && (self.first.0)
+                .checked_add(self.records.len() as u64)
+                .is_some()
+            && self.truncate.is_none_or(|t| t.0 == self.first.0 - 1)
+    }
 }
 
 /// CRC-32 of a record: of its position too, so that no record is taken for another.
 pub(super) fn record_crc(position: Position, payload: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&position.0.to_le_bytes());
+    let mut hasher = record_hasher(position);
     hasher.update(payload);
     hasher.finalize()
+}
+
+/// Becomes [`record_crc`] once it has the payload.
+pub(super) fn record_hasher(position: Position) -> crc32fast::Hasher {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&position.0.to_le_bytes());
+    hasher
 }
 
 /// The first bytes of a segment.
@@ -135,7 +155,7 @@ fn read_begin(bytes: &[u8], number: u64) -> SegmentHead {
     }
     let salt = head[24..].try_into().map_or(0, u64::from_le_bytes);
     match version {
-        FORMAT_VERSION => SegmentHead::Known {
+        FORMAT_VERSION_OLDEST..=FORMAT_VERSION => SegmentHead::Known {
             memory: flags & FLAG_MEMORY != 0,
             salt,
         },
@@ -175,32 +195,31 @@ fn salted_crc(salt: u64, covered: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The bytes of a batch; and where in them its first record begins.
-pub(super) fn encode_batch<'a>(
-    salt: u64,
-    head: &BatchHead,
-    records: impl Iterator<Item = &'a [u8]>,
-) -> (Vec<u8>, usize) {
+/// A batch up to its first record.
+pub(super) fn begin_batch(salt: u64, head: &BatchHead) -> Vec<u8> {
     let encoded = spare_protocol::encode(head);
-    let body_bytes = usize::try_from(head.body_bytes()).unwrap_or_default();
-    let mut body = Vec::with_capacity(body_bytes);
-    records.for_each(|r| body.extend_from_slice(r));
-    let mut bytes = Vec::with_capacity(BATCH_PREFIX_BYTES + encoded.len() + body_bytes);
-    seal(&mut bytes, salt, &encoded, &body);
-    (bytes, BATCH_PREFIX_BYTES + encoded.len())
+    let mut bytes = Vec::with_capacity(BATCH_PREFIX_BYTES + encoded.len());
+    seal_head(&mut bytes, salt, &encoded, head.body_bytes());
+    bytes
 }
 
-/// Appends a batch of this head and this body.
-pub(super) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
-    let length = |part: &[u8]| u32::try_from(part.len()).unwrap_or(u32::MAX).to_le_bytes();
+/// Appends what stands before the records of a batch, which have so many bytes.
+fn seal_head(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body_bytes: u64) {
+    let length = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX).to_le_bytes();
     bytes.extend_from_slice(&batch_magic(salt));
     let crc_at = bytes.len();
     bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(&length(head));
-    bytes.extend_from_slice(&length(body));
+    bytes.extend_from_slice(&length(head.len() as u64));
+    bytes.extend_from_slice(&length(body_bytes));
     bytes.extend_from_slice(head);
     let crc = salted_crc(salt, &bytes[crc_at + 4..]).to_le_bytes();
     bytes[crc_at..crc_at + 4].copy_from_slice(&crc);
+}
+
+/// Appends a batch of this head and this body.
+#[cfg(feature = "fuzzing")]
+pub(super) fn seal(bytes: &mut Vec<u8>, salt: u64, head: &[u8], body: &[u8]) {
+    seal_head(bytes, salt, head, body.len() as u64);
     bytes.extend_from_slice(body);
 }
 
@@ -238,107 +257,115 @@ pub(super) enum Piece {
     Junk(std::ops::Range<usize>),
 }
 
-/// Reads a segment's batches. It takes memory for heads that are there, never for what a length claims.
-pub(super) struct Pieces<'a> {
-    bytes: &'a [u8],
+/// Reads a segment's batches. It takes memory for one head, which is there, never for what a length claims, and none
+/// for records.
+pub(super) struct Pieces<'a, S: ?Sized> {
+    window: Window<'a, S>,
     salt: u64,
     magic: [u8; 4],
     at: usize,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a, S: Span + ?Sized> Pieces<'a, S> {
     /// The pieces of a whole segment with its first part.
-    pub(super) fn new(segment: &'a [u8], salt: u64) -> Pieces<'a> {
-        Pieces {
-            bytes: segment,
+    pub(super) fn new(segment: &'a S, salt: u64) -> io::Result<Pieces<'a, S>> {
+        Ok(Pieces {
+            window: Window::new(segment)?,
             salt,
             magic: batch_magic(salt),
             at: SEGMENT_HEAD_BYTES,
-        }
+        })
     }
 
-    fn batch_at(&self, at: usize) -> Option<FoundBatch> {
-        let prefix = self.bytes.get(at..at + BATCH_PREFIX_BYTES)?;
-        if !prefix.starts_with(&self.magic) {
-            return None;
-        }
-        let head_bytes = u32_at(prefix, 8)? as usize;
-        let body_bytes = u32_at(prefix, 12)? as usize;
-        if head_bytes > HEAD_BYTES_MAX || body_bytes > BODY_BYTES_MAX {
-            return None;
-        }
-        let body = at + BATCH_PREFIX_BYTES + head_bytes;
-        let covered = self.bytes.get(at + 8..body)?;
-        if Some(salted_crc(self.salt, covered)) != u32_at(prefix, 4) {
-            return None;
-        }
-        let head: BatchHead = spare_protocol::decode(&covered[8..]).ok()?;
-        let consistent = head.records.len() <= BATCH_RECORDS_MAX
-            && head.body_bytes() == body_bytes as u64
-            && head.first.0 > 0
-            && head
-                .first
-                .0
-                .checked_add(head.records.len() as u64)
-                .is_some()
-            && head.truncate.is_none_or(|t| t.0 == head.first.0 - 1);
-        if !consistent {
-            return None;
-        }
-        let bad = self.bad_records(&head, body);
-        Some(FoundBatch {
+    fn batch_at(&mut self, at: usize) -> io::Result<Option<FoundBatch>> {
+        let Some(head) = self.head_at(at)? else {
+            return Ok(None);
+        };
+        let (head, body) = head;
+        let body_bytes = usize::try_from(head.body_bytes()).unwrap_or(usize::MAX);
+        let bad = self.bad_records(&head, body)?;
+        Ok(Some(FoundBatch {
             head,
             begin: at,
             body,
             bad,
-            end: body + body_bytes,
-        })
+            end: body.saturating_add(body_bytes),
+        }))
     }
 
-    fn bad_records(&self, head: &BatchHead, body: usize) -> Vec<usize> {
+    /// The head of the batch that begins there, if one does, and where its records begin.
+    fn head_at(&mut self, at: usize) -> io::Result<Option<(BatchHead, usize)>> {
+        let (magic, salt) = (self.magic, self.salt);
+        let Some(prefix) = self.window.get(at, BATCH_PREFIX_BYTES)? else {
+            return Ok(None);
+        };
+        let lengths = (u32_at(prefix, 8), u32_at(prefix, 12));
+        let ((Some(head_bytes), Some(body_bytes)), true) = (lengths, prefix.starts_with(&magic))
+        else {
+            return Ok(None);
+        };
+        let (head_bytes, body_bytes) = (head_bytes as usize, body_bytes as usize);
+        if head_bytes > HEAD_BYTES_MAX || body_bytes > BODY_BYTES_MAX {
+            return Ok(None);
+        }
+        let length = BATCH_PREFIX_BYTES + head_bytes;
+        let Some(found) = self.window.get(at, length)?.and_then(|b| b.get(..length)) else {
+            return Ok(None);
+        };
+        let covered = found.get(8..).unwrap_or_default();
+        if Some(salted_crc(salt, covered)) != u32_at(found, 4) {
+            return Ok(None);
+        }
+        let encoded = covered.get(8..).unwrap_or_default();
+        let head = spare_protocol::decode::<BatchHead>(encoded).ok();
+        let head = head.filter(|head| head.is_consistent(body_bytes as u64));
+        Ok(head.map(|head| (head, at + length)))
+    }
+
+    fn bad_records(&mut self, head: &BatchHead, body: usize) -> io::Result<Vec<usize>> {
         let mut bad = Vec::new();
         let mut at = body;
         for (index, (length, crc)) in head.records.iter().enumerate() {
-            let position = Position(head.first.0 + index as u64);
-            let end = at + *length as usize;
-            let payload = self.bytes.get(at..end);
-            if payload.map(|p| record_crc(position, p)) != Some(*crc) {
+            let length = *length as usize;
+            let mut hasher = record_hasher(Position(head.first.0 + index as u64));
+            let there = self.window.each(at, length, |piece| hasher.update(piece))?;
+            if !there || hasher.finalize() != *crc {
                 bad.push(index);
             }
-            at = end;
+            at = at.saturating_add(length);
         }
-        bad
+        Ok(bad)
     }
-}
 
-impl Iterator for Pieces<'_> {
-    type Item = Piece;
-
-    fn next(&mut self) -> Option<Piece> {
+    fn next_piece(&mut self) -> io::Result<Option<Piece>> {
         let begin = self.at;
-        if begin >= self.bytes.len() {
-            return None;
+        let end = self.window.length();
+        if begin >= end {
+            return Ok(None);
         }
-        if let Some(found) = self.batch_at(begin) {
+        if let Some(found) = self.batch_at(begin)? {
             self.at = found.end;
-            return Some(Piece::Batch(found));
+            return Ok(Some(Piece::Batch(found)));
         }
         // Not where one should be: on to the next place where one begins.
         let mut at = begin + 1;
-        while at < self.bytes.len() {
-            let next = self.bytes[at..]
-                .windows(self.magic.len())
-                .position(|w| w == self.magic);
-            let Some(next) = next else { break };
-            at += next;
-            if self.batch_at(at).is_some() {
-                self.at = at;
-                return Some(Piece::Junk(begin..at));
+        while let Some(next) = self.window.find(at, &self.magic)? {
+            if self.head_at(next)?.is_some() {
+                self.at = next;
+                return Ok(Some(Piece::Junk(begin..next)));
             }
-            at += 1;
+            at = next + 1;
         }
-        self.at = self.bytes.len();
-        Some(Piece::Junk(begin..self.bytes.len()))
+        self.at = end;
+        Ok(Some(Piece::Junk(begin..end)))
+    }
+}
+
+impl<S: Span + ?Sized> Iterator for Pieces<'_, S> {
+    type Item = io::Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_piece().transpose()
     }
 }
 
@@ -359,7 +386,7 @@ mod tests {
                 .collect(),
             state: SeatState::default(),
         };
-        let (bytes, _) = encode_batch(9, &head, records.iter().map(Vec::as_slice));
+        let bytes = [begin_batch(9, &head), records.concat()].concat();
         (head, bytes)
     }
 
@@ -385,8 +412,8 @@ mod tests {
                 written.push((head, records));
             }
             let mut read = Vec::new();
-            for piece in Pieces::new(&bytes, 9) {
-                let Piece::Batch(found) = piece else { continue };
+            for piece in Pieces::new(&bytes, 9).expect("length") {
+                let Piece::Batch(found) = piece.expect("read") else { continue };
                 prop_assert_eq!(&found.bad, &Vec::<usize>::new());
                 let count = found.head.records.len();
                 let records: Vec<_> = (0..count).map(|i| bytes[found.record_bytes(i)].to_vec()).collect();
@@ -415,8 +442,8 @@ mod tests {
             bytes[at] ^= change;
             let hit = ends.iter().position(|end| at < *end).unwrap() as u64 + 1;
             let mut whole = 0;
-            for piece in Pieces::new(&bytes, 9) {
-                let Piece::Batch(found) = piece else { continue };
+            for piece in Pieces::new(&bytes, 9).expect("length") {
+                let Piece::Batch(found) = piece.expect("read") else { continue };
                 prop_assert!(found.bad.len() <= 1);
                 prop_assert!(found.bad.is_empty() || found.head.number == hit);
                 whole += usize::from(found.bad.is_empty());
@@ -427,7 +454,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let _ = read_segment_head(&bytes, 1);
-            let _ = Pieces::new(&bytes, 0).count();
+            let _ = Pieces::new(&bytes, 0).expect("length").count();
         }
     }
 

@@ -1,6 +1,7 @@
 //! Who writes the log: a thread that makes durable, with one sync, whatever was handed in meanwhile.
 
 use super::log::{Batch, Wal};
+use super::payload::Payload;
 use super::reader::Reader;
 use super::segment::{SeatState, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, RECORD_BYTES_MAX};
 use crate::error::{Refusal, StoreError};
@@ -13,18 +14,23 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+/// Once so many bytes of records wait for the disk, the next record waits for room: whoever hands it in is
+/// held back. The longest record there can be waits alone.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+
 /// What is to be written, and what the writer does about it.
 #[derive(Default)]
 struct Queue {
     /// Above all records below: what comes first is to remove them.
     truncate: Option<Position>,
-    records: VecDeque<(Position, Bytes)>,
+    records: VecDeque<(Position, Payload)>,
     bytes: usize,
     /// The seat's state after everything handed in.
     state: SeatState,
     state_changed: bool,
     /// The batch that is being written.
     writing: Batch,
+    writing_bytes: usize,
     is_writing: bool,
     /// The position of the last record that was handed in.
     end: Position,
@@ -54,6 +60,11 @@ impl Queue {
             None => Ok(()),
             Some(failure) => Err(StoreError::Stopped(Arc::clone(failure))),
         }
+    }
+
+    /// Bytes of records that are not on disk yet.
+    fn waiting_bytes(&self) -> usize {
+        self.bytes + self.writing_bytes
     }
 
     /// Records in a batch are written after its truncation, so what it would remove is left out.
@@ -87,6 +98,7 @@ impl Queue {
             batch.records.push((position, payload));
         }
         self.bytes -= bytes;
+        self.writing_bytes = bytes;
         if self.records.is_empty() {
             self.state_changed = false;
         } else {
@@ -104,7 +116,7 @@ impl Queue {
         let waits = self.records.front().is_some_and(|(p, _)| *p <= position);
         let being_written = self.writing.records.first();
         let being_written = being_written.is_some_and(|(p, _)| *p <= position);
-        let found = |(p, bytes): &(Position, Bytes)| (*p == position).then(|| bytes.clone());
+        let found = |(p, payload): &(Position, Payload)| (*p == position).then(|| payload.clone());
         let payload = if waits {
             self.records.iter().find_map(found)
         } else if being_written {
@@ -119,7 +131,7 @@ impl Queue {
 /// Where a record is to be had.
 enum Place {
     /// It waits, or is being written.
-    Queue(Bytes),
+    Queue(Payload),
     /// The index knows it, if anybody does.
     Index,
     Nowhere,
@@ -200,7 +212,7 @@ impl Writer {
 
     pub(crate) fn append(&self, record: &DecidedRequest) -> Result<(), StoreError> {
         let position = record.position;
-        let payload = Bytes::from(spare_protocol::encode(record));
+        let payload = Payload::of(record);
         if payload.len() > RECORD_BYTES_MAX {
             return Err(Refusal::TooLong {
                 position,
@@ -209,6 +221,7 @@ impl Writer {
             }
             .into());
         }
+        self.wait_for_room();
         self.hand_in(|queue| {
             if position != queue.end.next() {
                 return Err(Refusal::NotNext {
@@ -222,6 +235,18 @@ impl Writer {
             queue.end = position;
             Ok(())
         })
+    }
+
+    /// Holds the caller back while too much waits for the disk.
+    fn wait_for_room(&self) {
+        let mut queue = self.shared.lock();
+        while queue.waiting_bytes() >= QUEUE_BYTES_MAX && queue.failed.is_none() {
+            queue = self
+                .shared
+                .idle
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     pub(crate) fn truncate(&self, after: Position) -> Result<(), StoreError> {
@@ -287,8 +312,12 @@ impl Writer {
         self.shared.lock().end
     }
 
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting_bytes() < QUEUE_BYTES_MAX
+    }
+
     pub(crate) fn waiting_bytes(&self) -> usize {
-        self.shared.lock().bytes
+        self.shared.lock().waiting_bytes()
     }
 
     pub(crate) fn check(&self) -> Result<(), StoreError> {
@@ -298,7 +327,7 @@ impl Writer {
     /// The record of `position`, durable or not.
     pub(crate) fn payload(&self, position: Position) -> Result<Option<Bytes>, StoreError> {
         match self.shared.lock().find(position) {
-            Place::Queue(payload) => Ok(Some(payload)),
+            Place::Queue(payload) => Ok(Some(payload.to_bytes())),
             Place::Index => self.reader.payload(position),
             Place::Nowhere => Ok(None),
         }
@@ -312,7 +341,7 @@ impl Writer {
     ) -> Result<Vec<(Position, Bytes)>, StoreError> {
         let place = self.shared.lock().find(first);
         match place {
-            Place::Queue(payload) => return Ok(vec![(first, payload)]),
+            Place::Queue(payload) => return Ok(vec![(first, payload.to_bytes())]),
             Place::Nowhere => return Ok(Vec::new()),
             Place::Index => {}
         }
@@ -433,6 +462,7 @@ fn run(mut wal: Wal, shared: &Shared, report: &Report) {
             let mut queue = shared.lock();
             queue.is_writing = false;
             queue.writing = Batch::default();
+            queue.writing_bytes = 0;
             if let Err(error) = &done {
                 queue.failed = Some(Arc::new(error.clone()));
             }

@@ -3,7 +3,7 @@
 use crate::faulty_disk::{FaultyDisk, Random};
 use crate::model::{open, record, Model, Opened};
 use spare_protocol::Position;
-use spare_store::{Damage, DamagedPart, Event, StoreError};
+use spare_store::{BackupError, Damage, DamagedPart, Event, StoreError};
 
 /// Where the older of the two snapshots is.
 const OLDER_SNAPSHOT: Position = Position(60);
@@ -105,11 +105,13 @@ fn put_right(opened: &Opened, model: &Model, peer: &Opened) {
         .expect("put back");
     opened.store.wait().expect("wait");
     for manifest in peer.store.snapshots() {
-        for chunk in manifest.chunks() {
-            let bytes = peer.store.chunk(chunk.hash).expect("the peer's is whole");
+        let repaired = manifest.each_chunk(|chunk| {
+            let bytes = peer.store.chunk(chunk.hash)?;
             // Refused where no snapshot names it.
             let _ = opened.store.repair_chunk(&bytes);
-        }
+            Ok::<_, BackupError>(bytes)
+        });
+        repaired.expect("the peer's are whole");
     }
     assert_eq!(opened.store.verify().expect("verify"), []);
     let (start, end) = opened.resumed.log;

@@ -15,10 +15,7 @@ use std::sync::mpsc::{channel, Receiver};
 pub(crate) const IMAGE: Hash = Hash([7; 32]);
 
 pub(crate) fn options() -> Options {
-    let window = KeyWindow {
-        lifetime_us: 1_000_000,
-        keys_max: 100,
-    };
+    let window = KeyWindow::new(1_000_000, 100);
     Options {
         // Small, so that there are several.
         segment_bytes: 4096,
@@ -201,13 +198,13 @@ impl Opened {
 
     pub(crate) fn state_at(&self, position: u64) -> Result<Update, StoreError> {
         let (sender, answer) = channel();
-        self.store.load(Position(position), 16, move |parts| {
+        self.store.load(Position(position), 500, move |parts| {
             let _ = sender.send(parts);
         })?;
         let gone = |_| StoreError::from(Refusal::NoMoreSnapshots);
         let mut state = Update::default();
         for part in answer.recv().map_err(gone)?? {
-            state.merge(Update::from_bytes(&part).expect("canonical"));
+            state.merge(Update::from_bytes(&part?).expect("canonical"));
         }
         Ok(state)
     }

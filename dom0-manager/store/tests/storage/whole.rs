@@ -1,14 +1,20 @@
 //! The store as a manager uses it, on a real file system.
 
+use crate::faulty_disk::FaultyDisk;
 use crate::model::{record, IMAGE};
+use bytes::Bytes;
 use spare_protocol::messages::{PrimaryView, ViewId};
 use spare_protocol::{Hash, Position, SeatId};
+use spare_store::disk::{Disk, DiskFile};
 use spare_store::{
     BackupError, ConvictionNote, Durability, Event, KeyWindow, Options, ReplicaNote, Resumed,
     Store, StoreError,
 };
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 pub(crate) fn folder(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
@@ -19,10 +25,7 @@ pub(crate) fn folder(name: &str) -> PathBuf {
 }
 
 pub(crate) fn usual(durability: Durability) -> Options {
-    let window = KeyWindow {
-        lifetime_us: 1_000_000_000,
-        keys_max: 50,
-    };
+    let window = KeyWindow::new(1_000_000_000, 50);
     Options::new(durability, IMAGE, window)
 }
 
@@ -320,4 +323,156 @@ fn the_oldest_base_in_use_is_kept() {
     ));
     assert!(store.record(Position(121)).expect("kept").is_some());
     std::fs::remove_dir_all(path).expect("remove");
+}
+
+#[test]
+fn a_retry_whose_reply_was_dropped_is_known_after_a_restart() {
+    let path = folder("dropped-replies");
+    let options = Options {
+        segment_bytes: 4096,
+        window: KeyWindow {
+            client_reply_bytes_max: 2000,
+            ..usual(Durability::Disk).window
+        },
+        ..usual(Durability::Disk)
+    };
+    let (store, _, events) = open(&path, &options);
+    for position in 1..=100 {
+        store.append(&record(position, 0)).expect("append");
+        if position % 10 == 0 {
+            store.wait().expect("wait");
+        }
+    }
+    for position in [30, 60, 90] {
+        snapshot(&store, &events, position);
+    }
+    store.wait().expect("wait");
+    drop(store);
+    let (store, resumed, _) = open(&path, &options);
+    assert!(resumed.log.0 >= Position(50), "{:?}", resumed.log);
+    // Every fourth had a key: all are known, the oldest without a reply, the newest with theirs.
+    assert_eq!(resumed.keys.len(), 25);
+    let reply = |position| store.retained_reply(Position(position)).expect("whole");
+    assert_eq!(reply(4), None);
+    let kept = reply(48).expect("kept");
+    assert_eq!(kept.outcome, record(48, 0).outcome);
+    let last = store.snapshots().pop().expect("a snapshot");
+    assert!(last.reply_bytes() < 6000, "{}", last.reply_bytes());
+    std::fs::remove_dir_all(path).expect("remove");
+}
+
+#[test]
+fn a_record_of_the_greatest_update_is_written_and_read() {
+    let path = folder("long-record");
+    let (store, _, _) = open(&path, &usual(Durability::Disk));
+    let mut long = record(1, 0);
+    long.update = Bytes::from(vec![7; 256 << 20]);
+    for record in [&long, &record(2, 0)] {
+        store.append(record).expect("append");
+    }
+    store.wait().expect("wait");
+    assert!(store.record(Position(1)).expect("whole") == Some(long));
+    drop(store);
+    let (store, resumed, _) = open(&path, &usual(Durability::Disk));
+    assert_eq!((resumed.damage, resumed.log.1), (vec![], Position(2)));
+    let read = store
+        .records_after(Position(0), 10, 1 << 20)
+        .expect("whole");
+    assert_eq!(read.len(), 1);
+    std::fs::remove_dir_all(path).expect("remove");
+}
+
+/// A disk whose syncs wait until somebody lets them.
+struct Held {
+    disk: Arc<dyn Disk>,
+    held: Arc<RwLock<()>>,
+}
+
+struct HeldFile {
+    file: Arc<dyn DiskFile>,
+    held: Arc<RwLock<()>>,
+}
+
+impl Disk for Held {
+    fn path(&self) -> &Path {
+        self.disk.path()
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+    fn open(&self, name: &str, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let (file, held) = (self.disk.open(name, create)?, Arc::clone(&self.held));
+        Ok(Arc::new(HeldFile { file, held }))
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn sync_names(&self) -> io::Result<()> {
+        self.disk.sync_names()
+    }
+}
+
+impl DiskFile for HeldFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, out)
+    }
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_at(offset, bytes)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        let _let = self.held.read().expect("no test panicked with it");
+        self.file.sync()
+    }
+}
+
+#[test]
+fn who_hands_in_more_than_may_wait_waits_for_the_disk() {
+    const RECORD: usize = 8 << 20;
+    let (disk, held) = (FaultyDisk::new(), Arc::new(RwLock::new(())));
+    let log = Held {
+        disk: disk.folder(1),
+        held: Arc::clone(&held),
+    };
+    let opened = Store::open_on(
+        disk.folder(0),
+        Arc::new(log),
+        &usual(Durability::Disk),
+        |_| {},
+    );
+    let (store, _) = opened.unwrap_or_else(|e| panic!("{e}"));
+    let hold = held.write().expect("free");
+    std::thread::scope(|threads| {
+        let append = || {
+            for position in 1..=12 {
+                let mut long = record(position, 0);
+                long.request = Bytes::from(vec![1; RECORD]);
+                store.append(&long).expect("append");
+            }
+        };
+        let appended = threads.spawn(append);
+        while store.has_room() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(
+            !appended.is_finished() && store.last() < Position(10),
+            "{}",
+            store.last()
+        );
+        assert!(store.waiting_bytes() < (64 << 20) + 2 * RECORD);
+        drop(hold);
+        appended.join().expect("goes on");
+    });
+    store.wait().expect("wait");
+    assert_eq!(store.progress().stored, Position(12));
+    assert_eq!(store.waiting_bytes(), 0);
 }

@@ -6,24 +6,37 @@
 //! shim's flushes everything.
 
 use super::connection::{connect, ConnectError};
+use super::overflow::Overflow;
 use super::schema::{Schema, Sequence};
 use super::settings::Settings;
-use super::stream::{ChangeStream, StreamError};
+use super::stream::{ChangeStream, Gathered, StreamError};
 use super::write_set::WriteSet;
 use spare_protocol::update::{SequenceState, Update};
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::time::error::Elapsed;
+use std::time::{Duration, Instant};
 use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row, Statement};
 
-/// The change stream delivers within a few milliseconds; after this it never will.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(30);
-/// Times the log is flushed before the shim gives up: something else writes all the time.
-const FLUSHES_MAX: usize = 100;
+/// For a service that did not answer to end its transactions by itself; then they are ended.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between two looks whether they are over.
+const SETTLE_PAUSE: Duration = Duration::from_millis(10);
+/// Update bytes of one change beyond those that the stream had for it, at most: two hashes, and what is encoded
+/// longer than there.
+const CHANGE_BYTES: u64 = 128;
+/// Update bytes of a table and its columns, or of a sequence, at most. (A name has 63 bytes, a table 1600
+/// columns.)
+const TABLE_BYTES: u64 = 128 << 10;
 /// Writes a little and commits, which flushes everything written before.
 const FLUSH: &str = "SELECT pg_logical_emit_message(true, 'spare.flush', '')";
+
+/// How many transactions of others than the shim are under way; if told to, they are ended.
+const UNDER_WAY: &str = "
+    SELECT count(*) FILTER (WHERE NOT $1 OR pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE backend_type = 'client backend' AND datname = current_database()
+      AND usename <> current_user AND xact_start IS NOT NULL";
 
 /// What the service changed is not known.
 #[derive(Debug, thiserror::Error)]
@@ -34,18 +47,35 @@ pub(super) enum CaptureError {
     Query(#[from] tokio_postgres::Error),
     #[error(transparent)]
     Stream(#[from] StreamError),
-    #[error("the change stream does not deliver")]
-    Late(#[source] Elapsed),
     #[error("cannot ask for the end of the log")]
     EndOfLog(#[source] tokio_postgres::Error),
-    #[error("the database's log grows without end")]
-    EndlessLog,
+    #[error("cannot read what a request changed, to undo it")]
+    Overflow(#[source] io::Error),
     #[error("a table was emptied with TRUNCATE, which can't be undone")]
     Truncated,
 }
 
 /// Where each sequence stands, by name.
 type Sequences = BTreeMap<String, SequenceState>;
+
+/// What a request changed.
+#[derive(Debug)]
+pub(super) enum Collected {
+    /// The canonical update.
+    Update(Update),
+    /// More than one request may change.
+    TooLarge(Undo),
+}
+
+/// What undoes a request.
+#[derive(Debug)]
+pub(super) struct Undo {
+    set: WriteSet,
+    /// What followed.
+    overflow: Option<Overflow>,
+    /// Where the sequences stood before that it moved.
+    sequences: Vec<(String, SequenceState)>,
+}
 
 /// Finds out what a request changed in the database, as its canonical update.
 #[derive(Debug)]
@@ -58,6 +88,7 @@ pub(super) struct Capture {
     probe: Probe,
     /// The state of all sequences as updates told it so far.
     sequences: Sequences,
+    update_bytes_max: u64,
 }
 
 /// The query that is made after each write.
@@ -94,51 +125,119 @@ impl Capture {
             changes,
             read_sequences,
             sequences,
+            update_bytes_max: u64::MAX,
         })
+    }
+
+    /// The longest update of one request.
+    pub(super) fn limit(&mut self, update_bytes_max: u64) {
+        self.update_bytes_max = update_bytes_max;
+        self.changes.limit(update_bytes_max);
+    }
+
+    /// Waits until the service is in no transaction any more, and ends those that take too long.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub(super) async fn settle(&self) -> Result<(), CaptureError> {
+        let begun = Instant::now();
+        loop {
+            let end = begun.elapsed() > SETTLE_LIMIT;
+            let row = self.client.query_one(UNDER_WAY, &[&end]).await?;
+            if row.get::<_, i64>(0) == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
     }
 
     /// Everything the service changed since the last call. The service's transaction must be over.
     ///
     /// # Errors
     /// When the database or the change stream fails.
-    pub(super) async fn collect(&mut self) -> Result<Update, CaptureError> {
-        let (set, sequences) = self.gather().await?;
-        Ok(Update {
-            tables: set.finish(&self.schema),
+    pub(super) async fn collect(&mut self) -> Result<Collected, CaptureError> {
+        let (gathered, moved) = self.gather().await?;
+        if self.is_too_large(&gathered, &moved) {
+            let undo = self.undo(gathered, moved).await?;
+            return Ok(Collected::TooLarge(undo));
+        }
+        self.note_sequences(&moved).await?;
+        Ok(Collected::Update(Update {
+            tables: gathered.set.finish(&self.schema),
+            sequences: moved,
+        }))
+    }
+
+    /// What undoes everything the service changed since the last call.
+    ///
+    /// # Errors
+    /// When the database or the change stream fails.
+    pub(super) async fn collect_undo(&mut self) -> Result<Undo, CaptureError> {
+        let (gathered, moved) = self.gather().await?;
+        self.undo(gathered, moved).await
+    }
+
+    async fn undo(
+        &mut self,
+        gathered: Gathered,
+        moved: Vec<(String, SequenceState)>,
+    ) -> Result<Undo, CaptureError> {
+        let before = |(name, _): &(String, _)| self.sequences.get_key_value(name);
+        let before = moved.iter().filter_map(before);
+        let sequences = before.map(|(name, state)| (name.clone(), *state)).collect();
+        self.note_sequences(&moved).await?;
+        Ok(Undo {
+            set: gathered.set,
+            overflow: gathered.overflow,
             sequences,
         })
     }
 
-    /// The update that undoes everything the service changed since the last call.
+    /// The next update that undoes a request, from its last changes to its first; `None` after the last. Each is
+    /// to be applied before the next is asked for.
     ///
     /// # Errors
-    /// When the service emptied a table; when the database or the change stream fails.
-    pub(super) async fn collect_undo(&mut self) -> Result<Update, CaptureError> {
-        let before = self.sequences.clone();
-        let (set, moved) = self.gather().await?;
+    /// When a table was emptied otherwise than row by row, or what was kept can't be read.
+    pub(super) fn next_undo(&self, undo: &mut Undo) -> Result<Option<Update>, CaptureError> {
+        let chunk = match &mut undo.overflow {
+            Some(overflow) => overflow.pop().map_err(CaptureError::Overflow)?,
+            None => None,
+        };
+        let (set, sequences) = match chunk {
+            Some(messages) => (self.changes.write_set(messages)?, vec![]),
+            None => (
+                std::mem::take(&mut undo.set),
+                std::mem::take(&mut undo.sequences),
+            ),
+        };
+        if set.is_empty() && sequences.is_empty() {
+            return Ok(None);
+        }
         let tables = set.undo(&self.schema).ok_or(CaptureError::Truncated)?;
-        let restored = |(name, _)| before.get_key_value(&name).map(|(n, s)| (n.clone(), *s));
-        Ok(Update {
-            tables,
-            sequences: moved.into_iter().filter_map(restored).collect(),
-        })
+        Ok(Some(Update { tables, sequences }))
     }
 
-    async fn gather(&mut self) -> Result<(WriteSet, Vec<(String, SequenceState)>), CaptureError> {
+    /// Whether the update is longer than it may be. Most are so short that nothing has to be counted.
+    fn is_too_large(&self, gathered: &Gathered, moved: &[(String, SequenceState)]) -> bool {
+        let named = self.schema.tables.len() + moved.len();
+        let most = gathered.bytes + gathered.changes * CHANGE_BYTES + named as u64 * TABLE_BYTES;
+        let encoded = || gathered.set.encoded_bytes(&self.schema, moved) as u64;
+        gathered.overflow.is_some()
+            || most > self.update_bytes_max && encoded() > self.update_bytes_max
+    }
+
+    async fn gather(&mut self) -> Result<(Gathered, Vec<(String, SequenceState)>), CaptureError> {
         let (lsn, row) = self.flushed().await?;
         let now = match self.probe.states(&self.schema, &self.sequences, &row) {
             Some(states) => states,
             None => self.scan_sequences().await?,
         };
-        let set = tokio::time::timeout(STREAM_TIMEOUT, self.changes.take(lsn))
-            .await
-            .map_err(CaptureError::Late)??;
-        let moved: Vec<(String, SequenceState)> = now
+        // However long that takes: it is the manager that knows what is too long.
+        let gathered = self.changes.take(lsn).await?;
+        let moved = now
             .into_iter()
-            .filter(|(name, state)| self.sequences.get(name) != Some(state))
-            .collect();
-        self.note_sequences(&moved).await?;
-        Ok((set, moved))
+            .filter(|(name, state)| self.sequences.get(name) != Some(state));
+        Ok((gathered, moved.collect()))
     }
 
     /// Takes note of sequences that were set or have moved.
@@ -171,21 +270,23 @@ impl Capture {
         Ok(read_all(&self.client, &self.read_sequences, &self.schema).await?)
     }
 
-    /// The end of the log, all of it flushed, and the answer of the query that told it.
+    /// The end of the log, all of it flushed, and the answer of the query that told it. What others write
+    /// meanwhile, vacuuming for example, is not waited for.
     async fn flushed(&self) -> Result<(u64, Row), CaptureError> {
-        for _ in 0..FLUSHES_MAX {
+        let mut end = None;
+        loop {
             let row = self
                 .client
                 .query_one(&self.probe.statement, &[])
                 .await
                 .map_err(CaptureError::EndOfLog)?;
             let (flushed, written): (PgLsn, PgLsn) = (row.get(0), row.get(1));
-            if flushed >= written {
-                return Ok((flushed.into(), row));
+            let end = *end.get_or_insert(written);
+            if flushed >= end {
+                return Ok((end.into(), row));
             }
             self.client.query_one(&self.flush, &[]).await?;
         }
-        Err(CaptureError::EndlessLog)
     }
 }
 

@@ -1,22 +1,25 @@
 //! The database while the shim runs: capture, apply and scan over its connections.
 
 use super::apply::{Applier, Purpose};
-use super::capture::Capture;
+use super::capture::{Capture, Collected, Undo};
 use super::connection::{connect, connect_when_up};
 use super::error::PostgresqlError;
 use super::prepare::ORIGINS;
 use super::scan;
 use super::schema::{Schema, Table};
 use super::settings::Settings;
-use crate::database::{Content, Database, DatabaseError};
+use crate::database::{Applied, Captured, Content, Database, DatabaseError};
 use futures_util::future::{FutureExt, LocalBoxFuture};
-use spare_protocol::update::{row_hash, Row, RowOp, SequenceState, TableUpdate, Update};
+use spare_protocol::update::{row_hash, Row, RowOp, SequenceState, TableUpdate, Update, Value};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 /// Rows of each table that the warm-up rewrites.
 const WARM_UP_ROWS: u32 = 8;
+
+/// Longer rows are left alone: to write them is no quick trial.
+const WARM_UP_ROW_BYTES_MAX: usize = 64 << 10;
 
 /// A PostgreSQL database with its change stream and its connections.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ impl Postgresql {
     pub(super) async fn open(settings: &Settings) -> Result<Postgresql, PostgresqlError> {
         let client = connect_when_up(settings).await?;
         let schema = Arc::new(Schema::read(&client).await?);
-        schema.check_old_rows()?;
+        schema.check_prepared(&client).await?;
         let mut clients = vec![client];
         let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         while clients.len() < processors.min(ORIGINS.len()) {
@@ -47,16 +50,45 @@ impl Postgresql {
         })
     }
 
-    async fn undo_captured(&mut self) -> Result<(), PostgresqlError> {
-        let undo = self.capture.collect_undo().await?;
-        self.applier.apply(&undo, Purpose::Trial).await?;
-        self.applier.apply(&undo, Purpose::Agreed).await?;
-        Ok(self.capture.note_sequences(&undo.sequences).await?)
+    async fn capture_request(&mut self) -> Result<Captured, PostgresqlError> {
+        match self.capture.collect().await? {
+            Collected::Update(update) => Ok(Captured::Update(update)),
+            Collected::TooLarge(undo) => {
+                self.undo_all(undo, &[Purpose::Agreed]).await?;
+                Ok(Captured::Undone)
+            }
+        }
     }
 
-    async fn apply_agreed(&mut self, update: &Update) -> Result<(), PostgresqlError> {
-        self.applier.apply(update, Purpose::Agreed).await?;
-        Ok(self.capture.note_sequences(&update.sequences).await?)
+    async fn undo_captured(&mut self) -> Result<(), PostgresqlError> {
+        let undo = self.capture.collect_undo().await?;
+        // On every connection, so that all are warm.
+        self.undo_all(undo, &[Purpose::Trial, Purpose::Agreed])
+            .await
+    }
+
+    async fn undo_all(
+        &mut self,
+        mut undo: Undo,
+        purposes: &[Purpose],
+    ) -> Result<(), PostgresqlError> {
+        while let Some(update) = self.capture.next_undo(&mut undo)? {
+            for purpose in purposes {
+                if self.applier.apply(&update, *purpose).await? == Applied::Obstructed {
+                    return Err(PostgresqlError::UndoObstructed);
+                }
+            }
+            self.capture.note_sequences(&update.sequences).await?;
+        }
+        Ok(())
+    }
+
+    async fn apply_agreed(&mut self, update: &Update) -> Result<Applied, PostgresqlError> {
+        let applied = self.applier.apply(update, Purpose::Agreed).await?;
+        if applied == Applied::Whole {
+            self.capture.note_sequences(&update.sequences).await?;
+        }
+        Ok(applied)
     }
 
     async fn scan_all(&mut self) -> Result<Content, PostgresqlError> {
@@ -70,7 +102,8 @@ impl Postgresql {
         let mut rewrite = Update::default();
         let mut replace = Update::default();
         for table in &self.schema.tables {
-            let rows = scan::sample(self.applier.client(), table, WARM_UP_ROWS).await?;
+            let mut rows = scan::sample(self.applier.client(), table, WARM_UP_ROWS).await?;
+            rows.retain(|row| text_bytes(row) <= WARM_UP_ROW_BYTES_MAX);
             if rows.is_empty() {
                 continue;
             }
@@ -85,10 +118,13 @@ impl Postgresql {
             .collect();
         self.applier.apply(&replace, Purpose::Trial).await?;
         self.applier.apply(&rewrite, Purpose::Captured).await?;
-        let captured = self.capture.collect().await?;
-        if !captured.is_empty() {
-            let tables = captured.tables.into_iter().map(|t| t.table).collect();
-            return Err(PostgresqlError::WarmUpCaptured(tables));
+        match self.capture.collect().await? {
+            Collected::Update(captured) if captured.is_empty() => {}
+            Collected::Update(captured) => {
+                let tables = captured.tables.into_iter().map(|t| t.table).collect();
+                return Err(PostgresqlError::WarmUpCaptured(tables));
+            }
+            Collected::TooLarge(_) => return Err(PostgresqlError::WarmUpTooLarge),
         }
         self.applier.apply(&rewrite, Purpose::Agreed).await?;
         self.capture.collect().await?;
@@ -97,15 +133,16 @@ impl Postgresql {
 }
 
 impl Database for Postgresql {
-    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Update, DatabaseError>> {
-        async {
-            Ok(self
-                .capture
-                .collect()
-                .await
-                .map_err(PostgresqlError::from)?)
-        }
-        .boxed_local()
+    fn limit(&mut self, update_bytes_max: u64) {
+        self.capture.limit(update_bytes_max);
+    }
+
+    fn settle(&mut self) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
+        async { Ok(self.capture.settle().await.map_err(PostgresqlError::from)?) }.boxed_local()
+    }
+
+    fn capture(&mut self) -> LocalBoxFuture<'_, Result<Captured, DatabaseError>> {
+        async { Ok(self.capture_request().await?) }.boxed_local()
     }
 
     fn undo(&mut self) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
@@ -115,7 +152,7 @@ impl Database for Postgresql {
     fn apply<'a>(
         &'a mut self,
         update: &'a Update,
-    ) -> LocalBoxFuture<'a, Result<(), DatabaseError>> {
+    ) -> LocalBoxFuture<'a, Result<Applied, DatabaseError>> {
         async { Ok(self.apply_agreed(update).await?) }.boxed_local()
     }
 
@@ -130,6 +167,10 @@ impl Database for Postgresql {
     fn warm_up(&mut self) -> LocalBoxFuture<'_, Result<Update, DatabaseError>> {
         async { Ok(self.rewrite_rows().await?) }.boxed_local()
     }
+}
+
+fn text_bytes(row: &Row) -> usize {
+    row.iter().map(Value::text_bytes).sum()
 }
 
 /// Rows written with the values they have.

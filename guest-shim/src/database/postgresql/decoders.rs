@@ -69,10 +69,10 @@ fn schema() -> Schema {
 #[must_use]
 pub fn change_stream(bytes: &[u8], piece_bytes: usize) -> (Update, bool) {
     let schema = Arc::new(schema());
-    let mut gatherer = Gatherer::new(Arc::clone(&schema));
+    let mut gatherer = Gatherer::new(Arc::clone(&schema), std::env::temp_dir());
     let understood = gather(bytes, piece_bytes, &mut gatherer).is_some();
     let update = Update {
-        tables: gatherer.take().finish(&schema),
+        tables: gatherer.take().set.finish(&schema),
         sequences: vec![],
     };
     (update, understood)

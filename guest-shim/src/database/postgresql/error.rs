@@ -25,6 +25,12 @@ pub(super) enum PostgresqlError {
     Apply(#[from] ApplyError),
     #[error("rows rewritten with their own values were captured as changes of {0:?}")]
     WarmUpCaptured(Vec<String>),
+    #[error(
+        "a few rows rewritten with their own values are more than service.update_bytes_max admits"
+    )]
+    WarmUpTooLarge,
+    #[error("a request that changed too much can't be undone: rows of others are in the way")]
+    UndoObstructed,
 }
 
 impl From<PostgresqlError> for DatabaseError {

@@ -8,6 +8,7 @@ mod database;
 #[cfg(feature = "fuzzing")]
 pub mod decoders;
 mod error;
+mod overflow;
 mod pgoutput;
 mod prepare;
 mod scan;

@@ -2,6 +2,7 @@
 //! starts. What can't be replicated is refused here, by name.
 
 use super::pgoutput::Relation;
+use super::settings::PLUGIN;
 use super::values::Kind;
 use spare_protocol::update::{Key, Row, TableUpdate};
 use std::collections::HashMap;
@@ -50,6 +51,9 @@ pub(super) struct Sequence {
     pub(super) name: String,
     /// Name with schema, quoted for SQL.
     pub(super) sql_name: String,
+    /// Values that a session takes at once. More than one, and the keys that a replica gives depend on which of its
+    /// sessions a request meets.
+    pub(super) cache: i64,
 }
 
 /// The database can't be replicated, or not read.
@@ -74,6 +78,18 @@ pub(super) enum SchemaError {
     },
     #[error("table {0} is not REPLICA IDENTITY FULL; `spare-shim prepare` sets it")]
     OldRowsMissing(String),
+    #[error("sequence {0} hands out values in advance; `spare-shim prepare` sets CACHE 1")]
+    Cache(String),
+    #[error("sessions do not load {PLUGIN}, which refuses what can't be captured; `spare-shim prepare` sets it")]
+    Unguarded,
+    #[error("the database's encoding is {0}; create it with ENCODING 'UTF8', which texts are carried in")]
+    Encoding(String),
+    #[error("{kind} {name}: what it holds can't be captured; {way_out}")]
+    Uncaptured {
+        kind: &'static str,
+        name: String,
+        way_out: &'static str,
+    },
     #[error(
         "table {0} was created or changed while the service ran; the schema is part of the image and \
          changes with it"
@@ -83,8 +99,9 @@ pub(super) enum SchemaError {
 
 const TABLES: &str = "
     SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text,
-           c.relreplident::text
+           c.relreplident::text, s.seqcache
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    LEFT JOIN pg_sequence s ON s.seqrelid = c.oid
     WHERE c.relkind IN ('r', 'S') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
     ORDER BY 2, 3";
 
@@ -96,6 +113,30 @@ const COLUMNS: &str = "
       AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
     ORDER BY a.attrelid, a.attnum";
 
+/// Whether every session loads that library.
+pub(super) const PRELOADED: &str =
+    "SELECT $1 = ANY (string_to_array(replace(current_setting('session_preload_libraries'), ' ', ''), ','))";
+
+/// What holds a state of the database and no row of a table that is captured. Materialized views, whose content is
+/// the image's for ever, are none.
+const UNCAPTURED: [(&str, &str, &str); 3] = [
+    (
+        "large object",
+        "SELECT oid::text FROM pg_largeobject_metadata ORDER BY oid LIMIT 1",
+        "keep it in a bytea column",
+    ),
+    (
+        "foreign data wrapper",
+        "SELECT fdwname::text FROM pg_foreign_data_wrapper ORDER BY 1 LIMIT 1",
+        "drop it: a guest has no other database to reach",
+    ),
+    (
+        "extension",
+        "SELECT extname::text FROM pg_extension WHERE extname IN ('dblink', 'lo') ORDER BY 1 LIMIT 1",
+        "drop it",
+    ),
+];
+
 const KEYS: &str = "SELECT indrelid, indkey::int2[] FROM pg_index WHERE indisprimary";
 
 impl Schema {
@@ -104,6 +145,7 @@ impl Schema {
     /// # Errors
     /// Names the first table that can't be replicated, and why.
     pub(super) async fn read(client: &Client) -> Result<Schema, SchemaError> {
+        check_kinds(client).await?;
         let mut columns = read_columns(client).await?;
         let keys = read_keys(client).await?;
         let mut schema = Schema::default();
@@ -114,7 +156,11 @@ impl Schema {
             let sql_name = format!("{}.{}", quoted(namespace), quoted(name));
             let name = format!("{namespace}.{name}");
             if kind == "S" {
-                schema.sequences.push(Sequence { name, sql_name });
+                schema.sequences.push(Sequence {
+                    name,
+                    sql_name,
+                    cache: row.get(6),
+                });
                 continue;
             }
             if persistence != "p" {
@@ -140,14 +186,21 @@ impl Schema {
         Ok(schema)
     }
 
-    /// Checks that changes of every table carry the whole old row.
+    /// Checks that `spare-shim prepare` was run, and nothing changed since.
     ///
     /// # Errors
-    /// Names the first table whose changes don't.
-    pub(super) fn check_old_rows(&self) -> Result<(), SchemaError> {
-        match self.tables.iter().find(|table| !table.identity_full) {
-            Some(table) => Err(SchemaError::OldRowsMissing(table.name.clone())),
-            None => Ok(()),
+    /// Names the first thing that is missing.
+    pub(super) async fn check_prepared(&self, client: &Client) -> Result<(), SchemaError> {
+        if let Some(table) = self.tables.iter().find(|table| !table.identity_full) {
+            return Err(SchemaError::OldRowsMissing(table.name.clone()));
+        }
+        if let Some(sequence) = self.sequences.iter().find(|sequence| sequence.cache != 1) {
+            return Err(SchemaError::Cache(sequence.name.clone()));
+        }
+        let preloaded = client.query_one(PRELOADED, &[&PLUGIN]).await?;
+        match preloaded.get(0) {
+            true => Ok(()),
+            false => Err(SchemaError::Unguarded),
         }
     }
 
@@ -202,6 +255,24 @@ impl Table {
     pub(super) fn matches(&self, update: &TableUpdate) -> bool {
         self.key == update.key && self.columns.iter().map(|c| &c.name).eq(&update.columns)
     }
+}
+
+async fn check_kinds(client: &Client) -> Result<(), SchemaError> {
+    let row = client.query_one("SELECT current_setting('server_encoding')", &[]);
+    let encoding: String = row.await?.get(0);
+    if encoding != "UTF8" {
+        return Err(SchemaError::Encoding(encoding));
+    }
+    for (kind, query, way_out) in UNCAPTURED {
+        if let Some(row) = client.query_opt(query, &[]).await? {
+            return Err(SchemaError::Uncaptured {
+                kind,
+                name: row.get(0),
+                way_out,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A column as the catalogue has it.

@@ -51,9 +51,9 @@ impl Server for Settings {
         &self.leaves
     }
 
-    fn prepare(&self) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
-        async {
-            Ok(prepare::prepare(self)
+    fn prepare(&self, row_bytes_max: u64) -> LocalBoxFuture<'_, Result<(), DatabaseError>> {
+        async move {
+            Ok(prepare::prepare(self, row_bytes_max)
                 .await
                 .map_err(PostgresqlError::from)?)
         }

@@ -3,6 +3,9 @@
 use serde::Deserialize;
 use std::path::PathBuf;
 
+/// The output plugin of the slot, which also guards sessions (`guest-shim/output-plugin`).
+pub(super) const PLUGIN: &str = "spare_output";
+
 /// Where the database is, and the names of what was made in it when the image was built.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -5,6 +5,7 @@
 //! drops it by its replication origin. Anything else that is changed outside any request lands in the
 //! write set of the next one, where the vote will see it.
 
+use super::overflow::Overflow;
 use super::pgoutput::{parse, Datum, Message, ParseError};
 use super::schema::{Schema, SchemaError};
 use super::settings::Settings;
@@ -15,13 +16,16 @@ use bytes::{Buf, Bytes};
 use nix::libc;
 use spare_protocol::update::{Row, Value};
 use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// Log after which the server is told what it need not keep. Seldom, as it writes the slot to disk.
 const CONFIRM_BYTES: u64 = 4 << 20;
-/// The largest write set; a frame of the channel carries less.
-const WRITE_SET_BYTES_MAX: usize = 64 << 20;
+/// What a request may change beyond twice the longest update, the rows before and the rows after: for what
+/// surrounds them in the stream.
+const SURROUNDINGS_BYTES: u64 = 16 << 20;
 
 /// The stream has ended, or carried what can't become a write set.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +42,8 @@ pub(super) enum StreamError {
     Message(#[from] ParseError),
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    #[error("one request changed more than {WRITE_SET_BYTES_MAX} bytes of rows")]
-    WriteSetSize,
+    #[error("cannot keep what a request changed too much, to undo it")]
+    Overflow(#[source] io::Error),
     #[error("a change of table {0}, which was not described")]
     NotDescribed(u32),
     #[error(
@@ -89,7 +93,8 @@ impl ChangeStream {
         if let Some(process) = wire.server_process() {
             yield_to_requests(process);
         }
-        let gatherer = Arc::new(Mutex::new(Gatherer::new(schema)));
+        let folder = settings.leaves.parent().unwrap_or(&settings.leaves);
+        let gatherer = Arc::new(Mutex::new(Gatherer::new(schema, folder.to_owned())));
         let (sender, reached) = watch::channel(0);
         let mut stream = Stream {
             wire,
@@ -108,7 +113,7 @@ impl ChangeStream {
     ///
     /// # Errors
     /// When the stream has ended.
-    pub(super) async fn take(&mut self, lsn: u64) -> Result<WriteSet, StreamError> {
+    pub(super) async fn take(&mut self, lsn: u64) -> Result<Gathered, StreamError> {
         let reached = self
             .reached
             .wait_for(|reached| *reached >= lsn)
@@ -119,6 +124,19 @@ impl ChangeStream {
             return Err(StreamError::Ended(gatherer.failed.take().map(Box::new)));
         }
         Ok(gatherer.take())
+    }
+
+    /// The longest update of one request. Requests that change much more are not gathered in memory.
+    pub(super) fn limit(&self, update_bytes_max: u64) {
+        lock(&self.gatherer).limit(update_bytes_max);
+    }
+
+    /// The write set of messages that were taken from an overflow.
+    ///
+    /// # Errors
+    /// When they are no changes.
+    pub(super) fn write_set(&self, messages: Vec<Bytes>) -> Result<WriteSet, StreamError> {
+        lock(&self.gatherer).write_set(messages)
     }
 }
 
@@ -182,6 +200,11 @@ impl Stream {
     }
 }
 
+/// Whether a message tells of rows.
+fn is_change(message: &[u8]) -> bool {
+    matches!(message.first(), Some(b'I' | b'U' | b'D' | b'T'))
+}
+
 /// What the server sends as copied data, in the documentation's words.
 #[derive(Debug)]
 pub(super) enum CopyData {
@@ -214,37 +237,61 @@ pub(super) fn parse_copy_data(mut data: Bytes) -> Result<CopyData, StreamError> 
     }
 }
 
+/// What one request changed.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub(super) set: WriteSet,
+    /// Of all changes, each with the row before and the row after.
+    pub(super) bytes: u64,
+    pub(super) changes: u64,
+    /// What followed when that was too much to be carried.
+    pub(super) overflow: Option<Overflow>,
+}
+
 /// Turns messages into a write set.
 #[derive(Debug)]
 pub(super) struct Gatherer {
     schema: Arc<Schema>,
     /// Index in the schema by OID, for the tables that the stream described.
     relations: HashMap<u32, usize>,
-    set: WriteSet,
-    set_bytes: usize,
+    gathered: Gathered,
+    bytes_max: u64,
+    /// For the file of an overflow.
+    folder: PathBuf,
     /// Why the stream has ended.
     failed: Option<StreamError>,
 }
 
 impl Gatherer {
-    pub(super) fn new(schema: Arc<Schema>) -> Gatherer {
+    pub(super) fn new(schema: Arc<Schema>, folder: PathBuf) -> Gatherer {
         Gatherer {
             schema,
             relations: HashMap::new(),
-            set: WriteSet::default(),
-            set_bytes: 0,
+            gathered: Gathered::default(),
+            bytes_max: u64::MAX,
+            folder,
             failed: None,
         }
     }
 
+    /// The same changes come to the same number of bytes at every replica, in whatever order they are made.
+    fn limit(&mut self, update_bytes_max: u64) {
+        self.bytes_max = 2 * update_bytes_max + SURROUNDINGS_BYTES;
+    }
+
     /// Takes what was gathered.
-    pub(super) fn take(&mut self) -> WriteSet {
-        self.set_bytes = 0;
-        std::mem::take(&mut self.set)
+    pub(super) fn take(&mut self) -> Gathered {
+        std::mem::take(&mut self.gathered)
     }
 
     /// Adds a message. The end of a transaction gives the LSN up to which all is gathered.
     pub(super) fn add(&mut self, message: Bytes) -> Result<Option<u64>, StreamError> {
+        if let Some(overflow) = &mut self.gathered.overflow {
+            if is_change(&message) {
+                overflow.push(&message).map_err(StreamError::Overflow)?;
+                return Ok(None);
+            }
+        }
         let bytes = message.len();
         match parse(message)? {
             Message::Commit { end } => return Ok(Some(end)),
@@ -252,41 +299,61 @@ impl Gatherer {
                 let index = self.schema.resolve(&relation)?;
                 self.relations.insert(relation.oid, index);
             }
+            message => {
+                for change in self.changes(message)? {
+                    self.gather(bytes, change)?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn gather(&mut self, bytes: usize, change: Change) -> Result<(), StreamError> {
+        // A decimal number can be many times as long as text.
+        self.gathered.bytes += bytes.max(change.text_bytes()) as u64;
+        self.gathered.changes += 1;
+        self.gathered.set.add(&self.schema, change);
+        if self.gathered.bytes > self.bytes_max {
+            let overflow = Overflow::new(&self.folder).map_err(StreamError::Overflow)?;
+            self.gathered.overflow = Some(overflow);
+        }
+        Ok(())
+    }
+
+    fn write_set(&self, messages: Vec<Bytes>) -> Result<WriteSet, StreamError> {
+        let mut set = WriteSet::default();
+        for message in messages {
+            for change in self.changes(parse(message)?)? {
+                set.add(&self.schema, change);
+            }
+        }
+        Ok(set)
+    }
+
+    /// What a message tells of rows.
+    fn changes(&self, message: Message) -> Result<Vec<Change>, StreamError> {
+        Ok(match message {
             Message::Insert { relation, new } => {
                 let table = self.table(relation)?;
-                let new = self.row(table, new, None)?;
-                self.change(bytes, Change::Insert(table, new))?;
+                vec![Change::Insert(table, self.row(table, new, None)?)]
             }
             Message::Update { relation, old, new } => {
                 let table = self.table(relation)?;
                 let old = self.old_row(table, old)?;
                 let new = self.row(table, new, Some(&old))?;
-                self.change(bytes, Change::Update(table, old, new))?;
+                vec![Change::Update(table, old, new)]
             }
             Message::Delete { relation, old } => {
                 let table = self.table(relation)?;
-                let old = self.old_row(table, old)?;
-                self.change(bytes, Change::Delete(table, old))?;
+                vec![Change::Delete(table, self.old_row(table, old)?)]
             }
             Message::Truncate { relations } => {
-                for relation in relations {
-                    let table = self.table(relation)?;
-                    self.change(bytes, Change::Truncate(table))?;
-                }
+                let emptied = |relation| self.table(relation).map(Change::Truncate);
+                let emptied: Result<Vec<Change>, _> = relations.into_iter().map(emptied).collect();
+                emptied?
             }
-            Message::Other => {}
-        }
-        Ok(None)
-    }
-
-    fn change(&mut self, bytes: usize, change: Change) -> Result<(), StreamError> {
-        // A decimal number can be many times as long as text.
-        self.set_bytes += bytes.max(change.text_bytes());
-        if self.set_bytes > WRITE_SET_BYTES_MAX {
-            return Err(StreamError::WriteSetSize);
-        }
-        self.set.add(&self.schema, change);
-        Ok(())
+            Message::Commit { .. } | Message::Relation(_) | Message::Other => vec![],
+        })
     }
 
     fn table(&self, relation: u32) -> Result<usize, StreamError> {
@@ -357,7 +424,7 @@ mod tests {
             tables: vec![table],
             sequences: vec![],
         };
-        let mut gatherer = Gatherer::new(Arc::new(schema));
+        let mut gatherer = Gatherer::new(Arc::new(schema), std::env::temp_dir());
         add(
             &mut gatherer,
             b"R\0\0\0\x07public\0t\0f\0\x02\x01id\0\0\0\0\x17\xff\xff\xff\xff\x01x\0\0\0\0\x19\xff\xff\xff\xff",
@@ -372,7 +439,7 @@ mod tests {
     }
 
     fn taken(gatherer: &mut Gatherer) -> Vec<TableUpdate> {
-        gatherer.take().finish(&gatherer.schema)
+        gatherer.take().set.finish(&gatherer.schema)
     }
 
     const BEGIN: &[u8] = b"B\0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0\0\0\0\x01";
@@ -410,6 +477,23 @@ mod tests {
         };
         assert_eq!(key, &[Value::Int(2)]);
         assert_eq!(row, &[Value::Int(3), Value::Text("b".into())]);
+    }
+
+    #[test]
+    fn what_is_too_much_overflows_and_can_be_undone_all_the_same() {
+        let mut gatherer = gatherer();
+        gatherer.bytes_max = 1;
+        for message in [BEGIN, INSERT, UPDATE, COMMIT] {
+            add(&mut gatherer, message);
+        }
+        let mut taken = gatherer.take();
+        assert_eq!(taken.set.finish(&gatherer.schema).len(), 1);
+        let mut overflow = taken.overflow.take().expect("too much");
+        let chunk = overflow.pop().expect("readable").expect("the update");
+        let set = gatherer.write_set(chunk).expect("changes");
+        let undone = set.undo(&gatherer.schema).expect("rows are known");
+        assert_eq!(undone[0].ops.len(), 2);
+        assert!(gatherer.take().overflow.is_none());
     }
 
     proptest! {

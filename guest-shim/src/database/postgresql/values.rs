@@ -6,8 +6,6 @@ use tokio_postgres::types::{to_sql_checked, FromSql, IsNull, ToSql, Type};
 
 /// Days from 1970-01-01 to 2000-01-01, PostgreSQL's epoch.
 const EPOCH_DAYS: i32 = 10_957;
-/// [`EPOCH_DAYS`] in microseconds.
-const EPOCH_US: i64 = EPOCH_DAYS as i64 * 86_400_000_000;
 
 /// The types of columns that have a canonical form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +51,6 @@ pub(super) enum ValueError {
     OtherType(Kind),
     #[error("{0} does not fit its column")]
     TooWide(i64),
-    #[error("a point in time after the year 294246")]
-    AfterAllTime,
     #[error("a point in time that PostgreSQL does not have")]
     UnknownTime,
     #[error("a date that has no canonical form")]
@@ -136,9 +132,7 @@ impl Kind {
                 Err(_) => return Err(ValueError::NotUtf8),
             },
             Kind::Bytea => Value::Bytes(bytes.to_vec()),
-            Kind::Timestamp | Kind::TimestampTz => {
-                Value::Timestamp(timestamp(i64::from_be_bytes(array(bytes)?))?)
-            }
+            Kind::Timestamp | Kind::TimestampTz => timestamp(i64::from_be_bytes(array(bytes)?)),
             Kind::Date => Value::Date(date(i32::from_be_bytes(array(bytes)?))?),
             Kind::Time => Value::Time(i64::from_be_bytes(array(bytes)?)),
             Kind::Uuid => Value::Uuid(array(bytes)?),
@@ -162,8 +156,8 @@ impl Kind {
                 out.put_slice(v.as_bytes());
             }
             (Kind::Bytea, Value::Bytes(v)) => out.put_slice(v),
-            (Kind::Timestamp | Kind::TimestampTz, Value::Timestamp(v)) => {
-                out.put_i64(pg_timestamp(*v)?);
+            (Kind::Timestamp | Kind::TimestampTz, Value::Timestamp(_) | Value::FarTimestamp(_)) => {
+                out.put_i64(pg_timestamp(value)?)
             }
             (Kind::Date, Value::Date(v)) => out.put_i32(pg_date(*v)?),
             (Kind::Time, Value::Time(v)) => out.put_i64(*v),
@@ -191,22 +185,19 @@ fn float(value: f64) -> Value {
 }
 
 /// Infinite points in time keep PostgreSQL's extreme values.
-fn timestamp(pg: i64) -> Result<i64, ValueError> {
-    if pg == i64::MAX || pg == i64::MIN {
-        return Ok(pg);
-    }
-    match pg.checked_add(EPOCH_US) {
-        Some(us) if us != i64::MAX => Ok(us),
-        _ => Err(ValueError::AfterAllTime),
+fn timestamp(pg: i64) -> Value {
+    match pg {
+        i64::MIN | i64::MAX => Value::Timestamp(pg),
+        finite => Value::timestamp_since_2000(finite),
     }
 }
 
-fn pg_timestamp(us: i64) -> Result<i64, ValueError> {
-    if us == i64::MAX || us == i64::MIN {
-        return Ok(us);
+fn pg_timestamp(value: &Value) -> Result<i64, ValueError> {
+    if let Value::Timestamp(infinite @ (i64::MIN | i64::MAX)) = value {
+        return Ok(*infinite);
     }
-    match us.checked_sub(EPOCH_US) {
-        Some(pg) if pg != i64::MIN => Ok(pg),
+    match value.us_since_2000() {
+        Some(pg) if pg != i64::MIN && pg != i64::MAX => Ok(pg),
         _ => Err(ValueError::UnknownTime),
     }
 }
@@ -392,9 +383,10 @@ mod tests {
         );
         let infinity = Kind::TimestampTz.decode(&i64::MAX.to_be_bytes());
         assert_eq!(infinity, Ok(Value::Timestamp(i64::MAX)));
-        assert!(Kind::Timestamp
-            .decode(&(i64::MAX - 1).to_be_bytes())
-            .is_err());
+        // 294276-12-31 23:59:59.999999, the last point in time that PostgreSQL has.
+        let last = 9_223_371_331_199_999_999i64;
+        let value = Kind::Timestamp.decode(&last.to_be_bytes());
+        assert_eq!(value, Ok(Value::FarTimestamp(last)));
     }
 
     #[test]

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-/// The largest message that is accepted: PostgreSQL's own limit of a row, 1 GiB, would not fit a
-/// guest; a row as large as this would not fit a frame of the channel.
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The largest message that PostgreSQL sends. A guest with less room has shorter rows: `prepare` limits them.
+const MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// Room for what is read at once of a message whose length is known.
 const READ_BYTES_MIN: usize = 64 << 10;
 /// Version 3.0.

@@ -1,7 +1,10 @@
 //! The write set of one request: the changes of the stream, made into a canonical update. Pure.
 
-use super::schema::Schema;
-use spare_protocol::update::{row_hash, Key, Row, RowOp, TableUpdate, Value};
+use super::schema::{Schema, Table};
+use spare_protocol::encode;
+use spare_protocol::update::{
+    row_hash, Key, Row, RowOp, SequenceState, TableUpdate, Update, Value,
+};
 use std::collections::BTreeMap;
 
 /// One change of one row, or the emptying of a table. Tables are named by their index in the schema.
@@ -20,12 +23,7 @@ pub(super) enum Change {
 impl Change {
     /// Bytes of the values that are not of a fixed size.
     pub(super) fn text_bytes(&self) -> usize {
-        let value = |value: &Value| match value {
-            Value::Decimal(text) | Value::Text(text) => text.len(),
-            Value::Bytes(bytes) => bytes.len(),
-            _ => 0,
-        };
-        let row = |row: &Row| row.iter().map(value).sum::<usize>();
+        let row = |row: &Row| row.iter().map(Value::text_bytes).sum::<usize>();
         match self {
             Change::Insert(_, new) => row(new),
             Change::Update(_, old, new) => row(old) + row(new),
@@ -48,7 +46,7 @@ struct TableSet {
 }
 
 /// What was there before the request, and what is there now.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct RowState {
     before: Option<Row>,
     now: Option<Row>,
@@ -77,6 +75,11 @@ impl WriteSet {
         }
     }
 
+    /// Whether nothing was added.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tables.is_empty()
+    }
+
     fn put(&mut self, schema: &Schema, table: usize, old: Option<&Row>, new: Row) {
         let key = schema.tables[table].key_of(&new);
         self.row(table, key, old).now = Some(new);
@@ -101,6 +104,37 @@ impl WriteSet {
     #[must_use]
     pub(super) fn finish(self, schema: &Schema) -> Vec<TableUpdate> {
         self.directed(schema, |state| state)
+    }
+
+    /// How long the update of [`WriteSet::finish`] with these sequences will be, encoded.
+    #[must_use]
+    pub(super) fn encoded_bytes(
+        &self,
+        schema: &Schema,
+        sequences: &[(String, SequenceState)],
+    ) -> usize {
+        let mut outline = Update {
+            tables: Vec::new(),
+            sequences: sequences.to_vec(),
+        };
+        let mut bytes = 0;
+        for (index, set) in &self.tables {
+            let table = &schema.tables[*index];
+            let rows = set.rows.iter();
+            // One row at a time: all of them once more may be more than there is room for.
+            let ops = rows.filter_map(|(key, state)| {
+                let op = operation(&table.name, key.clone(), state.clone())?;
+                Some(encode(&op).len())
+            });
+            let (count, length) = ops.fold((0usize, 0), |(n, sum), length| (n + 1, sum + length));
+            if count > 0 || set.truncated {
+                outline
+                    .tables
+                    .push(table_update(table, set.truncated, vec![]));
+                bytes += length + encode(&count).len() - encode(&0usize).len();
+            }
+        }
+        outline.to_bytes().len() + bytes
     }
 
     /// The changes that lead back to the state before; `None` if a table was emptied, whose rows
@@ -129,15 +163,19 @@ impl WriteSet {
             if ops.is_empty() && !set.truncated {
                 continue;
             }
-            tables.push(TableUpdate {
-                table: table.name.clone(),
-                columns: table.column_names(),
-                key: table.key.clone(),
-                truncated: set.truncated,
-                ops,
-            });
+            tables.push(table_update(table, set.truncated, ops));
         }
         tables
+    }
+}
+
+fn table_update(table: &Table, truncated: bool, ops: Vec<RowOp>) -> TableUpdate {
+    TableUpdate {
+        table: table.name.clone(),
+        columns: table.column_names(),
+        key: table.key.clone(),
+        truncated,
+        ops,
     }
 }
 
@@ -172,10 +210,9 @@ fn change(table: &str, key: Key, before: &Row, now: Row) -> Option<RowOp> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::database::postgresql::schema::{Column, Table};
+    use crate::database::postgresql::schema::Column;
     use crate::database::postgresql::values::Kind;
     use proptest::prelude::*;
-    use spare_protocol::update::Update;
 
     fn schema() -> Schema {
         let column = |name: &str| Column {
@@ -257,7 +294,11 @@ pub(super) mod tests {
                     set.add(&schema, change);
                 }
             }
-            let update = Update { tables: set.finish(&schema), sequences: vec![] };
+            let sequence = SequenceState { last_value: steps.len() as i64, called: true };
+            let sequences = vec![("public.s".to_owned(), sequence)];
+            let encoded_bytes = set.encoded_bytes(&schema, &sequences);
+            let update = Update { tables: set.finish(&schema), sequences };
+            prop_assert_eq!(update.to_bytes().len(), encoded_bytes);
             prop_assert_eq!(Update::from_bytes(&update.to_bytes()), Ok(update.clone()));
             let mut state: BTreeMap<Key, Row> =
                 start.iter().map(|(&id, &v)| (vec![Value::Int(id)], row(id, v))).collect();

@@ -7,6 +7,7 @@ use spare_protocol::messages::{
     DecidedRequest, Envelope, LossReason, OrderedMessage, PeerMessage, PrimaryView, Progress,
     Request, RequestId, RootVote, Sync, ViewId, Vote, Votes,
 };
+use spare_protocol::versions::VersionRange;
 use spare_protocol::SeatId;
 
 fn seat() -> impl Strategy<Value = SeatId> {
@@ -23,11 +24,13 @@ fn id() -> impl Strategy<Value = RequestId> {
 
 fn request() -> impl Strategy<Value = Request> {
     let key = prop::option::of(hash());
+    let key = (key, any::<u64>());
     (id(), class(), key, any::<i64>(), any::<[u8; 32]>(), bytes()).prop_map(
-        |(id, class, key, proposed_time_us, seed, request)| Request {
+        |(id, class, (key, key_owner), proposed_time_us, seed, request)| Request {
             id,
             class,
             key,
+            key_owner,
             proposed_time_us,
             seed,
             request,
@@ -142,7 +145,8 @@ pub fn group_message() -> impl Strategy<Value = OrderedMessage> {
                 replica,
             }
         }),
-        position().prop_map(|position| OrderedMessage::Abort { position }),
+        (position(), prop::collection::vec(replica(), 0..3))
+            .prop_map(|(position, overdue)| OrderedMessage::Abort { position, overdue }),
     ];
     let of_replicas = prop_oneof![
         (replica(), text())
@@ -174,6 +178,13 @@ pub fn group_message() -> impl Strategy<Value = OrderedMessage> {
         any::<u64>().prop_map(|ring| OrderedMessage::ViewStored { ring }),
         (any::<u64>(), seats())
             .prop_map(|(ring, seats)| OrderedMessage::AcceptLoss { ring, seats }),
+        (any::<u64>(), any::<(u16, u16)>(), any::<Option<u16>>()).prop_map(
+            |(ring, (lowest, highest), active)| OrderedMessage::Speaks {
+                ring,
+                versions: VersionRange { lowest, highest },
+                active,
+            }
+        ),
     ];
     prop_oneof![of_requests, of_replicas, of_seats]
 }

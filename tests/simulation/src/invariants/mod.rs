@@ -1,11 +1,14 @@
 //! The invariants, one file each, named for the rule; `docs/protocol.md#invariants` lists them, and a test holds
 //! that list against this folder.
 
+pub(crate) mod a_client_costs_no_place;
 pub(crate) mod acknowledged_survives;
 pub(crate) mod agreed_roots;
 pub(crate) mod applied_once;
+pub(crate) mod bytes_within_budget;
 pub(crate) mod correct_never_convicted;
 pub(crate) mod correct_pages;
+pub(crate) mod every_request_ends;
 pub(crate) mod everything_ends;
 pub(crate) mod fresh_base;
 pub(crate) mod lies_are_convicted;
@@ -14,6 +17,7 @@ pub(crate) mod no_stale_state;
 pub(crate) mod nothing_aborted_stays;
 pub(crate) mod one_deciding_view;
 pub(crate) mod one_total_order;
+pub(crate) mod reads_leave_independently;
 pub(crate) mod recovery_keeps_quorum;
 pub(crate) mod reply_needs_votes;
 pub(crate) mod seat_keeps_its_active;
@@ -48,4 +52,5 @@ pub(crate) struct Checks {
     pub(crate) acknowledged: acknowledged_survives::AcknowledgedSurvives,
     pub(crate) views: one_deciding_view::OneDecidingView,
     pub(crate) once: takes_effect_once::TakesEffectOnce,
+    pub(crate) independent: reads_leave_independently::ReadsLeaveIndependently,
 }

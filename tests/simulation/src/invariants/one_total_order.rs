@@ -2,7 +2,7 @@
 //! the group's state is the same wherever the same messages were delivered.
 
 use super::{hold, Verdict};
-use spare_protocol::{Hash, Position};
+use spare_protocol::{Class, Hash, Position};
 use std::collections::BTreeMap;
 
 const RULE: &str = "one total order";
@@ -14,6 +14,8 @@ pub(crate) struct OneTotalOrder {
     /// The digest of the log up to each position that is fixed for ever.
     fixed: Vec<Option<u64>>,
     prints: BTreeMap<(usize, usize), (usize, (u64, Hash))>,
+    /// What was executed at each position last: another history may have another request there.
+    classes: BTreeMap<Position, Class>,
 }
 
 impl OneTotalOrder {
@@ -32,6 +34,21 @@ impl OneTotalOrder {
     pub(crate) fn fixed(&self, position: Position) -> Option<u64> {
         let at = usize::try_from(position.0).ok()?;
         self.fixed.get(at).copied().flatten()
+    }
+
+    /// A replica is to execute a request.
+    pub(crate) fn executed(&mut self, position: Position, class: Class) {
+        self.classes.insert(position, class);
+    }
+
+    pub(crate) fn is_read(&self, position: Position) -> bool {
+        self.classes.get(&position) == Some(&Class::Read)
+    }
+
+    /// The last write or scrub before this position.
+    pub(crate) fn write_before(&self, position: Position) -> Option<Position> {
+        let mut before = self.classes.range(..position).rev();
+        before.find(|(_, c)| c.is_exclusive()).map(|(p, _)| *p)
     }
 
     /// After the message at `index` of `ring`, the group's state at `host` is this.

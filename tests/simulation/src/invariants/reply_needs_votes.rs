@@ -48,7 +48,20 @@ impl ReplyNeedsVotes {
             return Ok(());
         };
         let wanted = digest(outcome, &record.update);
-        let position = record.position;
+        self.has_equal(record.position, wanted, quorum)
+    }
+
+    /// This reply to a read is released.
+    pub(crate) fn released_read(
+        &self,
+        position: Position,
+        outcome: &Outcome,
+        quorum: usize,
+    ) -> Verdict {
+        self.has_equal(position, digest(outcome, &[]), quorum)
+    }
+
+    fn has_equal(&self, position: Position, wanted: u64, quorum: usize) -> Verdict {
         let least = ReplicaId {
             seat: spare_protocol::SeatId(0),
             generation: 0,
@@ -87,6 +100,17 @@ impl ReplyNeedsVotes {
         })
     }
 
+    /// A member of the view of the releasing manager, which has delivered everything up to `ordered`.
+    pub(crate) fn member_delivered(
+        position: Position,
+        member: usize,
+        ordered: Position,
+    ) -> Verdict {
+        hold(RULE, ordered >= position, || {
+            format!("{position} is released, but host {member} has not delivered it")
+        })
+    }
+
     /// A member of the view of the releasing manager.
     pub(crate) fn member_has(
         position: Position,
@@ -96,9 +120,7 @@ impl ReplyNeedsVotes {
         ordered: Position,
         must_be_durable: bool,
     ) -> Verdict {
-        hold(RULE, ordered >= position, || {
-            format!("{position} is released, but host {member} has not delivered it")
-        })?;
+        Self::member_delivered(position, member, ordered)?;
         let on_disk = durable.is_some_and(|r| r.digest == releasing.digest);
         hold(RULE, on_disk || !must_be_durable, || {
             format!("{position} is released, but is not on the disk of host {member}")

@@ -2,7 +2,7 @@
 
 use super::{hold, Verdict};
 use crate::disk::Record;
-use crate::service::{Kind, Operation};
+use crate::service::Operation;
 use spare_protocol::{Class, Position};
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ impl TakesEffectOnce {
             return Ok(());
         };
         let changes = record.class == Class::Write && record.outcome.is_some();
-        if !changes || operation.kind == Kind::Read {
+        if !changes || !operation.changes() {
             return Ok(());
         }
         let position = record.position;

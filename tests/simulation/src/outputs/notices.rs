@@ -2,14 +2,18 @@
 
 use super::looks_anew;
 use crate::invariants::{
-    acknowledged_survives::AcknowledgedSurvives, correct_never_convicted, fresh_base,
-    no_stale_state, recovery_keeps_quorum, seat_keeps_its_active,
+    a_client_costs_no_place::{self, Condition},
+    acknowledged_survives::AcknowledgedSurvives,
+    correct_never_convicted, fresh_base, no_stale_state, recovery_keeps_quorum,
+    seat_keeps_its_active,
 };
+use crate::plan::SECOND;
+use crate::service::{Kind, Operation};
 use crate::world::World;
 use spare_core::{ConvictionBasis, ManagerState, Notice, Output};
 use spare_protocol::admin::ReplicaState;
-use spare_protocol::messages::LossReason;
-use spare_protocol::Position;
+use spare_protocol::messages::{AbortReason, LossReason};
+use spare_protocol::{Position, ReplicaId};
 
 impl World {
     pub(super) fn noticed(&mut self, host: usize, notice: Notice) {
@@ -52,16 +56,31 @@ impl World {
                     self.begins_to_serve(host);
                 }
             }
+            Notice::Woken { position, .. } => {
+                let failed = self.hosts[host].silent_on(*position);
+                if self.checks.independent.is_write(*position) {
+                    let quorum = self.plan.config.quorum();
+                    let verdict = a_client_costs_no_place::tried(*position, failed, quorum);
+                    self.hold(verdict);
+                }
+            }
             Notice::HelpEnded { .. } => self.coverage.count("request helped -> decided"),
-            Notice::Aborted { position } => {
+            Notice::Aborted {
+                position, reason, ..
+            } => {
                 self.coverage.count("request helped -> aborted");
+                self.coverage.count(match reason {
+                    AbortReason::Failed => "request aborted: failed",
+                    AbortReason::Disagreement => "request aborted: differs",
+                    AbortReason::Overdue => "request aborted: overdue",
+                });
                 self.hosts[host].aborted.insert(*position);
             }
             Notice::Convicted {
                 replica,
                 position,
                 basis,
-                ..
+                evidence,
             } => {
                 let faulty = self.budget.was_faulty(*replica);
                 self.coverage.count(match basis {
@@ -70,6 +89,13 @@ impl World {
                     ConvictionBasis::Root { .. } => "convicted: root",
                     ConvictionBasis::Channel(_) => "convicted: channel",
                 });
+                let sided = self.took_a_side(*position, basis, &evidence.request);
+                if sided && !faulty {
+                    // A request cost a replica that could not be told from a liar: until it is built anew another one may
+                    // cost more than are left.
+                    self.fewer_before = self.now;
+                }
+                let faulty = faulty || sided;
                 let verdict =
                     correct_never_convicted::convicted(*replica, *position, basis, faulty);
                 self.hold(verdict);
@@ -79,7 +105,13 @@ impl World {
                     self.hold(verdict);
                 }
             }
-            Notice::Lost { reason, .. } => {
+            Notice::Suspected { replica, missed } if !self.budget.was_faulty(*replica) => {
+                let quiet = self.is_quiet() && !self.stood_still_lately(*replica);
+                let verdict = a_client_costs_no_place::suspected(*replica, *missed, quiet);
+                self.hold(verdict);
+            }
+            Notice::Lost { replica, reason } => {
+                self.judge_loss(host, *replica, reason);
                 self.coverage.count(match reason {
                     LossReason::VmStopped(_) => "lost: VM stopped",
                     LossReason::Broken(_) | LossReason::ChannelStalled => "lost: broken",
@@ -95,6 +127,7 @@ impl World {
             Notice::Drained { drained: true, .. } => self.coverage.count("seat drained"),
             Notice::Drained { .. } => self.coverage.count("seat not drained any more"),
             Notice::Seats { .. } => self.coverage.count("seats changed"),
+            Notice::Version { .. } => self.coverage.count("another version spoken"),
             Notice::RecoveryBegan { .. } => self.coverage.count("recovery began"),
             Notice::RecoveryGivenUp { seat } => {
                 self.coverage.count("recovery given up");
@@ -119,6 +152,52 @@ impl World {
             _ => {}
         }
         self.provoke(host, &notice);
+    }
+
+    /// Whether a replica was convicted for its page, where there are two of it and others gave the other one. Nobody
+    /// could tell that from a lie.
+    fn took_a_side(&self, position: Position, basis: &ConvictionBasis, request: &[u8]) -> bool {
+        let records = self.hosts.iter().filter_map(|h| h.disk.record(position));
+        let recorded = records.map(|r| r.record.request.as_ref());
+        let mut requests = recorded.chain([request]).filter_map(Operation::decode);
+        *basis == ConvictionBasis::Reply && requests.any(|o| o.kind == Kind::Sides)
+    }
+
+    /// Whether the VM of a replica stood still for a moment when its vote was missed last.
+    fn stood_still_lately(&self, replica: ReplicaId) -> bool {
+        let guest = self.hosts[usize::from(replica.seat.0)].guests.get(&replica);
+        guest.is_some_and(|g| self.now < g.stood_still_until.saturating_add(SECOND))
+    }
+
+    /// A local replica left service without having lied.
+    fn judge_loss(&mut self, host: usize, replica: ReplicaId, reason: &LossReason) {
+        if usize::from(replica.seat.0) != host || self.budget.was_faulty(replica) {
+            return;
+        }
+        let Some(guest) = self.hosts[host].guests.get(&replica) else {
+            return;
+        };
+        let condition = Condition {
+            dead: guest.dead,
+            wrote: matches!(reason, LossReason::Poisoned(p) if self.checks.independent.is_write(*p)),
+            quiet: self.is_quiet(),
+        };
+        let verdict = a_client_costs_no_place::lost(replica, reason, condition);
+        self.hold(verdict);
+        if condition.dead || condition.wrote {
+            let aborted = match reason {
+                LossReason::Poisoned(position) => Some(*position),
+                _ => None,
+            };
+            if condition.dead {
+                // Of those that survived it nobody is kept from it.
+                self.fewer_before = self.now;
+            } else if aborted != self.fewer_of {
+                self.fewer_before = self.fewer_before.max(self.fewer_since);
+            }
+            self.fewer_of = aborted;
+            self.fewer_since = self.now;
+        }
     }
 
     /// At the end of a step in which actives left.
@@ -170,7 +249,7 @@ impl World {
         }
     }
 
-    fn usable(&self, host: usize) -> usize {
+    pub(crate) fn usable(&self, host: usize) -> usize {
         let replicas = self.hosts[host]
             .core
             .as_ref()

@@ -1,7 +1,7 @@
 //! A virtual host: its life from the machine's side.
 
 use crate::cgroup::Groups;
-use crate::command::output;
+use crate::command::{output, LIMIT};
 use crate::names::{Places, CLIENT, DATA_IN_HOST, TOOLS_IN_HOST};
 use crate::network::{self, words};
 use crate::state::{lock, rules, Setup};
@@ -273,9 +273,21 @@ impl Host {
     /// Runs a command in it to its end.
     ///
     /// # Errors
-    /// When it cannot be started; not when it fails.
+    /// When it cannot be started, or takes minutes; not when it fails.
     pub fn run<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<Output> {
-        output(&mut self.command(words)?, b"")
+        self.run_within(LIMIT, words)
+    }
+
+    /// As [`Host::run`], for a command that is ended after `limit`.
+    ///
+    /// # Errors
+    /// When it cannot be started, or does not end by itself.
+    pub fn run_within<S: AsRef<OsStr>>(
+        &self,
+        limit: Duration,
+        words: impl IntoIterator<Item = S>,
+    ) -> Result<Output> {
+        output(&mut self.command(words)?, b"", limit)
     }
 
     /// What a command prints that succeeds.
@@ -317,7 +329,7 @@ impl Host {
             return Ok(std::fs::write(path, content)?);
         }
         let mut command = self.command(["sh", "-c", "cat >\"$1\"", "sh", path])?;
-        let done = output(&mut command, content)?;
+        let done = output(&mut command, content, LIMIT)?;
         if !done.status.success() {
             bail!("cannot write {path} on {}", self.name);
         }

@@ -214,19 +214,22 @@ impl Interaction {
         self.method() == Method::Post
     }
 
-    /// The interaction that `method` (as in a request line) and `path` (without the query) ask for.
+    /// The interaction that `method` (as in a request line) and `path` (without the query) ask for. `HEAD` asks for the
+    /// same as `GET`; that its page is not sent is the server's matter.
     ///
     /// # Errors
     /// [`NoRoute`] says whether the path or the method is at fault.
     pub fn find(method: &str, path: &str) -> Result<Self, NoRoute> {
+        let method = if method == "HEAD" { "GET" } else { method };
         let mut allowed = None;
         for entry in TABLE.iter().filter(|entry| entry.path == path) {
             if entry.method.as_str() == method {
                 return Ok(entry.interaction);
             }
-            allowed = Some(match allowed {
-                None => entry.method.as_str(),
-                Some(_) => "GET, POST",
+            allowed = Some(match (allowed, entry.method) {
+                (None, Method::Get) => "GET, HEAD",
+                (None, Method::Post) => "POST",
+                (Some(_), _) => "GET, HEAD, POST",
             });
         }
         Err(allowed.map_or(NoRoute::Path, |allowed| NoRoute::Method { allowed }))
@@ -261,6 +264,9 @@ mod tests {
         for interaction in Interaction::ALL {
             let found = Interaction::find(interaction.method().as_str(), interaction.path());
             assert_eq!(found, Ok(interaction));
+            let head = Interaction::find("HEAD", interaction.path());
+            let get = Interaction::find("GET", interaction.path());
+            assert_eq!(head, get);
         }
     }
 
@@ -269,12 +275,14 @@ mod tests {
         assert_eq!(Interaction::find("GET", "/nowhere"), Err(NoRoute::Path));
         assert_eq!(
             Interaction::find("POST", "/item"),
-            Err(NoRoute::Method { allowed: "GET" })
+            Err(NoRoute::Method {
+                allowed: "GET, HEAD"
+            })
         );
         assert_eq!(
             Interaction::find("PUT", "/bid"),
             Err(NoRoute::Method {
-                allowed: "GET, POST"
+                allowed: "GET, HEAD, POST"
             })
         );
     }

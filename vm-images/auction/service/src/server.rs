@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{HeaderValue, ALLOW, CONTENT_TYPE};
 use hyper::server::conn::http1;
@@ -324,16 +324,24 @@ fn no_route(reason: NoRoute, request: &hyper::Request<Incoming>) -> Refusal {
     }
 }
 
-async fn read_body(body: Incoming) -> Result<Bytes, Refusal> {
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let message = format!("The body of the request is larger than {BODY_BYTES_MAX} bytes.");
-            Err(Refusal::new(413, "body-too-large", message))
-        }
-        Err(_) => {
+/// A body that is too long is read to its end all the same, and not kept: a client that still writes when the connection is
+/// closed may not get to see the answer.
+async fn read_body(mut body: Incoming) -> Result<Bytes, Refusal> {
+    let (mut kept, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| {
             let message = "The body of the request could not be read.";
-            Err(Refusal::new(400, "bad-body", message))
+            Refusal::new(400, "bad-body", message)
+        })?;
+        let data = frame.data_ref().map_or(&[][..], |data| data);
+        length += data.len();
+        if length <= BODY_BYTES_MAX {
+            kept.extend_from_slice(data);
         }
     }
+    if length > BODY_BYTES_MAX {
+        let message = format!("The body of the request is larger than {BODY_BYTES_MAX} bytes.");
+        return Err(Refusal::new(413, "body-too-large", message));
+    }
+    Ok(kept.into())
 }

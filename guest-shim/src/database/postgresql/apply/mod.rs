@@ -21,6 +21,7 @@ mod statements;
 
 use super::prepare::ORIGINS;
 use super::schema::Schema;
+use crate::database::Applied;
 pub(super) use connection::Purpose;
 pub(super) use error::ApplyError;
 
@@ -75,7 +76,7 @@ impl Applier {
         &mut self,
         update: &Update,
         purpose: Purpose,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<Applied, ApplyError> {
         for connection in &mut self.connections {
             connection.prepare_changes(&self.schema, update).await?;
         }
@@ -84,13 +85,16 @@ impl Applier {
             Purpose::Captured | Purpose::Trial => self.attempt_on_each(update, purpose).await,
         };
         let complete = match attempted {
-            Err(e) if e.is_conflict() => self.replace(update, purpose).await?,
+            Err(e) if e.is_conflict() => match self.replace(update, purpose).await {
+                Err(e) if e.is_conflict() => return Ok(Applied::Obstructed),
+                result => result.map_err(|e| ApplyError::Replacing(Box::new(e)))?,
+            },
             result => result.map_err(|e| ApplyError::Update(Box::new(e)))?,
         };
         if !complete {
             return Err(ApplyError::NoRow);
         }
-        Ok(())
+        Ok(Applied::Whole)
     }
 
     /// Applies an update whose rows are in each other's way: all are deleted, then put.
@@ -98,8 +102,7 @@ impl Applier {
         let connection = &self.connections[0];
         let whole = connection.with_whole_rows(&self.schema, update).await?;
         let steps = connection.steps(&self.schema, &Share::from(&whole), PutMode::Replace)?;
-        let replaced = connection.run(&steps, TransactionEnd::Now(purpose)).await;
-        replaced.map_err(|e| ApplyError::Replacing(Box::new(e)))
+        connection.run(&steps, TransactionEnd::Now(purpose)).await
     }
 
     /// Whether all rows to change were there; what else there was to do is done in any case. So with the

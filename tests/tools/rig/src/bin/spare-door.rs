@@ -11,7 +11,11 @@ use std::path::PathBuf;
 #[command(version)]
 struct Options {
     /// The agent's socket
-    #[arg(long, value_name = "FILE", default_value = "/run/spare/agent.sock")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/run/spare-agent/agent.sock"
+    )]
     agent: PathBuf,
     /// The replica, as in `spare status`
     replica: String,

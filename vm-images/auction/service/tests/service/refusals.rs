@@ -181,10 +181,28 @@ fn a_page_or_method_that_does_not_exist_is_refused() {
         .raw(request.as_bytes())
         .must_refuse(405, "wrong-method");
     assert!(
-        reply.head.contains("\r\nallow: GET, POST"),
+        reply.head.contains("\r\nallow: GET, HEAD, POST"),
         "{}",
         reply.head
     );
+}
+
+#[test]
+fn head_is_answered_as_get_without_the_body() {
+    let Some(service) = Service::start() else {
+        return;
+    };
+    let agreed = service.agreed("read");
+    for target in ["/", "/item?id=1", "/item?id=999999999", "/nowhere"] {
+        let [get, head] = ["GET", "HEAD"].map(|method| {
+            let head = format!(
+                "{method} {target} HTTP/1.1\r\nhost: x\r\n{agreed}connection: close\r\n\r\n"
+            );
+            service.raw(head.as_bytes())
+        });
+        assert_eq!((head.head, head.body.as_str()), (get.head, ""), "{target}");
+        assert!(!get.body.is_empty(), "{target}");
+    }
 }
 
 #[test]
